@@ -25,7 +25,7 @@ from tests.waiting import wait_for
 
 PACKAGE = "/executor_adapter/"
 BOUNDS = {
-    "process": {"files": 30, "changes": 100, "caller": 30, "supervisor": 56, "worker": 25},
+    "process": {"files": 30, "changes": 100, "caller": 30, "supervisor": 56, "worker": 26},
     "thread": {"files": 22, "changes": 78, "caller": 29, "supervisor": 43},
 }
 """Of one job, on an idle executor: files of the package that its threads enter, and changes from one to another.

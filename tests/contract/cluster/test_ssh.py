@@ -178,7 +178,7 @@ def test_a_host_that_does_not_answer_is_named(
     """Where a host accepts the login and then hangs, that is said while its jobs wait, and in their error."""
     monkeypatch.setattr("executor_adapter.pools.cluster.leasing.placement.LACK_SECONDS", 0.1)
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexec sleep 1000\n")
+    python.write_text("#!/bin/sh\nexec cat > /dev/null\n")
     python.chmod(0o755)
     ssh = SshSettings(hosts=(SshHostSettings(host="node2", python=str(python)),), command=tuple(two_ssh_hosts.command))
     with JobExecutor(1, config=Settings(cluster=ClusterSettings(ssh=ssh, node_timeout=1.0))) as executor:
