@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prefect.blocks.core import Block
-from pydantic import Field, field_validator
+from pydantic import Field, HttpUrl, field_validator
 
 from executor_adapter.config import JobSettings, load_config
 from executor_adapter.job import PoolName
@@ -39,7 +39,10 @@ class JobExecutorBlock(Block):
     _block_type_name = "Job Executor"
     _block_type_slug = "job-executor"
     _description = "Settings of a JobExecutor: its workers, and defaults for its jobs."
-    # Prefect takes only addresses of a logo and of documentation: the UI would show broken ones until there are some.
+    # There is no logo, since Prefect takes only an address: the UI would show a broken image until the project has one.
+    _documentation_url = HttpUrl(
+        "https://github.com/executor-adapter/executor-adapter/blob/main/docs/how-to/deployments.md"
+    )
 
     max_workers: int | None = Field(default=None, ge=1, description="Attempts at once, over all pools.")
     max_pending: int | None = Field(default=None, ge=1, description="Jobs that may wait for their first start.")

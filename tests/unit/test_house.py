@@ -109,7 +109,7 @@ BUDGETS = {
     "exceptions": 170,
     "executor": 1_111,
     "job": 1_227,
-    "modules": 500,
+    "modules": 503,
     "monitoring": 826,
     "persistence": 1_180,
     "pipeline": 5_806,
