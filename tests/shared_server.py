@@ -4,7 +4,7 @@
 
 The first that needs it starts it, and it ends with the last process that uses it, however that ends: the kernel
 releases its lock. Flows, pools and tags of a test have names of its own, since other tests use the same server at the
-same time.
+same time. No automation fires there: each state of each test would be compared with the triggers of all.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def keep() -> None:
         os.setsid()
         with tempfile.TemporaryDirectory(prefix="prefect-of-tests-") as folder:
             home = Path(folder)
-            with prefect_server(home, new_user_env(home, **WITHOUT_SCHEDULES)) as server:
+            env = new_user_env(home, **WITHOUT_SCHEDULES, PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED="false")
+            with prefect_server(home, env) as server:
                 keeper.write(server.url)
                 keeper.flush()
                 fcntl.flock(users, fcntl.LOCK_EX)

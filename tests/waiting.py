@@ -23,10 +23,10 @@ def wait_for(condition: Callable[[], Any], *, what: object = "") -> Any:
         AssertionError: it returned none within `PATIENCE`; the error says `what`, or the value of `what()`.
     """
     until = time.monotonic() + PATIENCE
-    pause = 0.002
+    pause = 0.01
     while not (value := condition()):
         if time.monotonic() > until:
             raise AssertionError(f"not within {PATIENCE:.0f} s: {what() if callable(what) else what or condition}")
         time.sleep(pause)
-        pause = min(1.5 * pause, 0.1)  # A request to a server costs it 10 ms of a core that the tests share.
+        pause = min(2 * pause, 0.1)  # A request to a server costs it 10 ms of a core that the tests share.
     return value
