@@ -39,7 +39,7 @@ async def one_job(job_id: str) -> None:
     logging.basicConfig(level=logging.INFO, format="own format: %(message)s")
     root = list(logging.root.handlers)
     await collection_scheduler.start()
-    await collection_scheduler.job_queue.add_job(Job(function=dict, job_id=job_id))
+    await collection_scheduler.job_queue.add_job(Job(function=dict, job_id=job_id, pool="thread"))
     await finished(collection_scheduler, job_id)
     await collection_scheduler.stop()
     collection_scheduler.close()
@@ -50,7 +50,7 @@ async def one_job(job_id: str) -> None:
 async def unstopped(job_id: str) -> None:
     """Run one job, and exit without stopping the scheduler."""
     await collection_scheduler.start()
-    await collection_scheduler.job_queue.add_job(Job(function=dict, job_id=job_id))
+    await collection_scheduler.job_queue.add_job(Job(function=dict, job_id=job_id, pool="thread"))
 
 
 async def stored(job_id: str, store: str, path: str) -> None:

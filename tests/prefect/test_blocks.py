@@ -66,7 +66,7 @@ class TestStandardSuite(BlockStandardTestSuite):
 @pytest.mark.usefixtures("prefect_api")
 def test_the_code_example_of_the_block_runs() -> None:
     """The example that the UI shows for the block runs as it is written."""
-    JobExecutorBlock(max_workers=1).save("example", overwrite=True)
+    JobExecutorBlock(max_workers=1, pool="thread").save("example", overwrite=True)
     example = str(JobExecutorBlock.get_code_example()).partition("```python")[2].partition("```")[0]
     assert "get_executor()" in example
     with contextlib.redirect_stdout(io.StringIO()) as output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections import Counter
@@ -81,7 +82,7 @@ def test_cancelled_jobs_are_counted(api: Api) -> None:
         while not seen:
             time.sleep(0.01)
         for _ in range(5):
-            yield Job(function=time.sleep, args=(60,), pool="process")
+            yield Job(function=asyncio.sleep, args=(60,))
         raise KeyError("the source is broken")
 
     @flow

@@ -75,9 +75,14 @@ async def run_jobs(scheduler: Scheduler, *jobs: Job) -> None:
         await finished(scheduler, job.job_id)
 
 
+def quick(function: Callable[..., Any] = dict, *args: Any, **fields: Any) -> Job:
+    """Return a job in a thread: what is mirrored is the same in each pool, and processes would import Prefect first."""
+    return Job(function=function, args=args, pool="thread", **fields)
+
+
 def three_jobs(name: str) -> list[Job]:
     """Return three jobs: one completes, one completes at its second attempt, one fails."""
-    return [Job(function=work, args=(failures,), retry=ONCE, job_id=f"{name}-{failures}") for failures in range(3)]
+    return [quick(work, failures, retry=ONCE, job_id=f"{name}-{failures}") for failures in range(3)]
 
 
 def check_three(api: Api, name: str) -> None:
@@ -93,24 +98,10 @@ def check_three(api: Api, name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", [CollectionScheduler, ProcessingScheduler])
-def test_jobs_are_task_runs_with_all_their_states(api: Api, kind: type[Scheduler]) -> None:
-    """Stopping a scheduler waits until the server has recorded all states of its jobs."""
-
-    async def main() -> None:
-        scheduler = kind(2, config=Settings())
-        await run_jobs(scheduler, *three_jobs(kind.__name__))
-        await scheduler.stop()
-        scheduler.close()
-
-    run(main)
-    check_three(api, kind.__name__)
-
-
 def test_the_ready_made_schedulers_follow_the_configuration(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ready-made schedulers read the configuration at each start."""
+    """The ready-made schedulers read the configuration at each start; a stop waits until all states are recorded."""
     config = tmp_path / "config.yaml"
     monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", str(config))
 
@@ -134,7 +125,7 @@ def test_jobs_added_before_the_start_are_mirrored(api: Api) -> None:
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
-        await scheduler.job_queue.add_job(Job(function=dict, job_id="early"))
+        await scheduler.job_queue.add_job(quick(job_id="early"))
         await run_jobs(scheduler)
         await finished(scheduler, "early")
         await scheduler.stop()
@@ -150,7 +141,7 @@ def test_the_jobs_of_a_scheduler_started_in_a_flow_run_are_its_task_runs(api: Ap
     @flow
     async def nightly() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
-        await run_jobs(scheduler, Job(function=dict, job_id="of-a-flow"))
+        await run_jobs(scheduler, quick(job_id="of-a-flow"))
         await scheduler.stop()
 
     state = asyncio.run(nightly(return_state=True))
@@ -166,7 +157,7 @@ def test_a_mirror_among_the_observers_is_the_only_one(prefect_api: str, observer
         with PrefectMirror() as mirror:
             own = mirror if observer == "mirror" else mirror.__call__
             scheduler = CollectionScheduler(1, config=ALWAYS, observers=[own])
-            await run_jobs(scheduler, Job(function=dict))
+            await run_jobs(scheduler, quick())
             assert mirrors() == 1
             scheduler.close()
         assert mirror.report().recorded == 1
@@ -199,7 +190,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [place if place == "prefect.toml" else pytest.param(place, marks=pytest.mark.nightly) for place in PLACES]
+)
 def test_an_api_is_found_wherever_prefect_can_be_configured(
     api: Api, prefect_api: str, tmp_path: Path, place: str
 ) -> None:
@@ -226,7 +219,7 @@ def test_the_embedded_server_is_not_started_for_a_scheduler(prefect_api: str, mi
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
         with temporary_settings({PREFECT_API_URL: None}):
-            await run_jobs(scheduler, Job(function=dict))
+            await run_jobs(scheduler, quick())
         assert mirrors() == 0
         scheduler.close()
 
@@ -238,7 +231,7 @@ def test_with_never_nothing_is_mirrored(api: Api, mirrors: Mirrors) -> None:
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=NEVER)
-        await run_jobs(scheduler, Job(function=dict, job_id="never"))
+        await run_jobs(scheduler, quick(job_id="never"))
         assert mirrors() == 0
         await scheduler.stop()
 
@@ -258,7 +251,7 @@ def test_jobs_run_where_prefect_cannot_be_imported(
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings(prefect=PrefectSettings(mirror=mode)))
-        await run_jobs(scheduler, job := Job(function=dict))
+        await run_jobs(scheduler, job := quick())
         assert job.status is JobStatus.COMPLETED
         await scheduler.stop()
 
@@ -275,7 +268,7 @@ def test_always_without_any_server_is_a_warning(prefect_api: str, caplog: pytest
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=ALWAYS)
         with temporary_settings({PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
-            await run_jobs(scheduler, Job(function=dict))
+            await run_jobs(scheduler, quick())
         scheduler.close()
 
     run(main)
@@ -299,7 +292,7 @@ def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_kep
 
     async def away() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
-        await run_jobs(scheduler, *[Job(function=dict, job_id=f"away-{number}") for number in range(3)])
+        await run_jobs(scheduler, *[quick(job_id=f"away-{number}") for number in range(3)])
         await asyncio.to_thread(wait_for, lambda: "cannot send job states" in caplog.text)
         await scheduler.stop()
 
@@ -327,7 +320,7 @@ def test_a_server_that_does_not_answer_delays_neither_start_nor_jobs_nor_close(p
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
-        await run_jobs(scheduler, Job(function=dict))  # A request to the server would last for an hour.
+        await run_jobs(scheduler, quick())  # A request to the server would last for an hour.
         await asyncio.to_thread(scheduler.close)
         assert OutboxFile(url).count()
 
@@ -372,7 +365,7 @@ def test_a_scheduler_whose_jobs_are_recorded_makes_no_request(prefect_api: str) 
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
-        await run_jobs(scheduler, Job(function=dict))
+        await run_jobs(scheduler, quick())
         await asyncio.to_thread(wait_for, lambda: any(path == "/task_runs/count" for path, _ in cloud.requests))
         await asyncio.sleep(0.5)  # The mirror reads the answer, and becomes idle.
         asked, used = len(cloud.requests), time.process_time()
@@ -403,7 +396,7 @@ def test_a_job_that_another_host_takes_over_keeps_its_task_run(api: Api, store: 
     """A job that another host takes over keeps its task run, which is Pending in between."""
     path = tmp_path / "go"
     running_job = Job(function=until_there, args=(str(path),), job_id="handed-over")
-    waiting_job = Job(function=work, args=(0,), job_id="waited-on")
+    waiting_job = quick(work, 0, job_id="waited-on")
 
     async def first() -> None:
         scheduler = ProcessingScheduler(1, config=Settings(), store=store)
