@@ -20,6 +20,10 @@ from prefect.utilities.asyncutils import sync_compatible
 from prefect.variables import Variable
 from pydantic import VERSION
 
+from tests.waiting import PATIENCE
+
+WAITS: dict[str, Any] = {"timeout": PATIENCE, "poll_interval": 0.1, "raise_timeout_error": True}
+
 
 class Triggered(JobRun[str]):
     """What `Notes.trigger` returns."""
@@ -58,14 +62,14 @@ def use_everything(case: str, deployment: str, pauses: bool) -> dict[str, Any]:
     create_link_artifact("http://example.org", key=f"{key}-link")
     flow_run = run_deployment(deployment, timeout=0, flow_run_name=case)
     send_input(case, flow_run_id=runtime.flow_run.id, key_prefix=key)
-    received = receive_input(str, key_prefix=key, timeout=10, poll_interval=0.1, raise_timeout_error=True).next()
+    received = receive_input(str, **WAITS, key_prefix=key).next()
     run = Notes(name=case).trigger()
     run.wait_for_completion()
     with get_client(sync_client=True) as client, concurrency("everything", occupy=1):
         known = client.read_flow_run(context.task_run.flow_run_id).name
     emit_event(f"test.{case}", resource={"prefect.resource.id": f"test.{case}"})
     if pauses:
-        pause_flow_run(timeout=60, poll_interval=0.1)
+        pause_flow_run(timeout=int(PATIENCE), poll_interval=0.1)
     try:
         suspended = suspend_flow_run()
     except RuntimeError as error:
@@ -94,14 +98,14 @@ async def use_everything_async(case: str, deployment: str, pauses: bool) -> dict
     await create_link_artifact("http://example.org", key=f"{key}-link")
     flow_run = await run_deployment(deployment, timeout=0, flow_run_name=case)
     await send_input(case, flow_run_id=runtime.flow_run.id, key_prefix=key)
-    received = await receive_input(str, key_prefix=key, timeout=10, poll_interval=0.1, raise_timeout_error=True).next()
+    received = await receive_input(str, **WAITS, key_prefix=key).next()
     run = await Notes(name=case).trigger()
     await run.wait_for_completion()
     async with get_client() as client, async_concurrency("everything", occupy=1):
         known = (await client.read_flow_run(context.task_run.flow_run_id)).name
     emit_event(f"test.{case}", resource={"prefect.resource.id": f"test.{case}"})
     if pauses:
-        await pause_flow_run(timeout=60, poll_interval=0.1)
+        await pause_flow_run(timeout=int(PATIENCE), poll_interval=0.1)
     try:
         suspended = await suspend_flow_run()
     except RuntimeError as error:

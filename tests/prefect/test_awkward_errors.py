@@ -22,11 +22,11 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("pool", ["thread", "process"])
+@pytest.mark.parametrize("pool", ["thread", pytest.param("process", marks=pytest.mark.nightly)])
 def test_a_job_task_with_an_awkward_error_fails(prefect_api: str, pool: str) -> None:
     """Every job task ends as Failed, and the flow ends, in a thread and in a process."""
-    awkward: Any = job_task(pool=pool, retry_attempts=1, retry_delay=0, max_runtime=30)(raise_awkward)
-    leaving: Any = job_task(pool=pool, retry_attempts=0, max_runtime=30)(raise_no_exception)
+    awkward: Any = job_task(pool=pool, retry_attempts=1, retry_delay=0, max_runtime=PATIENCE)(raise_awkward)
+    leaving: Any = job_task(pool=pool, retry_attempts=0, max_runtime=PATIENCE)(raise_no_exception)
 
     @flow
     def run() -> list[str]:
@@ -52,7 +52,7 @@ def test_a_plain_task_with_an_awkward_error_fails(prefect_api: str) -> None:
     assert run() == ["Failed"] * len(KINDS)
 
 
-@pytest.mark.parametrize("pool", ["thread", "process"])
+@pytest.mark.parametrize("pool", ["thread", pytest.param("process", marks=pytest.mark.nightly)])
 def test_run_jobs_with_awkward_errors_ends(prefect_api: str, pool: str) -> None:
     """Every job of run_jobs gives a failed result."""
 

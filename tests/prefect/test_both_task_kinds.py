@@ -26,6 +26,14 @@ KINDS = ["job task", "plain task"]
 POOLS = ["thread", "coroutine", "process"]
 
 
+def by_day(kind: str, pool: str) -> Any:
+    """Return the mark of a combination: a runner starts a pool of its own; the table below runs plain tasks in one."""
+    return () if kind == "job task" or pool == "thread" else pytest.mark.nightly
+
+
+NAMES = [pytest.param(kind, marks=by_day(kind, "process")) for kind in KINDS]
+
+
 class TaskKind:
     """Makes tasks of one kind, whose functions run as jobs in one pool."""
 
@@ -42,7 +50,13 @@ class TaskKind:
         return coroutine if self.pool == "coroutine" else sync
 
 
-@pytest.fixture(params=[(kind, pool) for kind in KINDS for pool in POOLS], ids=" in a ".join)
+@pytest.fixture(
+    params=[
+        pytest.param((kind, pool), id=f"{kind} in a {pool}", marks=by_day(kind, pool))
+        for kind in KINDS
+        for pool in POOLS
+    ]
+)
 def kind(request: pytest.FixtureRequest) -> TaskKind:
     return TaskKind(*request.param)
 
@@ -130,7 +144,7 @@ def die() -> None:
     os._exit(3)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_crash_rolls_back_and_is_not_cached(name: str, scratch: Path) -> None:
     """A crash is raised, rolls its transaction back, and is not stored under the cache key."""
     kind = TaskKind(name, "process")
@@ -187,7 +201,7 @@ def own_pid() -> int:
     return os.getpid()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_assets_are_materialized(name: str, api: Api) -> None:
     """A task with assets emits a materialization event for each run."""
     key = f"file:///{name.replace(' ', '-')}/{time.time_ns()}"

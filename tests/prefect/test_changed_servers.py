@@ -79,7 +79,7 @@ def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
         finally:
             for each in heard.values():
                 each.set()
-        assert not wait([here, away], 60).not_done
+        assert not wait([here, away], PATIENCE).not_done
 
 
 def test_a_mirror_sends_for_the_flow_run_that_it_joins(prefect_api: str, proxy: ServerProxy) -> None:

@@ -55,7 +55,13 @@ def work(x: int) -> tuple[int, Any]:
     return x, flow_run.id
 
 
-@pytest.mark.parametrize("runner", [None, JobTaskRunner(max_workers=2)], ids=["Prefect's runner", "JobTaskRunner"])
+@pytest.mark.parametrize(
+    "runner",
+    [
+        pytest.param(None, id="Prefect's runner"),
+        pytest.param(JobTaskRunner(max_workers=2), id="JobTaskRunner", marks=pytest.mark.nightly),
+    ],
+)
 def test_each_flow_run_has_the_states_of_its_own_jobs(api: Api, runner: Any) -> None:
     """Submitted and called job tasks and `run_jobs` run in threads and processes at once."""
     together = threading.Barrier(FLOWS)
@@ -148,7 +154,7 @@ def test_a_cancelled_flow_run_does_not_wait_for_a_shared_job(api: Api, prefect_a
         (second,) = run_at_once(lambda: run("second"))
         wait_for(lambda: "second" in futures)
         cancel(prefect_api, ids["second"])
-        assert concurrent.futures.wait([second], 30).done, "the cancelled flow run waits"
+        assert concurrent.futures.wait([second], PATIENCE).done, "the cancelled flow run waits"
         assert second.result() == "Cancelled"
         assert not first.done()
         held.released.set()

@@ -60,6 +60,7 @@ def test_calls_outside_a_flow_share_one_server_that_ends_with_the_program(
     wait_for(lambda: not servers_of(tmp_path))
 
 
+@pytest.mark.nightly
 def test_a_server_that_starts_ends_with_its_program(tmp_path: Path) -> None:
     """A program that is killed while its embedded server starts leaves no server."""
     create_database(tmp_path)

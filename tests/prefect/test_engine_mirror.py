@@ -47,6 +47,7 @@ def calls_a_job_task(x: int) -> Any:
     return state.result(), state.state_details.task_run_id
 
 
+@pytest.mark.nightly
 def test_a_server_that_was_unreachable_has_all_states_when_the_flow_ends(api: Api, prefect_api: str) -> None:
     """The end of a flow waits until a server that was unreachable has all states."""
     ids = apart(run_while_offline, int(prefect_api.removesuffix("/api").rpartition(":")[2]))
@@ -103,6 +104,7 @@ def _change(payload: dict[str, Any]) -> dict[str, Any]:
     return {name: payload[name] for name in ("intended", "initial_state")}
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_in_a_worker_of_prefects_process_pool_prefects_engine_reports(api: Api) -> None:
     """A worker of Prefect's process pool passes its events to the flow's process, before it may end."""

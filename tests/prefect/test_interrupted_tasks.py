@@ -47,7 +47,9 @@ async def cancelled_by_the_scope_of_a_gather(executor: JobExecutor) -> None:
         await asyncio.gather(*(rest() for rest in POOLS), cancel())
 
 
-@pytest.mark.parametrize("cancel", [cancelled_by_hand, cancelled_by_the_scope_of_a_gather])
+@pytest.mark.parametrize(
+    "cancel", [cancelled_by_hand, pytest.param(cancelled_by_the_scope_of_a_gather, marks=pytest.mark.nightly)]
+)
 def test_a_task_run_that_is_cancelled_again_and_again_ends(
     api: Api, cancel: Callable[[JobExecutor], Awaitable[None]]
 ) -> None:

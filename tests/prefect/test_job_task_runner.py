@@ -31,7 +31,7 @@ from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
-POOLS = ["thread", "process"]
+POOLS = ["thread", pytest.param("process", marks=pytest.mark.nightly)]
 
 
 @task
@@ -250,6 +250,7 @@ def test_tasks_that_wait_for_their_own_tasks_do_not_deadlock() -> None:
     assert run() == (0, 0)
 
 
+@pytest.mark.nightly
 def test_a_job_in_a_process_cannot_submit_tasks() -> None:
     """A submit in a worker process raises, and the message names the alternatives."""
 
@@ -265,6 +266,7 @@ def test_a_job_in_a_process_cannot_submit_tasks() -> None:
         run()
 
 
+@pytest.mark.nightly
 def test_a_subflow_and_with_options_use_their_own_runners() -> None:
     """Each flow runs its tasks in the pool of its own runner."""
 
@@ -434,6 +436,7 @@ def crash_three_times(path: str) -> str:
     return "survived"
 
 
+@pytest.mark.nightly
 def test_all_retries_may_follow_crashes(scratch: Path) -> None:
     """A plain task with three retries survives three crashes."""
 
@@ -515,15 +518,21 @@ def test_a_job_task_uses_the_innermost_executor() -> None:
     assert run() == (False, True, True)
 
 
-def test_a_direct_call_of_a_plain_task_runs_in_the_flows_process() -> None:
+def test_a_direct_call_of_a_plain_task_is_no_job() -> None:
     """Only submitted plain tasks run as jobs."""
 
-    @flow(task_runner=JobTaskRunner(max_workers=1, pool="process"))
-    def run() -> Any:
-        return pid(), pid.submit().result()
+    @task
+    def is_a_job() -> bool:
+        try:
+            return bool(current_job())
+        except RuntimeError:
+            return False
 
-    called, submitted = run()
-    assert called == os.getpid() != submitted
+    @flow(task_runner=JobTaskRunner(max_workers=1, pool="thread"))
+    def run() -> Any:
+        return is_a_job(), is_a_job.submit().result()
+
+    assert run() == (False, True)
 
 
 def test_every_end_is_recorded_when_the_flow_returns(api: Api) -> None:

@@ -72,14 +72,12 @@ def log_of(api: Api, task_run_id: UUID | str) -> list[str]:
 @pytest.mark.parametrize(
     ("pool", "way"),
     [
-        ("process", "by_logger"),
-        ("process", "by_print"),
-        ("process", "by_fd"),
+        *(
+            pytest.param("process", way, marks=pytest.mark.nightly)
+            for way in ("by_logger", "by_print", "by_fd", "by_job")
+        ),
         ("process", "by_turns"),
-        ("process", "by_job"),
-        ("thread", "by_job"),
-        ("thread", "by_logger"),
-        ("thread", "by_print"),
+        *(pytest.param("thread", way, marks=pytest.mark.nightly) for way in ("by_job", "by_logger", "by_print")),
     ],
 )
 def test_a_thousand_lines_a_second_arrive_in_order(

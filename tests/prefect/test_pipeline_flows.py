@@ -97,6 +97,7 @@ def test_a_failed_tool_leaves_the_others_whole(prefect_api: str, tmp_path: Path)
     assert (tmp_path / "lake/processed/other/orders/window=2024-01/rows.parquet").exists()
 
 
+@pytest.mark.nightly
 def test_the_progress_of_a_run_ends_at_100(prefect_api: str, api: Api, tmp_path: Path) -> None:
     """A flow that only collects, and one whose tools have no summary, end with a progress of 100 percent."""
     config = configure(tmp_path, {"shop": files(tmp_path)})

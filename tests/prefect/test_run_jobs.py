@@ -28,7 +28,7 @@ from tests.contract.slow_code import return_only_there
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -403,7 +403,7 @@ def test_a_job_that_calls_a_job_task_lends_its_slot(api: Api) -> None:
     @flow
     def run() -> list[Any]:
         with JobExecutor(1) as executor:
-            jobs = [Job(function=outer, args=(number,), pool="thread", deadline=20) for number in range(3)]
+            jobs = [Job(function=outer, args=(number,), pool="thread", deadline=PATIENCE) for number in range(3)]
             return [result.value for result in run_jobs(jobs, executor=executor)]
 
     assert run() == [1, 11, 21]

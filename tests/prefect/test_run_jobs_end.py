@@ -1,4 +1,7 @@
-"""A flow of many jobs is interrupted: its jobs are recorded as cancelled, by itself or by a later process."""
+"""A flow of many jobs is interrupted: its jobs are recorded as cancelled, by itself or by a later process.
+
+By day test_signals.py interrupts a flow of a few, and test_scheduler_mirror.py leaves states to a later mirror.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from tests.prefect.many_jobs import run_many_jobs
 from tests.prefect.sample_events import jobs_in, outbox_of
 from tests.prefect.server_proxy import ServerProxy
 from tests.waiting import wait_for
+
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""A secret is traced through every output of a run that uses it: it is in none."""
+"""A secret is traced through every output of a run that uses it: it is in none.
+
+By day unit/test_credentials.py and pipeline/test_rest_credentials.py look at each place that could tell it.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +94,7 @@ def prefect_api(server_of_file: str) -> str:
     return server_of_file
 
 
+@pytest.mark.nightly
 def test_a_secret_is_in_no_output(prefect_api: str, tmp_path: Path) -> None:
     """It is in no log, state, artifact, event, outbox, stored job, pickle, partition, output or argument of a process.
 

@@ -54,9 +54,9 @@ def _names(api: Api, flow_run_id: UUID) -> list[str]:
     ("pool", "doing", "jobs", "number"),
     [
         pytest.param("process", "waiting", 4, signal.SIGTERM, marks=pytest.mark.chaos),
-        ("process", "calling", 5, signal.SIGINT),
+        pytest.param("process", "calling", 5, signal.SIGINT, marks=pytest.mark.nightly),
         ("process", "leaving", 4, signal.SIGTERM),
-        ("thread", "waiting", 4, signal.SIGINT),
+        pytest.param("thread", "waiting", 4, signal.SIGINT, marks=pytest.mark.nightly),
     ],
 )
 def test_a_signal_to_the_flows_process_cancels_all_jobs(

@@ -15,11 +15,9 @@ from prefect.futures import as_completed, wait
 from executor_adapter import Job, JobExecutor
 from executor_adapter.pools import Assignment, SlotLoan
 from executor_adapter.prefect import arun_jobs, job_task, run_jobs
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
-
-WAIT_LIMIT = 30.0
-"""Seconds after which a job that waits forever is ended, so that its test fails."""
 
 
 @job_task(pool="thread", retry_attempts=0)
@@ -46,7 +44,7 @@ def call() -> Any:
 
 def call_nested() -> Any:
     """Call a job task that calls another one."""
-    return job_task(call, pool="thread", max_runtime=WAIT_LIMIT)()
+    return job_task(call, pool="thread", max_runtime=PATIENCE)()
 
 
 async def await_one() -> Any:
@@ -71,7 +69,7 @@ def call_others_between() -> Any:
 
 def wait_with_a_timeout() -> Any:
     """Wait for three job tasks, with a timeout."""
-    return len(wait(double.map(range(3)), timeout=WAIT_LIMIT).done)
+    return len(wait(double.map(range(3)), timeout=PATIENCE).done)
 
 
 def run_many() -> Any:
@@ -100,7 +98,7 @@ WAYS: dict[Callable[[], Any], Any] = {
 @pytest.mark.parametrize("parent", WAYS, ids=lambda parent: parent.__name__)
 def test_a_job_that_waits_for_others_lends_them_the_only_slot(parent: Callable[[], Any]) -> None:
     """A job that waits for others in any way does not block them from the only slot."""
-    waiting = job_task(parent, retry_attempts=0, max_runtime=WAIT_LIMIT)
+    waiting = job_task(parent, retry_attempts=0, max_runtime=PATIENCE)
 
     @flow
     def run() -> Any:

@@ -25,7 +25,7 @@ from executor_adapter.prefect import job_task, wait_until_recorded
 from tests.prefect.conftest import Api
 from tests.waiting import PATIENCE
 
-POOLS = ["thread", "coroutine", "process"]
+POOLS = ["thread", pytest.param("coroutine", marks=pytest.mark.nightly), "process"]
 
 
 def succeed_at(attempt: int, scratch: Path) -> int:
@@ -73,7 +73,7 @@ def run_in_flow(submit: Any) -> list[PrefectFuture[Any]]:
         futures.extend(submit())
         for future in futures:
             future.wait()
-        report = wait_until_recorded(timeout=30)
+        report = wait_until_recorded(timeout=PATIENCE)
         assert report.complete, str(report)
 
     futures: list[PrefectFuture[Any]] = []
@@ -219,6 +219,7 @@ def test_a_job_past_its_queue_timeout_is_timed_out_without_running(api: Api) -> 
     assert states[-1]["message"].startswith("QUEUE_TIMEOUT: ")
 
 
+@pytest.mark.nightly
 def test_no_task_run_of_a_finished_flow_run_is_in_a_state_that_is_not_final(
     api: Api, executor: JobExecutor, scratch: Path
 ) -> None:

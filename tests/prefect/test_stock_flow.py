@@ -22,7 +22,7 @@ from tests.servers import ROOT, new_user_env
 from tests.waiting import PATIENCE, wait_for
 
 PROGRAM = Path(__file__).with_name("stock_flow.py")
-KINDS = ("task", "thread", "process")
+POOLS = ["thread", pytest.param("process", marks=pytest.mark.nightly)]
 TASK_RUNS = 19  # Twelve tasks, some of them more than once, and the subflow.
 ENDED = {"Completed", "Failed", "Cached", "TimedOut", "Crashed"}
 
@@ -30,11 +30,14 @@ Shown = tuple[list[str], Counter[str], Counter[str]]
 """What a flow shows: its lines on stdout in their order, those of its log, and its task runs with their states."""
 
 
-@pytest.fixture(scope="module")
-def shown(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shown]:
-    """What the flow shows with plain tasks, and with job tasks in either pool; the three run side by side."""
-    running = {kind: start_flow(kind, tmp_path_factory.mktemp(kind), prefect_api) for kind in KINDS}
-    return {kind: end_flow(process, Api(prefect_api)) for kind, process in running.items()}
+@pytest.fixture(scope="module", params=POOLS)
+def both(
+    request: pytest.FixtureRequest, prefect_api: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Shown, Shown]:
+    """What the flow shows with plain tasks, and with job tasks in a pool; the two run side by side."""
+    running = [start_flow(kind, tmp_path_factory.mktemp(kind), prefect_api) for kind in ("task", request.param)]
+    of_tasks, of_job_tasks = (end_flow(process, Api(prefect_api)) for process in running)
+    return of_tasks, of_job_tasks
 
 
 def start_flow(kind: str, home: Path, url: str) -> subprocess.Popen[str]:
@@ -120,15 +123,15 @@ def test_as_many_run_at_once_as_of_tasks(prefect_api: str, kind: Callable[..., A
     assert len(begun) == AT_ONCE
 
 
-@pytest.mark.parametrize("pool", ["thread", "process"])
-def test_job_tasks_have_the_states_of_tasks(pool: str, shown: dict[str, Shown]) -> None:
+def test_job_tasks_have_the_states_of_tasks(both: tuple[Shown, Shown]) -> None:
     """Retries, caching, mapping, subflows, hooks, results, tags, coroutines and data frames end as they did before."""
-    assert shown[pool][2] == shown["task"][2]
-    assert shown["task"][2].total() == TASK_RUNS
+    (*_, of_tasks), (*_, of_job_tasks) = both
+    assert of_job_tasks == of_tasks
+    assert of_tasks.total() == TASK_RUNS
 
 
-@pytest.mark.parametrize("pool", ["thread", "process"])
-def test_job_tasks_show_on_the_terminal_what_tasks_show(pool: str, shown: dict[str, Shown]) -> None:
+def test_job_tasks_show_on_the_terminal_what_tasks_show(both: tuple[Shown, Shown]) -> None:
     """What the flow and its tasks print and log is on the same stream, the lines of stdout in the same order."""
-    assert shown[pool][0] == shown["task"][0]
-    assert shown[pool][1] == shown["task"][1]
+    (printed, logged, _), (printed_by_jobs, logged_by_jobs, _) = both
+    assert printed_by_jobs == printed
+    assert logged_by_jobs == logged

@@ -37,7 +37,7 @@ from executor_adapter.prefect.child.contexts import JobRunContext
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.worker import BoundCall
 from tests.prefect.conftest import Api, own_id
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 
 def use_prefect(word: str) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def warn_here() -> None:
     get_run_logger().info("logged")
 
 
-@pytest.mark.parametrize("seam", ["job_task", "run_jobs"])
+@pytest.mark.parametrize("seam", ["job_task", pytest.param("run_jobs", marks=pytest.mark.nightly)])
 def test_output_and_other_loggers_are_not_sent_by_default(
     api: Api, capfd: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch, seam: str
 ) -> None:
@@ -171,7 +171,7 @@ def log_at_each_level() -> None:
 
 
 def test_extra_loggers_have_in_a_worker_the_level_that_they_have_in_the_flow(
-    api: Api, caplog: pytest.LogCaptureFixture
+    api: Api, executor: JobExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker's extra loggers follow the level in the flow, also when the flow changes it between two tasks."""
     task = job_task(log_at_each_level, pool="process")
@@ -179,7 +179,7 @@ def test_extra_loggers_have_in_a_worker_the_level_that_they_have_in_the_flow(
     @flow
     def run() -> list[Any]:
         ids = []
-        with JobExecutor(1), temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: "levelled"}):
+        with temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: "levelled"}):
             for level in (logging.DEBUG, logging.WARNING):
                 caplog.set_level(level, "levelled")
                 ids.append((future := task.submit()).task_run_id)
@@ -302,7 +302,7 @@ def call_inner(kind: str) -> Any:
 @pytest.mark.parametrize("kind", INNER)
 def test_tasks_and_flows_called_in_a_worker_run_there(api: Api, executor: JobExecutor, kind: str) -> None:
     """A task or flow that a job calls in a worker completes, and the server records it."""
-    calls = job_task(call_inner, pool="process", retry_attempts=0, max_runtime=60)
+    calls = job_task(call_inner, pool="process", retry_attempts=0, max_runtime=PATIENCE)
 
     @flow
     def run() -> Any:
@@ -594,7 +594,7 @@ def check_events(api: Api, name: str, task_run_id: str) -> None:
         assert wanted <= {related["prefect.resource.id"] for related in event["related"]}
 
 
-@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+@pytest.mark.parametrize("start_method", ["guardian", pytest.param("spawn", marks=pytest.mark.nightly)])
 def test_events_of_a_worker_that_exits_are_sent(api: Api, start_method: Any) -> None:
     """Events emitted last of all arrive, though the worker exits at once."""
     task = job_task(emit_events, pool="process")
@@ -610,27 +610,25 @@ def test_events_of_a_worker_that_exits_are_sent(api: Api, start_method: Any) -> 
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
-def test_events_of_run_jobs_are_sent(api: Api, pool: Any) -> None:
+def test_events_of_run_jobs_are_sent(api: Api, executor: JobExecutor, pool: Any) -> None:
     """Events of a job of run_jobs arrive from a thread and from a process."""
 
     @flow
     def run() -> Any:
-        with JobExecutor(1, config=Settings()) as executor:
-            (result,) = run_jobs([Job(function=emit_events, args=(pool,), pool=pool)], executor=executor)
+        (result,) = run_jobs([Job(function=emit_events, args=(pool,), pool=pool)], executor=executor)
         return result.value
 
     check_events(api, pool, run())
 
 
-def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api) -> None:
+def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api, executor: JobExecutor) -> None:
     """Events emitted while the job is stopped arrive."""
     task = job_task(emit_events_when_stopped, pool="process", max_runtime=3.0, retry_attempts=0)
 
     @flow
     def run() -> str:
-        with JobExecutor(1, config=Settings()):
-            future = task.submit("ended")
-            future.wait()
+        future = task.submit("ended")
+        future.wait()
         assert future.state.name == "TimedOut"
         return str(future.task_run_id)
 

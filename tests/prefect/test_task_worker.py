@@ -160,6 +160,7 @@ def test_prefect_task_runner_leaves_job_tasks_to_task_workers(value_of: Value) -
     assert [value_of(future) for future in futures] == [2, 3, 4]
 
 
+@pytest.mark.nightly
 def test_a_job_task_is_served_by_another_process(value_of: Value) -> None:
     """A process that calls `serve` runs and retries a job task that this process has scheduled."""
     future = served_tasks.die_once.delay("hello")
