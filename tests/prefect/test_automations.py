@@ -106,8 +106,9 @@ def create_run(api: Api, deployment: str) -> str:
     return str(api.post(f"/deployments/{deployment}/create_flow_run", {})["id"])
 
 
-def set_state(api: Api, flow_run_id: str, state_type: str) -> None:
-    api.post(f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": state_type}, "force": True})
+def set_state(api: Api, flow_run_id: str, state_type: str, name: str | None = None) -> None:
+    state = {"type": state_type} | ({} if name is None else {"name": name})
+    api.post(f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": True})
 
 
 def test_failing_jobs_fire(api: Api, created: Created, webhook: tuple[str, list[tuple[str, Any]]]) -> None:
@@ -172,14 +173,20 @@ def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created) -
     assert f"executor-adapter.job.{names['fine']}" not in fired(api, created["job near its limit"])
 
 
-def test_a_crashed_flow_run_fires(api: Api, created: Created) -> None:
-    """A flow run that becomes Crashed fires, and one that fails or completes does not."""
-    runs = {end: new_flow_run(api, {"type": "RUNNING"}) for end in ("COMPLETED", "FAILED", "CRASHED")}
-    for end, run in runs.items():
-        set_state(api, run, end)
-    wait_for(lambda: f"prefect.flow-run.{runs['CRASHED']}" in fired(api, created["crashed flow run"]))
-    others = {f"prefect.flow-run.{run}" for end, run in runs.items() if end != "CRASHED"}
-    assert others.isdisjoint(fired(api, created["crashed flow run"]))
+def test_a_crashed_and_a_failed_flow_run_fire(api: Api, created: Created) -> None:
+    """Each of the two fires for its own flow runs alone, a time-out among the failed ones; none for other ends."""
+    ends = {"completed": None, "cancelled": None, "crashed": None, "failed": None, "timed out": "TimedOut"}
+    runs = {end: new_flow_run(api, {"type": "RUNNING"}) for end in ends}
+    for end, name in ends.items():
+        set_state(api, runs[end], "FAILED" if name else end.upper(), name)
+    mine = {f"prefect.flow-run.{run}": end for end, run in runs.items()}
+
+    def fired_for(automation: str) -> set[str]:
+        return {mine[each] for each in fired(api, created[automation]) if each in mine}
+
+    wait_for(lambda: fired_for("crashed flow run") == {"crashed"})
+    wait_for(lambda: fired_for("failed flow run") == {"failed", "timed out"})
+    assert fired_for("crashed flow run") == {"crashed"}
 
 
 def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, created: Created) -> None:

@@ -183,7 +183,7 @@ def test_notifications_are_added_to_the_automations(plan: BootstrapPlan, client:
     saved = block.save(name)
     with_messages = plan.model_copy(update={"notify": f"{slug}/{name}"})
     changes = bootstrap(with_messages, settings=SETTINGS)
-    assert outcomes(changes)["automation", BootstrapOutcome.CHANGED] == 6
+    assert outcomes(changes)["automation", BootstrapOutcome.CHANGED] == 7
     found = {each.name: each for each in client.read_automations() if each.name.startswith("executor-adapter: ")}
     actions = {name: [each.type for each in automation.actions] for name, automation in found.items()}
     assert actions.pop(LOST) == ["change-flow-run-state"]

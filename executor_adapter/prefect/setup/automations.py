@@ -24,6 +24,7 @@ from prefect.events.actions import ChangeFlowRunState, DoNothing, SendNotificati
 from executor_adapter.prefect.setup.plan import BootstrapPlan
 
 RESOURCE_ID = "prefect.resource.id"
+HEALTH = "executor-adapter.health."
 JOBS = "executor-adapter.job."
 FLOW_RUNS = "prefect.flow-run."
 HEARTBEAT = f"{FLOW_RUNS}heartbeat"
@@ -62,32 +63,26 @@ def automations(plan: BootstrapPlan, notify: UUID | None = None) -> list[Automat
 
 
 def _watching(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCore]:
-    yield _reactive(
-        "job near its limit",
-        "A job has used most of its max_runtime or deadline (monitoring.near_limit), and ends at it.",
-        "executor-adapter.health.near-limit",
-        notify,
-    )
-    yield _reactive("job past its limit", "A job exceeded a time limit and is not retried.", f"{JOBS}timed-out", notify)
-    yield _reactive(
-        "high failure rate",
-        "More than half of the jobs that ended within the last hour failed (monitoring.failure_rate and window).",
-        "executor-adapter.health.high-failure-rate",
-        notify,
-    )
-    yield _reactive(
-        "quarantined job",
-        "A job has killed more workers than its policy allows, and does not run again until it is released.",
-        f"{JOBS}quarantined",
-        notify,
-    )
-    yield _reactive("crashed flow run", "A flow run crashed.", CRASHED, notify)
-    yield _reactive(
-        "missed schedule",
-        "A scheduled flow run has not started in time: does a worker of its work pool run?",
-        f"{FLOW_RUNS}Late",
-        notify,
-    )
+    failed = {RESOURCE_ID: f"{FLOW_RUNS}*", "prefect.state-type": StateType.FAILED.value}
+    for name, event, labels, description in (
+        ("job near its limit", f"{HEALTH}near-limit", {}, "A job is near its max_runtime or deadline, and ends at it."),
+        ("job past its limit", f"{JOBS}timed-out", {}, "A job exceeded a time limit and is not retried."),
+        ("high failure rate", f"{HEALTH}high-failure-rate", {}, "Most jobs that ended within the last hour failed."),
+        ("quarantined job", f"{JOBS}quarantined", {}, "A job killed too many workers, and runs again once released."),
+        ("failed flow run", f"{FLOW_RUNS}*", failed, "A flow run failed, or exceeded its own timeout."),
+        ("crashed flow run", CRASHED, {}, "A flow run crashed."),
+        ("missed schedule", f"{FLOW_RUNS}Late", {}, "A flow run has not started in time: does a worker run?"),
+    ):
+        # One for each resource that such an event is about.
+        trigger = EventTrigger(
+            posture=Posture.Reactive,
+            expect={event},
+            match=labels,
+            for_each={RESOURCE_ID},
+            threshold=1,
+            within=timedelta(0),
+        )
+        yield _automation(name, description, trigger, [], notify)
     yield _lost(plan)
 
 
@@ -124,14 +119,6 @@ def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[Auto
 
 def _schedule(message: str) -> ChangeFlowRunState:
     return ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)
-
-
-def _reactive(name: str, description: str, event: str, notify: UUID | None) -> AutomationCore:
-    """Return an automation that fires once for each resource that such an event is about."""
-    trigger = EventTrigger(
-        posture=Posture.Reactive, expect={event}, for_each={RESOURCE_ID}, threshold=1, within=timedelta(0)
-    )
-    return _automation(name, description, trigger, [], notify)
 
 
 def _runs_of_pool(plan: BootstrapPlan) -> dict[str, str]:
