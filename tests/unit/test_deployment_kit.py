@@ -23,6 +23,7 @@ from pydantic import AliasChoices
 from deployments.serve import environment
 from deployments.server_ha import SETTINGS as SERVER_SETTINGS
 from executor_adapter.config import Settings
+from executor_adapter.monitoring import probe
 from executor_adapter.prefect import BootstrapPlan
 from executor_adapter.prefect.setup.automations import automations
 from executor_adapter.prefect.setup.plan import heartbeat_seconds
@@ -31,7 +32,8 @@ from tests.waiting import PATIENCE
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "deployments"
 COMPOSE = KIT / "docker" / "compose.yaml"
-UNITS = sorted((KIT / "systemd").glob("*.service"))
+UNITS = sorted(path for path in (KIT / "systemd").iterdir() if path.suffix in (".service", ".timer"))
+PROBE = ["python", "-m", probe.__name__]
 RECORDER = {name: value for name, value in SERVER_SETTINGS.items() if "TASK_RUN_RECORDER" in name}
 
 
@@ -368,6 +370,35 @@ def test_ecs_accepts_the_task_definition() -> None:
     assert container["stopTimeout"] <= 120, "Fargate's limit"
 
 
+def test_every_worker_has_a_port_of_metrics_and_is_asked_whether_it_is_healthy() -> None:
+    """Each installation asks the probe of a worker and its flow run, at the ports that it sets for them."""
+    image = (KIT / "docker" / "Dockerfile").read_text()
+    assert f"HEALTHCHECK --interval=30s --timeout=20s --start-period=60s CMD {json.dumps(PROBE)}" in image
+    compose = parsed(COMPOSE)["services"]["worker"]
+    (task,) = parsed(KIT / "ecs" / "task-definition.json")["containerDefinitions"]
+    assert task["healthCheck"]["command"] == ["CMD", *PROBE]
+    (pod,) = template()[0]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    assert pod["livenessProbe"]["exec"]["command"] == PROBE
+    variables = [
+        compose["environment"],
+        {each["name"]: each["value"] for each in task["environment"]},
+        template()[1]["env"]["default"],
+    ]
+    for found in variables:
+        assert found["EXECUTOR_ADAPTER_MONITORING__METRICS_HOST"] == "0.0.0.0"
+        assert f"127.0.0.1:{found['EXECUTOR_ADAPTER_MONITORING__METRICS_PORT']}/live" in probe.URLS[1]
+    for command in (compose["command"], task["command"]):
+        assert command[command.index("--limit") + 1 :] == ["1", "--with-healthcheck"]
+    unit = (KIT / "systemd" / "prefect-worker@.service").read_text()
+    health = (KIT / "systemd" / "prefect-worker-health@.service").read_text()
+    assert "--limit 1 --with-healthcheck\n" in unit
+    assert "WEBSERVER_PORT=808%i" in unit
+    assert "METRICS_PORT=946%i" in unit
+    assert f"={probe.__name__}\n" in health
+    assert "http://127.0.0.1:808%i/health http://127.0.0.1:946%i/live" in health
+    assert parsed(KIT / "helm" / "worker.yaml")["worker"]["livenessProbe"]["enabled"]
+
+
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     """Systemd finds no error in the units, apart from programs that are not installed here."""
     systemd_analyze = program("systemd-analyze", "systemd")
@@ -408,5 +439,5 @@ def test_every_automation_has_a_line_in_the_runbooks() -> None:
     names = [each.name.partition(": ")[2] for each in automations(plan)]
     rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "how-to" / "runbooks.md").read_text(), re.MULTILINE)
     explained = {name for row in rows for name in row.split(", ")}
-    assert len(names) == 10
+    assert len(names) == 11
     assert [name for name in names if name not in explained] == []
