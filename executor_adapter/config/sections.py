@@ -347,9 +347,9 @@ class MonitoringSettings(Section):
     """Sets what is measured and when an alert is raised. Times are seconds."""
 
     metrics_port: Count | None = Field(default=None, ge=0, le=65535)
-    """Port on which Prometheus metrics are served (0: a free one); null: there are none."""
+    """Port of /metrics (Prometheus), /live and /ready (0: a free one); null: they are not served."""
     metrics_host: str = "127.0.0.1"
-    """Address on which the metrics are served."""
+    """Address of that port."""
     default_registry: bool = False
     """Whether the metrics are in prometheus_client's default registry too, for a server that the program has anyway:
     Prefect's, with PREFECT_CLIENT_METRICS_ENABLED."""

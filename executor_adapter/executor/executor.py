@@ -154,8 +154,7 @@ class JobExecutor(JobCaller):
             except BaseException:
                 self._supervisor.close(cancel_pending=False, cancel_running=False)  # Nobody else can.
                 raise
-        tracker, on_closed = self._supervisor.tracker, self._supervisor.thread.on_closed
-        self._metrics = export_metrics(self, self.config.monitoring, observers=tracker.observers, on_closed=on_closed)
+        self._metrics = export_metrics(self, self.config.monitoring, self._supervisor)
         self._tracer = self._make_tracer()
         self._tokens: list[EntryToken] = []
         track(self, self._supervisor)

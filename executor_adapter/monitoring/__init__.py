@@ -2,10 +2,11 @@
 
 health.py                  HealthMonitor: alerts for stuck jobs, limits that are near and too many failures
 exporters.py               starts what follows where the settings or the program ask for it
-prometheus.py              metrics for Prometheus, at a port of their own or in the default registry
+prometheus.py              metrics for Prometheus
+port.py                    a port that serves them, and whether the program is alive and ready
+probe.py                   a command that asks such a port, for containers
+gauges.py                  the figures of this moment that they show
 telemetry.py               whether the program has set up OpenTelemetry
-opentelemetry_metrics.py   the same metrics for OpenTelemetry
-gauges.py, job_counter.py  what both show and count
 tracing.py                 a span for each job and attempt, for OpenTelemetry
 trace_scope.py             puts a function in a worker process into its job's span
 progress.py                progress bars on the terminal, and plain lines in a pipe
@@ -22,11 +23,11 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.job import NearLimit
-    from executor_adapter.monitoring.exporters import export_metrics
+    from executor_adapter.monitoring.exporters import export_metrics, ready_checks
     from executor_adapter.monitoring.findings import Finding, Level, fine, warning, wrong
     from executor_adapter.monitoring.health import Alert, AlertKind, HealthMonitor
+    from executor_adapter.monitoring.port import MetricsPort
     from executor_adapter.monitoring.progress import ProgressBar, ProgressCounts
-    from executor_adapter.monitoring.prometheus import MetricsPort
     from executor_adapter.monitoring.telemetry import tracer_in_use
     from executor_adapter.monitoring.trace_scope import INSIDE
     from executor_adapter.monitoring.tracing import JobTracer
@@ -41,12 +42,13 @@ _HOMES = {
     "INSIDE": "executor_adapter.monitoring.trace_scope",
     "JobTracer": "executor_adapter.monitoring.tracing",
     "Level": "executor_adapter.monitoring.findings",
-    "MetricsPort": "executor_adapter.monitoring.prometheus",
+    "MetricsPort": "executor_adapter.monitoring.port",
     "NearLimit": "executor_adapter.job",
     "ProgressBar": "executor_adapter.monitoring.progress",
     "ProgressCounts": "executor_adapter.monitoring.progress",
     "export_metrics": "executor_adapter.monitoring.exporters",
     "fine": "executor_adapter.monitoring.findings",
+    "ready_checks": "executor_adapter.monitoring.exporters",
     "tracer_in_use": "executor_adapter.monitoring.telemetry",
     "warning": "executor_adapter.monitoring.findings",
     "wrong": "executor_adapter.monitoring.findings",
@@ -67,6 +69,7 @@ __all__ = [
     "ProgressCounts",
     "export_metrics",
     "fine",
+    "ready_checks",
     "tracer_in_use",
     "warning",
     "wrong",

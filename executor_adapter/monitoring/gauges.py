@@ -1,4 +1,4 @@
-"""The figures of this moment, over all executors of the process, that each kind of metrics shows as gauges."""
+"""The figures of this moment, over all executors of the process, that the metrics show as gauges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from executor_adapter.supervision import ExecutorStats
 
 Values = dict[str, float]
 """A gauge's values by the value of its label; "" where it has none. Empty where nothing is known."""
-_SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
 
 class Measured(Protocol):
@@ -22,19 +21,12 @@ class Gauge(NamedTuple):
     """A figure of this moment."""
 
     name: str
-    """Its name in OpenTelemetry, without the package's."""
+    """Its name, without the package's; it ends in its unit."""
     text: str
-    unit: str
-    """Its unit in UCUM, as OpenTelemetry has it; a mere annotation is in braces."""
     read: Callable[[Sequence[ExecutorStats]], Values]
     """Returns its values, of the stats of the executors that are open."""
     label: str | None = None
     """The name of its label."""
-
-    @property
-    def prometheus_name(self) -> str:
-        """Its name in Prometheus, which has no dots and ends in the unit."""
-        return self.name.replace(".", "_") + _SUFFIXES.get(self.unit, "")
 
 
 def stats_of(executors: Iterable[Measured]) -> list[ExecutorStats]:
@@ -70,15 +62,13 @@ def _memory(place: int) -> Callable[[Sequence[ExecutorStats]], Values]:
 
 
 GAUGES = (
-    Gauge("jobs", "Jobs that have not ended.", "{job}", _jobs, "status"),
-    Gauge("jobs_near_limit", "Jobs near their max_runtime or deadline.", "{job}", _sum_of(lambda s: s.jobs_near_limit)),
-    Gauge("workers_busy", "Workers that run a job.", "{worker}", _sum_of(lambda s: s.workers_busy)),
-    Gauge(
-        "abandoned_threads", "Threads that could not be stopped.", "{thread}", _sum_of(lambda s: s.abandoned_threads)
-    ),
-    Gauge("quarantined_jobs", "Jobs that killed too many workers.", "{job}", _sum_of(lambda s: len(s.quarantined))),
-    Gauge("waiting_for_memory", "Executors held by short memory.", "{executor}", _sum_of(lambda s: s.waits_for_memory)),
-    Gauge("memory_left", "Memory that is left.", "By", _memory(0)),
-    Gauge("memory_limit", "The limit of the memory that is left.", "By", _memory(1)),
-    Gauge("longest_running", "Seconds of the longest running attempt.", "s", _longest),
+    Gauge("jobs", "Jobs that have not ended.", _jobs, "status"),
+    Gauge("jobs_near_limit", "Jobs near their max_runtime or deadline.", _sum_of(lambda s: s.jobs_near_limit)),
+    Gauge("workers_busy", "Workers that run a job.", _sum_of(lambda s: s.workers_busy)),
+    Gauge("abandoned_threads", "Threads that could not be stopped.", _sum_of(lambda s: s.abandoned_threads)),
+    Gauge("quarantined_jobs", "Jobs that killed too many workers.", _sum_of(lambda s: len(s.quarantined))),
+    Gauge("waiting_for_memory", "Executors held by short memory.", _sum_of(lambda s: s.waits_for_memory)),
+    Gauge("memory_left_bytes", "Memory that is left.", _memory(0)),
+    Gauge("memory_limit_bytes", "The limit of the memory that is left.", _memory(1)),
+    Gauge("longest_running_seconds", "Seconds of the longest running attempt.", _longest),
 )

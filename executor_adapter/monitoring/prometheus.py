@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, counted as jobs end: at a port of their own, or in the default registry of the process.
+"""Metrics for Prometheus, counted as jobs end: for a port of their own (port.py), or in the default registry.
 
     executor_adapter_jobs_ended_total        by status, job_type, tool_name, error_code
     executor_adapter_retries_total           by job_type, tool_name, error_code
@@ -16,26 +16,40 @@ Needs prometheus-client: the extra `metrics`.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, storable
 from executor_adapter.monitoring.gauges import GAUGES, Measured, stats_of
-from executor_adapter.monitoring.job_counter import BUCKETS, PREFIX, JobCounter, JobLabels
+from executor_adapter.supervision import QUEUE_SECONDS
 
-logger = logging.getLogger("executor_adapter.metrics")
+PREFIX = "executor_adapter"
+BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+"""Upper bounds in seconds of the histograms' buckets."""
+MAX_LABEL_VALUES = 100
+"""Different values of a label; further ones count as "other", because each adds a time series forever."""
 
 
-class JobMetrics(JobCounter, Collector):
-    """Counts the jobs of executors in `registry`, and collects their figures at each scrape."""
+class JobLabels(NamedTuple):
+    """The labels of a job; "" where it has no tool."""
+
+    job_type: str
+    tool_name: str
+
+
+class JobMetrics(Collector):
+    """An observer of executors that counts their jobs in `registry`, and collects their figures at each scrape."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__()
+        self.executors: set[Measured] = set()
+        """Whose figures the gauges show."""
+        self._names: set[str] = set()
         labels = JobLabels._fields
         self._jobs_ended = Counter(
             f"{PREFIX}_jobs_ended", "Jobs that ended.", ("status", *labels, "error_code"), registry=registry
@@ -51,116 +65,61 @@ class JobMetrics(JobCounter, Collector):
         )
         registry.register(self)
 
-    def _ended(self, labels: JobLabels, status: str, error_code: str) -> None:
-        self._jobs_ended.labels(status, *labels, error_code).inc()
+    def on_transition(self, transition: Transition) -> None:
+        """Count a transition; called on supervisors' threads."""
+        job, status = transition.job, transition.status
+        if status is JobStatus.RETRYING:
+            self._retries.labels(*self._labels_of(job), self._label(job.error_code or "")).inc()
+        elif status in TERMINAL:
+            self._count_end(job, status)
 
-    def _retried(self, labels: JobLabels, error_code: str) -> None:
-        self._retries.labels(*labels, error_code).inc()
+    def _count_end(self, job: Job, status: JobStatus) -> None:
+        labels, attempts = self._labels_of(job), job.state.attempts
+        self._jobs_ended.labels(status.value, *labels, self._label(job.error_code or "")).inc()
+        if attempts:
+            self._queue_seconds.labels(*labels).observe(attempts[0][QUEUE_SECONDS])
+        if (seconds := job.duration) is not None:
+            self._job_seconds.labels(*labels).observe(seconds)
 
-    def _took(self, labels: JobLabels, seconds: float) -> None:
-        self._job_seconds.labels(*labels).observe(seconds)
+    def _labels_of(self, job: Job) -> JobLabels:
+        return JobLabels(self._label(job.job_type), self._label(job.tool_name or ""))
 
-    def _waited(self, labels: JobLabels, seconds: float) -> None:
-        self._queue_seconds.labels(*labels).observe(seconds)
+    def _label(self, name: str) -> str:
+        name = storable(name)  # A single value that is not text would make every scrape fail.
+        if name and name not in self._names:
+            if len(self._names) >= MAX_LABEL_VALUES:
+                return "other"
+            self._names.add(name)
+        return name
 
     def collect(self) -> Iterator[Metric]:
         """Yield the figures of this moment; called at each scrape."""
         stats = stats_of(self.executors)
         for gauge in GAUGES:
             labels = () if gauge.label is None else (gauge.label,)
-            family = GaugeMetricFamily(f"{PREFIX}_{gauge.prometheus_name}", gauge.text, labels=labels)
+            family = GaugeMetricFamily(f"{PREFIX}_{gauge.name}", gauge.text, labels=labels)
             for label, value in gauge.read(stats).items():
                 family.add_metric((label,) if labels else (), value)
             yield family
 
 
-class MetricsPort:
-    """Serves the metrics while any executor is open; counters keep their values between executors."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._registry = CollectorRegistry()
-        self.metrics = JobMetrics(self._registry)
-        self._host = host
-        self._port = port
-        self._lock = threading.Lock()
-        self._server: _Server | None = None
-
-    @property
-    def url(self) -> str | None:
-        """The URL of the metrics; None while they are not served."""
-        return None if self._server is None else f"http://{self._host}:{self._server.port}/metrics"
-
-    def add(self, executor: Measured) -> None:
-        """Serve this executor's figures too. A port that is taken is logged as an error; jobs run without metrics."""
-        with self._lock:
-            self.metrics.executors.add(executor)
-            if self._server is None:
-                try:
-                    self._server = _Server(self._host, self._port, self._registry)
-                except OSError as error:
-                    where = f"{self._host}:{self._port}"
-                    logger.error(
-                        "cannot serve metrics at %s: %s: free the port, or set monitoring.metrics_port", where, error
-                    )
-
-    def leave_to_parent(self) -> None:
-        """Release the port in a forked process, so that it is free when the parent ends."""
-        if self._server is not None:
-            self._server.leave_to_parent()
-
-    def remove(self, executor: Measured) -> None:
-        """Stop serving this executor's figures, and close the port after the last one."""
-        with self._lock:
-            self.metrics.executors.discard(executor)
-            server = None if self.metrics.executors else self._server
-            if server is not None:
-                self._server = None
-        if server is not None:
-            server.close()
-
-
-class _Server:
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        self._server, self._thread = start_http_server(port, host, registry)
-        self.port = self._server.server_port
-
-    def leave_to_parent(self) -> None:
-        """Close the socket in a forked process, so that the port is free when the parent ends."""
-        self._server.socket.close()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-_ports: dict[tuple[str, int], MetricsPort] = {}
 _in_default_registry: list[JobMetrics] = []
 """The metrics that are registered there, of which there can be one."""
-_ports_lock = threading.Lock()
-
-
-def metrics_at(host: str, port: int) -> MetricsPort:
-    """Return this process's server of metrics at that address."""
-    with _ports_lock:
-        return _ports.setdefault((host, port), MetricsPort(host, port))
+_lock = threading.Lock()
 
 
 def metrics_in_default_registry() -> JobMetrics:
     """Return this process's metrics in prometheus_client's default registry, which whoever serves that serves too."""
-    with _ports_lock:
+    with _lock:
         if not _in_default_registry:
             _in_default_registry.append(JobMetrics(REGISTRY))
         return _in_default_registry[0]
 
 
 def _leave_to_parent() -> None:
-    """Forget the servers and the executors in a forked process: they run in the parent."""
-    global _ports_lock
-    _ports_lock = threading.Lock()
-    for port in _ports.values():
-        port.leave_to_parent()
-    _ports.clear()
+    """Show no executors of the parent in a forked process."""
+    global _lock
+    _lock = threading.Lock()
     for metrics in _in_default_registry:
         metrics.executors.clear()
 

@@ -6,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from opentelemetry.metrics import Meter
     from opentelemetry.trace import Tracer
 
 SCOPE = "executor_adapter"
@@ -19,15 +18,3 @@ def tracer_in_use() -> Tracer | None:
         return None
     tracer: Tracer = trace.get_tracer(SCOPE)
     return tracer
-
-
-def meter_in_use() -> Meter | None:
-    """Return a meter of the provider that this process has set up; None where it has none."""
-    metrics = sys.modules.get("opentelemetry.metrics")
-    if metrics is None:
-        return None
-    provider = metrics.get_meter_provider()
-    if type(provider).__module__.startswith("opentelemetry.metrics"):  # The API's own ones record nothing.
-        return None
-    meter: Meter = provider.get_meter(SCOPE)
-    return meter

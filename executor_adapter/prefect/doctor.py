@@ -10,7 +10,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.monitoring import Finding, fine, warning, wrong
 from executor_adapter.prefect.crashes.unreported import UnreportedDeaths
-from executor_adapter.prefect.mirror.server_api import recorder_settings, server_name
+from executor_adapter.prefect.mirror.server_api import recorder_settings, server_name, server_trouble
 
 RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
 MIN_BATCH_SIZE = 50
@@ -25,12 +25,11 @@ def checks() -> Iterator[Finding]:
         remedy = "to keep its records, start one (prefect server start) and set PREFECT_API_URL"
         yield warning("prefect server", "PREFECT_API_URL is not set: each flow starts an embedded server", remedy)
         return
+    if (trouble := server_trouble()) is not None:
+        remedy = "start it (prefect server start), or set PREFECT_API_URL to another"
+        yield wrong("prefect server", trouble, remedy)
+        return
     with get_client(sync_client=True) as client:
-        error = client.api_healthcheck()
-        if error is not None:
-            remedy = "start it (prefect server start), or set PREFECT_API_URL to another"
-            yield wrong("prefect server", f"{url} does not answer: {type(error).__name__}: {error}", remedy)
-            return
         yield _version(client, url)
         yield _recorder(client)
         yield _deaths()

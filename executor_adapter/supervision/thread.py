@@ -182,15 +182,15 @@ class SupervisorThread:
         if not self.callbacks.is_calling_here():
             self._released.wait()
 
-    def catch_up(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds until all that was asked for before is done."""
+    def catch_up(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds until all that was asked for before is done, and return whether it is."""
         if not self.is_started() or self.belongs_to_parent or self.is_current():
-            return
-        done = threading.Event()
+            return True
+        done, ends = threading.Event(), time.monotonic() + timeout
         self.call_soon(done.set)
-        ends = time.monotonic() + timeout
         while not (done.wait(CATCH_UP_INTERVAL) or self.closed.is_set() or time.monotonic() >= ends):
             pass
+        return done.is_set() or self.closed.is_set()
 
     def detach_after_fork(self) -> None:
         """Run nothing in a forked process, wait for nothing, and touch nothing of the parent's."""

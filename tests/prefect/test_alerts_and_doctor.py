@@ -15,7 +15,7 @@ from prefect.settings.models.server.services import ServerServicesTaskRunRecorde
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
+from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor, ready_checks
 from executor_adapter.monitoring.findings import Finding, Level
 from executor_adapter.prefect import emit_alert
 from executor_adapter.prefect.doctor import checks
@@ -84,12 +84,14 @@ def test_doctor_accepts_a_tuned_recorder(prefect_api: str) -> None:
     """Doctor accepts a recorder that writes many events in a transaction."""
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         assert by_name(checks())["task run recorder"].level is Level.FINE
+        assert ready_checks["prefect server"]() is None
 
 
 def test_doctor_reports_a_server_that_does_not_answer() -> None:
-    """A server that does not answer is an error for doctor, not a warning."""
+    """A server that does not answer is an error for doctor, not a warning, and programs are not ready without it."""
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
         found = by_name(checks())["prefect server"]
+        assert ready_checks["prefect server"]() == found.found
     assert found.level is Level.WRONG
     assert "does not answer" in found.found
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from executor_adapter.prefect.child.logs import log_failed_attempt
 from executor_adapter.worker import wire
 from executor_adapter.worker.facts import facts_of
 from tests.prefect.conftest import Api
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 LINES_PER_SECOND = 1_000
 
@@ -184,3 +186,19 @@ def test_a_timeout_that_is_retried_is_logged_with_where_it_was(caplog: pytest.Lo
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "Next attempt in 1.0 s\nThe function was here:" in record.getMessage()
+
+
+def test_one_setting_makes_each_line_of_the_console_json() -> None:
+    """With Prefect's setting, what this package logs on the console is JSON and names the job."""
+    code = (
+        "from prefect.logging.configuration import setup_logging\n"
+        "from executor_adapter import Job, JobExecutor\n"
+        "setup_logging()\n"
+        "with JobExecutor(1) as executor:\n"
+        "    executor.submit(Job(function=int, args=('x' * 300,), job_id='j1', retry_attempts=0))\n"
+    )
+    env = os.environ | {"PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=PATIENCE)
+    (found,) = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (found["name"], found["levelname"]) == ("executor_adapter", "ERROR")
+    assert "j1: EXECUTION_ERROR" in str(found["args"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -15,8 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.monitoring import prometheus
-from executor_adapter.monitoring.job_counter import MAX_LABEL_VALUES
+from executor_adapter.monitoring import exporters, port, ready_checks
+from executor_adapter.monitoring.prometheus import MAX_LABEL_VALUES
+from executor_adapter.store import StoreUnavailableError, open_store
 from tests.insides import supervisor_of
 from tests.servers import free_port
 from tests.waiting import PATIENCE, wait_for
@@ -26,7 +29,7 @@ MakeExecutor = Callable[..., JobExecutor]
 
 @pytest.fixture(autouse=True)
 def _no_ports_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus, "_ports", {})
+    monkeypatch.setattr(port, "_ports", {})
 
 
 @pytest.fixture
@@ -206,6 +209,67 @@ def test_metrics_are_in_the_default_registry_where_the_settings_say_so() -> None
         assert scrape(first)["jobs_ended_total", frozenset({"completed", "job"})] == 2
     assert default_registry()["jobs_ended_total"] == before + 2
     assert "memory_left_bytes" not in default_registry(), "no executor is open"
+
+
+def health(executor: JobExecutor, page: str) -> tuple[int, str]:
+    """Return the status and the text of a page beside the metrics."""
+    assert executor.metrics_url is not None
+    try:
+        with urllib.request.urlopen(executor.metrics_url.replace("/metrics", page), timeout=PATIENCE) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def live_url(executor: JobExecutor) -> str:
+    assert executor.metrics_url is not None
+    return executor.metrics_url.replace("/metrics", "/live")
+
+
+def probe(url: str) -> tuple[int, str]:
+    """Return the exit code of the probe of containers, and what it printed."""
+    command = [sys.executable, "-m", "executor_adapter.monitoring.probe", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_program_is_live_while_its_supervisor_makes_turns(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/live answers 503 and says why while the supervisor's thread hangs, and 200 before and after."""
+    monkeypatch.setattr(exporters, "TURN_SECONDS", 0.0)
+    executor, go_on = make_executor(), threading.Event()
+    executor.run(Job(function=list))
+    wait_for(lambda: health(executor, "/live") == (200, "fine\n"))
+    supervisor_of(executor).call_soon(go_on.wait)
+    wait_for(lambda: health(executor, "/live")[0] == 503)
+    assert probe(live_url(executor)) == (1, f"{live_url(executor)}: HTTP 503: {health(executor, '/live')[1]}")
+    assert health(executor, "/live")[1].startswith("supervisor: it has made no turn for 0 s")
+    assert health(executor, "/ready")[0] == 503
+    go_on.set()
+    wait_for(lambda: health(executor, "/live") == (200, "fine\n"))
+    assert probe(live_url(executor)) == (0, "")
+    url = live_url(executor)
+    executor.shutdown()
+    assert probe(url) == (0, ""), "nobody listens"
+
+
+def test_a_program_is_ready_while_its_store_and_what_else_it_needs_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/ready answers 503 with all that is wrong, while /live answers 200: a restart would mend none of it."""
+    store, troubles = open_store("memory:"), dict[str, str]()
+
+    def get(job_id: str) -> None:
+        if "store" in troubles:
+            raise StoreUnavailableError(troubles["store"])
+
+    monkeypatch.setattr(store, "get", get)
+    monkeypatch.setitem(ready_checks, "licence server", lambda: troubles.get("licence"))
+    with JobExecutor(1, config=Settings(monitoring=MonitoringSettings(metrics_port=0)), store=store) as executor:
+        assert health(executor, "/ready") == (200, "fine\n")
+        troubles |= {"store": "jobs.db is locked", "licence": "it does not answer"}
+        text = "licence server: it does not answer\nstore: jobs.db is locked\n"
+        assert health(executor, "/ready") == (503, text)
+        assert health(executor, "/live") == (200, "fine\n")
 
 
 def test_without_a_port_nothing_is_served_and_nothing_counted() -> None:

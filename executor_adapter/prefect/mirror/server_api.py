@@ -20,6 +20,7 @@ from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from executor_adapter.job import ErrorCode
+from executor_adapter.monitoring import ready_checks
 from executor_adapter.prefect.mirror.state_events import CLOCK_RESOLUTION_SECONDS, StateEvent, iso
 from executor_adapter.worker import end_with_this_process
 
@@ -266,6 +267,17 @@ def server_address() -> str:
     url = PREFECT_API_URL.value()
     return str(httpx.URL(url).copy_with(userinfo=b"")) if url else "its address (the embedded server)"
 
+
+def server_trouble() -> str | None:
+    """Return why the server of Prefect's settings does not answer; None where it does, or where none is configured."""
+    if not PREFECT_API_URL.value():
+        return None
+    with _without_retries(), get_client(httpx_settings={"timeout": REQUEST_TIMEOUT}, sync_client=True) as client:
+        error = client.api_healthcheck()
+    return None if error is None else f"{server_address()} does not answer: {type(error).__name__}: {error}"
+
+
+ready_checks["prefect server"] = server_trouble
 
 EMBEDDED_START_TIMEOUT = 60
 """Seconds for the embedded server to start, unless Prefect's settings give it more."""

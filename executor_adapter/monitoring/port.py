@@ -1,0 +1,118 @@
+"""The port of a program that runs jobs: its metrics for Prometheus, and whether it is healthy.
+
+    /metrics   the metrics of all executors of the process
+    /live      200 while the supervisor of each executor makes its turns: restart a program that answers 503
+    /ready     200 while also their stores and the Prefect server answer
+
+A 503 says in its text what is wrong. Needs prometheus-client: the extra `metrics`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
+
+from executor_adapter.monitoring.gauges import Measured
+from executor_adapter.monitoring.prometheus import JobMetrics
+
+logger = logging.getLogger("executor_adapter.metrics")
+
+
+class Checked(Measured, Protocol):
+    """An executor whose figures and health the port shows."""
+
+    def stuck(self) -> list[str]: ...
+
+    def unready(self) -> list[str]: ...
+
+
+class MetricsPort:
+    """Serves metrics and health while any executor is open; counters keep their values between executors."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._registry = CollectorRegistry()
+        self.metrics = JobMetrics(self._registry)
+        self._executors: set[Checked] = set()
+        self._host = host
+        self._port = port
+        self._lock = threading.Lock()
+        self._server: WSGIServer | None = None
+
+    @property
+    def url(self) -> str | None:
+        """The URL of the metrics; None while they are not served."""
+        return None if self._server is None else f"http://{self._host}:{self._server.server_port}/metrics"
+
+    def add(self, executor: Checked) -> None:
+        """Serve this executor too. A port that is taken is logged as an error; jobs run without metrics."""
+        with self._lock:
+            self._executors.add(executor)
+            self.metrics.executors.add(executor)
+            if self._server is None:
+                try:
+                    self._server, _ = start_http_server(self._port, self._host, self._registry)
+                    self._server.set_app(self._answer)
+                except OSError as error:
+                    where = f"{self._host}:{self._port}"
+                    logger.error(
+                        "cannot serve metrics at %s: %s: free the port, or set monitoring.metrics_port", where, error
+                    )
+
+    def leave_to_parent(self) -> None:
+        """Close the socket in a forked process, so that the port is free when the parent ends."""
+        if self._server is not None:
+            self._server.socket.close()
+
+    def remove(self, executor: Checked) -> None:
+        """Stop serving this executor, and close the port after the last one."""
+        with self._lock:
+            self._executors.discard(executor)
+            self.metrics.executors.discard(executor)
+            server = None if self._executors else self._server
+            if server is not None:
+                self._server = None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        executors, wrong = tuple(self._executors), list[str]()
+        match environ["PATH_INFO"]:
+            case "/live":
+                wrong = [line for executor in executors for line in executor.stuck()]
+            case "/ready":
+                wrong = [line for executor in executors for line in (*executor.stuck(), *executor.unready())]
+            case _:
+                metrics: Iterable[bytes] = make_wsgi_app(self._registry)(environ, start_response)
+                return metrics
+        start_response("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain")])
+        return [f"{line}\n".encode() for line in dict.fromkeys(wrong) or ["fine"]]
+
+
+_ports: dict[tuple[str, int], MetricsPort] = {}
+_ports_lock = threading.Lock()
+
+
+def metrics_at(host: str, port: int) -> MetricsPort:
+    """Return this process's port at that address."""
+    with _ports_lock:
+        return _ports.setdefault((host, port), MetricsPort(host, port))
+
+
+def _leave_to_parent() -> None:
+    """Forget the ports and their executors in a forked process: they are the parent's."""
+    global _ports_lock
+    _ports_lock = threading.Lock()
+    for port in _ports.values():
+        port.leave_to_parent()
+    _ports.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
