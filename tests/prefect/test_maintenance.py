@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactCreate
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, get_current_settings, temporary_settings
 
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.store import open_store
@@ -42,7 +40,7 @@ def age(path: Path, days: float) -> Path:
 
 
 def ended_run(api: Api, flow: str, days: float) -> str:
-    """Create a flow run that ended so many days ago, with an artifact and a task run that is still Running."""
+    """Create a flow run that ended so many days ago, with a task run that is still Running."""
     flow_id = api.post("/flows/", {"name": flow})["id"]
     run: dict[str, Any] = api.post("/flow_runs/", {"flow_id": flow_id, "state": {"type": "COMPLETED"}})
     # The API takes no time of an end, so the database does.
@@ -53,18 +51,12 @@ def ended_run(api: Api, flow: str, days: float) -> str:
     assert changed.rowcount == 1
     task_run = {"flow_run_id": run["id"], "task_key": "work", "dynamic_key": "0", "name": "work"}
     api.post("/task_runs/", task_run | {"state": {"type": "RUNNING", "name": "Running"}})
-    with get_client(sync_client=True) as client:
-        client.create_artifact(ArtifactCreate(key="report", type="markdown", data="#", flow_run_id=run["id"]))
     return str(run["id"])
-
-
-def artifacts_of(api: Api, flow_run_id: str) -> int:
-    return len(api.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}))
 
 
 @pytest.mark.usefixtures("quick_sweeps")
 def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path) -> None:
-    """Old jobs, artifacts, unsent states and temporary files go, newer ones stay, and lost task runs become Crashed."""
+    """Old jobs, results, unsent states and temporary files go, newer ones stay, and lost task runs become Crashed."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"lake": "lake", "store": {"url": "sqlite:///jobs.db"}}))
     store = open_store(f"sqlite:///{tmp_path / 'jobs.db'}")
@@ -76,14 +68,23 @@ def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path) -> None:
     for outbox, days in ((dead, 40), (other, 1)):
         outbox.write([event(COMPLETED, time.time() - days * DAY)], is_held=False)
         outbox.release()
-    old, new, foreign = ended_run(api, "collection", 100), ended_run(api, "collection", 80), ended_run(api, "mine", 100)
+    results = tmp_path / "storage"
+    old_result, new_result = age(results / "old", 40), age(results / "folder" / "new", 1)
+    old_result.write_bytes(b"123")
+    age(old_result, 40)
+    new_result.write_bytes(b"12345")
+    runs = ended_run(api, "collection", 100), ended_run(api, "mine", 100)
 
-    maintenance_flow(config=str(config))
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: results}):
+        maintenance_flow(config=str(config))
 
     assert (store.get("old"), getattr(store.get("new"), "job_id", None)) == (None, "new")
     store.close()
     assert (old_file.exists(), new_file.exists(), part.exists()) == (False, True, True)
     assert (dead.count(), other.count()) == (0, 1)
-    assert [artifacts_of(api, run) for run in (old, new, foreign)] == [0, 1, 1]
-    for run in (old, new, foreign):
+    assert (old_result.exists(), new_result.exists()) == (False, True)
+    (run,) = api.post("/flow_runs/filter", {"flows": {"name": {"any_": ["maintenance"]}}})
+    wanted = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
+    wait_for(lambda: any("results: 5 bytes, was 8 bytes" in log["message"] for log in api.post("/logs/filter", wanted)))
+    for run in runs:
         wait_for(lambda run=run: {each["state_name"] for each in api.task_runs(run)} == {"Crashed"})

@@ -34,7 +34,7 @@ KIT = ROOT / "deployments"
 COMPOSE = KIT / "docker" / "compose.yaml"
 UNITS = sorted(path for path in (KIT / "systemd").iterdir() if path.suffix in (".service", ".timer"))
 PROBE = ["python", "-m", probe.__name__]
-RECORDER = {name: value for name, value in SERVER_SETTINGS.items() if "TASK_RUN_RECORDER" in name}
+SERVICES = {name: value for name, value in SERVER_SETTINGS.items() if name.startswith("PREFECT_SERVER_SERVICES")}
 
 
 def program(name: str, package: str) -> str:
@@ -138,11 +138,11 @@ def server_environments() -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("where", ["compose", "systemd", "helm"])
-def test_the_recorder_is_tuned_alike_everywhere(where: str) -> None:
-    """Every installation has the recorder settings of `make server-ha`, which the tests run."""
+def test_the_services_are_tuned_alike_everywhere(where: str) -> None:
+    """Every installation has the settings of recorder and vacuum of `make server-ha`, which the tests run."""
     environment = server_environments()[where]
-    assert len(RECORDER) == 3
-    assert {name: environment.get(name) for name in RECORDER} == RECORDER
+    assert len(SERVICES) == 5
+    assert {name: environment.get(name) for name in SERVICES} == SERVICES
     for name in ("PREFECT_SERVER_EVENTS_CAUSAL_ORDERING", "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"):
         assert environment[name] == SERVER_SETTINGS[name]
 

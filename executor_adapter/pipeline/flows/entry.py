@@ -16,7 +16,6 @@ from executor_adapter.pipeline.flows.run import JobsFailedError, Run, run_name
 from executor_adapter.pipeline.flows.steps import collect, process
 from executor_adapter.pipeline.tables import configured_tables, select_tools
 
-FLOWS = ["collection", "processing", "pipeline", "maintenance"]
 """The flows whose artifacts are deleted; those of other flows on the same server stay."""
 
 
@@ -86,13 +85,12 @@ def pipeline_flow(tools: list[ToolName] | None = None, config: str | None = None
 
 
 @flow(name="maintenance", flow_run_name=run_name)
-def maintenance_flow(keep_days: Days = 30, keep_artifacts_days: Days = 90, config: str | None = None) -> None:
-    """Clean up the store, the outbox, the lake and old artifacts, and end task runs that outlived their flow run.
+def maintenance_flow(keep_days: Days = 30, config: str | None = None) -> None:
+    """Clean up the store, the outbox, results of Prefect and the lake, and end task runs that outlived their flow run.
 
     Args:
-        keep_days: Days for which finished jobs, unsent states, unfinished files and replaced landings are kept. Windows
-            of tables are kept as the configuration says for each table.
-        keep_artifacts_days: Days for which the artifacts of ended flow runs are kept. The runs themselves stay.
+        keep_days: Days for which finished jobs, unsent states, results, unfinished files and replaced landings stay.
+            Windows of tables stay as the configuration says for each table.
         config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
             EXECUTOR_ADAPTER_CONFIG names, or config.yaml in the flow's working directory.
 
@@ -102,13 +100,14 @@ def maintenance_flow(keep_days: Days = 30, keep_artifacts_days: Days = 90, confi
     """
     settings = load_config(config)
     logger = get_run_logger()
+    before = maintenance.sizes(settings)
     tables = [table for tool in settings.tools for table in configured_tables(settings, tool)]
     with JobExecutor(settings.executor.max_workers, config=settings):
         parts = [
             maintenance.clean_store.submit(settings.store.url, keep_days),
             maintenance.clean_the_outbox.submit(keep_days),
             maintenance.end_lost_task_runs.submit(),
-            maintenance.delete_artifacts.submit(FLOWS, keep_artifacts_days),
+            maintenance.clean_results.submit(maintenance.results_folder(), keep_days),
             maintenance.clean_lake_files.submit(settings.lake, keep_days),
             *(
                 maintenance.keep.submit(table)
@@ -122,5 +121,6 @@ def maintenance_flow(keep_days: Days = 30, keep_artifacts_days: Days = 90, confi
     for part in parts:
         if part.state.is_completed():
             logger.info("%s", part.result())
+    logger.info("left: %s", maintenance.what_is_left(before, maintenance.sizes(settings)))
     if failed:
         raise JobsFailedError(f"{len(failed)} of {len(parts)} parts failed: {'; '.join(failed)}")
