@@ -38,14 +38,12 @@ class SqlTable(TableSettings):
 
 
 class SqlTool(Tool):
-    """Describes tables of a database that SQLAlchemy, or ADBC, can reach."""
+    """Describes tables of a database that SQLAlchemy can reach."""
 
     source: Literal["sql"] = Field(description=KINDS)
     url: str = Field(min_length=1, description="the URL of the database, as SQLAlchemy has it, without a password")
     credential: Credential | None = None
     """Where the password is; null: there is none."""
-    driver: Literal["sqlalchemy", "adbc"] = "sqlalchemy"
-    """`adbc`: the rows come as Arrow, several times as fast; for PostgreSQL (extra `adbc`)."""
     batch_rows: Count = Field(default=50_000, ge=1)
     """Rows in memory, and in one landed file."""
     tables: dict[Name, SqlTable] = Field(min_length=1, description="a mapping of table names to {table: ...}")

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from executor_adapter.error_codes import error_code_of
-from tests.pipeline.rest import collect, failure, land, tool
+from tests.pipeline.rest import collect, failure, tool
 
 SERVER = """
 from httpbin import app
@@ -123,10 +123,3 @@ def test_a_token_is_sent_and_does_not_follow_a_redirect(
     (headers,) = collect(tmp_path / "other", tool(httpbin, **secret, resource=resource))
     assert "Authorization" not in headers
     assert headers["Host"].startswith("localhost")
-
-
-def test_what_has_not_changed_is_not_received_again(httpbin: str, tmp_path: Path) -> None:
-    """The server compares the ETag, and the landing stays."""
-    described = tool(httpbin, resource={"path": "/etag/v1", "records": "."})
-    assert land(tmp_path, described) == land(tmp_path, described)
-    assert len(list(tmp_path.glob("landing/api/items/*/*Z-*"))) == 1

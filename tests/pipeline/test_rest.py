@@ -232,22 +232,6 @@ def test_a_server_that_is_away_is_a_network_error(tmp_path: Path) -> None:
 # --- what is asked for ---
 
 
-def test_an_unchanged_answer_is_not_received_again(tmp_path: Path) -> None:
-    """With an ETag the API is asked whether it has changed; what it has not stays the landing that it is."""
-
-    def respond(request: Request) -> Answer:
-        if request.headers.get("if-none-match") == '"v1"':
-            return 304, {"ETag": '"v1"'}, b""
-        return as_json(ONE, ETag='"v1"')
-
-    with serving(respond) as api:
-        described = tool(api.url)
-        first = land(tmp_path, described)
-        assert land(tmp_path, described) == first
-    assert [request.headers.get("if-none-match") for request in api.requests] == [None, '"v1"']
-    assert len(list(tmp_path.glob("landing/api/items/*/*Z-*"))) == 1
-
-
 PARENTS = [{"id": "a/b?c#d"}, {"id": ".."}, {"id": None}, {"id": "é"}, {"id": "é"}]
 
 

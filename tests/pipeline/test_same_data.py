@@ -120,7 +120,7 @@ def from_api(table: str, rows: list[dict[str, Any]], lake: Path, schema: TableSc
         return collected(tool, table, [Window()], lake, tool.resources[table], schema)
 
 
-def from_postgresql(table: str, rows: list[dict[str, Any]], lake: Path, schema: TableSchema, driver: str) -> Lake:
+def from_postgresql(table: str, rows: list[dict[str, Any]], lake: Path, schema: TableSchema) -> Lake:
     with database("postgresql", lake) as (url, _, prefix):
         columns = ", ".join(f'"{name}" {SQL[TYPES[table].get(name, "text")]}' for name in rows[0])
         with psycopg.connect(url) as connection:
@@ -128,9 +128,7 @@ def from_postgresql(table: str, rows: list[dict[str, Any]], lake: Path, schema: 
             with connection.cursor().copy(f"COPY {prefix}{table} FROM STDIN") as copy:  # type: ignore[arg-type]
                 for row in rows:
                     copy.write_row(tuple(row.values()))
-        tool = SqlTool.model_validate(
-            {"source": "sql", "url": url, "driver": driver, "tables": {table: {"table": f"{prefix}{table}"}}}
-        )
+        tool = SqlTool.model_validate({"source": "sql", "url": url, "tables": {table: {"table": f"{prefix}{table}"}}})
         return collected(tool, table, [Window()], lake, Format(), schema)
 
 
@@ -152,8 +150,7 @@ def test_every_source_makes_the_same_lake(tmp_path: Path, table: str) -> None:
     found = {
         "csv": from_files(table, tmp_path / "csv", schema),
         "rest": from_api(table, rows, tmp_path / "rest", schema),
-        "postgresql": from_postgresql(table, rows, tmp_path / "postgresql", schema, "sqlalchemy"),
-        "adbc": from_postgresql(table, rows, tmp_path / "adbc", schema, "adbc"),
+        "postgresql": from_postgresql(table, rows, tmp_path / "postgresql", schema),
     }
     assert all(lake == found["csv"] for lake in found.values()), found
     assert len(found["csv"]) == {"airports": 1, "planes": 47, "weather": 12, "flights": 12, "airlines": 1}[table]

@@ -35,7 +35,6 @@ class Shop:
     url: str
     engine: sa.Engine
     prefix: str
-    driver: str
     root: Path
 
     def run(self, statement: str, *values: dict[str, Any]) -> None:
@@ -44,7 +43,7 @@ class Shop:
 
     def tool(self, **fields: Any) -> SqlTool:
         table = {"table": f"{self.prefix}orders"} if "query" not in fields else {}
-        described = {"source": "sql", "url": self.url, "driver": self.driver, "batch_rows": 2}
+        described = {"source": "sql", "url": self.url, "batch_rows": 2}
         return SqlTool.model_validate({**described, "tables": {"orders": table | fields}})
 
     def land(self, window: Window = ALL, **fields: Any) -> Landing:
@@ -58,11 +57,10 @@ def rows_of(landing: Landing) -> list[dict[str, Any]]:
     return [row for batch in read_rows(landing, Format(), lambda _: None) for row in batch.to_pylist()]
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "adbc"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    kind = "sqlite" if request.param == "sqlite" else "postgresql"
-    with database(kind, tmp_path) as (url, engine, prefix):
-        yield Shop(url, engine, prefix, "adbc" if request.param == "adbc" else "sqlalchemy", tmp_path / "lake")
+    with database(request.param, tmp_path) as (url, engine, prefix):
+        yield Shop(url, engine, prefix, tmp_path / "lake")
 
 
 def test_a_table_is_received_as_text(shop: Shop) -> None:
@@ -76,7 +74,7 @@ def test_a_table_is_received_as_text(shop: Shop) -> None:
     found = rows_of(landing)
     assert [(row["id"], row["zip"]) for row in found] == [(str(n), "00501" if n else None) for n in range(5)]
     assert {row["price"] for row in found} == ({"1.50"} if shop.prefix else {"1.50", "1.5"} & {found[0]["price"]})
-    assert (landing.rows, len(landing.files)) == (5, 1 if shop.driver == "adbc" else 3)
+    assert (landing.rows, len(landing.files)) == (5, 3)
 
 
 def test_columns_and_queries_are_chosen(shop: Shop) -> None:
@@ -154,16 +152,12 @@ def test_a_database_that_is_away_is_a_network_error(tmp_path: Path, monkeypatch:
     """A refused connection is retried, a wrong URL is not, and no password is shown."""
     monkeypatch.setenv("DB_PASSWORD", "hush-hush")
     away = {"url": "postgresql://me@127.0.0.1:9/test", "credential": {"env": "DB_PASSWORD"}}
-    for driver in ("sqlalchemy", "adbc"):
-        error = land_from(tmp_path, **away, driver=driver)
-        assert (error.error_code, "hush" in str(error)) == ("NETWORK_ERROR", False)
+    error = land_from(tmp_path, **away)
+    assert (error.error_code, "hush" in str(error)) == ("NETWORK_ERROR", False)
     for url in ("nonsense", "what://x/y", "mysql+nodriver://x/y"):
         assert land_from(tmp_path, url).error_code == "CONFIGURATION_ERROR"
-    error = land_from(tmp_path, "sqlite://", driver="adbc")
-    assert str(error) == "driver: adbc is for PostgreSQL, not for sqlite: remove it"
 
 
-@pytest.mark.parametrize("driver", ["sqlalchemy", "adbc"])
 @pytest.mark.parametrize(
     ("sqlstate", "said", "code"),
     [
@@ -174,13 +168,13 @@ def test_a_database_that_is_away_is_a_network_error(tmp_path: Path, monkeypatch:
     ],
 )
 def test_a_refused_password_is_a_configuration_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, sqlstate: str, said: str, code: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlstate: str, said: str, code: str
 ) -> None:
     """What PostgreSQL refuses for good is not retried, and the message says what to check; a busy server is retried."""
     monkeypatch.setenv("DB_PASSWORD", "hush-hush")
     with refusing_server(sqlstate, said) as port:
         url = f"postgresql://me@127.0.0.1:{port}/shop?sslmode=disable"
-        error = land_from(tmp_path, url, credential={"env": "DB_PASSWORD"}, driver=driver)
+        error = land_from(tmp_path, url, credential={"env": "DB_PASSWORD"})
     assert error.error_code == code
     assert said in str(error)
     assert ("check `url`, which names the user and the database, and `credential`" in str(error)) is (
@@ -217,12 +211,11 @@ def refusing_server(sqlstate: str, said: str) -> Iterator[int]:
             thread.join()
 
 
-@pytest.mark.parametrize("driver", ["sqlalchemy", "adbc"])
-def test_a_user_or_database_that_does_not_exist_is_a_configuration_error(tmp_path: Path, driver: str) -> None:
+def test_a_user_or_database_that_does_not_exist_is_a_configuration_error(tmp_path: Path) -> None:
     """A real PostgreSQL says so, and it is not retried."""
     with database("postgresql", tmp_path) as (url, _, _):
         for wrong in (url.replace("postgres@", "nobody-here@"), url.replace("/test", "/no-such-database")):
-            error = land_from(tmp_path, wrong, driver=driver)
+            error = land_from(tmp_path, wrong)
             assert (error.error_code, "does not exist" in str(error)) == ("CONFIGURATION_ERROR", True)
 
 
@@ -247,7 +240,7 @@ def test_settings_that_contradict_are_refused() -> None:
 def test_a_watermark_never_skips_a_row(tmp_path: Path, rounds: list[list[int]]) -> None:
     """Rows that arrive in any order, at or above the last watermark, are all received by the next windows."""
     with database("sqlite", tmp_path) as (url, engine, prefix):
-        shop = Shop(url, engine, prefix, "sqlalchemy", tmp_path / "lake")
+        shop = Shop(url, engine, prefix, tmp_path / "lake")
         shop.run("DROP TABLE IF EXISTS orders")
         shop.run("CREATE TABLE orders (id INTEGER, at INTEGER)")
         watermark, seen, given_rows = None, set(), []

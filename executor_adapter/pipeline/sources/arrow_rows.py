@@ -60,14 +60,6 @@ def text_array(values: Iterable[Any]) -> pa.Array:
     return pa.array([None if each is None else value_text(each) for each in values], pa.string())
 
 
-def plain_values(column: pa.Array) -> list[Any]:
-    """Return a column as Python values that can be compared; numbers that a driver gives as text are numbers."""
-    if isinstance(column.type, pa.BaseExtensionType):
-        return [None if each is None else Decimal(each) for each in column.storage.to_pylist()]
-    found: list[Any] = column.to_pylist()
-    return found
-
-
 def add_batch(receiver: Receiver, batch: pa.RecordBatch, origin: str) -> None:
     """Land a batch of text as a Parquet file, for sources that give no bytes."""
     buffer = io.BytesIO()

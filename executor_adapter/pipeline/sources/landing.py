@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -53,7 +52,7 @@ class LandedFile:
     rows: int | None = None
     """The rows in it, where the source counted them when it received it."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What the source keeps of it, as JSON: an ETag, the state from which the next page is asked for."""
+    """What the source keeps of it, as JSON: the state from which the next page is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,10 +176,6 @@ class Receiver:
         self.files.clear()
 
 
-class UnchangedError(Exception):
-    """Raised while a landing is received, when the source says that nothing has changed: the landing is removed."""
-
-
 @contextmanager
 def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint: str) -> Iterator[Receiver]:
     """Receive the files of one window; when the block ends the landing is complete: see `find_landing`.
@@ -199,11 +194,7 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
         receiver = Receiver(folder, _read_journal(folder))
         if receiver.is_resumed:
             log("%s/%s %s: continues after %d files that were received", tool, table, window.name, len(receiver.files))
-        try:
-            yield receiver
-        except UnchangedError:
-            shutil.rmtree(folder)
-            raise
+        yield receiver
         manifest = Manifest(
             tool=tool,
             table=table,

@@ -16,20 +16,12 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.dialects import postgresql
 
 from executor_adapter.config import SqlTable, SqlTool, TableSettings, redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.sources.arrow_rows import (
-    add_batch,
-    as_text,
-    check_names,
-    plain_values,
-    text_array,
-    value_text,
-)
+from executor_adapter.pipeline.sources.arrow_rows import add_batch, check_names, text_array, value_text
 from executor_adapter.pipeline.sources.landing import Landing, Receiver, find_landing, receiving
 from executor_adapter.pipeline.sources.windows import Window
 
@@ -72,11 +64,7 @@ def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Wi
         engine = _engine(tool)
         try:
             statement = _statement(engine, described, window)
-            if tool.driver == "adbc":
-                batches = _arrow_rows(engine, statement, described)
-            else:
-                batches = _rows(engine, statement, described, tool.batch_rows)
-            _receive(receiver, batches, described)
+            _receive(receiver, _rows(engine, statement, described, tool.batch_rows), described)
         finally:
             engine.dispose()
     landing = find_landing(root, tool_name, table, window, fingerprint)
@@ -167,33 +155,6 @@ def _rows(
             columns = list(zip(*rows, strict=True))
             batch = pa.RecordBatch.from_arrays([text_array(each) for each in columns], names=names)
             yield batch, None if place is None else _highest(columns[place])
-
-
-def _arrow_rows(
-    engine: sa.Engine, statement: sa.Select[Any] | sa.TextClause, described: SqlTable
-) -> Iterator[tuple[pa.RecordBatch, Any]]:
-    """Yield the same as `_rows`, by ADBC: the driver decides how many rows a batch has."""
-    if engine.dialect.name != "postgresql":
-        raise _configuration_error(f"driver: adbc is for PostgreSQL, not for {engine.dialect.name}: remove it")
-    from adbc_driver_postgresql import dbapi
-
-    # With names for parameters, a % in the statement stays one.
-    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-    text = statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
-    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    try:
-        with dbapi.connect(url) as connection, connection.cursor() as cursor:
-            cursor.execute(str(text))
-            reader = cursor.fetch_record_batch()
-            check_names(reader.schema.names, "the query")
-            place = _place_of_cursor(reader.schema.names, described)
-            for batch in reader:
-                yield as_text(batch), None if place is None else _highest(plain_values(batch.column(place)))
-    except (dbapi.ProgrammingError, dbapi.NotSupportedError) as error:
-        raise _configuration_error(redacted(str(error).partition("\n")[0])) from None
-    except dbapi.Error as error:
-        said = redacted(str(error).partition("\n")[0])
-        raise _refused(said) or DataCollectionException(said, error_code="NETWORK_ERROR") from None
 
 
 def _place_of_cursor(names: list[str], described: SqlTable) -> int | None:

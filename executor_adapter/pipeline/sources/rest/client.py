@@ -69,9 +69,7 @@ class ApiClient:
         return url
 
     @contextmanager
-    def answer(
-        self, method: str, url: httpx.URL, *, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Iterator[httpx.Response]:
+    def answer(self, method: str, url: httpx.URL, *, body: Any = None) -> Iterator[httpx.Response]:
         """Send a request, follow redirects, and yield the answer, whose body is still to come: read it by `chunks`.
 
         Raises:
@@ -79,10 +77,10 @@ class ApiClient:
                 `error_codes`.
         """
         with _explained(url):
-            response = self._send(method, url, body, headers or {})
+            response = self._send(method, url, body)
             if response.status_code == 401 and self._authentication.forget_token():
                 response.close()
-                response = self._send(method, url, body, headers or {})
+                response = self._send(method, url, body)
             try:
                 _raise_for_status(response)
                 yield response
@@ -107,11 +105,11 @@ class ApiClient:
                 progress(done, None, "bytes")
                 yield chunk
 
-    def _send(self, method: str, url: httpx.URL, body: Any, headers: Mapping[str, str]) -> httpx.Response:
+    def _send(self, method: str, url: httpx.URL, body: Any) -> httpx.Response:
         for _ in range(MAX_REDIRECTS + 1):
             request = self._client.build_request(method, url, json=body)
             if self._is_own(url):
-                request.headers.update({**self._headers, **headers, **self._authentication.headers(self._client)})
+                request.headers.update({**self._headers, **self._authentication.headers(self._client)})
             self._rate.wait()
             response = self._client.send(request, stream=True)
             followed = response.next_request

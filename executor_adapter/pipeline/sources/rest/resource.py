@@ -14,14 +14,7 @@ from executor_adapter.config import Format, Paging, RestResource, RestTool, Tabl
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import checksum_of
 from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.sources.landing import (
-    LandedFile,
-    Landing,
-    Receiver,
-    UnchangedError,
-    find_landing,
-    receiving,
-)
+from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, find_landing, receiving
 from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
 from executor_adapter.pipeline.sources.rest.client import ApiClient, shown
 from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
@@ -57,8 +50,6 @@ def land_resource(
 ) -> Landing:
     """Ask for all pages of a resource in a window, and return the landing that has them.
 
-    Where the API says that nothing has changed (ETag), the existing landing is returned.
-
     Args:
         root: the folder of the lake.
         tool_name: the name of the tool, whose request rate is shared under it.
@@ -73,7 +64,6 @@ def land_resource(
             resource says; CONFIGURATION_ERROR, the settings do not fit the API.
     """
     fingerprint = fingerprint_of(tool, table, window)
-    existing = find_landing(root, tool_name, table, window, fingerprint)
     rate = RequestRate(root / "landing" / tool_name / "request-rate", tool.request_rate)
     resource = tool.resources[table]
     ids: list[str | None] = (
@@ -82,16 +72,11 @@ def land_resource(
     if known_parents:
         log("%s: %d parents are known, and not asked for again", table, sum(each in known_parents for each in ids))
         ids = [each for each in ids if each not in known_parents]
-    try:
-        with (
-            ApiClient(tool, rate, headers or {}) as client,
-            receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver,
-        ):
-            _Download(tool, table, window, client, receiver, existing).run(ids)
-    except UnchangedError:
-        assert existing is not None
-        log("%s/%s %s: not changed", tool_name, table, window.name)
-        return existing
+    with (
+        ApiClient(tool, rate, headers or {}) as client,
+        receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver,
+    ):
+        _Download(tool, table, window, client, receiver).run(ids)
     landing = find_landing(root, tool_name, table, window, fingerprint)
     assert landing is not None
     log("%s/%s %s: %d pages, %d objects", tool_name, table, window.name, len(landing.files), landing.rows)
@@ -142,19 +127,11 @@ def _parent_ids(
 class _Download:
     """Receives the pages of one landing."""
 
-    def __init__(
-        self,
-        tool: RestTool,
-        table: str,
-        window: Window,
-        client: ApiClient,
-        receiver: Receiver,
-        existing: Landing | None,
-    ) -> None:
+    def __init__(self, tool: RestTool, table: str, window: Window, client: ApiClient, receiver: Receiver) -> None:
         self._tool, self._table, self._window = tool, table, window
         self._resource = tool.resources[table]
         self._paging = _paging(tool, self._resource)
-        self._client, self._receiver, self._existing = client, receiver, existing
+        self._client, self._receiver = client, receiver
 
     def run(self, ids: list[str | None]) -> None:
         """Receive the pages of each id that an interrupted attempt has not; [None]: of the resource itself."""
@@ -189,9 +166,7 @@ class _Download:
     def _page(self, parent_id: str | None, state: State) -> State | None:
         """Receive one page and return the state of the next one."""
         url, body = self._request(state, values_of(self._window, parent_id))
-        with self._client.answer(self._resource.method, url, body=body, headers=self._condition()) as response:
-            if response.status_code == 304:
-                raise UnchangedError
+        with self._client.answer(self._resource.method, url, body=body) as response:
             format = _format_of(response, self._resource)
 
             def inspect(path: Path) -> tuple[int, dict[str, Any]]:
@@ -203,7 +178,6 @@ class _Download:
                     "id": parent_id,
                     "columns": {} if parent_id is None else {PARENT_ID: parent_id},
                     "encoding": format.encoding,
-                    "etag": response.headers.get("etag"),
                     "next": following,
                 }
 
@@ -226,14 +200,6 @@ class _Download:
         if resource.method == "POST":
             return url.copy_merge_params(params), fill(resource.body, values) | asked
         return url.copy_merge_params({**params, **{name: str(value) for name, value in asked.items()}}), None
-
-    def _condition(self) -> dict[str, str]:
-        """Return the header that asks for the answer only if it has changed: where one page was all of it."""
-        existing = self._existing
-        if existing is None or len(existing.files) != 1 or self._receiver.files:
-            return {}
-        etag = existing.files[0].details.get("etag")
-        return {"If-None-Match": etag} if etag else {}
 
     def _before(self, parent_id: str | None) -> list[LandedFile]:
         """Return the pages that were received already."""
