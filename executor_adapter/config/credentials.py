@@ -6,7 +6,6 @@ a store, logs and artifacts.
 
 from __future__ import annotations
 
-import base64
 import importlib
 import os
 from pathlib import Path
@@ -60,20 +59,9 @@ class Credential(Section):
         else:
             value = str(importlib.import_module(SECRET_BLOCKS).read_secret_block(self.secret_block))
         if not value:
-            raise ConfigurationError(f"the credential in the {self} is missing or empty: set it {self._where()}")
+            raise ConfigurationError(f"the credential in the {self} is missing or empty where the job runs: set it")
         remember(value)
         return SecretStr(value)
-
-    def resolve_basic(self, username: str) -> SecretStr:
-        """Read the secret as a password, and return the `Authorization` header of HTTP's basic authentication.
-
-        Raises:
-            ConfigurationError: as `resolve`.
-        """
-        password = self.resolve().get_secret_value()
-        pair = base64.b64encode(f"{username}:{password}".encode()).decode()
-        remember(pair)
-        return SecretStr(f"Basic {pair}")
 
     def relative_to(self, directory: Path) -> Credential:
         """Return the credential with a relative path made relative to `directory`."""
@@ -84,11 +72,6 @@ class Credential(Section):
         if self.env is not None:
             return f"variable {self.env}"
         return f"file {self.file}" if self.file is not None else f"Secret block {self.secret_block}"
-
-    def _where(self) -> str:
-        if self.env is not None:
-            return "in the environment of the process that runs the job"
-        return "on the machine that runs the job" if self.file is not None else "on the Prefect server"
 
 
 def _read_file(path: Path) -> str:

@@ -16,17 +16,16 @@ from executor_adapter.job import nearest, rule_text
 
 MAX_NODES = 100_000
 """Values that a file may hold, each alias counted as what it stands for."""
-
-
-MERGE = "tag:yaml.org,2002:merge"
-"""The tag of the key `<<`, which brings the keys of an anchored mapping."""
+MERGE, BOOL, TEXT = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "bool", "str"))
+"""Tags: of the key `<<`, which brings the keys of an anchored mapping, of what is taken for a bool, and of a text."""
 
 
 class _Loader(yaml.SafeLoader):
     """Loads YAML, and refuses what it would silently take.
 
     That is a key that is twice in one mapping, of which the last would win, and aliases that stand for themselves or
-    for very much: a few lines can stand for more than memory holds.
+    for very much: a few lines can stand for more than memory holds. A key is the text that is written: YAML 1.1 takes
+    `on` and `no` for booleans.
     """
 
     def get_single_node(self) -> yaml.Node | None:
@@ -36,14 +35,28 @@ class _Loader(yaml.SafeLoader):
             _count_nodes(node, {})
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Make the value of a node, refusing a date or number that there is not."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):  # What PyYAML raises for a month 13, a bool "x" and a date "x".
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"this is not a right {kind}: correct it, or put it in quotes", problem_mark=node.start_mark
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Make the dict of a mapping, refusing duplicate keys."""
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key_node.tag == MERGE:
                 continue  # Keys of what is merged may be there too: those of the mapping itself win.
+            if key_node.tag == BOOL:
+                key_node.tag = TEXT
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable):
+                continue  # The class above refuses it.
+            if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"{key!r} is a duplicate key: remove one", problem_mark=key_node.start_mark
                 )
@@ -76,15 +89,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in (content or {}).items()}
 
 
-def _count_nodes(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """Return how many values a node stands for; `known` holds those of other nodes, None while they are counted."""
-    if id(node) in known and known[id(node)] is None:
-        raise yaml.MarkedYAMLError(
-            problem="an alias stands for what holds it: write it out", problem_mark=node.start_mark
-        )
+def _count_nodes(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return how many values a node stands for; `known` holds those of other nodes."""
     count = known.get(id(node))
     if count is None:
-        known[id(node)] = None
+        known[id(node)] = float("inf")  # An alias for what holds it stands for values without end.
         inside = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = (part for item in inside for part in (item if isinstance(item, tuple) else (item,)))
         count = known[id(node)] = 1 + sum(_count_nodes(part, known) for part in parts)

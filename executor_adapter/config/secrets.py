@@ -19,7 +19,7 @@ _SECRET_NAMES = (
     "auth(?!or(?!i))",  # `authorization` is one, `author` is not.
     "cookie",
     "signature",
-    "(?<![a-z])sig(?![a-z])",
+    "(?<![a-z])s(?:ig|as)(?![a-z])",  # Of Azure: the signature of a URL, and the part that has it.
     "(?:api|access|private|pickle|account).?key",
     "connection.?string",
     "odbc.?connect",

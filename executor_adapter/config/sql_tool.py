@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from executor_adapter.config.credentials import Credential
 from executor_adapter.config.sections import Name, Names
 from executor_adapter.config.tables import TableSettings
-from executor_adapter.config.tool import KINDS, Tool, refused
+from executor_adapter.config.tool import KINDS, Tool, check_url
 from executor_adapter.job import Count
 
 
@@ -50,9 +50,7 @@ class SqlTool(Tool):
 
     @model_validator(mode="after")
     def _check_url(self) -> Self:
-        place = self.url.partition("://")[2].rpartition("@")[0]
-        if ":" in place:
-            raise refused(["url"], "a URL with a password", "say in `credential` where the password is")
+        check_url(["url"], self.url, "say in `credential` where the password is")
         return self
 
 

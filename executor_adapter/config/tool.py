@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import parse_qsl
 
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from executor_adapter.config.credentials import Credential
-from executor_adapter.config.secrets import SECRET
+from executor_adapter.config.secrets import SECRET, hidden
 from executor_adapter.config.sections import JobSettings, Section
 from executor_adapter.job import Count, Number, Seconds
 
@@ -38,9 +39,9 @@ class Tool(Section):
     def relative_to(self, directory: Path) -> Self:
         """Return the tool with relative paths, those of its credentials too, made relative to `directory`."""
         update = {
-            name: value.relative_to(directory)
+            name: directory / value if isinstance(value, Path) else value.relative_to(directory)
             for name in type(self).model_fields
-            if isinstance(value := getattr(self, name), Credential)
+            if isinstance(value := getattr(self, name), Credential | Path)
         }
         return self.model_copy(update=update)
 
@@ -51,12 +52,21 @@ def check_secrets(key: str, values: Mapping[str, Any], credential: Credential | 
         has_place = isinstance(value, str) and "{credential}" in value
         if has_place and credential is None:
             raise refused([key, name], repr(value), f"must have the key credential beside {key}")
-        if SECRET.search(name) and isinstance(value, str) and not has_place:
+        if hidden(name, value) != value and not has_place:
             why = (
                 'must be "{credential}", with or without text around it: a secret does not belong into the '
                 "configuration, so say in `credential` where it is"
             )
             raise refused([key, name], "(hidden)", why)
+
+
+def check_url(path: list[str], url: str, way: str) -> None:
+    """Refuse a URL with a password, or with another secret in its query. Of a strange one it refuses too much."""
+    place, _, query = url.partition("?")
+    # Of "authenticator" and the like the value is a method.
+    names = (name for name, _ in parse_qsl(query) if "auth" not in name.lower())
+    if hidden("url", place) != place or "@" in query or any(map(SECRET.search, names)):
+        raise refused(path, "a URL with a password", way)
 
 
 def refused(path: list[str], value: str, why: str) -> PydanticCustomError:

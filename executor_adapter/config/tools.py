@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -16,7 +15,7 @@ from executor_adapter.config.paging import Paging
 from executor_adapter.config.sections import Name, Names
 from executor_adapter.config.sql_tool import FunctionTool, SqlTool
 from executor_adapter.config.tables import TableSettings
-from executor_adapter.config.tool import KINDS, Tool, check_secrets, refused
+from executor_adapter.config.tool import KINDS, Tool, check_secrets, check_url, refused
 from executor_adapter.job import Count, Seconds
 
 
@@ -64,14 +63,10 @@ class FilesTool(Tool):
         if places == 2 or places < needs_place:
             raise PydanticCustomError("place", "must have one of the keys package and directory")
         check_secrets("storage", self.storage, self.credential)
+        for name, table in self.tables.items():
+            if "://" in table.file:
+                check_url(["tables", name, "file"], table.file, "put the secret into `storage`, by `credential`")
         return self
-
-    def relative_to(self, directory: Path) -> Self:
-        """Return the tool with relative paths made relative to `directory`."""
-        made = super().relative_to(directory)
-        if made.directory is None:
-            return made
-        return made.model_copy(update={"directory": directory / made.directory})
 
 
 class RestResource(TableSettings, Format):
@@ -133,10 +128,8 @@ class RestTool(Tool):
     @model_validator(mode="after")
     def _check_secrets(self) -> RestTool:
         check_secrets("headers", self.headers, self.credential)
-        if urlsplit(self.url or "").password is not None:
-            raise refused(
-                ["url"], "a URL with a password", "set username, and say in `credential` where the password is"
-            )
+        check_url(["url"], self.url or "", "set username, and say in `credential` where the password is")
+        check_url(["token_url"], self.token_url or "", "set username, and say in `credential` where the password is")
         if self.username is not None and self.credential is None:
             raise refused(["username"], repr(self.username), "must have the key credential beside it, for the password")
         if self.token_url is not None and self.username is None:

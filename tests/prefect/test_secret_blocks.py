@@ -31,7 +31,8 @@ def test_a_job_in_a_process_reads_the_block_itself(executor: JobExecutor) -> Non
 def test_a_block_that_is_missing_or_no_text_is_named() -> None:
     """A block that does not exist or holds no text is a ConfigurationError, and does not show its value."""
     with pytest.raises(
-        ConfigurationError, match=r"^the credential in the Secret block nowhere is missing or empty: set"
+        ConfigurationError,
+        match=r"^the credential in the Secret block nowhere is missing or empty where",
     ):
         Credential(secret_block="nowhere").resolve()
     Secret(value={"user": "ada", "password": TOKEN}).save("pair", overwrite=True)

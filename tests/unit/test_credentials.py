@@ -12,7 +12,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from executor_adapter.config import Credential, RestTool, Settings, hidden, load_config, redacted
+from executor_adapter.config import Credential, RestTool, Settings, SqlTool, hidden, load_config, redacted
 from executor_adapter.exceptions import ConfigurationError
 
 SECRET = "s3same-open-Sesame"
@@ -60,9 +60,12 @@ def test_a_file_is_relative_to_the_configuration(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ({"env": "NO_TOKEN"}, "the credential in the variable NO_TOKEN is missing or empty: set it in the environment"),
-        ({"env": "EMPTY"}, "the credential in the variable EMPTY is missing or empty: set it in the environment"),
-        ({"file": "/nowhere/token"}, "the credential in the file /nowhere/token is missing or empty: set it on the"),
+        ({"env": "NO_TOKEN"}, "the credential in the variable NO_TOKEN is missing or empty where the job runs: set it"),
+        ({"env": "EMPTY"}, "the credential in the variable EMPTY is missing or empty where the job runs: set it"),
+        (
+            {"file": "/nowhere/token"},
+            "the credential in the file /nowhere/token is missing or empty where the job",
+        ),
         ({"file": "/"}, "the credential in the file / cannot be read: Is a directory"),
         ({"file": "/proc/self/exe"}, "the credential in the file /proc/self/exe is not UTF-8 text"),
     ],
@@ -172,6 +175,7 @@ def test_a_secret_that_was_read_is_redacted_where_it_is_escaped(
         ("http://h:80 is away: mail me@x", "http://h:80 is away: mail me@x"),
         ("tokenizer=a max_tokens=500 token_count=5", "tokenizer=a max_tokens=500 token_count=5"),
         ("AuthError: no answer", "AuthError: no answer"),
+        ("sas=abc; has=abc", "sas=(hidden); has=abc"),
     ],
 )
 def test_what_is_named_like_a_secret_is_redacted(text: str, shown: str) -> None:
@@ -189,7 +193,7 @@ def test_a_long_text_is_redacted_in_linear_time(part: str) -> None:
     assert len(hidden("query", text)) <= len(text)
 
 
-@pytest.mark.parametrize("key", ["account_key", "connection_string", "sig", "odbc_connect", "sas.sig"])
+@pytest.mark.parametrize("key", ["account_key", "connection_string", "sig", "odbc_connect", "sas.sig", "sas"])
 def test_values_with_the_name_of_a_secret_are_hidden(key: str) -> None:
     """The names of secrets of stores and databases are known; words that contain one are not secrets."""
     assert hidden(f"tools.orders.tables.t.arguments.{key}", "abc") == "(hidden)"
@@ -209,6 +213,8 @@ def test_values_with_the_name_of_a_secret_are_hidden(key: str) -> None:
             "headers.X-Api-Key: '{credential}' is not allowed: must have the key",
         ),
         ({"url": f"https://ada:{SECRET}@api"}, "url: a URL with a password is not allowed: set username"),
+        ({"url": f"https://api?sig={SECRET}"}, "url: a URL with a password is not allowed: set username"),
+        ({"token_url": f"https://a:{SECRET}@api"}, "token_url: a URL with a password is not allowed: set username"),
         ({"username": "ada"}, "username: 'ada' is not allowed: must have the key credential beside it"),
     ],
 )
@@ -221,3 +227,29 @@ def test_a_secret_in_the_configuration_is_refused(tmp_path: Path, fields: dict[s
         load_config(file)
     assert str(refused.value).startswith(f"{file}: tools.orders.{message}")
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"source": "files", "tables": {"t": {"file": f"ftp://ada:{SECRET}@h/orders.csv"}}},
+        {"source": "files", "tables": {"t": {"file": f"abfs://c/orders.csv?sas={SECRET}"}}},
+        {"source": "files", "storage": {"client": {"token": SECRET}}, "tables": {"t": {"file": "s3://b/orders.csv"}}},
+        {"source": "sql", "url": f"postgresql://h/d?password={SECRET}", "tables": {"t": {"table": "t"}}},
+        {"source": "sql", "url": f"mssql+pyodbc:///?odbc_connect=PWD%3D{SECRET}", "tables": {"t": {"table": "t"}}},
+        {"source": "sql", "url": f"mysql://root:a/{SECRET}?#b@h", "tables": {"t": {"table": "t"}}},
+    ],
+)
+def test_a_secret_in_a_url_is_refused_whatever_the_source_is(tmp_path: Path, described: Any) -> None:
+    """URLs of files and databases hold no more secrets than those of APIs do; options that are nested neither."""
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({"tools": {"orders": described}}))
+    with pytest.raises(ConfigurationError, match="is not allowed: ") as refused:
+        load_config(file)
+    assert SECRET not in str(refused.value)
+
+
+def test_a_url_that_names_a_method_is_not_refused() -> None:
+    """What only sounds like a secret, such as the way to sign in, may be in a URL."""
+    url = "snowflake://me@h/d?authenticator=externalbrowser&passfile=/etc/pgpass"
+    assert SqlTool.model_validate({"source": "sql", "url": url, "tables": {"t": {"table": "t"}}}).url == url

@@ -53,8 +53,8 @@ def test_a_served_file_runs_no_code(code: str, tmp_path: Path) -> None:
     ("text", "message"),
     [
         (f"lake: {LAUGHS}", "its aliases stand for more than 100,000 values: write them out"),
-        ("lake: &a [*a]", "an alias stands for what holds it: write it out"),
-        ("lake: &a {b: {c: *a}}", "an alias stands for what holds it: write it out"),
+        ("lake: &a [*a]", "its aliases stand for more than 100,000 values: write them out"),
+        ("lake: &a {b: {c: *a}}", "its aliases stand for more than 100,000 values: write them out"),
         (f"lake: {'[' * 5000}{']' * 5000}", "its values are nested too deeply: flatten them"),
     ],
 )
@@ -66,6 +66,31 @@ def test_a_file_that_stands_for_too_much_is_refused(
     file.write_text(text)
     with pytest.raises(ConfigurationError, match=message):
         read(file)
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    "value",
+    ["2026-13-45", "2026-01-01T99:00:00", "0x_", f"{'9' * 5000}", "!!int x", "!!bool x", "!!timestamp x", "!!map x"],
+)
+def test_a_value_that_there_is_not_is_refused(read: Callable[[Path], Any], value: str, tmp_path: Path) -> None:
+    """A month 13, a number without digits or of thousands of them, and the like are refused with line and column."""
+    file = tmp_path / "file.yaml"
+    file.write_text(f"lake: {value}\n")
+    with pytest.raises(ConfigurationError, match=r"file\.yaml: line 1, column 7: ") as refused:
+        read(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_keys_are_the_text_that_is_written(tmp_path: Path) -> None:
+    """`on` is a key like any other, and not `true`; a key that is a list is refused."""
+    file = tmp_path / "file.yaml"
+    file.write_text("on: 1\n")
+    with pytest.raises(ConfigurationError, match=r"file\.yaml: on is not a key"):
+        load_config(file)
+    file.write_text("tools: {? [1] : 2}\n")
+    with pytest.raises(ConfigurationError, match="found unhashable key"):
+        load_config(file)
 
 
 def test_aliases_are_allowed(tmp_path: Path) -> None:
