@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,6 +14,8 @@ from executor_adapter.config.tables import TableSettings
 from executor_adapter.config.tool import KINDS, Tool, check_url
 from executor_adapter.job import Count
 
+_READS = re.compile(r"(?is)(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*+(?:select|with)\b")
+
 
 class SqlTable(TableSettings):
     """Describes what is read from a database: a table, or the rows of a query."""
@@ -20,7 +23,7 @@ class SqlTable(TableSettings):
     table: str | None = None
     """The table, as `name` or `schema.name`."""
     query: str | None = None
-    """The query instead of a table; `:since` and `:until` in it stand for the bounds of the window."""
+    """The query instead of a table, a SELECT; `:since` and `:until` in it stand for the bounds of the window."""
     columns: Names = ()
     """The columns of the table that are read; none: all."""
     cursor: str | None = None
@@ -32,6 +35,8 @@ class SqlTable(TableSettings):
     def _check_source(self) -> Self:
         if (self.table is None) == (self.query is None):
             raise PydanticCustomError("source", "must have one of the keys table and query")
+        if self.query is not None and not _READS.match(self.query):
+            raise PydanticCustomError("source", "query must begin with SELECT or WITH: sources are only read")
         if self.query is not None and self.columns:
             raise PydanticCustomError("source", "columns goes with table: name the columns in the query")
         return self

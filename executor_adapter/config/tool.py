@@ -53,10 +53,7 @@ def check_secrets(key: str, values: Mapping[str, Any], credential: Credential | 
         if has_place and credential is None:
             raise refused([key, name], repr(value), f"must have the key credential beside {key}")
         if hidden(name, value) != value and not has_place:
-            why = (
-                'must be "{credential}", with or without text around it: a secret does not belong into the '
-                "configuration, so say in `credential` where it is"
-            )
+            why = 'must be "{credential}", with or without text around it: say in `credential` where the secret is'
             raise refused([key, name], "(hidden)", why)
 
 

@@ -54,6 +54,8 @@ class FilesTool(Tool):
     credential, as in `secret: "{credential}"`; a secret itself is refused here."""
     credential: Credential | None = None
     """Where the secret of the storage is; null: it needs none."""
+    max_bytes: Count = Field(default=100 << 30, ge=1)
+    """Bytes of one file, as it is and also unpacked; more are an error."""
     tables: dict[Name, FileTable] = Field(min_length=1, description="a mapping of table names to {file: ...}")
 
     @model_validator(mode="after")
@@ -119,6 +121,9 @@ class RestTool(Tool):
     """Seconds to wait for a response."""
     request_rate: Seconds | None = None
     """Requests in a second, of all jobs of the tool on this machine together; null: no limit."""
+    allowed_hosts: Names = ()
+    """Hosts beside that of `url`, as `host` or `host:port`, to which a redirect or a next page may lead: they get no
+    credentials. Addresses that are link-local never."""
     max_bytes: Count = Field(default=1 << 30, ge=1)
     """Bytes of one answer, as they are received and also unpacked; more are an error."""
     days: Count = Field(default=1, ge=0)

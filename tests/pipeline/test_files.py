@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from executor_adapter.pipeline import Landing, Window
 from executor_adapter.pipeline.sources import files
 from executor_adapter.pipeline.sources.files import find_files, land_file
 from executor_adapter.pipeline.sources.reading import divide, read_rows
+
+OTHER_PLACES = ("https://h/a.csv", "file:///a.csv", "simplecache::s3://b/a.csv", "s3://b/a.csv::s3://b/b.csv")
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +64,10 @@ def test_a_pattern_means_files(inbox: Path) -> None:
     assert names(tool("a.csv", directory=inbox)) == ["a.csv"]
     assert names(tool("*.csv", directory=inbox)) == ["a.csv", "b.csv"]
     assert names(tool("**/*.csv", directory=inbox)) == ["a.csv", "b.csv", "old/c.csv"]
-    assert names(tool(f"file://{inbox}/[ab].csv")) == ["a.csv", "b.csv"]
+    assert names(tool("[ab].csv", directory=inbox)) == ["a.csv", "b.csv"]
+    (inbox / "[1]").mkdir()
+    (inbox / "[1]" / "e.csv").write_text("n\n1\n")
+    assert names(tool("*.csv", directory=inbox / "[1]")) == ["e.csv"]
 
 
 def test_files_are_copied_as_they_are(inbox: Path, tmp_path: Path) -> None:
@@ -101,21 +107,101 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(
 
 
 def test_what_is_not_there_is_a_configuration_error(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing file, package, scheme or library is a mistake of the configuration, and says what to do."""
+    """A missing package, scheme or library is a mistake of the configuration, and says what to do."""
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for described, said in (
-        (tool("x.csv", directory=inbox), f"{inbox}/x.csv does not exist: correct tables.t.file, or create the file"),
-        (tool("*.xls", directory=inbox), f"{inbox}/*.xls matches no file: correct tables.t.file, or create the file"),
         (tool("a.csv", package="no_such"), "package no_such is not installed: pip install no_such"),
         (
             tool("gs://b/a.csv"),
-            "gs:// needs a package that is not installed: pip install 'prefect-executor-adapter[gcs]'",
+            "gs:// needs a package that is not installed: Please install gcsfs to access Google Storage",
         ),
         (tool("what://b/a.csv"), "what://b/a.csv: Protocol not known: what"),
+        *((tool(url), f"{url} is not allowed: name a folder in `directory`, a web server by") for url in OTHER_PLACES),
     ):
         error = failure(described)
-        assert (error.error_code, str(error)) == ("CONFIGURATION_ERROR", said)
-    assert failure(tool("x.csv", directory=inbox), Window(name="x.csv")).error_code == "CONFIGURATION_ERROR"
+        assert (error.error_code, str(error)[: len(said)]) == ("CONFIGURATION_ERROR", said)
+
+
+def test_what_is_not_there_yet_is_waited_for(inbox: Path, tmp_path: Path) -> None:
+    """A file or folder that is missing, or an empty folder, is an error that is retried."""
+    wait = "wait until it is there, or correct tables.t.file"
+    for described, said in (
+        (tool("x.csv", directory=inbox), f"{inbox}/x.csv does not exist: {wait}"),
+        (tool("*.xls", directory=inbox), f"{inbox}/*.xls matches no file: {wait}"),
+        (tool("*.csv", directory=tmp_path / "no" / "where"), f"{tmp_path}/no/where/*.csv matches no file: {wait}"),
+    ):
+        error = failure(described)
+        assert (error.error_code, str(error)) == ("SOURCE_UNAVAILABLE", said)
+    assert failure(tool("x.csv", directory=inbox), Window(name="x.csv")).error_code == "SOURCE_UNAVAILABLE"
+
+
+def test_a_pattern_means_no_unfinished_file(tmp_path: Path) -> None:
+    """Hidden files, and those that are still written, are passed over, also where the pattern is a star."""
+    for name in (".hidden.csv", "a.csv", "b.csv.part", "c.csv.tmp", "d.csv.filepart", ".hidden/e.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("n\n1\n")
+    assert names(tool("**/*", directory=tmp_path)) == ["a.csv"]
+    assert names(tool("b.csv.part", directory=tmp_path)) == ["b.csv.part"]
+
+
+def test_a_link_out_of_the_directory_is_refused(inbox: Path, tmp_path: Path) -> None:
+    """Whoever can put a link into an inbox gets no other file into the lake; a link inside it is followed."""
+    secret = tmp_path / "secret.csv"
+    secret.write_text("n\nsecret\n")
+    (inbox / "out").symlink_to(tmp_path)
+    (inbox / "d.csv").symlink_to(secret)
+    (inbox / "e.csv").symlink_to(inbox / "a.csv")
+    for file in ("d.csv", "out/secret.csv", "../secret.csv", str(secret)):
+        described = tool(file, directory=inbox)
+        error = failure(described, find_files(described, "t")[0])
+        assert (error.error_code, f"leads out of {inbox}" in str(error)) == ("CONFIGURATION_ERROR", True)
+    described = tool("*.csv", directory=inbox)
+    error = failure(described, Window(name="d.csv"))
+    assert f"{inbox}/d.csv leads out of {inbox}: put the file itself there" in str(error)
+    (landing,) = land(tmp_path / "lake", tool("e.csv", directory=inbox))
+    assert landing.path_of(landing.files[0]).read_text() == "n\na.csv\n"
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_refused_before_it_blocks(inbox: Path) -> None:
+    """A FIFO, a socket and a folder under a fixed name are refused; a pattern passes over them."""
+    os.mkfifo(inbox / "f.csv")
+    (inbox / "g.csv").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(inbox / "h.csv"))
+        assert names(tool("*.csv", directory=inbox)) == ["a.csv", "b.csv"]
+        for name in ("f.csv", "g.csv", "h.csv"):
+            error = failure(tool(name, directory=inbox), Window(name=name))
+            assert (error.error_code, f"{name} is not a file" in str(error)) == ("CONFIGURATION_ERROR", True)
+
+
+def test_names_are_paths(inbox: Path, tmp_path: Path) -> None:
+    """A name is never taken for a chain of file systems, and what a terminal would obey in it is escaped."""
+    evil = ["a.csv::b.csv", "e\x1b[31m\nz.csv", os.fsdecode(b"x\xff.csv"), "{n}%41.csv"]
+    for name in evil:
+        (inbox / name).write_text(f"n\n{evil.index(name)}\n")
+    landings = land(tmp_path / "lake", tool("*.csv", directory=inbox))
+    found = {each.manifest.window.name: each.path_of(each.files[0]).read_text() for each in landings}
+    assert found == {
+        "a.csv": "n\na.csv\n",
+        "b.csv": "n\nb.csv\n",
+        "a.csv::b.csv": "n\n0\n",
+        "e\u241b[31m\u240az.csv": "n\n1\n",
+        "x\\udcff.csv": "n\n2\n",
+        "{n}%41.csv": "n\n3\n",
+    }
+    assert all(each.files[0].origin.isprintable() for each in landings)
+    (inbox / "e\u241b[31m\u240az.csv").write_text("another")
+    assert failure(tool("*.csv", directory=inbox)).error_code == "DATA_ERROR"
+
+
+def test_a_large_file_is_refused(inbox: Path, tmp_path: Path) -> None:
+    """A file with more than `max_bytes` is an error that is not retried, and leaves nothing."""
+    described = tool("a.csv", directory=inbox, max_bytes=7)
+    with pytest.raises(DataCollectionException, match="has more than 7 bytes: raise max_bytes") as caught:
+        land(tmp_path / "lake", described)
+    assert caught.value.error_code == "DATA_ERROR"
+    assert land(tmp_path / "lake", tool("a.csv", directory=inbox, max_bytes=8))
 
 
 def test_settings_that_contradict_are_refused() -> None:
@@ -123,7 +209,7 @@ def test_settings_that_contradict_are_refused() -> None:
     for fields in ({"package": "p", "directory": Path()}, {}):
         with pytest.raises(ConfigurationError, match="must have one of the keys package and directory"):
             tool("a.csv", **fields)
-    with pytest.raises(ConfigurationError, match="a secret does not belong into the configuration"):
+    with pytest.raises(ConfigurationError, match="say in `credential` where the secret is"):
         FilesTool(source="files", storage={"secret": "s"}, tables={"t": FileTable(file="s3://b/a.csv")})
     with pytest.raises(ConfigurationError, match="with period, partition must be one column, a date"):
         FileTable(file="a.csv", partition=("a", "b"), period="month")
@@ -183,9 +269,9 @@ def test_an_object_store_is_read(s3: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_the_errors_of_an_object_store_have_codes(s3: dict[str, Any]) -> None:
-    """What is missing is a configuration error, a server that is away a network error; no secret is shown."""
+    """What is missing may still come, a server that is away a network error; no secret is shown."""
     described = tool("s3://nowhere/in/*.csv", storage=options(s3))
-    assert failure(described).error_code == "CONFIGURATION_ERROR"
+    assert failure(described).error_code == "SOURCE_UNAVAILABLE"
     away = options(s3) | {"endpoint_url": "http://127.0.0.1:9"}
     error = failure(tool("s3://bucket/a.csv", storage=away | {"config_kwargs": {"retries": {"max_attempts": 0}}}))
     assert error.error_code == "NETWORK_ERROR"

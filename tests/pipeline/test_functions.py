@@ -78,7 +78,7 @@ def test_a_source_of_dlt_is_a_tool(tmp_path: Path) -> None:
         ("no_such_module:f", "CONFIGURATION_ERROR", "cannot be imported"),
         ("json:__name__", "CONFIGURATION_ERROR", "is not a function"),
         ("no_rows", "DATA_ERROR", "returned int: return an iterable of objects"),
-        ("wrong_rows", "DATA_ERROR", "gave 'text': give mappings with keys, or Arrow tables"),
+        ("wrong_rows", "DATA_ERROR", "gave str: give mappings with keys, or Arrow"),
     ],
 )
 def test_what_is_no_source_is_refused(tmp_path: Path, name: str, code: str, said: str) -> None:

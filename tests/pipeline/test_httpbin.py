@@ -120,6 +120,6 @@ def test_a_token_is_sent_and_does_not_follow_a_redirect(
     assert row["authenticated"] == "true"
     other = httpbin.replace("127.0.0.1", "localhost")
     resource = {"path": "/redirect-to", "params": {"url": f"{other}/headers"}, "records": "headers"}
-    (headers,) = collect(tmp_path / "other", tool(httpbin, **secret, resource=resource))
+    (headers,) = collect(tmp_path / "other", tool(httpbin, **secret, resource=resource, allowed_hosts=["localhost"]))
     assert "Authorization" not in headers
     assert headers["Host"].startswith("localhost")

@@ -106,7 +106,7 @@ def test_a_source_can_start_anew(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
         receive(tmp_path, [b"1", b"2"], fail_after=1)
     with receiving(tmp_path, "shop", "orders", MONTH, fingerprint="f") as receiver:
-        assert receiver.is_resumed
+        assert receiver.files
         receiver.restart()
         receiver.add(".csv", [b"new"], origin="x")
     assert [file.name for file in landing(tmp_path).files] == ["00001.csv"]

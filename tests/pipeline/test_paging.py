@@ -208,7 +208,7 @@ def test_a_next_page_at_another_origin_is_refused(tmp_path: Path) -> None:
     with serving(lambda _: as_json(ITEMS, Link='<http://other.example/items>; rel="next"')) as api:
         error = failure(tmp_path, tool(api.url, paging={"by": "link"}))
     assert error.error_code == "CONFIGURATION_ERROR"
-    assert "at another origin, http://other.example/items" in str(error)
+    assert "is at another host, http://other.example/items: name it in allowed_hosts" in str(error)
 
 
 def test_wrong_paging_is_a_configuration_error(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def test_what_is_no_data_is_a_data_error(tmp_path: Path, body: bytes, content_ty
     assert said in str(error)
 
 
+def test_a_charset_that_there_is_not_is_a_configuration_error(tmp_path: Path) -> None:
+    """What an answer says of its charset may be nonsense, or an encoding that is none of text."""
+    for charset in ("nonsense", "hex"):
+        error = answered(tmp_path, (200, {"Content-Type": "text/csv"}, b"a,b\n1,2\n"), resource={"encoding": charset})
+        assert (error.error_code, "is not an encoding" in str(error)) == ("CONFIGURATION_ERROR", True)
+
+
 def test_a_packing_that_was_not_asked_for_is_a_data_error(tmp_path: Path) -> None:
     """An answer that is packed in another way than gzip is named."""
     headers = {"Content-Type": "application/json", "Content-Encoding": "br"}
@@ -133,6 +140,7 @@ def test_a_gzip_bomb_is_an_error(tmp_path: Path) -> None:
         (raw_json(b"9\r\n" + BODY[:5], "Transfer-Encoding: chunked"), "NETWORK_ERROR"),
         (raw_json(b"zz\r\n" + BODY, "Transfer-Encoding: chunked"), "NETWORK_ERROR"),
         (raw_json(BODY[:5]), "NETWORK_ERROR"),
+        (raw_json(BODY, f"X-Long: {'x' * 1_000_000}"), "NETWORK_ERROR"),
         (Raw([b""]), "NETWORK_ERROR"),
         (Raw([b"SSH-2.0-OpenSSH_9.6\r\n"]), "NETWORK_ERROR"),
     ],

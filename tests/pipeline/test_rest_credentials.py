@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +16,7 @@ import httpx
 import pytest
 
 from executor_adapter.config import RestTool, redacted
-from executor_adapter.pipeline.sources.rest.authentication import Authentication
-from executor_adapter.pipeline.sources.rest.rate import RequestRate
+from executor_adapter.pipeline.sources.rest.client import Authentication, RequestRate
 from tests.pipeline.hostile_server import Answer, Api, Request, as_json, serving
 from tests.pipeline.rest import collect, failure, land, tool
 from tests.waiting import PATIENCE
@@ -61,6 +63,16 @@ def sent(request: Request, kind: str) -> dict[str, str | None]:
     return {name: request.headers.get(name) for name in KINDS[kind][1]}
 
 
+def only(name: str) -> Callable[..., Any]:
+    """Return a `getaddrinfo` that knows a link-local address of one name, and all others as ever."""
+    known = socket.getaddrinfo
+
+    def look_up(host: Any, *more: Any, **named: Any) -> Any:
+        return known("169.254.169.254" if host == name else host, *more, **named)
+
+    return look_up
+
+
 def items(api: Api) -> list[Request]:
     return [request for request in api.requests if request.path != "/token"]
 
@@ -77,7 +89,7 @@ def test_credentials_are_sent_to_the_api(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_credentials_do_not_follow_a_redirect(tmp_path: Path, kind: str) -> None:
-    """A redirect to another origin is followed without any header of the tool's; one to the API's own with all."""
+    """A redirect to an allowed host is followed without any header of the tool's; one to the API's own with all."""
     with serving(lambda _: as_json([{"id": 1}])) as other:
 
         def respond(request: Request) -> Answer:
@@ -86,24 +98,78 @@ def test_credentials_do_not_follow_a_redirect(tmp_path: Path, kind: str) -> None
             return 302, {"Location": f"{other.url}/file"}, b""
 
         with serving(with_tokens(respond)) as api:
-            assert collect(tmp_path, described(api.url, kind)) == [{"id": "1"}]
+            allowed = [other.url.removeprefix("http://")]
+            assert collect(tmp_path, described(api.url, kind, allowed_hosts=allowed)) == [{"id": "1"}]
     assert [sent(request, kind) for request in items(api)] == [KINDS[kind][1]] * 2
     assert [sent(request, kind) for request in other.requests] == [dict.fromkeys(KINDS[kind][1])]
     assert SECRET not in str([request.headers for request in other.requests])
 
 
 def test_a_body_does_not_follow_a_redirect(tmp_path: Path) -> None:
-    """A POST whose body would go to another origin is refused; endless redirects are too."""
+    """A POST whose body would go to another origin is refused, be it allowed; endless redirects are too."""
     with serving(lambda _: as_json([])) as other:
+        post = {"allowed_hosts": ["127.0.0.1"], "resource": {"method": "POST", "body": {"a": 1}}}
         for location, said in (
             (f"{other.url}/x", "redirects a POST with its body to another origin"),
             ("/items", "redirects more than 5 times"),
         ):
             with serving(lambda _: (307, {"Location": location}, b"")) as api:  # noqa: B023
-                error = failure(tmp_path, tool(api.url, resource={"method": "POST", "body": {"a": 1}}))
+                error = failure(tmp_path, tool(api.url, **post))
             assert error.error_code == "CONFIGURATION_ERROR"
             assert said in str(error)
     assert other.requests == []
+
+
+@pytest.mark.parametrize("paging", [{"by": "none"}, {"by": "url", "next": "next"}])
+def test_an_answer_leads_to_no_host_that_is_not_allowed(tmp_path: Path, paging: Any) -> None:
+    """A redirect and a next page to another host or port are refused and named; with allowed_hosts they are followed.
+
+    One to a link-local address is refused in either case, also by a name or in the form of IPv6.
+    """
+    targets = {"https://other.example/x": "name it in allowed_hosts"}
+    targets |= dict.fromkeys(("http://169.254.169.254/x", "http://[fe80::1]/x"), "a link-local address")
+    targets["http://[::ffff:169.254.169.254]/x"] = "a link-local address"
+    with serving(lambda _: as_json({"next": None, "items": [{"id": 2}]})) as other:
+        port = other.url.rpartition(":")[2]
+        for number, (target, said) in enumerate({f"{other.url}/x": "name it in allowed_hosts", **targets}.items()):
+
+            def respond(_: Request, target: str = target) -> Answer:
+                if paging["by"] == "none":
+                    return 302, {"Location": target}, b""
+                return as_json({"next": target, "items": [{"id": 1}]})
+
+            allowed = ["169.254.169.254", "fe80::1", "::ffff:169.254.169.254"]
+            with serving(respond) as api:
+                asked = {"paging": paging, "resource": {"records": "items"}}
+                error = failure(tmp_path / str(number), tool(api.url, allowed_hosts=allowed, **asked))
+                assert (error.error_code, said in str(error)) == ("CONFIGURATION_ERROR", True), str(error)
+                if target.startswith(other.url):
+                    assert other.requests == []
+                    found = collect(tmp_path / "allowed", tool(api.url, allowed_hosts=[f"127.0.0.1:{port}"], **asked))
+                    assert {"id": "2"} in found
+
+
+def test_a_name_of_a_link_local_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is the address that a name stands for."""
+    monkeypatch.setattr(socket, "getaddrinfo", only("metadata.example"))
+    with serving(lambda _: (302, {"Location": "http://metadata.example/x"}, b"")) as api:
+        error = failure(tmp_path, tool(api.url, allowed_hosts=["metadata.example"]))
+    assert "a link-local address" in str(error)
+
+
+def test_cookies_stay_with_their_origin(tmp_path: Path) -> None:
+    """The API gets its cookies back, and none of another port of its host, which gets none."""
+    with serving(lambda _: (200, {"Content-Type": "application/json", "Set-Cookie": "b=2"}, b'[{"id": 1}]')) as other:
+
+        def respond(request: Request) -> Answer:
+            if request.query["offset"] == "0":
+                return 302, {"Location": f"{other.url}/x", "Set-Cookie": "a=1"}, b""
+            return as_json([])
+
+        with serving(respond) as api:
+            collect(tmp_path, tool(api.url, paging={"by": "offset"}, allowed_hosts=["127.0.0.1"]))
+    assert [request.headers.get("cookie") for request in api.requests] == [None, "a=1"]
+    assert other.requests[0].headers.get("cookie") is None
 
 
 def test_a_token_that_was_revoked_is_replaced_once(tmp_path: Path) -> None:
@@ -124,9 +190,27 @@ def test_a_token_that_was_revoked_is_replaced_once(tmp_path: Path) -> None:
 
 def test_a_refused_or_strange_token_is_an_error(tmp_path: Path) -> None:
     """What the token's server refuses, and an answer without a token, are configuration errors."""
-    for answer in ((401, {}, b""), as_json({"error": "no"}), as_json([])):
+    for answer in ((401, {}, b""), as_json({"error": "no"}), as_json([]), as_json({"access_token": "a\nb"})):
         with serving(lambda _: answer) as api:  # noqa: B023
             assert failure(tmp_path, described(api.url, "oauth2")).error_code == "CONFIGURATION_ERROR"
+
+
+def test_a_large_answer_for_a_token_is_refused(tmp_path: Path) -> None:
+    """What the token's server sends is bounded, and not unpacked: a few kilobytes may stand for gigabytes."""
+    large = json.dumps({"access_token": "x" * (2 << 20)}).encode()
+    for number, (headers, body) in enumerate((({}, large), ({"Content-Encoding": "gzip"}, gzip.compress(large)))):
+        with serving(lambda _: (200, headers, body)) as api:  # noqa: B023
+            error = failure(tmp_path / str(number), described(api.url, "oauth2"))
+        assert error.error_code in {"DATA_ERROR", "CONFIGURATION_ERROR"}
+        assert len(str(error)) < 1000
+
+
+def test_a_secret_at_the_end_of_what_is_shown_is_hidden(tmp_path: Path) -> None:
+    """An answer is cut after its secrets are hidden: a part of one would not be known."""
+    for before in (180, 195, 65_536 - 5):
+        with serving(lambda _: (400, {}, b"x" * before + b" " + SECRET.encode())) as api:  # noqa: B023
+            error = failure(tmp_path / str(before), described(api.url, "bearer"))
+        assert SECRET[:4] not in str(error)
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
@@ -157,7 +241,7 @@ def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
     """Processes that share a rate take turns too."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from executor_adapter.pipeline.sources.rest.rate import RequestRate\n"
+        "from executor_adapter.pipeline.sources.rest.client import RequestRate\n"
         "for _ in range(20): print(RequestRate(Path(sys.argv[1]), 10.0).take(0.0))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "rate")]

@@ -30,6 +30,16 @@ def zipped(**members: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def damaged(compression: int) -> bytes:
+    """Return an archive in whose member some bytes are others."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr("a.csv", PLAIN * 999)
+    content = bytearray(buffer.getvalue())
+    content[50:60] = b"\xff" * 10
+    return bytes(content)
+
+
 def encrypted() -> bytes:
     """Return an archive whose member says that it is encrypted, as unpackers see it."""
     content = bytearray(zipped(a_csv=PLAIN))
@@ -63,9 +73,11 @@ def test_a_member_is_chosen(tmp_path: Path) -> None:
         (zipped(a_csv=PLAIN * 99)[:-60], ".zip", "the archive is broken"),
         (gzip.compress(PLAIN * 99)[:-4], ".csv.gz", "the archive is broken"),
         (gzip.compress(PLAIN)[:-8] + b"\0" * 8, ".csv.gz", "the archive is broken"),
+        (damaged(zipfile.ZIP_LZMA), ".zip", "the archive is broken"),
+        (damaged(zipfile.ZIP_BZIP2), ".zip", "the archive is broken"),
         (b"PAR1 is not all of it", ".parquet", "is not Parquet"),
     ],
-    ids=["encrypted", "cut ZIP", "cut gzip", "damaged gzip", "cut Parquet"],
+    ids=["encrypted", "cut ZIP", "cut gzip", "damaged gzip", "damaged LZMA", "damaged bzip2", "cut Parquet"],
 )
 def test_broken_files_are_data_errors(tmp_path: Path, content: bytes, suffix: str, said: str) -> None:
     """An encrypted, cut off or damaged file is a DATA_ERROR: it cannot get better."""

@@ -1,4 +1,4 @@
-"""The source of files: of an installed package, a folder, or anywhere that fsspec reaches (s3://, gs://, abfs://).
+"""The source of files: of an installed package, a folder, or a store that fsspec reaches (s3://, gs://, abfs://).
 
 Each file is a window by itself, so a new file is one more landing, and an unchanged one is not copied again.
 """
@@ -7,42 +7,50 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import fsspec
 
-from executor_adapter.config import FilesTool
+from executor_adapter.config import FilesTool, redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline.disk import checksum_of, explained
+from executor_adapter.pipeline.disk import explained
 from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.sources.landing import Landing, find_landing, receiving
+from executor_adapter.pipeline.sources.landing import LandedFile, Landing, find_landing, receiving
 from executor_adapter.pipeline.sources.unpacking import CHUNK
 from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.terminal import escaped
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
-_GLOB = frozenset("*?[")
+UNFINISHED = (".part", ".tmp", ".filepart", ".crdownload")
+"""How the names of files end that somebody is still writing. A pattern passes over them, and over hidden ones."""
+_OTHERS = {"file", "local", "http", "https"}
+"""Schemes that are described in another way."""
 
 
 def find_files(tool: FilesTool, table: str) -> list[Window]:
     """Return a window for each file that the table's `file` means, in the order of their names.
 
+    What a terminal would obey in a name, or not be able to show, is escaped in the name of the window.
+
     Raises:
-        DataCollectionException: CONFIGURATION_ERROR, there is none; NETWORK_ERROR or API_ERROR, see `error_codes`.
+        DataCollectionException: SOURCE_UNAVAILABLE, there is none (yet); CONFIGURATION_ERROR, NETWORK_ERROR or
+            API_ERROR, see `error_codes`; DATA_ERROR, two names are the same when they are escaped.
     """
-    pattern, root = _pattern(tool, table), _root(tool, table)
-    system, path = _system(tool, pattern)
-    with _explained(pattern):
-        is_pattern = bool(_GLOB & set(path))
-        found = sorted(system.glob(path)) if is_pattern else [path] if system.exists(path) else []
-        found = [each for each in found if not is_pattern or system.isfile(each)]
-    if not found:
-        lack = "matches no file" if is_pattern else "does not exist"
-        raise _configuration_error(f"{pattern} {lack}: correct tables.{table}.file, or create the file")
-    return [Window(name=_relative(each, root)) for each in found]
+    place = _Place(tool, tool.tables[table].file)
+    with _explained(str(place)):
+        names = [escaped(name) for name in place.names()]
+    if not names:
+        lack = "matches no file" if place.is_pattern else "does not exist"
+        raise _error(f"{place} {lack}: wait until it is there, or correct tables.{table}.file", "SOURCE_UNAVAILABLE")
+    if len(set(names)) < len(names):
+        raise _error(f"{place}: the names of two files differ in control characters alone: rename one", "DATA_ERROR")
+    return [Window(name=name) for name in names]
 
 
 def land_file(root: Path, tool_name: str, tool: FilesTool, table: str, window: Window) -> Landing:
@@ -56,31 +64,105 @@ def land_file(root: Path, tool_name: str, tool: FilesTool, table: str, window: W
         window: one of `find_files`.
 
     Raises:
-        DataCollectionException: as `find_files`; COLLECTION_ERROR, the file changed while it was copied.
+        DataCollectionException: as `find_files`; CONFIGURATION_ERROR, it is not a file, or a link that leads out of the
+            directory; DATA_ERROR, it is larger than `max_bytes`; COLLECTION_ERROR, it changed while it was copied.
     """
-    place = _place(tool, table, window)
-    system, path = _system(tool, place)
-    with _explained(place):
-        fingerprint = _fingerprint(system, path)
+    place = _Place(tool, tool.tables[table].file)
+    origin = f"{place.shown_root}/{window.name}"
+    with _explained(origin), place.opened(window.name) as (file, size, fingerprint, is_same):
         existing = find_landing(root, tool_name, table, window, fingerprint)
         if existing is not None:
-            log("%s: not changed", place)
+            log("%s: not changed", origin)
             return existing
         with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
             receiver.restart()
-            with system.open(path, "rb") as file:
-                receiver.add(_suffixes(path), _chunks(cast(IO[bytes], file), system.size(path)), origin=place)
-            if _fingerprint(system, path) != fingerprint:
-                raise DataCollectionException(f"{place} changed while it was copied: wait until it is whole")
-    landing = find_landing(root, tool_name, table, window, fingerprint)
-    assert landing is not None
-    log("%s: %d bytes", place, landing.files[0].size)
+            chunks = _chunks(file, size, origin, tool.max_bytes)
+            if not is_same(receiver.add(_suffixes(window.name), chunks, origin=origin)):
+                raise DataCollectionException(f"{origin} changed while it was copied: wait until it is whole")
+    landing = receiver.landing
+    log("%s: %d bytes", origin, landing.files[0].size)
     return landing
 
 
-def _pattern(tool: FilesTool, table: str) -> str:
-    file = tool.tables[table].file
-    return file if "://" in file else str(_folder(tool) / file)
+Opened = tuple[IO[bytes], int | None, str, Callable[[LandedFile], bool]]
+"""A file, its size in bytes, what identifies its content, and what says whether that is what was landed of it."""
+
+
+class _Place:
+    """The files that a path, a pattern or a URL means."""
+
+    def __init__(self, tool: FilesTool, file: str) -> None:
+        self._tool = tool
+        self._scheme = file.partition("://")[0] if "://" in file else ""
+        self._folder = Path() if self._scheme else _folder(tool)
+        if self._scheme:
+            self._system, file = _system(tool, self._scheme, file)
+        *folders, _ = parts = file.split("/")
+        fixed = list(takewhile(lambda part: not _is_pattern(part), folders))
+        self._root, self._pattern = str(self._folder / "/".join(fixed)), "/".join(parts[len(fixed) :])
+        self.is_pattern = _is_pattern(self._pattern)
+
+    def __str__(self) -> str:
+        return escaped(f"{self.shown_root}/{self._pattern}")
+
+    @property
+    def shown_root(self) -> str:
+        """The folder that the names of the files begin in, for people."""
+        return f"{self._scheme}://{self._root}" if self._scheme else self._root
+
+    def names(self) -> list[str]:
+        """Return the files, by their path below the root, in order."""
+        path = f"{self._root}/{self._pattern}"
+        if not self.is_pattern:
+            return [self._pattern] if self._exists(path) else []
+        if self._scheme:
+            found = [each for each in self._system.glob(path) if self._system.isfile(each)]
+        else:
+            found = [str(each) for each in Path(self._root).glob(self._pattern) if each.is_file()]
+        names = [each.removeprefix(self._root).lstrip("/") for each in found]
+        return sorted(each for each in names if not _is_passed_over(each))
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Opened]:
+        """Open one of `names`, which may be escaped."""
+        path = f"{self._root}/{name}"
+        if not self._exists(path):
+            names = {escaped(each): each for each in self.names()}
+            if name not in names:
+                raise FileNotFoundError(name)
+            path = f"{self._root}/{names[name]}"
+        if self._scheme:
+            with self._system.open(path, "rb") as file:
+                content = _remote_content(self._system, path)
+                yield file, self._system.size(path), content, lambda _: content == _remote_content(self._system, path)
+            return
+        with self._open_local(Path(path)) as local:
+            # Not the time: reinstalling a package changes the time of its files and not what is in them.
+            content = f"sha256 {hashlib.file_digest(local, 'sha256').hexdigest()}"
+            local.seek(0)
+            size = os.fstat(local.fileno()).st_size
+            yield local, size, content, lambda landed: content == f"sha256 {landed.checksum}"
+
+    def _exists(self, path: str) -> bool:
+        return bool(self._system.exists(path)) if self._scheme else os.path.lexists(path)
+
+    def _open_local(self, path: Path) -> BufferedReader:
+        real = path.resolve(strict=True)
+        # The links of a package are made by what has installed it.
+        if self._tool.package is None and not real.is_relative_to(self._folder.resolve()):
+            raise _error(f"{path} leads out of {self._folder}: put the file itself there", "CONFIGURATION_ERROR")
+        if not real.is_file():
+            raise _error(f"{path} is not a file: name a file, or a pattern of files", "CONFIGURATION_ERROR")
+        # Between the two somebody may have put a link or a FIFO there.
+        return open(real, "rb", opener=lambda place, flags: os.open(place, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+
+
+def _is_pattern(path: str) -> bool:
+    return not {"*", "?", "["}.isdisjoint(path)
+
+
+def _is_passed_over(name: str) -> bool:
+    return name.endswith(UNFINISHED) or any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _folder(tool: FilesTool) -> Path:
@@ -88,39 +170,21 @@ def _folder(tool: FilesTool) -> Path:
         return tool.directory
     spec = importlib.util.find_spec(tool.package or "")
     if spec is None or not spec.submodule_search_locations:
-        raise _configuration_error(f"package {tool.package} is not installed: pip install {tool.package}")
+        raise _error(f"package {tool.package} is not installed: pip install {tool.package}", "CONFIGURATION_ERROR")
     return Path(spec.submodule_search_locations[0])
 
 
-def _root(tool: FilesTool, table: str) -> str:
-    """Return the part of the pattern's path before its first wildcard, up to a folder."""
-    pattern = _pattern(tool, table)
-    path = _system(tool, pattern)[1]
-    before = path[: next((place for place, char in enumerate(path) if char in _GLOB), len(path))]
-    return before.rpartition("/")[0]
-
-
-def _relative(path: str, root: str) -> str:
-    return path.removeprefix(root).lstrip("/")
-
-
-def _place(tool: FilesTool, table: str, window: Window) -> str:
-    pattern = _pattern(tool, table)
-    scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
-    return f"{scheme}{_root(tool, table)}/{window.name}"
-
-
-def _system(tool: FilesTool, place: str) -> tuple[Any, str]:
-    """Return the file system of a path or URL, and its path there."""
-    scheme = place.partition("://")[0] if "://" in place else "file"
+def _system(tool: FilesTool, scheme: str, url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and its path there."""
+    if scheme in _OTHERS or "::" in url:
+        way = "name a folder in `directory`, a web server by source: rest, or a store as in s3://bucket/*.csv"
+        raise _error(f"{url} is not allowed: {way}", "CONFIGURATION_ERROR")
     try:
-        system, path = fsspec.core.url_to_fs(place, **_options(tool))
+        system, path = fsspec.core.url_to_fs(url, **_options(tool))
     except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        hint = f"pip install 'prefect-executor-adapter[{extra}]'" if extra else str(error)
-        raise _configuration_error(f"{scheme}:// needs a package that is not installed: {hint}") from None
+        raise _error(f"{scheme}:// needs a package that is not installed: {error}", "CONFIGURATION_ERROR") from None
     except ValueError as error:
-        raise _configuration_error(f"{place}: {error}") from None
+        raise _error(f"{url}: {error}", "CONFIGURATION_ERROR") from None
     return system, path
 
 
@@ -134,11 +198,8 @@ def _options(tool: FilesTool) -> dict[str, Any]:
     }
 
 
-def _fingerprint(system: Any, path: str) -> str:
-    """Return what identifies the content: the checksum of a local file, else what the server says of it."""
-    if "file" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,)):
-        # Not the time: reinstalling a package changes the time of its files and not what is in them.
-        return f"sha256 {checksum_of(Path(path))}"
+def _remote_content(system: Any, path: str) -> str:
+    """Return what identifies the content of an object: what the server says of it."""
     system.invalidate_cache()
     info = system.info(path)
     said = {
@@ -147,11 +208,13 @@ def _fingerprint(system: Any, path: str) -> str:
     return "remote " + hashlib.sha256(repr(sorted(said.items())).encode()).hexdigest()
 
 
-def _chunks(file: IO[bytes], size: int | None) -> Iterator[bytes]:
+def _chunks(file: IO[bytes], size: int | None, origin: str, limit: int) -> Iterator[bytes]:
     done = 0
     while chunk := file.read(CHUNK):
-        yield chunk
         done += len(chunk)
+        if max(done, size or 0) > limit:
+            raise _error(f"{origin} has more than {limit:,} bytes: raise max_bytes", "DATA_ERROR")
+        yield chunk
         progress(done, size, "bytes")
 
 
@@ -163,19 +226,18 @@ def _suffixes(path: str) -> str:
 
 @contextmanager
 def _explained(place: str) -> Iterator[None]:
-    """Raise what a file system refuses with its code, as one line."""
+    """Raise what a file system refuses with its code, as one line without control characters and secrets."""
     try:
         with explained(Path(place)):
             yield
     except FileNotFoundError:
-        raise _configuration_error(f"{place} does not exist: correct its path, or create it") from None
-    except DataCollectionException:
-        raise
+        message = f"{place} does not exist: wait until it is there, or correct its path"
+        raise _error(message, "SOURCE_UNAVAILABLE") from None
+    except DataCollectionException as error:
+        raise _error(str(error), error_code_of(error)) from error.__cause__
     except Exception as error:
-        raise DataCollectionException(
-            f"{place}: {type(error).__name__}: {error}", error_code=error_code_of(error)
-        ) from error
+        raise _error(f"{place}: {type(error).__name__}: {error}", error_code_of(error)) from error
 
 
-def _configuration_error(message: str) -> DataCollectionException:
-    return DataCollectionException(message, error_code="CONFIGURATION_ERROR")
+def _error(message: str, code: str) -> DataCollectionException:
+    return DataCollectionException(escaped(redacted(message)), error_code=code)

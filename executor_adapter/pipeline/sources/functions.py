@@ -19,7 +19,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.arrow_rows import add_batch, as_text, check_names, text_array
-from executor_adapter.pipeline.sources.landing import Landing, find_landing, receiving
+from executor_adapter.pipeline.sources.landing import Landing, receiving
 from executor_adapter.pipeline.sources.windows import Window
 
 
@@ -50,8 +50,7 @@ def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, wi
             add_batch(receiver, batch, described.function)
             done += batch.num_rows
             progress(done, None, "objects")
-    landing = find_landing(root, tool_name, table, window, fingerprint)
-    assert landing is not None
+    landing = receiver.landing
     log("%s/%s %s: %d objects", tool_name, table, window.name, landing.rows)
     return landing
 
@@ -87,7 +86,7 @@ def _batches(given: Iterable[Any], name: str, batch_rows: int) -> Iterator[pa.Re
             continue
         for each in item if isinstance(item, list) else [item]:
             if not isinstance(each, Mapping) or not each:
-                raise _error(f"{name} gave {each!r:.100}: give mappings with keys, or Arrow tables", "DATA_ERROR")
+                raise _error(f"{name} gave {type(each).__name__}: give mappings with keys, or Arrow", "DATA_ERROR")
             rows.append(each)
         while len(rows) >= batch_rows:
             yield _batch(rows[:batch_rows])

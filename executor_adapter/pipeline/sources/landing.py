@@ -120,11 +120,8 @@ class Receiver:
         """The whole files, those of an interrupted attempt included."""
         self.watermark: str | None = None
         """Set by the source: see `Manifest.watermark`."""
-
-    @property
-    def is_resumed(self) -> bool:
-        """Whether an earlier attempt has left whole files, after which the source is to continue."""
-        return bool(self.files)
+        self.landing: Landing
+        """The complete landing, once all files are received."""
 
     def add(
         self,
@@ -192,7 +189,7 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
     parent, started_at = _folder_of(root, tool, table, window), _now()
     with _claimed(parent, fingerprint) as folder:
         receiver = Receiver(folder, _read_journal(folder))
-        if receiver.is_resumed:
+        if receiver.files:
             log("%s/%s %s: continues after %d files that were received", tool, table, window.name, len(receiver.files))
         yield receiver
         manifest = Manifest(
@@ -210,6 +207,7 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
             sync_folder(folder)
         with writing(folder / _MANIFEST) as file:
             file.write(json.dumps(asdict(manifest), indent=1).encode())
+        receiver.landing = Landing(folder=folder, manifest=manifest)
 
 
 def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint: str | None = None) -> Landing | None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -22,7 +24,7 @@ from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.arrow_rows import add_batch, check_names, text_array, value_text
-from executor_adapter.pipeline.sources.landing import Landing, Receiver, find_landing, receiving
+from executor_adapter.pipeline.sources.landing import Landing, Receiver, receiving
 from executor_adapter.pipeline.sources.windows import Window
 
 _CONFIGURATION_ERRORS = (exc.ProgrammingError, exc.NoSuchModuleError)
@@ -38,6 +40,10 @@ _REFUSALS = (
     "Login failed for user",
 )
 """What databases say to a wrong user, password or name of a database. Their drivers give no code for it."""
+
+
+_SQLITE_CODES = {"": "DATA_ERROR", "SQLITE_ERROR": "CONFIGURATION_ERROR"}
+"""What SQLite calls operational, by its name: a text that is not UTF-8 has none; the rest, such as a lock, may pass."""
 
 
 def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Window) -> Landing:
@@ -67,8 +73,7 @@ def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Wi
             _receive(receiver, _rows(engine, statement, described, tool.batch_rows), described)
         finally:
             engine.dispose()
-    landing = find_landing(root, tool_name, table, window, fingerprint)
-    assert landing is not None
+    landing = receiver.landing
     log("%s/%s %s: %d rows, watermark %s", tool_name, table, window.name, landing.rows, landing.manifest.watermark)
     return landing
 
@@ -95,7 +100,16 @@ def _engine(tool: SqlTool) -> sa.Engine:
         url = url.set(drivername="postgresql+psycopg")
     if tool.credential is not None:
         url = url.set(password=tool.credential.resolve().get_secret_value())
-    return sa.create_engine(url, poolclass=sa.NullPool)
+    options: dict[str, Any] = {"poolclass": sa.NullPool}
+    match url.get_backend_name():
+        case "sqlite" if url.database not in (None, "", ":memory:"):
+            file = url.database if url.database.startswith("file:") else f"file:{quote(url.database)}"
+            url = url.set(database=file, query={**url.query, "mode": "ro", "uri": "true"})
+        case "duckdb":
+            options["connect_args"] = {"read_only": True}
+        case "postgresql":
+            options["execution_options"] = {"postgresql_readonly": True}
+    return sa.create_engine(url, **options)
 
 
 def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Select[Any] | sa.TextClause:
@@ -181,17 +195,21 @@ def _explained(tool: SqlTool) -> Iterator[None]:
         raise _configuration_error(_said(tool, error)) from None
     except (ModuleNotFoundError, exc.NoSuchColumnError) as error:
         raise _configuration_error(f"{_said(tool, error)}: install the driver of the database") from None
-    except (exc.SQLAlchemyError, OSError) as error:
-        said = _said(tool, error)
-        if isinstance(error, exc.OperationalError | exc.InterfaceError) and (refused := _refused(said)) is not None:
-            raise refused from None
-        code = "NETWORK_ERROR" if isinstance(error, exc.OperationalError | exc.InterfaceError | OSError) else None
-        raise DataCollectionException(said, error_code=code or error_code_of(error)) from None
+    except exc.ResourceClosedError:
+        raise _configuration_error(_said(tool, "the statement gives no rows: write a SELECT")) from None
+    except (exc.SQLAlchemyError, OSError, UnicodeError) as error:
+        said, code = _said(tool, error), error_code_of(error)
+        if isinstance(cause := getattr(error, "orig", None), sqlite3.OperationalError):
+            code = _SQLITE_CODES.get(getattr(cause, "sqlite_errorname", ""), "SOURCE_UNAVAILABLE")
+        elif isinstance(error, exc.OperationalError | exc.InterfaceError | OSError):
+            if (refused := _refused(said)) is not None:
+                raise refused from None
+            code = "NETWORK_ERROR"
+        raise DataCollectionException(said, error_code=code) from None
 
 
 def _said(tool: SqlTool, error: Exception | str) -> str:
-    first = str(error).partition("\n")[0]
-    return redacted(f"{tool.url}: {first}")
+    return redacted(f"{tool.url}: {error}".partition("\n")[0])
 
 
 def _refused(said: str) -> DataCollectionException | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import fnmatch
 import gzip
+import lzma
 import tempfile
 import zipfile
 import zlib
@@ -60,7 +61,9 @@ def unpacked(path: Path, *, member: str | None = None, max_bytes: int = MAX_UNPA
                     name = _member(archive, path, member)
                     with archive.open(name) as source:
                         _copy(path, source, plain, max_bytes)
-        except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # It is the disk's; that of a broken bzip2 has no number.
             raise _broken(f"{path}: the archive is broken: {error}") from error
         except (RuntimeError, NotImplementedError) as error:  # What zipfile raises for a password, or a compression.
             raise _broken(f"{path}: {error}: unpack it where it is made") from None
@@ -81,7 +84,8 @@ def as_utf8(path: Path, encoding: str | None) -> Iterator[tuple[Path, str]]:
     found = encoding or next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
     try:
         codec = codecs.lookup(found)
-    except LookupError:
+        b" ".decode(found, "ignore")  # There are encodings, such as hex, that are none of text.
+    except (LookupError, ValueError):
         raise DataCollectionException(
             f"encoding: {found!r} is not an encoding: write for example latin-1", error_code="CONFIGURATION_ERROR"
         ) from None

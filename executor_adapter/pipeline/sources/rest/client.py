@@ -6,22 +6,41 @@ page that was landed.
 
 from __future__ import annotations
 
+import base64
+import ipaddress
+import json
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
-from executor_adapter.config import RestTool, redacted
+from executor_adapter.config import Credential, RestTool, redacted, remember
 from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.disk import explained, locked
 from executor_adapter.pipeline.job_log import progress
-from executor_adapter.pipeline.sources.rest.authentication import Authentication
-from executor_adapter.pipeline.sources.rest.rate import RequestRate
 
 MAX_REDIRECTS = 5
+MAX_READ = 1 << 16
+"""Bytes of an answer in which an error looks for secrets: a part of one would not be known."""
 MAX_SHOWN = 200
 """Characters of an answer that an error shows."""
+MIN_LIFETIME = 30.0
+"""Seconds that a token must be valid for still, or else a new one is got."""
+MAX_ANSWER = 1 << 20
+"""Bytes of an answer with a token, at most."""
+DEFAULT_LIFETIME = 300.0
+"""Seconds for which a token is taken to be valid whose server does not say."""
+LOCK_TIMEOUT = 60.0
+"""Seconds to wait for the lock of the rate's file, which nobody holds for more than a moment."""
+STEP = 0.5
+"""Seconds of a wait that cannot be interrupted, at most."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ApiClient:
@@ -39,8 +58,10 @@ class ApiClient:
         public = {name: value for name, value in tool.headers.items() if "{credential}" not in value}
         self._headers = {**headers, **public}
         self._authentication = Authentication(tool)
-        # Only gzip, since that is what landed files are unpacked from.
-        self._client = httpx.Client(timeout=tool.timeout, headers={"Accept-Encoding": "gzip"})
+        # Only gzip, since that is what landed files are unpacked from. Its cookies would go to other ports of the host.
+        no_cookies = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
+        self._client = httpx.Client(timeout=tool.timeout, headers={"Accept-Encoding": "gzip"}, cookies=no_cookies)
+        self._cookies = httpx.Cookies()
 
     def __enter__(self) -> Self:
         return self
@@ -53,19 +74,15 @@ class ApiClient:
         return httpx.URL(f"{self._base}/{path.lstrip('/')}")
 
     def next_address(self, current: httpx.URL, found: str) -> httpx.URL:
-        """Return the URL of the next page, which is one of the same origin.
+        """Return the URL of the next page, which is one of the same origin or of a host in `allowed_hosts`.
 
         Raises:
-            DataCollectionException: CONFIGURATION_ERROR, it is of another origin, which gets no credentials.
+            DataCollectionException: CONFIGURATION_ERROR, it is another one.
         """
         url = current.join(found)
         if url.host == self._base.host and (url.scheme, self._base.scheme) == ("http", "https") and url.port is None:
             url = url.copy_with(scheme="https")  # The API does not know of the proxy before it.
-        if not self._is_own(url):
-            raise DataCollectionException(
-                f"{shown(current)} says that the next page is at another origin, {shown(url)}: set url to that",
-                error_code="CONFIGURATION_ERROR",
-            )
+        self._check_target(url, f"{shown(current)} says that the next page is at")
         return url
 
     @contextmanager
@@ -93,29 +110,29 @@ class ApiClient:
         Raises:
             DataCollectionException: NETWORK_ERROR, it is cut off; DATA_ERROR, it is larger than `max_bytes`.
         """
-        done, limit = 0, self._tool.max_bytes
+        done = 0
         with _explained(response.url):
-            for chunk in response.iter_raw():
+            for chunk in bounded(response, self._tool.max_bytes):
                 done += len(chunk)
-                if done > limit:
-                    raise DataCollectionException(
-                        f"{shown(response.url)} sent more than {limit:,} bytes: raise max_bytes",
-                        error_code="DATA_ERROR",
-                    )
                 progress(done, None, "bytes")
                 yield chunk
 
     def _send(self, method: str, url: httpx.URL, body: Any) -> httpx.Response:
         for _ in range(MAX_REDIRECTS + 1):
+            is_own = self._is_own(url)
             request = self._client.build_request(method, url, json=body)
-            if self._is_own(url):
+            if is_own:
                 request.headers.update({**self._headers, **self._authentication.headers(self._client)})
+                self._cookies.set_cookie_header(request)
             self._rate.wait()
             response = self._client.send(request, stream=True)
+            if is_own:
+                self._cookies.extract_cookies(response)
             followed = response.next_request
             if followed is None:
                 return response
             response.close()
+            self._check_target(followed.url, f"{shown(url)} redirects to")
             if body is not None and followed.method != "GET" and not self._is_own(followed.url):
                 raise DataCollectionException(
                     f"{shown(url)} redirects a {method} with its body to another origin, {shown(followed.url)}",
@@ -127,8 +144,28 @@ class ApiClient:
             f"{shown(url)} redirects more than {MAX_REDIRECTS} times", error_code="CONFIGURATION_ERROR"
         )
 
+    def _check_target(self, url: httpx.URL, said: str) -> None:
+        """Refuse what an answer leads to beside the API's own origin and `allowed_hosts`."""
+        if self._is_own(url):
+            return
+        if not {url.host, f"{url.host}:{url.port}"} & set(self._tool.allowed_hosts):
+            way = f"another host, {shown(url)}: name it in allowed_hosts, or set url to it"
+        elif _is_link_local(url.host):
+            way = f"{shown(url)}, a link-local address, which no answer may lead to"
+        else:
+            return
+        raise DataCollectionException(f"{said} {way}", error_code="CONFIGURATION_ERROR")
+
     def _is_own(self, url: httpx.URL) -> bool:
         return (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port)
+
+
+def _is_link_local(host: str) -> bool:
+    """Return whether a host has a link-local address, where clouds give the credentials of a machine to who asks."""
+    with suppress(OSError, UnicodeError):  # The request says what is wrong with the name.
+        found = {ipaddress.ip_address(str(each[4][0])) for each in socket.getaddrinfo(host, None)}
+        return any((getattr(each, "ipv4_mapped", None) or each).is_link_local for each in found)
+    return False
 
 
 def shown(url: httpx.URL) -> str:
@@ -153,6 +190,137 @@ def _raise_for_status(response: httpx.Response) -> None:
     if response.status_code < 400:
         return
     packed = "content-encoding" in response.headers
-    start = "" if packed else next(response.iter_raw(MAX_SHOWN), b"").decode("utf-8", "replace")[:MAX_SHOWN].strip()
+    text = "" if packed else next(response.iter_raw(MAX_READ), b"").decode("utf-8", "replace")
+    start = redacted(text)[:MAX_SHOWN].strip()
     answered = f"answered {response.status_code} {response.reason_phrase}{': ' if start else ''}{start}"
     raise httpx.HTTPStatusError(answered, request=response.request, response=response)
+
+
+class Authentication:
+    """Makes the secret headers of a tool's requests. They are for the tool's own origin alone.
+
+    Raises:
+        ConfigurationError: the credential is missing where the configuration says it is.
+        DataCollectionException: CONFIGURATION_ERROR, it cannot be sent in a header.
+    """
+
+    def __init__(self, tool: RestTool) -> None:
+        self._tool = tool
+        self._token, self._valid_until = "", 0.0
+
+    def headers(self, client: httpx.Client) -> dict[str, str]:
+        """Return the headers; a token of OAuth2 is got with `client` when there is none that is valid still."""
+        tool = self._tool
+        if tool.credential is None:
+            return {}
+        if tool.token_url is not None:
+            if time.monotonic() > self._valid_until - MIN_LIFETIME:
+                self._get_token(client, tool.token_url, tool.credential)
+            return {"Authorization": f"Bearer {self._token}"}
+        secret = _secret(tool.credential)
+        if tool.username is not None:
+            return {"Authorization": _basic(tool.username, secret)}
+        templates = {name: value for name, value in tool.headers.items() if "{credential}" in value}
+        templates = templates or {"Authorization": "Bearer {credential}"}
+        return {name: value.replace("{credential}", secret) for name, value in templates.items()}
+
+    def forget_token(self) -> bool:
+        """Get a new token for the next request; return whether there is one to forget."""
+        had_token, self._token, self._valid_until = bool(self._token), "", 0.0
+        return had_token
+
+    def _get_token(self, client: httpx.Client, url: str, credential: Credential) -> None:
+        form = {"grant_type": "client_credentials"} | ({"scope": self._tool.scope} if self._tool.scope else {})
+        headers = {
+            "Authorization": _basic(self._tool.username or "", _secret(credential)),
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+        }
+        with client.stream("POST", url, data=form, headers=headers) as response:
+            response.raise_for_status()
+            content = b"".join(bounded(response, min(self._tool.max_bytes, MAX_ANSWER)))
+        self._token, lifetime = _token_in(content, redacted(url))
+        remember(self._token)
+        self._valid_until = time.monotonic() + lifetime
+
+
+def bounded(response: httpx.Response, limit: int) -> Iterator[bytes]:
+    """Yield the body as it is received, not unpacked.
+
+    Raises:
+        DataCollectionException: DATA_ERROR, it has more bytes than `limit`.
+    """
+    done = 0
+    for chunk in response.iter_raw():
+        done += len(chunk)
+        if done > limit:
+            raise DataCollectionException(
+                f"{redacted(str(response.url))} sent more than {limit:,} bytes: raise max_bytes, or correct the URL",
+                error_code="DATA_ERROR",
+            )
+        yield chunk
+
+
+def _token_in(content: bytes, url: str) -> tuple[str, float]:
+    try:
+        found: Any = json.loads(content)
+        token, lifetime = str(found["access_token"]), float(found.get("expires_in") or DEFAULT_LIFETIME)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        token, lifetime = "", 0.0
+    if not (token and token.isascii() and token.isprintable()):
+        raise DataCollectionException(
+            f"{url} sent no access_token: check token_url: {redacted(content.decode('utf-8', 'replace'))[:200]}",
+            error_code="CONFIGURATION_ERROR",
+        )
+    return token, lifetime
+
+
+def _secret(credential: Credential) -> str:
+    secret = credential.resolve().get_secret_value()
+    if not (secret.isascii() and secret.isprintable()):  # An HTTP library would quote the value in its error.
+        raise DataCollectionException(
+            f"the credential in the {credential} has a line break or another character that no header may have",
+            error_code="CONFIGURATION_ERROR",
+        )
+    return secret
+
+
+def _basic(name: str, secret: str) -> str:
+    pair = base64.b64encode(f"{name}:{secret}".encode()).decode()
+    remember(pair)  # An API may repeat what it got, and the secret is not to be seen in it.
+    return f"Basic {pair}"
+
+
+class RequestRate:
+    """Gives each request a moment of its own; the next free one is in a file, on the clock that all processes share.
+
+    Args:
+        file: the file of the tool.
+        rate: requests in a second; None: no limit.
+    """
+
+    def __init__(self, file: Path, rate: float | None) -> None:
+        self._file, self._rate = file, rate
+
+    def wait(self) -> None:
+        """Wait for the next free moment, and take it."""
+        if self._rate is None:
+            return
+        moment = self.take(time.monotonic())
+        # In steps, so that a thread whose job is at its limit can end.
+        while (rest := moment - time.monotonic()) > 0:
+            time.sleep(min(rest, STEP))
+
+    def take(self, now: float) -> float:
+        """Take the next free moment at or after `now`, and return it; both on the monotonic clock."""
+        interval = 1 / self._rate if self._rate else 0.0
+        with explained(self._file), locked(self._file.with_suffix(".lock"), timeout=LOCK_TIMEOUT):
+            boot, _, free = self._file.read_text().partition(" ") if self._file.exists() else ("", "", "")
+            moment = max(now, float(free)) if boot == _boot() and free else now
+            self._file.write_text(f"{_boot()} {moment + interval!r}")
+        return moment
+
+
+def _boot() -> str:
+    """Return what identifies the machine's start, from which the clock counts; "-" where the system does not say."""
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "-"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -16,10 +18,8 @@ from executor_adapter.pipeline.disk import checksum_of
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, find_landing, receiving
 from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
-from executor_adapter.pipeline.sources.rest.client import ApiClient, shown
+from executor_adapter.pipeline.sources.rest.client import ApiClient, RequestRate, shown
 from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
-from executor_adapter.pipeline.sources.rest.rate import RequestRate
-from executor_adapter.pipeline.sources.rest.templates import fill, fill_path, values_of
 from executor_adapter.pipeline.sources.unpacking import unpacked
 from executor_adapter.pipeline.sources.windows import Window
 
@@ -77,8 +77,7 @@ def land_resource(
         receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver,
     ):
         _Download(tool, table, window, client, receiver).run(ids)
-    landing = find_landing(root, tool_name, table, window, fingerprint)
-    assert landing is not None
+    landing = receiver.landing
     log("%s/%s %s: %d pages, %d objects", tool_name, table, window.name, len(landing.files), landing.rows)
     return landing
 
@@ -165,7 +164,7 @@ class _Download:
 
     def _page(self, parent_id: str | None, state: State) -> State | None:
         """Receive one page and return the state of the next one."""
-        url, body = self._request(state, values_of(self._window, parent_id))
+        url, body = self._request(state, _values_of(self._window, parent_id))
         with self._client.answer(self._resource.method, url, body=body) as response:
             format = _format_of(response, self._resource)
 
@@ -192,13 +191,13 @@ class _Download:
 
     def _request(self, state: State, values: dict[str, str | None]) -> tuple[httpx.URL, Any]:
         resource = self._resource
-        url = self._client.address(fill_path(resource.path, values))
+        url = self._client.address(_fill_path(resource.path, values))
         if "url" in state:
             return self._client.next_address(url, state["url"]), None
-        params = fill(resource.params, values)
+        params = _fill(resource.params, values)
         asked = parameters(self._paging, state, self._tool.page_size)
         if resource.method == "POST":
-            return url.copy_merge_params(params), fill(resource.body, values) | asked
+            return url.copy_merge_params(params), _fill(resource.body, values) | asked
         return url.copy_merge_params({**params, **{name: str(value) for name, value in asked.items()}}), None
 
     def _before(self, parent_id: str | None) -> list[LandedFile]:
@@ -229,7 +228,7 @@ class _Download:
 
     def _checksum_now(self, parent_id: str | None, state: State) -> str:
         """Return the checksum of a page as the API sends it now."""
-        url, body = self._request(state, values_of(self._window, parent_id))
+        url, body = self._request(state, _values_of(self._window, parent_id))
         digest = hashlib.sha256()
         with self._client.answer(self._resource.method, url, body=body) as response:
             for chunk in self._client.chunks(response):
@@ -274,6 +273,56 @@ def _inspected(path: Path, response: httpx.Response, format: Format, max_bytes: 
         raise _error(f"{error}; it may be cut off, since the answer has no length", "NETWORK_ERROR") from None
     link = response.links.get("next", {}).get("url")
     return Answer(origin=origin, rows=rows, document=document, link=link)
+
+
+def _values_of(window: Window, parent_id: str | None) -> dict[str, str | None]:
+    """Return what the names stand for; `last` is the last moment before `until`."""
+    try:
+        last = None if window.until is None else datetime.fromisoformat(window.until) - timedelta(microseconds=1)
+    except ValueError:
+        last = None
+    return {
+        "since": window.since,
+        "until": window.until,
+        "last": None if last is None else last.isoformat(),
+        "id": parent_id,
+    }
+
+
+def _fill(template: Any, values: dict[str, str | None]) -> Any:
+    """Replace the names in a template, at any depth; other braces stay.
+
+    Raises:
+        DataCollectionException: CONFIGURATION_ERROR, a name stands for nothing in this window.
+    """
+    if isinstance(template, dict):
+        return {name: _fill(value, values) for name, value in template.items()}
+    if isinstance(template, list):
+        return [_fill(value, values) for value in template]
+    if isinstance(template, str):
+        return _filled(template, values)
+    return template
+
+
+def _fill_path(template: str, values: dict[str, str | None]) -> str:
+    """Replace the names in the path of a URL; the values are quoted, so that none changes the path."""
+    # A value of dots alone would lead to another folder, and quote leaves it as it is.
+    quoted = {
+        name: value if value is None else quote(value, safe="") if value.strip(".") else value.replace(".", "%2E")
+        for name, value in values.items()
+    }
+    return _filled(template, quoted)
+
+
+def _filled(template: str, values: dict[str, str | None]) -> str:
+    for name, value in values.items():
+        if f"{{{name}}}" in template:
+            if value is None:
+                raise _error(
+                    f"{template!r} asks for {{{name}}}, which this window does not have", "CONFIGURATION_ERROR"
+                )
+            template = template.replace(f"{{{name}}}", value)
+    return template
 
 
 def _error(message: str, code: str) -> DataCollectionException:
