@@ -86,6 +86,18 @@ def test_broken_files_are_data_errors(tmp_path: Path, content: bytes, suffix: st
     assert said in str(error)
 
 
+def test_very_many_columns_are_a_data_error(tmp_path: Path) -> None:
+    """A header of tens of thousands of names is refused before anything is read, in one line."""
+    names = [f"c{number}" for number in range(20_000)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({name: ["1"] for name in names}), buffer)
+    wide = ",".join(names).encode() + b"\n" + b",".join([b"1"] * 20_000)
+    for content, suffix in ((wide, ".csv"), (buffer.getvalue(), ".parquet")):
+        error = failure(tmp_path, content, suffix, delimiter=",")
+        assert error.error_code == "DATA_ERROR"
+        assert "it has 20,000 columns, and 2,000 are read at most" in str(error)
+
+
 def test_an_archive_that_fills_the_disk_is_refused(tmp_path: Path) -> None:
     """Unpacking stops at its limit, and leaves nothing."""
     bomb = tmp_path / "bomb.csv.gz"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import date, time
 from decimal import Decimal
@@ -18,6 +19,9 @@ from executor_adapter.config import Format
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.sources.landing import Receiver
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
+
+MAX_COLUMNS = 2_000
+"""Columns of a table. With more, and in few megabytes of a file, reading takes more memory than a job may have."""
 
 
 def read_parquet(path: Path, name: str, format: Format) -> Iterator[pa.RecordBatch]:
@@ -36,18 +40,17 @@ def read_parquet(path: Path, name: str, format: Format) -> Iterator[pa.RecordBat
 
 
 def check_names(names: Iterable[str], name: str) -> None:
-    """Refuse columns that have the same name: one would take the place of the other.
+    """Refuse columns that have the same name, since one would take the place of the other, and very many.
 
     Raises:
         DataCollectionException: DATA_ERROR.
     """
-    seen = set[str]()
-    for each in names:
-        if each in seen:
-            raise DataCollectionException(
-                f"{name}: the column {each!r} is there twice: name each column once", error_code="DATA_ERROR"
-            )
-        seen.add(each)
+    found = Counter(names)
+    wrong = [f"the column {each!r} is there twice: name each column once" for each, times in found.items() if times > 1]
+    if len(found) > MAX_COLUMNS:
+        wrong.append(f"it has {len(found):,} columns, and {MAX_COLUMNS:,} are read at most: name those that you need")
+    if wrong:
+        raise DataCollectionException(f"{name}: {wrong[0]}", error_code="DATA_ERROR")
 
 
 def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
