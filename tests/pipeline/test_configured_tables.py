@@ -328,6 +328,33 @@ def test_a_database_is_asked_for_what_is_new(tmp_path: Path) -> None:
     assert sorted(orders.raw.read("all")["id"].to_pylist()) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("kind", "hour"), [("text", ""), ("date", ""), ({"type": "timestamp", "zone": "UTC"}, " 10:00:00")]
+)
+def test_a_cursor_that_jumps_ahead_is_refused(tmp_path: Path, kind: Any, hour: str) -> None:
+    """One row of the year 9999 does not end all collecting in silence: it is an error until it is corrected."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    columns = {"id": "integer", "day": kind}
+    described = {"table": "orders", "cursor": "day", "key": "id", "schema": {"columns": columns}}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+    with database.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id INTEGER, day TEXT)"))
+        connection.execute(sa.text(f"INSERT INTO orders VALUES (1, '2024-01-01{hour}')"))
+    assert counts(collect(orders)) == [(1, "collected")]
+    since = find_windows(orders)
+    with database.begin() as connection:
+        connection.execute(sa.text(f"INSERT INTO orders VALUES (2, '9999-01-01{hour}'), (3, '2024-01-02{hour}')"))
+    with pytest.raises(
+        DataProcessingException, match=r"^day: 9999-01-01\S* is in the future, and would hide"
+    ) as caught:
+        collect(orders)
+    assert (caught.value.error_code, find_windows(orders)) == ("DATA_ERROR", since)
+    with database.begin() as connection:
+        connection.execute(sa.text(f"UPDATE orders SET day = '2024-01-03{hour}' WHERE id = 2"))
+    assert counts(collect(orders)) == [(2, "collected")]
+
+
 def test_a_query_begins_where_it_is_said(tmp_path: Path) -> None:
     """The first run gives a query its `start` as `:since`; the next ones the highest value. Without it that is told."""
     url = f"sqlite:///{tmp_path / 'shop.db'}"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from executor_adapter.pipeline.disk import explained, sync_folder
 from executor_adapter.pipeline.lake.evolution import fitted
 from executor_adapter.pipeline.lake.footers import WindowEntry, footer_of
-from executor_adapter.pipeline.lake.merging import text_of
+from executor_adapter.pipeline.lake.merging import check_cursor, text_of
 
 ROW_GROUP = 250_000
 """Rows of a row group; those of several batches are written together."""
@@ -49,6 +49,8 @@ class FileWriter:
         if self._cursor is None or self._cursor not in rows.column_names:
             return
         highest = pc.max(rows[self._cursor])
+        if highest.is_valid:
+            check_cursor(highest.as_py(), self._cursor)
         if highest.is_valid and (self._highest is None or pc.greater(highest, self._highest).as_py()):
             self._highest = highest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,6 +19,8 @@ missed, or are removed."""
 VANISHED_AT = "vanished_at"
 """The column that is added to tables whose policy is "mark"."""
 MOMENT = pa.timestamp("us", "UTC")
+MAX_AHEAD = timedelta(days=1)
+"""How far after now a cursor may be: a day may have begun elsewhere, and clocks differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,25 @@ def text_of(value: Any) -> str | None:
     if value is None:
         return None
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def check_cursor(value: Any, column: str) -> None:
+    """Refuse a moment that is too far in the future: no row before it would ever be asked for again.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, it is more than `MAX_AHEAD` after now.
+    """
+    text = text_of(value) or ""
+    try:
+        moment = datetime.fromisoformat(text if text[4:5] == "-" else "")
+    except ValueError:  # Of numbers and texts nobody knows which are in the future.
+        return
+    if moment.replace(tzinfo=moment.tzinfo or UTC) > datetime.now(UTC) + MAX_AHEAD:
+        raise DataProcessingException(
+            f"{column}: {text} is in the future, and would hide all rows before it: correct it at the source, or leave "
+            "it out by a query",
+            error_code="DATA_ERROR",
+        )
 
 
 def _joined(parts: list[pa.Array]) -> pa.Array:

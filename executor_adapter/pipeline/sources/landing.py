@@ -66,8 +66,6 @@ class Manifest:
     """Identifies what was asked for: the source's settings and the window."""
     started_at: str
     completed_at: str
-    watermark: str | None
-    """The highest value of the table's cursor column among the rows, as text; None without one."""
     content: str
     """Identifies what was received, whenever it was: SHA-256 over the checksums of all files."""
     files: tuple[LandedFile, ...]
@@ -118,8 +116,6 @@ class Receiver:
         self.folder = folder
         self.files = list(files)
         """The whole files, those of an interrupted attempt included."""
-        self.watermark: str | None = None
-        """Set by the source: see `Manifest.watermark`."""
         self.landing: Landing
         """The complete landing, once all files are received."""
 
@@ -199,7 +195,6 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
             fingerprint=fingerprint,
             started_at=started_at,
             completed_at=_now(),
-            watermark=receiver.watermark,
             content=hashlib.sha256("".join(each.checksum for each in receiver.files).encode()).hexdigest(),
             files=tuple(receiver.files),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -23,8 +23,8 @@ from executor_adapter.config import SqlTable, SqlTool, TableSettings, redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.sources.arrow_rows import add_batch, check_names, text_array, value_text
-from executor_adapter.pipeline.sources.landing import Landing, Receiver, receiving
+from executor_adapter.pipeline.sources.arrow_rows import add_batch, check_names, text_array
+from executor_adapter.pipeline.sources.landing import Landing, receiving
 from executor_adapter.pipeline.sources.windows import Window
 
 _CONFIGURATION_ERRORS = (exc.ProgrammingError, exc.NoSuchModuleError)
@@ -50,7 +50,7 @@ def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Wi
     """Receive the rows of a table, or of a query, in a window.
 
     With a `cursor`, rows are those from `since` on and before `until`; those without a value in it belong to the window
-    that has no `until`. The highest value is the landing's watermark.
+    that has no `until`.
 
     Args:
         root: the folder of the lake.
@@ -70,11 +70,13 @@ def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Wi
         engine = _engine(tool)
         try:
             statement = _statement(engine, described, window)
-            _receive(receiver, _rows(engine, statement, described, tool.batch_rows), described)
+            for batch in _rows(engine, statement, described, tool.batch_rows):
+                add_batch(receiver, batch, described.table or "query")
+                progress(sum(file.rows or 0 for file in receiver.files), None, "rows")
         finally:
             engine.dispose()
     landing = receiver.landing
-    log("%s/%s %s: %d rows, watermark %s", tool_name, table, window.name, landing.rows, landing.manifest.watermark)
+    log("%s/%s %s: %d rows", tool_name, table, window.name, landing.rows)
     return landing
 
 
@@ -82,16 +84,6 @@ def fingerprint_of(tool: SqlTool, table: str, window: Window) -> str:
     """Return what identifies the statement for a window: see `Manifest`."""
     described = tool.tables[table].model_dump(mode="json", exclude=set(TableSettings.model_fields))
     return hashlib.sha256(json.dumps([tool.url, described, window.since, window.until]).encode()).hexdigest()
-
-
-def _receive(receiver: Receiver, batches: Iterable[tuple[pa.RecordBatch, Any]], described: SqlTable) -> None:
-    done, highest = 0, None
-    for batch, highest_of_batch in batches:
-        add_batch(receiver, batch, described.table or "query")
-        done += batch.num_rows
-        progress(done, None, "rows")
-        highest = _highest((highest, highest_of_batch))
-    receiver.watermark = None if described.cursor is None or highest is None else value_text(highest)
 
 
 def _engine(tool: SqlTool) -> sa.Engine:
@@ -158,29 +150,17 @@ def _typed(text: str, kind: sa.types.TypeEngine[Any]) -> Any:
 
 def _rows(
     engine: sa.Engine, statement: sa.Select[Any] | sa.TextClause, described: SqlTable, batch_rows: int
-) -> Iterator[tuple[pa.RecordBatch, Any]]:
-    """Yield batches of text, each with its highest cursor, from a cursor on the server's side."""
+) -> Iterator[pa.RecordBatch]:
+    """Yield batches of text, from a cursor on the server's side."""
     options = {"stream_results": True, "max_row_buffer": batch_rows}
     with engine.connect().execution_options(**options) as connection, connection.execute(statement) as result:
         names = list(result.keys())
         check_names(names, "the query")
-        place = _place_of_cursor(names, described)
+        if described.cursor not in (None, *names):
+            raise _configuration_error(f"cursor: {described.cursor} is not among the columns {', '.join(names)}")
         for rows in result.partitions(batch_rows):
             columns = list(zip(*rows, strict=True))
-            batch = pa.RecordBatch.from_arrays([text_array(each) for each in columns], names=names)
-            yield batch, None if place is None else _highest(columns[place])
-
-
-def _place_of_cursor(names: list[str], described: SqlTable) -> int | None:
-    if described.cursor is None:
-        return None
-    if described.cursor not in names:
-        raise _configuration_error(f"cursor: {described.cursor} is not among the columns {', '.join(names)}")
-    return names.index(described.cursor)
-
-
-def _highest(values: Iterable[Any]) -> Any:
-    return max((each for each in values if each is not None), default=None)
+            yield pa.RecordBatch.from_arrays([text_array(each) for each in columns], names=names)
 
 
 @contextmanager
