@@ -16,6 +16,7 @@ from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
 from executor_adapter.pipeline.sources.landing import Landing
 from executor_adapter.pipeline.sources.reading import divide, read_rows
+from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
 from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW, Window
 from executor_adapter.pipeline.storing import Collected, store_landing
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -127,7 +128,8 @@ class _Rows:
         settings, member = self._settings, None
         if isinstance(settings, FileTable):
             member = settings.member
-        rows = read_rows(self._landing, self._table.format, on_rejects, member)
+        limit = getattr(self._table.tool, "max_bytes", MAX_UNPACKED)
+        rows = read_rows(self._landing, self._table.format, on_rejects, member, limit)
         if isinstance(settings, FileTable) and settings.partition:
             yield from divide(rows, settings.partition, settings.period)
             return

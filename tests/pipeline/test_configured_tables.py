@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 import shutil
 import subprocess
@@ -100,6 +101,18 @@ def test_a_file_is_collected_once(airports: ConfiguredTable) -> None:
     assert counts(collect(airports)) == [(0, "already_collected")]
     (airports.lake.parent / "airports.csv").write_text(AIRPORTS.rsplit("A03")[0])
     assert counts(collect(airports)) == [(3, "collected")]
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    """`max_bytes` of the tool holds for what an archive unpacks to, too; raising it is enough to go on."""
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"n\n" + b"1\n" * 5000))
+    described = {"source": "files", "directory": tmp_path, "tables": {"t": {"file": "a.csv.gz"}}}
+    (table,) = tables(tmp_path / "lake", **described, max_bytes=1000)
+    with pytest.raises(DataCollectionException, match="unpacks to more than 1,000 bytes") as caught:
+        collect(table)
+    assert caught.value.error_code == "DATA_ERROR"
+    (table,) = tables(tmp_path / "lake", **described, max_bytes=20_000)
+    assert counts(collect(table)) == [(5000, "collected")]
 
 
 def test_other_settings_read_a_landing_again(airports: ConfiguredTable) -> None:

@@ -16,7 +16,7 @@ from executor_adapter.pipeline.sources.arrow_rows import read_parquet
 from executor_adapter.pipeline.sources.csv_rows import read_csv
 from executor_adapter.pipeline.sources.json_rows import count_json, read_json, read_ndjson
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing
-from executor_adapter.pipeline.sources.unpacking import unpacked
+from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED, unpacked
 from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW
 from executor_adapter.pipeline.text_rows import OnRejects
 
@@ -33,7 +33,7 @@ FORMATS = {
 
 
 def read_rows(
-    landing: Landing, format: Format, on_rejects: OnRejects, member: str | None = None
+    landing: Landing, format: Format, on_rejects: OnRejects, member: str | None = None, max_bytes: int = MAX_UNPACKED
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of all files of a landing as batches of text columns, in their order.
 
@@ -42,6 +42,7 @@ def read_rows(
         format: how its bytes become rows.
         on_rejects: is given what is not a row, in batches.
         member: the file inside ZIP archives that have several.
+        max_bytes: bytes of an unpacked file, at most.
 
     Raises:
         DataCollectionException: DATA_ERROR, a file is broken, or not as it was received; CONFIGURATION_ERROR, a setting
@@ -54,7 +55,7 @@ def read_rows(
             continue
         encoding = format.encoding or file.details.get("encoding")
         added = file.details.get("columns") or {}
-        with unpacked(path, member=member) as (plain, inside):
+        with unpacked(path, member=member, max_bytes=max_bytes) as (plain, inside):
             given = format.model_copy(update={"encoding": encoding, "format": format.format or _format_of(inside)})
             is_member = inside not in (path.name, path.name.removesuffix(".gz"))
             name = f"{file.origin}: {inside}" if is_member else file.origin
