@@ -5,12 +5,18 @@ Arguments go to pytest: python -m tests.run -n 4 -k name -x
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import pytest
+
+from tests.servers import RUN_VARIABLE, processes_of
 
 GROUPS = ("checks", "tests", "prefect", "alone")
 """The groups of tests, in their order; `tests/scheduling.py` says which files are in them."""
@@ -40,15 +46,25 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     totals = Totals()
     worst = 0
+    os.environ[RUN_VARIABLE] = run = uuid4().hex
     for group in arguments[arguments.index("--group") + 1 :][:1] if "--group" in arguments else GROUPS:
         code = pytest.main([*OPTIONS, "--group", group, *arguments], plugins=[totals])
         if code != pytest.ExitCode.NO_TESTS_COLLECTED:
             worst = max(worst, int(code))
         if code == pytest.ExitCode.INTERRUPTED or (worst and totals.stops_early):
             break
+    end_all_of(run)
     outcomes = ", ".join(f"{totals.outcomes[name]} {name}" for name in COUNTED if totals.outcomes[name])
     print(f"===== {outcomes or 'no tests ran'} in {time.monotonic() - started:.2f}s =====")
     return worst if outcomes else int(pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+def end_all_of(run: str) -> None:
+    """Kill what the tests of this run have left, as those do that Ctrl-C interrupts, and say what that was."""
+    for process in processes_of(run):
+        print("ended, since a test has left it:", " ".join(process.command)[:200].strip())
+        with suppress(ProcessLookupError):
+            os.kill(int(process.pid), signal.SIGKILL)
 
 
 if __name__ == "__main__":

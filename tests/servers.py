@@ -24,6 +24,9 @@ from tests.waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 
+RUN_VARIABLE = "RUN_OF_TESTS"
+"""A variable of the environment with the id of the run of tests in which a process was started."""
+
 QUICK = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.servers import ROOT, WITHOUT_SCHEDULES, new_user_env, prefect_server
+from tests.servers import ROOT, RUN_VARIABLE, WITHOUT_SCHEDULES, new_user_env, prefect_server
 from tests.waiting import wait_for
 
 FOLDER = ROOT / ".pytest_cache" / "prefect" / "shared"
@@ -42,8 +42,9 @@ def shared_server() -> Iterator[str]:
             fcntl.flock(users, fcntl.LOCK_SH)  # Waits for a server to end that nobody uses any more.
             if not _is_kept():
                 command = [sys.executable, "-m", "tests.shared_server"]
+                env = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}  # It is all runs'.
                 with LOG.open("wb") as log:
-                    subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
+                    subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=log, check=True)
             url = wait_for(_url, what=f"a Prefect server for all tests ({LOG})")
         yield f"{url}/api"
 

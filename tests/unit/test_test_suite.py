@@ -14,8 +14,9 @@ import pytest
 
 from tests import docstrings
 from tests.api_server import as_json, serving
-from tests.servers import ROOT, api_client, processes_of
-from tests.waiting import wait_for
+from tests.run import end_all_of
+from tests.servers import ROOT, RUN_VARIABLE, api_client, processes_of
+from tests.waiting import PATIENCE, wait_for
 
 
 def test_every_test_has_a_docstring() -> None:
@@ -67,6 +68,18 @@ def test_tests_that_are_ended_leave_no_process(tmp_path: Path, number: signal.Si
         assert processes_of(mark)
         tests.send_signal(number)
     wait_for(lambda: not processes_of(mark), what="the end of its process")
+
+
+def test_what_a_run_of_tests_leaves_is_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    """What still runs at the end of all tests, which Ctrl-C may have interrupted, is killed and named."""
+    run = uuid4().hex
+    left = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(3600)"], env=os.environ | {RUN_VARIABLE: run}
+    )
+    wait_for(lambda: processes_of(run))
+    end_all_of(run)
+    assert left.wait(PATIENCE) == -signal.SIGKILL
+    assert "ended, since a test has left it: " in capsys.readouterr().out
 
 
 def reset_sigint() -> None:
