@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from executor_adapter import Job
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler, collection_scheduler
 
 
-def until_there(path: str) -> str:
+async def until_there(path: str) -> str:
     """Wait until the file `path` exists; a file beside it shows that this waits."""
     Path(f"{path}.waits").touch()
     while not Path(path).exists():
-        time.sleep(0.01)
+        await asyncio.sleep(0.01)
     return path
 
 

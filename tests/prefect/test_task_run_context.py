@@ -635,15 +635,20 @@ def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api, executor: Jo
     check_events(api, "ended", run())
 
 
-def test_the_payload_is_small_and_takes_few_calls_to_enter() -> None:
-    """The payload is below 2 KB, without the parameters, and is entered without validation: in few calls of Python."""
+def test_a_preloaded_process_has_no_thread_and_enters_the_payload_in_few_calls() -> None:
+    """Preloading starts no thread, beside which none may be forked; the payload is below 2 KB, without the parameters.
+
+    It is entered without validation: in few calls of Python.
+    """
     task = job_task(use_prefect, log_prints=False)
     task_run = TaskRun(task_key="use_prefect", dynamic_key="1", name="use_prefect-1", tags=["a"])
     payload = task_run_payload(task, task_run)
     assert len(payload) < 2048
     # In a process of its own: the scope leaves logging to the worker.
     measure = (
-        "import sys, executor_adapter.prefect.child.task_run_context as child\n"
+        f"import sys, threading, {', '.join(PRELOAD)}\n"
+        "print(threading.active_count())\n"
+        "import executor_adapter.prefect.child.task_run_context as child\n"
         "from executor_adapter.worker import BoundCall\n"
         "call = BoundCall(print, (), {})\n"
         "def enter():\n    with child.task_run_scope(sys.argv[1], call): pass\n"
@@ -652,15 +657,9 @@ def test_the_payload_is_small_and_takes_few_calls_to_enter() -> None:
         "enter()\nsys.setprofile(None)\nprint(len(calls))"
     )
     command = [sys.executable, "-c", measure, payload]
-    assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 200
-
-
-def test_preloading_starts_no_threads() -> None:
-    """Preloading starts no threads, because a process with threads must not be forked."""
-    imports = "\n".join(f"import {name}" for name in PRELOAD)
-    script = f"{imports}\nimport threading\nprint(threading.active_count())"
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "1"
+    threads, calls = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert threads == 1
+    assert calls < 200
 
 
 @job_task(pool="process", retry_attempts=0)
