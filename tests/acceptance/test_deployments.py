@@ -20,7 +20,6 @@ from tests.waiting import PATIENCE, wait_for
 FILE = "deployments/prefect.yaml"
 """`prefect.yaml` in the root is a link to it."""
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load((ROOT / FILE).read_text())["deployments"]}
-RUN_TIMEOUT = 400.0
 COMPLETED = ("Completed", None)
 
 

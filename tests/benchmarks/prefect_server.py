@@ -25,6 +25,7 @@ import httpx
 import psycopg
 
 from tests.servers import create_database, free_port
+from tests.waiting import PATIENCE
 
 Kind = Literal["default", "tuned", "postgresql"]
 
@@ -34,7 +35,6 @@ TUNED = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
 POSTGRESQL = "127.0.0.1:5432"
-START_SECONDS = 90.0
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,7 @@ class MeasuredServer:
             self.process = subprocess.Popen(
                 command, env=self._env(), cwd=self.home, stdout=log, stderr=log, start_new_session=True
             )
-        ends = time.monotonic() + START_SECONDS
+        ends = time.monotonic() + PATIENCE
         while not self._answers():
             starting = self.process.poll() is None and time.monotonic() < ends
             assert starting, f"no server on port {self.port}:\n{self.log[-4000:]}"
@@ -73,7 +73,7 @@ class MeasuredServer:
         assert self.process is not None, "it was not started"
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, sent)
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=PATIENCE)
 
     @contextmanager
     def environment(self, **more: str) -> Iterator[None]:

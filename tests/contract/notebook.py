@@ -11,8 +11,9 @@ from typing import Any
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
-CELL_TIMEOUT = 60.0
 
 
 class CellError(Exception):
@@ -49,7 +50,7 @@ class Notebook:
                 case "error":
                     errors.extend(content["traceback"])
 
-        self._client.execute_interactive(cell, timeout=CELL_TIMEOUT, output_hook=receive, allow_stdin=False)
+        self._client.execute_interactive(cell, timeout=PATIENCE, output_hook=receive, allow_stdin=False)
         if errors:
             raise CellError("\n".join(errors))
         return shown

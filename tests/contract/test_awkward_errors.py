@@ -70,9 +70,9 @@ async def _awaited(future: Any) -> Any:
 def test_an_exit_in_a_coroutine_s_task_ends_no_other_job(make_executor: MakeExecutor) -> None:
     """A task that a coroutine started and that raises SystemExit ends no other job."""
     executor = make_executor(2)
-    neighbour = executor.submit(Job(function=asyncio.sleep, args=(0.3, "slept"), max_runtime=30))
+    neighbour = executor.submit(Job(function=asyncio.sleep, args=(0.3, "slept"), max_runtime=PATIENCE))
     wait_for(neighbour.running)
-    left = executor.submit(Job(function=awkward.exit_in_a_task_of_its_own, retry_attempts=0, max_runtime=30))
+    left = executor.submit(Job(function=awkward.exit_in_a_task_of_its_own, retry_attempts=0, max_runtime=PATIENCE))
     assert "sys.exit(3)" in str(left.exception(timeout=PATIENCE))
     assert neighbour.result(timeout=PATIENCE) == "slept"
 

@@ -17,9 +17,7 @@ from executor_adapter import JobExecutor, JobStatus, current_job
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobCancelledError
 from executor_adapter.testing import InlineExecutor
-from tests.waiting import wait_for
-
-ENDS_WITHIN = 200.0
+from tests.waiting import PATIENCE, wait_for
 
 
 class Failing:
@@ -139,7 +137,7 @@ def test_a_loop_that_is_closed_meanwhile_does_not_matter(
     future = executor.call(end.wait)
     asyncio.run(run())
     end.set()
-    wait([future], ENDS_WITHIN)
+    wait([future], PATIENCE)
     executor.shutdown()
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 

@@ -64,7 +64,7 @@ def test_a_fresh_worker_runs_nothing_else(executor: JobExecutor, make_job: MakeJ
         return
     for _ in range(3):  # Calls of the third round are known to be short, and others may be queued behind them.
         jobs = [make_job(functions.pid, fresh_worker=number % 2 == 1) for number in range(8)]
-        pids = [future.result(200) for future in [executor.submit(job) for job in jobs]]
+        pids = [future.result(PATIENCE) for future in [executor.submit(job) for job in jobs]]
         fresh = pids[1::2]
         assert len(set(fresh)) == 4
         assert not set(fresh) & set(pids[::2])

@@ -61,7 +61,7 @@ def test_forty_threads_and_forty_coroutines_run_at_once() -> None:
 
     with executor_with() as executor:
         futures = [executor.submit(Job(function=threads.wait, args=(60,))) for _ in range(MANY)]
-        futures += [executor.submit(Job(function=meet, max_runtime=60)) for _ in range(MANY)]
+        futures += [executor.submit(Job(function=meet, max_runtime=PATIENCE)) for _ in range(MANY)]
         assert {future.exception(PATIENCE) for future in futures} == {None}
 
 

@@ -80,7 +80,7 @@ with JobExecutor(60, config=Settings()) as executor:
     threading.stack_size(STACK)
     resource.setrlimit(resource.RLIMIT_AS, (used() + 5 * STACK, -1))
     futures = [executor.submit(Job(function=work, args=(n,), pool="thread", retry_attempts=0)) for n in range(60)]
-    results = [future.result(timeout=200) for future in futures]
+    results = [future.result() for future in futures]
     assert [number for number, _ in results] == list(range(60))
     print(len({thread for _, thread in results}), "threads")
 """

@@ -231,7 +231,7 @@ def test_a_job_that_returned_in_time_is_not_timed_out_by_a_late_supervisor(
         is_behind.set()
         catch_up.wait(PATIENCE)
 
-    future = executor.submit(Job(function=function, args=(gate,), pool=kind, max_runtime=30.0, retry_attempts=0))
+    future = executor.submit(Job(function=function, args=(gate,), pool=kind, max_runtime=PATIENCE, retry_attempts=0))
     wait_for(future.running)
     supervisor.call_soon(fall_behind)
     assert is_behind.wait(PATIENCE)
