@@ -296,6 +296,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, sub
         yield home, home.run()
 
 
+@pytest.mark.nightly
 def test_a_failing_tool_ends_the_run_with_exit_code_1(
     failed: tuple[Home, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -310,6 +311,7 @@ def test_a_failing_tool_ends_the_run_with_exit_code_1(
     assert "3 of " in error
 
 
+@pytest.mark.nightly
 def test_the_rows_of_the_working_tool_are_kept(failed: tuple[Home, subprocess.CompletedProcess[str]]) -> None:
     """A failing tool does not affect the rows of another tool."""
     home, done = failed
@@ -317,6 +319,7 @@ def test_the_rows_of_the_working_tool_are_kept(failed: tuple[Home, subprocess.Co
     assert "flights: 24,951 collected = 24,950 processed + 1 rejected" in done.stdout
 
 
+@pytest.mark.nightly
 def test_prefect_shows_the_error_code_of_a_failed_job(failed: tuple[Home, subprocess.CompletedProcess[str]]) -> None:
     """The Failed state of a task run begins with the error code; every task run is final."""
     home, _ = failed
@@ -409,12 +412,14 @@ def task_runs(url: str, ran: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.nightly
 def test_the_server_of_the_ui_has_every_final_state(task_runs: list[dict[str, Any]]) -> None:
     """Every task run is Completed on the server, although the embedded server ended with the flow."""
     assert task_runs
     assert {run["state_type"] for run in task_runs} == {"COMPLETED"}
 
 
+@pytest.mark.nightly
 def test_the_page_shows_the_run_and_its_task_runs(
     page: Page, url: str, task_runs: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -441,6 +446,7 @@ def open_artifact(page: Page, url: str, flow_run_id: str, key: str) -> str:
     return base
 
 
+@pytest.mark.nightly
 def test_the_plot_is_shown_without_its_address(page: Page, url: str, ran: str, tmp_path: Path) -> None:
     """The page shows the plot and does not print the 80,000 characters of its address."""
     open_artifact(page, url, ran, "pipeline-plot-flights")
@@ -451,6 +457,7 @@ def test_the_plot_is_shown_without_its_address(page: Page, url: str, ran: str, t
     assert len(page.screenshot(path=tmp_path / "delays.png")) > 20_000
 
 
+@pytest.mark.nightly
 def test_the_report_links_to_the_jobs_of_its_run(page: Page, url: str, ran: str) -> None:
     """A link of the report opens the table of the run's jobs, in the UI that shows the report."""
     base = open_artifact(page, url, ran, "pipeline-report")
