@@ -47,8 +47,11 @@ def run_without_reader(home: Path, *words: str, with_stderr: bool = False) -> su
         os.close(writer)
 
 
-@pytest.mark.parametrize("unbuffered", [False, True])
-@pytest.mark.parametrize("pool", ["thread", "process"])
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.mark.parametrize("unbuffered", [False, pytest.param(True, marks=NIGHTLY)])
+@pytest.mark.parametrize("pool", [pytest.param("thread", marks=NIGHTLY), "process"])
 def test_run_goes_on_when_its_reader_leaves(home: Path, pool: str, unbuffered: bool) -> None:
     """`run ... | head -1`: the exit code says how the job ended, and stderr has only the summary."""
     (home / "talks.py").write_text(TALKS)
@@ -65,8 +68,8 @@ def test_run_goes_on_when_its_reader_leaves(home: Path, pool: str, unbuffered: b
     assert re.fullmatch(r"(.*waiting for a worker.*\n)*completed in .*\n", error)
 
 
-@pytest.mark.parametrize("with_stderr", [False, True])
-@pytest.mark.parametrize(("function", "code"), [("collect", 0), ("fail", 65)])
+@pytest.mark.parametrize("with_stderr", [pytest.param(False, marks=NIGHTLY), True])
+@pytest.mark.parametrize(("function", "code"), [pytest.param("collect", 0, marks=NIGHTLY), ("fail", 65)])
 def test_run_keeps_its_exit_code_without_a_reader(home: Path, function: str, code: int, with_stderr: bool) -> None:
     """Output without a reader does not change the exit code of `run`."""
     argument = "flights" if function == "collect" else "DATA_ERROR"
@@ -78,14 +81,19 @@ def test_run_keeps_its_exit_code_without_a_reader(home: Path, function: str, cod
     "words",
     [
         ("jobs", "list"),
-        ("jobs", "list", "--json"),
-        ("jobs", "show", "one"),
-        ("jobs", "watch", "--json"),
-        ("stats",),
-        ("config", "show", "--all"),
-        ("config", "schema"),
-        ("version",),
         ("--help",),
+        *(
+            pytest.param(words, marks=NIGHTLY)
+            for words in (
+                ("jobs", "list", "--json"),
+                ("jobs", "show", "one"),
+                ("jobs", "watch", "--json"),
+                ("stats",),
+                ("config", "show", "--all"),
+                ("config", "schema"),
+                ("version",),
+            )
+        ),
     ],
 )
 def test_other_commands_end_quietly_when_their_reader_leaves(

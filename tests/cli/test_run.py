@@ -99,7 +99,7 @@ def test_as_json_stdout_has_the_whole_result_and_nothing_else(command: Command, 
     assert "collecting flights" in result.err
 
 
-@pytest.mark.parametrize("pool", ["thread", "process"])
+@pytest.mark.parametrize("pool", [pytest.param("thread", marks=pytest.mark.nightly), "process"])
 def test_as_json_what_a_module_or_a_child_process_prints_goes_to_stderr_too(home: Path, pool: str) -> None:
     """With --json the output of imported modules and child processes goes to stderr."""
     (home / "loud.py").write_text(
@@ -147,7 +147,14 @@ def test_any_result_is_printed_as_valid_json(command: Command, home: Path, funct
     assert command("run", f"odd_results:{function}", "--pool", "thread").code == 0
 
 
-@pytest.mark.parametrize("words", [("jobs", "list"), ("jobs", "list", "--json"), ("run", "math:sqrt", "-a", "4")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("jobs", "list"),
+        pytest.param(("jobs", "list", "--json"), marks=pytest.mark.nightly),
+        pytest.param(("run", "math:sqrt", "-a", "4"), marks=pytest.mark.nightly),
+    ],
+)
 def test_a_full_disk_gives_one_line(home: Path, store: JobStore, words: tuple[str, ...]) -> None:
     """Output to a full disk gives exit code 1 and one line."""
     fill(store, record("one"))

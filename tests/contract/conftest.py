@@ -12,6 +12,7 @@ from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
 from tests.contract.cluster.ray_cluster import RayCluster, ray_cluster
 from tests.contract.cluster.sshd import SshServer, ssh_server
 from tests.contract.functions import for_pool
+from tests.waiting import PATIENCE
 
 
 class MakeJob(Protocol):
@@ -46,13 +47,13 @@ def two_ray_nodes() -> Iterator[RayCluster]:
 
 
 @pytest.fixture(
-    params=["coroutine", "thread", "process", "process by spawn"]
+    params=["coroutine", "thread", "process", pytest.param("process by spawn", marks=pytest.mark.nightly)]
     + [pytest.param(name, marks=pytest.mark.chaos) for name in ("ssh", "dask", "ray")]
 )
 def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the pool under test; its executors start processes by the default method, or by spawn.
 
-    The pools of clusters have two workers on each of two nodes.
+    The pools of clusters have two workers on each of two nodes. Spawned workers have daily tests in `spawned`.
     """
     name, _, method = str(request.param).partition(" by ")
     if method:
@@ -74,7 +75,7 @@ def make_job(pool: str) -> MakeJob:
     """Jobs of the pool under test, with retries that do not keep a test waiting."""
 
     def make(function: Callable[..., Any], *args: Any, **fields: Any) -> Job:
-        settings = {"retry_delay": 0.01, "max_runtime": 30.0, "pool": pool} | fields
+        settings = {"retry_delay": 0.01, "max_runtime": PATIENCE, "pool": pool} | fields
         return Job(function=for_pool(function, pool), args=args, **settings)
 
     return make

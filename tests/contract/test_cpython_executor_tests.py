@@ -1,4 +1,4 @@
-"""CPython's own tests of executors, over `as_executor` on threads and on processes.
+"""CPython's own tests of executors, over `as_executor` on threads and on processes, each night.
 
 All that apply are run, and pass but for those in NOT_MET. These do not apply:
 
@@ -98,10 +98,10 @@ def cases() -> list[Any]:
             module, _, name = owner.partition(":")
             kind = getattr(modules(module), name)
             for method in names or unittest.TestLoader().getTestCaseNames(kind):
-                marks = [pytest.mark.chaos] if method in SLOW or name == "WaitTests" else []
+                mark = pytest.mark.chaos if method in SLOW or name == "WaitTests" else pytest.mark.nightly
                 for pool in pools if hasattr(kind, method) else ():  # Older versions have fewer.
                     case = Case(method, getattr(kind, method), pool)
-                    found.append(pytest.param(case, marks=marks, id=f"{method}-{pool}"))
+                    found.append(pytest.param(case, marks=mark, id=f"{method}-{pool}"))
     return found
 
 

@@ -22,6 +22,12 @@ from tests.waiting import PATIENCE, wait_for
 DAY = 86_400.0
 
 
+@pytest.fixture(params=["thread", pytest.param("process", marks=pytest.mark.nightly)])
+def pool(request: pytest.FixtureRequest) -> str:
+    """The pool of the jobs: times are the supervisor's, whatever runs a job."""
+    return str(request.param)
+
+
 def ask(url: str) -> None:
     httpx.get(url, timeout=PATIENCE).raise_for_status()
 

@@ -29,7 +29,10 @@ def run_pytest(*arguments: str, cwd: Path, **env: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("processes", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    "processes",
+    [pytest.param((), id="alone"), pytest.param(("-n", "2"), id="xdist", marks=pytest.mark.nightly)],
+)
 def test_the_tests_of_a_user_pass(processes: tuple[str, ...], tmp_path: Path) -> None:
     """The fixtures work beside pytest-mock, in one process and under pytest-xdist, without a warning."""
     output = run_pytest(*processes, str(USER_TESTS), cwd=tmp_path)

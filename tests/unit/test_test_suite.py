@@ -32,6 +32,7 @@ def run_tests(*arguments: str) -> str:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.nightly
 def test_the_last_line_of_a_run_adds_its_groups_up() -> None:
     """Each group runs its own files, in processes that collect them one by one; the last line counts all tests."""
     files = ["tests/unit/test_fate.py", "tests/examples/test_readme.py", "tests/unit/test_outcome.py"]

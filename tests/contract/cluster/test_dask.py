@@ -122,7 +122,7 @@ BROKEN_AGENTS = {
 }
 
 
-@pytest.mark.parametrize("what", BROKEN_AGENTS)
+@pytest.mark.parametrize("what", ["has another version", pytest.param("ends by itself", marks=pytest.mark.nightly)])
 def test_an_agent_that_cannot_be_used_is_warned_of_once_and_tried_each_second(
     cluster: DaskCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
@@ -145,6 +145,7 @@ def test_an_agent_that_cannot_be_used_is_warned_of_once_and_tried_each_second(
     assert all(re.fullmatch(f"the Dask cluster runs no jobs now: {why}", warning) for warning in warnings)
 
 
+@pytest.mark.nightly
 def test_what_a_worker_s_python_prints_does_no_harm(tmp_path: Path) -> None:
     """An agent whose Python prints something first gives an idle lease back, and goes on with the job of another."""
     noise = "print('loading modules', [1], flush=True); print('{\"a\": 1}', flush=True)\n"
@@ -236,6 +237,7 @@ def test_doctor_asks_the_workers(cluster: DaskCluster, monkeypatch: pytest.Monke
     assert closed.level is Level.WRONG
 
 
+@pytest.mark.nightly
 def test_what_is_waited_for_is_said(
     cluster: DaskCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +285,7 @@ def test_a_program_without_dask_jobs_imports_nothing_of_dask() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
+@pytest.mark.nightly
 def test_closing_withdraws_the_leases_that_were_not_granted(
     cluster: DaskCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

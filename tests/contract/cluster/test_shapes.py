@@ -127,6 +127,7 @@ def test_jobs_that_need_the_one_gpu_take_turns_while_others_run(engine: OnDask |
     assert early[1] < late[0]
 
 
+@pytest.mark.nightly
 def test_a_job_with_a_lease_takes_the_slot_of_one_without(engine: OnDask | OnRay, tmp_path: Path) -> None:
     """Where plain jobs hold all slots of the executor and wait for room on the cluster, a GPU that is free is used."""
     with executor_of(engine, 6, lease_idle=60.0) as executor:
@@ -147,6 +148,7 @@ def test_a_job_with_a_lease_takes_the_slot_of_one_without(engine: OnDask | OnRay
             future.result(timeout=PATIENCE)
 
 
+@pytest.mark.nightly
 def test_an_idle_lease_leaves_its_place_to_another_shape(engine: OnDask | OnRay, tmp_path: Path) -> None:
     """Where jobs of one shape wait for a place that an idle lease of another one has, that goes back within seconds."""
     with executor_of(engine, 6, lease_idle=600.0) as executor:
@@ -197,7 +199,15 @@ CROWDS: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None, str]] = {
 """What the jobs need that never cease, and what the one that waits needs, also in the words of the log."""
 
 
-@pytest.mark.parametrize("kind", [*list(CROWDS)[:3], pytest.param(list(CROWDS)[3], marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain jobs",
+        pytest.param("another shape", marks=pytest.mark.nightly),
+        pytest.param("a shape that takes all slots", marks=pytest.mark.nightly),
+        pytest.param("plain jobs on all of a node", marks=pytest.mark.chaos),
+    ],
+)
 def test_jobs_that_never_cease_keep_nothing_from_another_shape(
     engine: OnDask | OnRay, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,6 +230,7 @@ def test_jobs_that_never_cease_keep_nothing_from_another_shape(
     assert f"jobs that need {words} get no more places than others: one is granted" in caplog.text
 
 
+@pytest.mark.nightly
 def test_memory_is_counted_by_the_cluster(engine: OnDask | OnRay, tmp_path: Path) -> None:
     """Of two jobs that need most of the memory of a node, one runs, and the other one waits for it."""
     with executor_of(engine, 4) as executor:
@@ -254,6 +265,7 @@ def test_what_no_node_has_is_said_and_fails(
     assert "fails after 2 s (cluster.node_timeout)" in warning
 
 
+@pytest.mark.nightly
 def test_a_job_waits_for_a_node_that_can_hold_it(engine: OnDask | OnRay, tmp_path: Path) -> None:
     """Where a node joins in time that has what a job needs, the job runs there."""
     with executor_of(engine, 2) as executor:
@@ -267,6 +279,7 @@ def test_a_job_waits_for_a_node_that_can_hold_it(engine: OnDask | OnRay, tmp_pat
     engine.kill_node(node)
 
 
+@pytest.mark.nightly
 def test_idle_leases_of_each_shape_go_back(engine: OnDask | OnRay, tmp_path: Path) -> None:
     """A GPU that no job uses goes back within `lease_idle`, so that another program gets it."""
     gate = tmp_path / "gate"
@@ -309,6 +322,7 @@ def test_the_job_of_a_lost_gpu_runs_on_another(engine: OnDask | OnRay, runs: Run
     engine.kill_node(another)
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_adaptive_cluster_sees_the_demand_of_each_shape() -> None:
     """An adaptive cluster of no workers gets some for jobs that need a license, and loses them afterwards."""

@@ -349,7 +349,7 @@ with JobExecutor(2, store=sys.argv[1]) as executor:
 """
 
 
-@pytest.mark.parametrize("pool", ["thread", "process"])
+@pytest.mark.parametrize("pool", [pytest.param("thread", marks=pytest.mark.nightly), "process"])
 def test_jobs_of_a_killed_program_run_in_the_next_one_at_once(
     make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path, pool: str
 ) -> None:
