@@ -15,6 +15,7 @@ import httpx
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun
 
 from executor_adapter import Job, JobExecutor
@@ -39,6 +40,14 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def cancel_soon(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
     """Cancel the flow run in half a second, from another thread."""
     threading.Timer(0.5, cancel, (url, flow_run_id, state)).start()
+
+
+def own_state_name() -> str | None:
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    assert context.flow_run.state is not None
+    return context.flow_run.state.name
 
 
 def flow_run_state(api: Api, flow_run_id: UUID) -> str:
@@ -90,23 +99,34 @@ def test_a_job_that_is_called_directly_is_cancelled_and_the_flow_with_it(
         ended(ids[0])
 
 
-@pytest.mark.parametrize("by_signal", [False, True], ids=["by hand", "by a signal"])
+@pytest.mark.parametrize(
+    ("by_signal", "below"),
+    [(False, 0), (True, 0), (True, 2)],
+    ids=["by hand", "by a signal", "by a signal two subflows above"],
+)
 def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
-    prefect_api: str, api: Api, mocker: Any, by_signal: bool
+    prefect_api: str, api: Api, mocker: Any, by_signal: bool, below: int
 ) -> None:
-    """Each job's own message and that of its task run name the flow run's cancel, which a signal may have brought."""
+    """Each job's own message and that of its task run name the flow run's cancel, which a signal may have brought.
+
+    The cancel of a flow run is that of its subflow runs, however deep and however new they are.
+    """
     jobs = [Job(function=slow.fn, pool="thread") for _ in range(3)]
     ids: list[UUID] = []
 
     def cancel_it() -> None:
-        cancelled_runs.ask()  # So that no poll of before falls between the cancel and the signal.
+        if not below:
+            cancelled_runs.ask()  # So that no poll of before falls between the cancel and the signal.
         cancel(prefect_api, ids[0], "CANCELLING")
         if by_signal:  # As a runner does; the server is asked only because of it.
             signal.raise_signal(signal.SIGINT)
 
     @flow
-    def run() -> None:
+    def run(below: int) -> None:
         ids.append(own_id())
+        if below:
+            run(below - 1)
+            return
         threading.Timer(1.0, cancel_it).start()
         run_jobs(jobs, executor=executor)
 
@@ -114,12 +134,31 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
     mocker.patch.object(flow_end, "INTERRUPT_TIMEOUT", PATIENCE)  # The flow ends by itself, by the jobs or the signal.
     mocker.patch.object(sys.modules[type(cancelled_runs).__module__], "ASK_TIMEOUT", PATIENCE)
     with JobExecutor(2) as executor, pytest.raises(KeyboardInterrupt if by_signal else JobCancelledError):
-        run()
+        run(below)
     mocker.stopall()
     cancelled_runs.ask()  # From now on the watcher polls as before.
     assert {job.error_message for job in jobs} == {"its flow run was cancelled"}
-    messages = {run["state"]["message"] for run in api.task_runs(ids[0])}
+    messages = {run["state"]["message"] for run in api.task_runs(ids[-1])}
     assert messages == {"CANCELLED: its flow run was cancelled"}
+
+
+def test_a_flow_whose_runner_ends_it_knows_that_it_was_cancelled(
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect logs the state that a flow knows when its runner ends it: Cancelling, not Running."""
+    states: list[str | None] = []
+
+    @flow
+    def run() -> None:
+        monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(own_id()))  # As a runner does.
+        cancel_soon(prefect_api, own_id())
+        with pytest.raises(JobCancelledError):
+            slow()
+        states.append(own_state_name())
+
+    with JobExecutor(2):
+        run(return_state=True)
+    assert states == ["Cancelling"]
 
 
 def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(

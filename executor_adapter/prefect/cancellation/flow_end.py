@@ -101,9 +101,11 @@ class FlowRunEnding:
     def begin(self, lineage: list[UUID]) -> None:
         """Start to end the flow runs of `lineage`: this one first, then its parents up to the one that was cancelled.
 
-        Does nothing if a runner ends them.
+        A runner ends them itself, and never tells their process the state that the engine logs at its end.
         """
         if not self._has_no_runner(lineage):
+            if self._context is not None and self._context.flow_run is not None:
+                self._context.flow_run.state = Cancelling(message=MESSAGE)
             return
         context = self._made_in.copy()
         # Not a daemon thread: the interpreter must not exit before the server knows.

@@ -94,28 +94,23 @@ def watch_flow_run(
 
 
 class _WatchedRun:
-    """A watched flow run, with the flow runs that it is a subflow run of, as far as they are known."""
+    """A watched flow run, with the flow runs that it is a subflow run of."""
 
     def __init__(self, flow_run_id: UUID) -> None:
         self.server = server_name()
         self.lineage = [flow_run_id]
-        """This flow run, its parent, and so on."""
-        self.is_lineage_complete = False
-        """Whether the last flow run of the lineage is not a subflow run."""
+        """This flow run, its parent, and so on, as far as they are known."""
         self.watches: list[FlowRunWatch] = []
         self.end = FlowRunEnding(flow_run_id)
 
     def extend_lineage(self, client: SyncPrefectClient, known: dict[UUID, _FlowRunRecord]) -> None:
-        """Extend the lineage by the parent of its last flow run."""
-        last = known.get(self.lineage[-1])
-        if self.is_lineage_complete or last is None:
-            return
-        if last.parent_task_run_id is None:
-            self.is_lineage_complete = True
-            return
-        parent = _flow_run_of(client, last.parent_task_run_id)
-        if parent is not None:
+        """Extend the lineage up to the flow run that is not a subflow run, and read into `known` what is added."""
+        while (last := known.get(self.lineage[-1])) is not None and last.parent_task_run_id is not None:
+            parent = _flow_run_of(client, last.parent_task_run_id)
+            if parent is None:
+                return
             self.lineage.append(parent)
+            known |= _read(client, [parent])
 
     def cancel(self, cancelled: UUID) -> None:
         """Notify the watches. `cancelled` is the flow run that was cancelled: this one, or one of its lineage."""
@@ -207,9 +202,8 @@ class _Watcher:
     def _check(self, client: SyncPrefectClient, runs: list[_WatchedRun]) -> None:
         known = _read(client, {each for run in runs for each in run.lineage})
         for run in runs:
+            run.extend_lineage(client, known)  # First, since a signal may come before the next poll.
             self._cancel_if_asked(run, known)
-        for run in runs:
-            run.extend_lineage(client, known)
 
     def _cancel_if_asked(self, run: _WatchedRun, known: dict[UUID, _FlowRunRecord]) -> None:
         for each in run.lineage:
