@@ -19,8 +19,7 @@ from executor_adapter.prefect.reporting.alerts import emit_alert
 from executor_adapter.prefect.reporting.artifacts import JobReport, job_report
 from executor_adapter.prefect.reporting.job_events import JobEvents, job_events
 from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner
-from executor_adapter.prefect.setup.bootstrap import bootstrap
-from executor_adapter.prefect.setup.changes import BootstrapChange, BootstrapOutcome
+from executor_adapter.prefect.setup.bootstrap import BootstrapChange, BootstrapOutcome, bootstrap
 from executor_adapter.prefect.setup.plan import BootstrapPlan, read_plan
 
 PRELOAD = ("prefect.main", "executor_adapter.prefect", "executor_adapter.prefect.child.preload")

@@ -1,8 +1,11 @@
-"""Compares a Prefect server with a plan, and creates or changes what differs."""
+"""Sets up a Prefect server by a plan: it creates what is missing, sets what the plan declares, and says both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +19,6 @@ from prefect.client.schemas.actions import (
     WorkPoolUpdate,
 )
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
-from prefect.client.schemas.objects import WorkPool, WorkQueue
 from prefect.events import AutomationCore
 from prefect.events.actions import DoNothing, SendNotification
 from prefect.exceptions import ObjectNotFound
@@ -32,11 +34,31 @@ from executor_adapter.prefect.setup.automations import (
     trigger_facts,
     with_all_fields,
 )
-from executor_adapter.prefect.setup.changes import BootstrapChange, BootstrapOutcome, compare, different, with_kept
 from executor_adapter.prefect.setup.plan import BootstrapPlan, heartbeat_seconds, tool_limits
 
 UNREACHABLE_ERRORS = (httpx.HTTPError,)
 """Exceptions of a server that cannot be reached, or is in trouble."""
+
+
+class BootstrapOutcome(StrEnum):
+    """What became of one thing on the server."""
+
+    CREATED = "created"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    KEPT = "kept"
+    """It differs from the plan, and stays as it is: people set it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootstrapChange:
+    """One thing on the server, and what a bootstrap did about it; in a dry run, what it would do."""
+
+    kind: str
+    name: str
+    outcome: BootstrapOutcome
+    detail: str = ""
+    """What differs, as `field: old -> new`."""
 
 
 def bootstrap(
@@ -70,7 +92,7 @@ def note_on_server() -> str | None:
 
 
 class Bootstrap:
-    """Compares one server with a plan. In a dry run it only reads."""
+    """Creates what a server lacks of a plan, and sets what the plan declares. In a dry run it only reads."""
 
     def __init__(self, client: SyncPrefectClient, plan: BootstrapPlan, settings: Settings, *, dry_run: bool) -> None:
         self._client = client
@@ -82,10 +104,12 @@ class Bootstrap:
         """Yield what was done about each thing."""
         notify = self._notification_block()  # First, because a wrong name must leave everything as it is.
         yield self._work_pool()
-        yield from self._work_queues()
+        # In the order of their priorities: the server moves others down to make room for one.
+        for name, priority in sorted(self._plan.work_queues.items(), key=lambda item: item[1]):
+            yield self._work_queue(name, priority)
         if self._plan.tool_limits:
             for name, limit, decay in tool_limits(self._settings):
-                yield self._concurrency_limit(name, limit, decay)
+                yield self._concurrency_limit(name, {"limit": limit, "slot_decay_per_second": decay})
         for name, value in self._plan.variables.items():
             yield self._variable(name, value)
         if self._plan.executor_block is not None:
@@ -95,92 +119,93 @@ class Bootstrap:
             for wanted in automations(self._plan.model_copy(update={"heartbeat_seconds": longest}), notify):
                 yield self._automation(wanted)
 
-    def _is_due(self, change: BootstrapChange, outcome: BootstrapOutcome) -> bool:
-        return change.outcome is outcome and not self._dry_run
+    def _settle(
+        self,
+        kind: str,
+        name: str,
+        known: Any,
+        create: Callable[[], object],
+        change: Callable[[], object] = lambda: None,
+        *,
+        declared: dict[str, Any],
+        first: dict[str, Any],
+    ) -> BootstrapChange:
+        """Create a thing that is not `known`, or change one of which something `declared` differs; say what.
 
-    # --- work pool ---
+        What has only its `first` value of the plan stays as people set it, which is said too.
+        """
+        if known is None:
+            outcome, details = BootstrapOutcome.CREATED, [f"{key}: {each}" for key, each in (first | declared).items()]
+        else:
+            now: dict[str, Any] = dict(known)
+            changed = [f"{key}: {now.get(key)} -> {each}" for key, each in declared.items() if now.get(key) != each]
+            kept = [f"{key}: {now.get(key)}, not {each}" for key, each in first.items() if now.get(key) != each]
+            outcome = BootstrapOutcome.KEPT if kept else BootstrapOutcome.UNCHANGED
+            outcome, details = BootstrapOutcome.CHANGED if changed else outcome, changed + kept
+        if not self._dry_run and outcome in (BootstrapOutcome.CREATED, BootstrapOutcome.CHANGED):
+            (create if known is None else change)()
+        return BootstrapChange(kind=kind, name=name, outcome=outcome, detail=", ".join(details))
+
+    # --- pools, queues, limits, variables, blocks ---
 
     def _work_pool(self) -> BootstrapChange:
-        plan, known = self._plan, self._known_work_pool()
-        wanted = {} if plan.work_pool_limit is None else {"concurrency_limit": plan.work_pool_limit}
-        if known is None:
-            change = compare("work pool", plan.work_pool, None, {"type": plan.work_pool_type} | wanted)
-            if self._is_due(change, BootstrapOutcome.CREATED):
-                self._client.create_work_pool(WorkPoolCreate(name=plan.work_pool, type=plan.work_pool_type, **wanted))
-            return change
-        change = compare("work pool", plan.work_pool, known.model_dump(), wanted)
-        if self._is_due(change, BootstrapOutcome.CHANGED):
-            self._client.update_work_pool(plan.work_pool, WorkPoolUpdate(**wanted))
-        if change.outcome is BootstrapOutcome.UNCHANGED and known.type != plan.work_pool_type:
-            detail = f"type: {known.type}, not {plan.work_pool_type}"
-            return BootstrapChange(kind=change.kind, name=change.name, outcome=BootstrapOutcome.KEPT, detail=detail)
-        return change
+        client, plan, known = self._client, self._plan, _found(self._client.read_work_pool, self._plan.work_pool)
+        declared = {} if plan.work_pool_limit is None else {"concurrency_limit": plan.work_pool_limit}
+        first = {"type": plan.work_pool_type}
 
-    def _known_work_pool(self) -> WorkPool | None:
-        try:
-            return self._client.read_work_pool(self._plan.work_pool)
-        except ObjectNotFound:
-            return None
+        def create() -> None:
+            client.create_work_pool(WorkPoolCreate(name=plan.work_pool, **first, **declared))
 
-    def _work_queues(self) -> Iterator[BootstrapChange]:
-        # In the order of their priorities: the server moves others down to make room for one.
-        for name, priority in sorted(self._plan.work_queues.items(), key=lambda item: item[1]):
-            known = self._known_work_queue(name)
-            now = None if known is None else known.model_dump()
-            change = compare("work queue", f"{self._plan.work_pool}/{name}", now, {"priority": priority})
-            if self._is_due(change, BootstrapOutcome.CREATED):
-                self._client.create_work_queue(name, priority=priority, work_pool_name=self._plan.work_pool)
-            elif known is not None and self._is_due(change, BootstrapOutcome.CHANGED):
-                self._client.update_work_queue(known.id, priority=priority)
-            yield change
+        def change() -> None:
+            client.update_work_pool(plan.work_pool, WorkPoolUpdate(**declared))
 
-    def _known_work_queue(self, name: str) -> WorkQueue | None:
-        try:
-            return self._client.read_work_queue_by_name(name, work_pool_name=self._plan.work_pool)
-        except ObjectNotFound:
-            return None
+        return self._settle("work pool", plan.work_pool, known, create, change, declared=declared, first=first)
 
-    # --- limits, variables, blocks ---
+    def _work_queue(self, name: str, priority: int) -> BootstrapChange:
+        client, pool = self._client, self._plan.work_pool
+        known = _found(client.read_work_queue_by_name, name, work_pool_name=pool)
 
-    def _concurrency_limit(self, name: str, limit: int, decay: float) -> BootstrapChange:
-        wanted: dict[str, Any] = {"limit": limit, "slot_decay_per_second": decay}
-        try:
-            known = self._client.read_global_concurrency_limit_by_name(name).model_dump()
-        except ObjectNotFound:
-            known = None
-        change = compare("concurrency limit", name, known, wanted)
-        if self._is_due(change, BootstrapOutcome.CREATED):
-            self._client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **wanted))
-        elif self._is_due(change, BootstrapOutcome.CHANGED):
-            self._client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(**wanted))
-        return change
+        def create() -> None:
+            client.create_work_queue(name, priority=priority, work_pool_name=pool)
+
+        def change() -> None:
+            client.update_work_queue(known.id, priority=priority)
+
+        declared = {"priority": priority}
+        return self._settle("work queue", f"{pool}/{name}", known, create, change, declared=declared, first={})
+
+    def _concurrency_limit(self, name: str, declared: dict[str, Any]) -> BootstrapChange:
+        client, known = self._client, _found(self._client.read_global_concurrency_limit_by_name, name)
+
+        def create() -> None:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **declared))
+
+        def change() -> None:
+            client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(**declared))
+
+        return self._settle("concurrency limit", name, known, create, change, declared=declared, first={})
 
     def _variable(self, name: str, value: Any) -> BootstrapChange:
         known = self._client.read_variable_by_name(name)
-        if known is None:
-            if not self._dry_run:
-                self._client.create_variable(VariableCreate(name=name, value=value))
-            return BootstrapChange(
-                kind="variable", name=name, outcome=BootstrapOutcome.CREATED, detail=f"value: {value}"
-            )
-        if known.value == value:
-            return BootstrapChange(kind="variable", name=name, outcome=BootstrapOutcome.UNCHANGED)
-        detail = f"value: {known.value}, not {value}"
-        return BootstrapChange(kind="variable", name=name, outcome=BootstrapOutcome.KEPT, detail=detail)
+
+        def create() -> None:
+            self._client.create_variable(VariableCreate(name=name, value=value))
+
+        return self._settle("variable", name, known, create, declared={}, first={"value": value})
 
     def _executor_block(self, name: str) -> BootstrapChange:
         slug = JobExecutorBlock.get_block_type_slug()
-        try:
-            self._client.read_block_document_by_name(name, slug, include_secrets=False)
-        except ObjectNotFound:
-            slots = self._settings.executor.max_workers
-            # A block has one number; where it has none, the settings count.
-            workers = slots if isinstance(slots, int) else None
-            if not self._dry_run:
-                JobExecutorBlock(max_workers=workers).save(name)
-            detail = f"max_workers: {workers or 'as configured'}"
-            return BootstrapChange(kind="block", name=f"{slug}/{name}", outcome=BootstrapOutcome.CREATED, detail=detail)
-        return BootstrapChange(kind="block", name=f"{slug}/{name}", outcome=BootstrapOutcome.UNCHANGED)
+        slots = self._settings.executor.max_workers
+        # A block has one number; where it has none, the settings count.
+        workers = slots if isinstance(slots, int) else None
+        first = {"max_workers": workers or "as configured"}
+        known = _found(self._client.read_block_document_by_name, name, slug, include_secrets=False)
+
+        def create() -> None:
+            JobExecutorBlock(max_workers=workers).save(name)
+
+        found = known and first  # Whatever people have made of it.
+        return self._settle("block", f"{slug}/{name}", found, create, declared={}, first=first)
 
     # --- automations ---
 
@@ -192,16 +217,16 @@ class Bootstrap:
             raise ConfigurationError(
                 f"notify: {self._plan.notify!r} is not TYPE/NAME: give slack-webhook/ops, for example"
             )
-        try:
-            return self._client.read_block_document_by_name(name, slug, include_secrets=False).id
-        except ObjectNotFound:
+        known = _found(self._client.read_block_document_by_name, name, slug, include_secrets=False)
+        if known is None:
             raise ConfigurationError(
                 f"notify: the server has no block {self._plan.notify!r}: create it in the UI, or save it in Python"
-            ) from None
+            )
+        return UUID(str(known.id))
 
     def _longest_heartbeat_seconds(self) -> int:
         """Return the longest interval between two heartbeats of a flow run of the pool, by the plan or a deployment."""
-        pool = self._known_work_pool()
+        pool = _found(self._client.read_work_pool, self._plan.work_pool)
         template = {} if pool is None else pool.base_job_template
         common = template.get("variables", {}).get("properties", {}).get("env", {}).get("default") or {}
         of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[self._plan.work_pool]))
@@ -212,47 +237,39 @@ class Bootstrap:
         return longest
 
     def _automation(self, wanted: AutomationCore) -> BootstrapChange:
-        known = next(iter(self._client.read_automations_by_name(wanted.name)), None)
+        client, trigger = self._client, trigger_facts(wanted)
+        known = next(iter(client.read_automations_by_name(wanted.name)), None)
         if known is None:
-            change = BootstrapChange(kind="automation", name=wanted.name, outcome=BootstrapOutcome.CREATED)
-            if self._is_due(change, BootstrapOutcome.CREATED):
-                self._client.create_automation(wanted)
-            return change
-        edited = different(trigger_facts(known), trigger_facts(wanted)) if is_edited(known) else []
-        if edited:
-            kept = {"trigger": known.trigger, "description": known.description, "tags": known.tags}
-            wanted = with_all_fields(wanted, **kept)
-        change = compare("automation", wanted.name, _facts(known, wanted), _facts(wanted, wanted))
-        if self._is_due(change, BootstrapOutcome.CHANGED):
-            fields = {"description": wanted.description, "trigger": wanted.trigger, "tags": _merged_tags(known, wanted)}
-            self._client.update_automation(known.id, with_all_fields(known, actions=_merged(known, wanted), **fields))
-        return with_kept(change, edited)
+            create = functools.partial(client.create_automation, wanted)
+            return self._settle("automation", wanted.name, None, create, declared={}, first={})
+        sends = {_block_of(action) for action in known.actions}
+        missing = [action for action in wanted.actions if (block := _block_of(action)) and block not in sends]
+        declared = {f"message to block {_block_of(action)}": "sent" for action in missing}
+        kept = [action for action in known.actions if not (missing and isinstance(action, DoNothing))]
+        fields: dict[str, Any] = {"actions": kept + missing}
+        edited = is_edited(known)
+        if not edited:
+            tags = [tag for tag in known.tags if not tag.startswith(FINGERPRINT)]
+            fields |= {"description": wanted.description, "trigger": wanted.trigger}
+            fields["tags"] = list(dict.fromkeys([*tags, *wanted.tags]))
+            declared |= trigger | {"description": wanted.description, "tags": sorted(fields["tags"])}
+        now = trigger_facts(known) | {"description": known.description, "tags": sorted(known.tags)}
+
+        def change() -> None:
+            client.update_automation(known.id, with_all_fields(known, **fields))
+
+        first = trigger if edited else {}
+        return self._settle("automation", wanted.name, now, lambda: None, change, declared=declared, first=first)
 
 
-def _facts(automation: AutomationCore, wanted: AutomationCore) -> dict[str, Any]:
-    """Return what the plan decides of an automation: when it fires, and that it sends its message."""
-    sends = {block for action in automation.actions if (block := _block_of(action))}
-    return {
-        "description": automation.description,
-        **trigger_facts(automation),
-        "tags": [tag for tag in wanted.tags if tag in automation.tags],
-        **{f"message to block {block}": block in sends for action in wanted.actions if (block := _block_of(action))},
-    }
+def _found(read: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return `read(...)`; None for what the server does not have."""
+    try:
+        return read(*args, **kwargs)
+    except ObjectNotFound:
+        return None
 
 
 def _block_of(action: object) -> UUID | None:
+    """Return the block through which an action sends a message; None for all other actions."""
     return action.block_document_id if isinstance(action, SendNotification) else None
-
-
-def _merged(known: AutomationCore, wanted: AutomationCore) -> list[Any]:
-    """Return the actions that the automation has, and the message of the plan if that is missing."""
-    sends = {_block_of(action) for action in known.actions}
-    added = [action for action in wanted.actions if (block := _block_of(action)) and block not in sends]
-    kept = [action for action in known.actions if not (added and isinstance(action, DoNothing))]
-    return [*kept, *added]
-
-
-def _merged_tags(known: AutomationCore, wanted: AutomationCore) -> list[str]:
-    """Return the tags of the plan after those that people have given the automation."""
-    own = [tag for tag in known.tags if not tag.startswith(FINGERPRINT)]
-    return list(dict.fromkeys([*own, *wanted.tags]))
