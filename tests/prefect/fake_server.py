@@ -24,8 +24,6 @@ class FakeServer:
         self.is_unreachable = False
         self.rejects: str | None = None
         """The name of a state that it does not take; "" for all."""
-        self.events_per_transaction = 1
-        """The transaction size that it reports."""
         self.requests: list[int] = []
         """The number of events in each request."""
         self.most_queued = 0
@@ -87,10 +85,6 @@ class FakeServer:
     def deleted_flow_runs(self, ids: Sequence[str]) -> set[str]:
         """Return those of the flow runs that it does not have."""
         return self.deleted.intersection(ids)
-
-    def transaction_size(self) -> int:
-        """Return the transaction size that it reports."""
-        return self.events_per_transaction
 
     def count(self, task_run_ids: Sequence[str], state_name: str) -> int:
         """Return how many of the task runs are in the state of that name."""

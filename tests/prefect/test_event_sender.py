@@ -12,20 +12,18 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from executor_adapter.prefect.mirror.event_feed import MAX_UNLISTED_EVENTS, MIN_LISTED_EVENTS
-from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.outbox import OutboxFile
-from executor_adapter.prefect.mirror.pacing import (
-    CHECKS_PER_DELIVERY,
-    FEW_EVENTS,
+from executor_adapter.prefect.mirror.sender import (
+    CHECK_INTERVAL,
     INITIAL_WINDOW,
     MAX_BATCH_SIZE,
-    MAX_CHECK_INTERVAL,
+    MAX_UNLISTED_EVENTS,
     MAX_WINDOW,
     MIN_CHECK_INTERVAL,
-    MIN_CHECK_INTERVAL_OF_FEW,
-    MIN_FINAL_CHECK_INTERVAL,
+    MIN_LISTED_EVENTS,
     MIN_WINDOW,
+    EventBatch,
+    EventSender,
     SendWindow,
 )
 from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError, ServerApi
@@ -80,7 +78,7 @@ def test_all_events_are_sent_and_known_to_be_recorded() -> None:
     harness = Harness([event(COMPLETED) for _ in range(1_000)])
     harness.run(20, per_second=1_000)
     assert harness.sender.is_idle
-    totals = harness.sender.totals
+    totals = harness.sender
     assert (totals.recorded, totals.resent, len(harness.server.known)) == (1_000, 0, 1_000)
 
 
@@ -100,7 +98,7 @@ def test_more_events_are_in_flight_to_a_fast_server() -> None:
     harness.run(10, per_second=6_000)
     assert INITIAL_WINDOW < harness.server.most_queued <= MAX_WINDOW
     harness.run(10, per_second=6_000)
-    assert harness.sender.totals.recorded == 20_000
+    assert harness.sender.recorded == 20_000
 
 
 @pytest.mark.parametrize("listed", [200, 0])
@@ -111,7 +109,7 @@ def test_an_event_list_slower_than_the_recorder_is_not_overrun(listed: int) -> N
     for _ in range(300):
         harness.run(0.5, per_second=6_000)
         harness.server.list_some(listed)
-    assert harness.sender.totals.recorded == 20_000
+    assert harness.sender.recorded == 20_000
     if listed:
         most = harness.server.most_unlisted
         assert MAX_UNLISTED_EVENTS - MIN_LISTED_EVENTS < most <= MAX_UNLISTED_EVENTS + MAX_BATCH_SIZE
@@ -130,58 +128,37 @@ def test_in_a_hurry_events_are_sent_at_once() -> None:
     assert INITIAL_WINDOW < harness.server.most_queued <= MAX_WINDOW
 
 
-def test_the_check_interval_is_shorter_than_the_delivery_time() -> None:
-    """Checks are frequent enough that even a fast server always has events to record between two of them."""
+def recorded(window: SendWindow, events: int, seconds: float, now: float = 1_000.0) -> None:
+    """Tell the window that a full request was recorded within so many seconds."""
+    batch = EventBatch([event(COMPLETED) for _ in range(events)], now - seconds, filled_window=True)
+    window.on_recorded([batch], now - seconds, now)
+
+
+def test_the_window_grows_by_steps_once_it_has_been_halved() -> None:
+    """It grows by all that is recorded until the server is slow once; then it is halved, and grows by small steps."""
     window = SendWindow()
-    for seconds in (0.0, 0.5, 1.0, 2.0, 3.0, 10.0):
-        window.on_batch_arrived(1_000.0, 1_000.0 + seconds, filled_window=False)
-        expected = min(MAX_CHECK_INTERVAL, max(MIN_CHECK_INTERVAL, seconds / CHECKS_PER_DELIVERY))
-        assert window.check_interval(1_000.0 + seconds) == expected
+    recorded(window, 100, 1.0)
+    grown = window.size
+    recorded(window, 100, 3.0)
+    unchanged = window.size
+    recorded(window, 100, 5.0, now=1_010.0)
+    halved = window.size
+    recorded(window, 100, 6.0, now=1_011.0)  # Sent before it was halved.
+    recorded(window, 100, 1.0, now=1_020.0)
+    assert (grown, unchanged, halved) == (INITIAL_WINDOW + 100, grown, grown // 2)
+    assert halved < window.size < halved + 100
 
 
 def test_the_last_events_are_checked_more_often() -> None:
-    """The last events, which a caller waits for, are checked more often; a stalled server ever less often."""
+    """The last events, which a caller waits for, are checked the more often the fewer; a stalled server ever less."""
     window = SendWindow()
-    window.on_batch_arrived(1_000.0, 1_003.0, filled_window=False)
-    window.on_arrived(1_500, 1_000.0, 1_003.0)
-    intervals = [window.check_interval(1_003.0, last=last) for last in (2_000, 500, 100, FEW_EVENTS)]
-    assert intervals == [1.0, pytest.approx(1 / 3), MIN_FINAL_CHECK_INTERVAL, MIN_CHECK_INTERVAL_OF_FEW]
-    for last in (1, 100):
-        assert window.check_interval(1_005.0, last=last) == 0.25
-        assert window.check_interval(1_030.0, last=last) == 1.0
-
-
-def test_few_events_are_checked_often_whatever_was_sent_before() -> None:
-    """A direct call waits for its few events; for how long the server had nothing to record before is not counted."""
-    window = SendWindow()
-    assert window.check_interval(1_000.0, last=3, since=1_000.0) == MIN_CHECK_INTERVAL_OF_FEW
-    window.on_arrived(3, 1_000.0, 1_000.1)
-    assert window.check_interval(2_000.0, last=3, since=2_000.0) == MIN_CHECK_INTERVAL_OF_FEW
-
-
-def test_the_window_starts_large_for_a_server_with_large_transactions() -> None:
-    """The window starts large for a server with large transactions, unless it has been slow before."""
-    fast, slow, measured = SendWindow(), SendWindow(), SendWindow()
-    fast.set_transaction_size(500)
-    slow.set_transaction_size(1)
-    measured.on_batch_arrived(1_000.0, 1_010.0, filled_window=True)
-    measured.set_transaction_size(500)
-    assert (fast.size, slow.size) == (1_500, INITIAL_WINDOW)
-    assert measured.size < INITIAL_WINDOW
-
-
-def test_a_server_with_large_transactions_never_becomes_idle() -> None:
-    """While the server writes one transaction, another one is always queued."""
-    harness = Harness([event(COMPLETED) for _ in range(10_000)])
-    harness.server.events_per_transaction = 500
-    harness.run(5)
-    assert len(harness.server.queue) == 3 * 500
-    left = []
-    for _ in range(10):
-        harness.server.record(500)
-        harness.run(1.0)
-        left.append(len(harness.server.queue))
-    assert min(left) == 3 * 500
+    assert window.check_interval(3, stalled=0.0) == MIN_CHECK_INTERVAL
+    recorded(window, 1_500, 3.0)
+    intervals = [window.check_interval(left, stalled=0.0) for left in (2_000, 500, 100, 3)]
+    assert intervals == [CHECK_INTERVAL, pytest.approx(1 / 3), pytest.approx(1 / 15), MIN_CHECK_INTERVAL]
+    for left in (1, 100):
+        assert window.check_interval(left, stalled=2.0) == 0.25
+        assert window.check_interval(left, stalled=30.0) == CHECK_INTERVAL
 
 
 def test_events_are_sent_in_few_requests() -> None:
@@ -198,7 +175,7 @@ def test_events_that_a_killed_server_lost_are_sent_again() -> None:
     harness.run(0.5)
     harness.server.lose()
     harness.run(60, per_second=100)
-    assert (harness.sender.totals.recorded, harness.sender.totals.resent) == (1, 1)
+    assert (harness.sender.recorded, harness.sender.resent) == (1, 1)
     assert harness.server.known[events[1].task_run_id] == Recorded("Completed", 1_000_001.0)
     assert harness.server.states == {events[0].task_run_id: ["Pending"], events[1].task_run_id: ["Completed"]}
 
@@ -210,7 +187,7 @@ def test_a_newer_state_set_by_the_server_is_corrected_with_a_newer_time() -> Non
     harness.server.known[final.task_run_id] = Recorded("Cancelled", 1_500_000.0)
     harness.run(30, per_second=100)
     assert harness.server.known[final.task_run_id] == Recorded("Completed", 2_000_000.0)
-    assert harness.sender.totals.recorded == 1
+    assert harness.sender.recorded == 1
 
 
 @pytest.mark.parametrize(
@@ -228,7 +205,7 @@ def test_an_inherited_event_does_not_replace_a_newer_state(tmp_path: Path, newer
     harness.inherit(tmp_path / "outbox.db", [old])
     harness.run(30, per_second=100)
     assert harness.server.known[old.task_run_id] == newer
-    assert (harness.sender.is_idle, harness.sender.totals.resent, harness.count_in_file()) == (True, 0, 0)
+    assert (harness.sender.is_idle, harness.sender.resent, harness.count_in_file()) == (True, 0, 0)
 
 
 def test_an_inherited_event_replaces_the_state_of_a_clean_up(tmp_path: Path) -> None:
@@ -255,7 +232,7 @@ def test_new_events_do_not_wait_for_inherited_ones(tmp_path: Path) -> None:
     harness.run(10, per_second=60)
     harness.events.append(event(COMPLETED))
     harness.run(4, per_second=60)
-    assert harness.sender.totals.recorded == 1
+    assert harness.sender.recorded == 1
     assert harness.server.most_queued <= INITIAL_WINDOW // 3 + 1
     assert not harness.sender.has_own_events
     assert not harness.sender.is_idle
@@ -281,7 +258,7 @@ def test_attempts_to_reach_a_server_are_not_progress() -> None:
     assert harness.sender.progress_at == started_at
     harness.server.is_unreachable = False
     harness.run(5, per_second=100)
-    assert (harness.sender.totals.recorded, harness.sender.progress_at > started_at) == (1, True)
+    assert (harness.sender.recorded, harness.sender.progress_at > started_at) == (1, True)
 
 
 @pytest.mark.parametrize("before", [0, 50, 99])
@@ -292,7 +269,7 @@ def test_an_event_that_the_server_rejects_does_not_hold_up_others(before: int) -
     harness = Harness([*(event(COMPLETED) for _ in range(before)), bad, *(event(COMPLETED) for _ in range(after))])
     harness.server.rejects = "Failed"
     harness.run(20, per_second=500)
-    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (99, [bad.job_id])
+    assert (harness.sender.recorded, harness.sender.given_up) == (99, [bad.job_id])
     assert harness.sender.is_idle
 
 
@@ -306,7 +283,7 @@ def test_states_of_a_deleted_flow_run_are_not_sent(caplog: pytest.LogCaptureFixt
     harness.run(0.5)
     harness.events.extend(event(COMPLETED, flow_run_id="gone") for _ in range(2_000))
     harness.run(20)
-    assert (harness.server.requests, len(harness.sender.totals.given_up)) == ([20], 2_021)
+    assert (harness.server.requests, len(harness.sender.given_up)) == ([20], 2_021)
     assert (harness.sender.is_idle, harness.sender.unrecorded()) == (True, [])
     (said,) = [record.getMessage() for record in caplog.records if "gone" in record.getMessage()]
     assert said.startswith("flow run gone was deleted, or is not on this server: 21 states of its task runs")
@@ -365,10 +342,10 @@ def test_no_event_is_given_up_while_the_server_rejects_everything() -> None:
     harness.events.extend(event(FAILED) for _ in range(100))
     harness.server.rejects = ""
     harness.run(60, per_second=500)
-    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (100, [])
+    assert (harness.sender.recorded, harness.sender.given_up) == (100, [])
     harness.server.rejects = None
     harness.run(20, per_second=500)
-    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (200, [])
+    assert (harness.sender.recorded, harness.sender.given_up) == (200, [])
 
 
 def test_no_event_is_given_up_while_every_second_request_is_rejected() -> None:
@@ -382,7 +359,7 @@ def test_no_event_is_given_up_while_every_second_request_is_rejected() -> None:
     harness = Harness([event(COMPLETED) for _ in range(200)])
     harness.server = Alternating()
     harness.run(60, per_second=500)
-    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (200, [])
+    assert (harness.sender.recorded, harness.sender.given_up) == (200, [])
 
 
 def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None:
@@ -405,7 +382,7 @@ def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None
     assert [lost.name for lost in harness.sender.unrecorded()] == ["Failed"]
     harness.server.is_unreachable, harness.server.rejects = False, None
     harness.run(5, per_second=100)
-    assert harness.sender.totals.recorded == 2
+    assert harness.sender.recorded == 2
 
 
 def test_characters_that_a_server_cannot_store_are_replaced() -> None:
@@ -422,5 +399,5 @@ def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:
     for _ in range(4_000):
         harness.run(0.5)
         harness.server.lose()
-    assert len(harness.sender.totals.given_up) == 1
+    assert len(harness.sender.given_up) == 1
     assert harness.sender.is_idle

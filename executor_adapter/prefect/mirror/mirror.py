@@ -202,14 +202,14 @@ class PrefectMirror:
 
     def report(self) -> MirrorReport:
         """Return how far the server's record goes by now."""
-        totals = self._thread.sender.totals
+        sender = self._thread.sender
         return MirrorReport(
             jobs=self._jobs,
-            recorded=totals.recorded,
-            resent=totals.resent,
+            recorded=sender.recorded,
+            resent=sender.resent,
             omitted=self._unsent.omitted,
             kept=self._thread.kept,
-            missing=(*self._thread.missing, *totals.given_up),
+            missing=(*self._thread.missing, *sender.given_up),
             dropped=self._thread.dropped,
             unfinished=(*self._histories, *self._engine_histories),
         )

@@ -10,9 +10,9 @@ import time
 
 import httpx
 
-from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.flow_run_facts import announce_flow_run, flow_run_facts, read_flow_run_facts
 from executor_adapter.prefect.mirror.outbox import MAX_TRANSACTION_EVENTS, OutboxFile
+from executor_adapter.prefect.mirror.sender import EventSender
 from executor_adapter.prefect.mirror.server_api import ServerApi, server_address, server_name, trouble_of
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
 from executor_adapter.prefect.mirror.unsent import UnsentChanges

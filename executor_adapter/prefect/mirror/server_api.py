@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -163,15 +163,6 @@ class ServerApi:
                 return True
             raise
 
-    def transaction_size(self) -> int:
-        """Return how many events the server's recorder writes in one transaction: 1, the default, if it is unknown."""
-        if self.client.server_type == ServerType.CLOUD:
-            return 1
-        try:
-            return int(recorder_settings(self.client)["batch_size"])
-        except (httpx.HTTPStatusError, LookupError, TypeError, ValueError):
-            return 1
-
     def _post(self, path: Any, body: dict[str, Any]) -> Any:
         return self.client.request("POST", path, json=body).json()
 
@@ -207,28 +198,6 @@ def trouble_of(error: httpx.HTTPError) -> str:
 
 
 _CHECK_CREDENTIALS = "check PREFECT_API_KEY (Prefect Cloud) or PREFECT_API_AUTH_STRING (a server with a password)"
-
-
-class RequestLock:
-    """Makes requests with `lock` released. The caller holds it before and after each one.
-
-    So other threads can read, and take over, what is in flight while the server answers.
-    """
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self.answers = 0
-        """The number of requests that the server has answered."""
-        self._lock = lock
-
-    def __call__(self, request: Callable[..., Any], *args: Any) -> Any:
-        """Return `request(*args)`, called without the lock."""
-        self._lock.release()
-        try:
-            answer = request(*args)
-        finally:
-            self._lock.acquire()
-        self.answers += 1
-        return answer
 
 
 @contextlib.contextmanager

@@ -1,0 +1,547 @@
+"""Sends state events to a server no faster than it records them, and makes sure that final states arrive.
+
+    outbox ──► in flight ──► arrived ──► recorded
+       ▲           │            │
+       └── lost ◄──┴────────────┘
+
+The server answers before it has recorded an event. It keeps unrecorded events in queues that drop what exceeds their
+limit (10,000 messages, shared by all clients), and works through them in order. So a batch has arrived when its last
+event is recorded. Then its final states are counted: that is cheap for the server, and exact, because the ids are
+given. Where the count is short for a while, or the server makes no progress, each event is looked up. An event that the
+server has lost, because it was restarted or its queue was full, goes back to the outbox.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import httpx
+
+from executor_adapter.prefect.mirror.outbox import Outbox
+from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError, ServerApi
+from executor_adapter.prefect.mirror.state_events import CLOCK_RESOLUTION_SECONDS, StateEvent
+
+logger = logging.getLogger("executor_adapter.prefect")
+
+# --- pace: see docs/explanation/prefect-mirror.md for what was measured ---
+
+INITIAL_WINDOW = 300
+MIN_WINDOW = 100
+MAX_WINDOW = 3_000
+"""Events in flight. A third of the server's queue, because others use it too."""
+
+MAX_BATCH_SIZE = 500
+"""Events in one request."""
+
+WINDOW_INCREASE = 50
+"""Events by which each request adds to the window that was recorded in time."""
+
+FAST_SECONDS = 2.0
+SLOW_SECONDS = 4.0
+"""Time from sending to recorded: the window grows below the first, and is halved above the second."""
+
+CHECK_INTERVAL = 0.5
+"""Seconds between two checks of what is recorded, while further events wait to be sent."""
+
+MIN_CHECK_INTERVAL = 0.03
+"""Seconds between the last checks: a direct call of a job task waits for them."""
+
+CHECKS_PER_DELIVERY = 3
+"""Last checks in the time that the server is expected to take for what is in flight."""
+
+CHECKS_PER_STALL = 8
+"""Last checks in the time for which a server has shown no progress."""
+
+MAX_UNLISTED_EVENTS = 8_000
+"""Events that were sent and may not be in the server's list of events, which has a queue of its own."""
+
+MIN_LISTED_EVENTS = 1_000
+"""Events that must have been listed before more are sent, so that one request asks for as many."""
+
+LISTING_STALL_TIMEOUT = 15.0
+"""Seconds without progress after which the server is taken to keep no list."""
+
+# --- what is lost ---
+
+RECORDING_STALL_TIMEOUT = 15.0
+"""Seconds without progress after which each event in flight is looked up."""
+
+MAX_RECORDING_STALL_TIMEOUT = 120.0
+"""The same after repeated look-ups without progress, each of which doubles the time to the next."""
+
+STALL_TIMEOUT_AFTER_OUTAGE = 4.0
+"""The same after an outage: the server may have been restarted without its queues."""
+
+SHORT_COUNT_TIMEOUT = 3.0
+"""Seconds after which the events of a batch whose count is short are looked up: recorders overtake one another."""
+
+MAX_SENDS = 8
+"""A state that the server has lost this often is given up: that is not chance."""
+
+MAX_FAULTS = 3
+"""Times that the server rejects one state, and accepts another, until that state is given up."""
+
+
+class SendWindow:
+    """A congestion window: how many events may be in flight, by how long the server takes to record them.
+
+    Large enough that the server is never idle, and small enough that a state is recorded a few seconds after it was
+    sent: a final state sent in a hurry must not wait behind minutes of others. In a hurry there is no time to measure
+    the server's speed, so as much as its queues hold is sent at once.
+    """
+
+    def __init__(self) -> None:
+        self.is_hurried = False
+        self._size = INITIAL_WINDOW
+        self._shrunk_at = -math.inf
+        self._events_per_second = math.inf
+
+    @property
+    def size(self) -> int:
+        """The most events that may be in flight."""
+        return MAX_WINDOW if self.is_hurried else self._size
+
+    @property
+    def batch_size(self) -> int:
+        """Events for one request: a third of the window, so that the server has the next while one is confirmed."""
+        return min(MAX_BATCH_SIZE, self.size // 3)
+
+    def on_recorded(self, batches: list[EventBatch], since: float, now: float) -> None:
+        """Adapt the window to batches that are recorded; `since`: when the server could begin with the first."""
+        events = sum(len(batch.events) for batch in batches)
+        self._events_per_second = events / max(now - since, MIN_CHECK_INTERVAL)
+        for batch in batches:
+            self._adapt(batch, now - batch.sent_at, now)
+
+    def _adapt(self, batch: EventBatch, seconds: float, now: float) -> None:
+        if batch.sent_at < self._shrunk_at:
+            return  # It shows nothing about the new size.
+        if seconds > SLOW_SECONDS:
+            self._size, self._shrunk_at = max(MIN_WINDOW, self._size // 2), now
+        elif seconds < FAST_SECONDS and batch.filled_window:
+            # Until the server's limit is found the window grows by all that it records.
+            added = len(batch.events) if self._shrunk_at == -math.inf else WINDOW_INCREASE
+            self._size = min(MAX_WINDOW, self._size + added)
+
+    def check_interval(self, in_flight: int, stalled: float) -> float:
+        """Return the seconds between two checks once no further events wait: sooner, the fewer there are.
+
+        `stalled` is for how long the server has recorded nothing.
+        """
+        expected = in_flight / self._events_per_second
+        last = max(MIN_CHECK_INTERVAL, expected / CHECKS_PER_DELIVERY, stalled / CHECKS_PER_STALL)
+        return min(CHECK_INTERVAL, last)
+
+
+class EventFeed:
+    """Counts the sent events that the server's list may not contain yet: its queue drops what is too much.
+
+    A recorder that writes many events at once is much faster than the list, so what it has recorded shows nothing about
+    the list.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._batches: deque[tuple[StateEvent, int]] = deque()
+        """The last event of each unlisted request, and the number of its events."""
+        self._unlisted = 0
+        self._checked_at = self._progress_at = -math.inf
+
+    def on_sent(self, events: list[StateEvent]) -> None:
+        """Count the events of a request. Requests must be counted in the order in which they were sent."""
+        if not self._batches:
+            self._progress_at = self._clock()
+        self._batches.append((events[-1], len(events)))
+        self._unlisted += len(events)
+
+    def has_room(self, is_listed: Callable[[StateEvent], bool]) -> bool:
+        """Whether more events may be sent; `is_listed` asks the server.
+
+        Raises:
+            httpx.HTTPError: the server cannot be reached.
+        """
+        now = self._clock()
+        if self._unlisted > MAX_UNLISTED_EVENTS and now >= self._checked_at + CHECK_INTERVAL:
+            self._checked_at = now
+            self._check(is_listed, now)
+        return self._unlisted <= MAX_UNLISTED_EVENTS
+
+    def _check(self, is_listed: Callable[[StateEvent], bool], now: float) -> None:
+        batches = events = 0
+        while events < self._unlisted - (MAX_UNLISTED_EVENTS - MIN_LISTED_EVENTS):
+            events += self._batches[batches][1]
+            batches += 1
+        if is_listed(self._batches[batches - 1][0]):
+            self._progress_at = now
+            self._drop(batches)
+        elif now - self._progress_at > LISTING_STALL_TIMEOUT:
+            logger.debug("the server's list of events makes no progress; no longer waiting for it")
+            self._drop(len(self._batches))
+
+    def _drop(self, batches: int) -> None:
+        for _ in range(batches):
+            self._unlisted -= self._batches.popleft()[1]
+
+
+class EventBatch:
+    """The events of one request, all of this mirror or all inherited."""
+
+    __slots__ = ("arrived_at", "events", "filled_window", "sent_at")
+
+    def __init__(self, events: list[StateEvent], sent_at: float, *, filled_window: bool) -> None:
+        self.events = events
+        self.sent_at = sent_at
+        self.filled_window = filled_window
+        """Whether the window, and not a lack of events, ended the sending after this batch."""
+        self.arrived_at = math.inf
+
+
+class EventSender:
+    """Sends events to a server, paced by what it has recorded.
+
+    `source(limit)` returns the next events to send, at most `limit`. The caller of `run_once` holds `lock`, which is
+    released while the server is waited for: so other threads can read, and take over, what is in flight.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[int], list[StateEvent]],
+        lock: threading.Lock,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.outbox = Outbox(source)
+        self.recorded = 0
+        """Final states of this mirror that the server is known to have."""
+        self.resent = 0
+        """Final states that were sent again."""
+        self.given_up: list[str] = []
+        """The jobs of this mirror whose final states the server refuses, loses each time, or cannot record."""
+        self.progress_at = clock()
+        """The monotonic time at which the server last recorded something."""
+        self._lock, self._clock, self._wall = lock, clock, wall
+        self._window = SendWindow()
+        self._feed = EventFeed(clock)
+        self._in_flight: deque[EventBatch] = deque()
+        self._arrived: list[EventBatch] = []
+        """Batches whose last events are recorded, and whose final states are not counted."""
+        self._answers = 0
+        """The number of requests that the server has answered."""
+        self._checked_at = -math.inf
+        self._had_outage = self._nothing_queued = False
+        self._stall_timeout = RECORDING_STALL_TIMEOUT
+        self._last_accepted: StateEvent | None = None
+        """An event that the server has accepted. It accepts it again, unless the server itself is in trouble."""
+        self._faults: Counter[StateEvent] = Counter()
+        self._deleted: set[str] = set()
+        """The flow runs that the server does not have any more."""
+
+    @property
+    def _unconfirmed(self) -> tuple[EventBatch, ...]:
+        """The batches that the server may not have recorded whole."""
+        return (*self._arrived, *self._in_flight)
+
+    @property
+    def _events_in_flight(self) -> int:
+        return sum(len(batch.events) for batch in self._in_flight)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all events in memory are recorded, inherited ones included; these are ignored in a hurry."""
+        queued = self.outbox.resend or (self.outbox.inherited and not self._window.is_hurried)
+        return not (queued or self._unconfirmed)
+
+    @property
+    def has_own_events(self) -> bool:
+        """Whether events of this mirror are queued for resending or unconfirmed."""
+        return bool(self.outbox.resend) or any(not batch.events[0].is_inherited for batch in self._unconfirmed)
+
+    def hurry(self) -> None:
+        """Send events at once from now on, whether or not the server keeps pace. Any thread may call this."""
+        self._window.is_hurried = True
+
+    def unrecorded(self) -> list[StateEvent]:
+        """Return the final states in memory that the server may not have, without those not taken from the source."""
+        queues = (*(batch.events for batch in self._unconfirmed), self.outbox.resend, self.outbox.inherited)
+        return [event for events in queues for event in events if event.is_final]
+
+    def without_deleted(self, events: Iterable[StateEvent]) -> Iterator[StateEvent]:
+        """Yield the events that are not known to be of a deleted flow run, and count the others as given up."""
+        for event in events:
+            if event.flow_run_id in self._deleted:
+                self._set_aside(event)
+            else:
+                yield event
+
+    def seconds_until_check(self) -> float:
+        """Return the seconds until `run_once` asks the server what it has recorded; infinite if nothing was sent."""
+        if not self._unconfirmed:
+            return math.inf
+        now, interval = self._clock(), CHECK_INTERVAL
+        if self._nothing_queued or self._window.is_hurried:
+            interval = self._window.check_interval(self._events_in_flight, now - self.progress_at)
+        return self._checked_at + interval - now
+
+    def send_inherited(self, api: ServerApi, events: list[StateEvent]) -> None:
+        """Queue inherited events, except those that the server has already: sending these would only keep it busy.
+
+        Raises:
+            httpx.HTTPError: the server cannot be reached; no event is lost by that.
+        """
+        self.outbox.inherited.extend(events)
+        known = self._call(api.recorded, [event.task_run_id for event in events])
+        for event in events:
+            if event.task_run_id in known and known[event.task_run_id].shows(event):
+                self.outbox.remove(event)
+                self._mark_recorded(event)
+
+    def run_once(self, api: ServerApi) -> bool:
+        """Check what the server has recorded, if that is due, and send what the window has room for.
+
+        Returns whether the server was asked, and has answered.
+
+        Raises:
+            httpx.HTTPError: the server cannot be reached; no event is lost by that.
+        """
+        before = self._answers
+        try:
+            if self.seconds_until_check() <= 0.0:
+                self._check(api)
+            self._send(api)
+        except httpx.HTTPError:
+            self._had_outage = True
+            raise
+        return self._answers > before
+
+    def _call(self, request: Callable[..., Any], *args: Any) -> Any:
+        """Return `request(*args)`, called without the lock."""
+        self._lock.release()
+        try:
+            answer = request(*args)
+        finally:
+            self._lock.acquire()
+        self._answers += 1
+        return answer
+
+    # --- sending ---
+
+    def _send(self, api: ServerApi) -> None:
+        while (room := self._window.size - self._events_in_flight) >= self._window.batch_size:
+            if not (self._window.is_hurried or self._feed.has_room(functools.partial(self._call, api.is_listed))):
+                return
+            events = self._take(self._window.batch_size)
+            self._nothing_queued = not events
+            if not events:
+                return
+            self._post(api, events, filled_window=room - len(events) < self._window.batch_size)
+
+    def _take(self, limit: int) -> list[StateEvent]:
+        """Return the next events, all of this mirror or all inherited.
+
+        Inherited events are sent one request at a time and only while nothing else is in flight, so that new events
+        never wait behind more than one request of them.
+        """
+        events = self.outbox.take(limit)
+        if events or self._in_flight or self._window.is_hurried:
+            return events
+        return self.outbox.take_inherited(limit)
+
+    def _post(self, api: ServerApi, events: list[StateEvent], *, filled_window: bool) -> None:
+        batch = EventBatch(events, self._clock(), filled_window=filled_window)
+        self._in_flight.append(batch)
+        try:
+            self._set_aside_deleted(api, events)
+            if not events:
+                return
+            self._call(api.send, [event.body for event in events])
+        except RejectedError as error:
+            self._in_flight.remove(batch)
+            self._bisect(api, events, error)
+        except BaseException:
+            self._in_flight.remove(batch)
+            self.outbox.put_back(events)
+            raise
+        else:
+            if len(self._in_flight) == 1:
+                self.progress_at = self._clock()  # Until now there was nothing that the server could have recorded.
+            self._last_accepted = events[-1]
+            if self._faults:
+                self._faults -= Counter(dict.fromkeys(events, MAX_FAULTS))
+            self._feed.on_sent(events)
+
+    def _set_aside_deleted(self, api: ServerApi, events: list[StateEvent]) -> None:
+        """Drop the events of deleted flow runs, those in flight included.
+
+        Asked before each request: the server's recorder fails for all that it gets together with one of these, plain
+        tasks of others included, and tries it again and again.
+        """
+        ids = {event.flow_run_id for event in events} - {""}
+        if unknown := ids - self._deleted:
+            self._deleted |= self._call(api.deleted_flow_runs, list(unknown))
+        if ids.isdisjoint(self._deleted):
+            return
+        if self._last_accepted is not None and self._last_accepted.flow_run_id in self._deleted:
+            self._last_accepted = None
+        dropped: Counter[str] = Counter()
+        for queue in (*(batch.events for batch in self._unconfirmed), self.outbox.resend, self.outbox.inherited):
+            dropped.update(event.flow_run_id for event in queue)
+            left = list(self.without_deleted(queue))
+            queue.clear()
+            queue.extend(left)
+        self._arrived = [batch for batch in self._arrived if batch.events]
+        self._in_flight = deque(batch for batch in self._in_flight if batch.events)
+        for flow_run_id in unknown & self._deleted:
+            logger.warning(
+                "flow run %s was deleted, or is not on this server: %d states of its task runs, and all later ones,"
+                " are not sent",
+                flow_run_id,
+                dropped[flow_run_id],
+            )
+
+    def _bisect(self, api: ServerApi, events: list[StateEvent], error: RejectedError) -> None:
+        """Send the events in halves, so that one that the server cannot take does not hold up the others.
+
+        Raises:
+            httpx.NetworkError: the server rejects all events, which is trouble of its own or of a proxy's.
+        """
+        if len(events) > 1:
+            middle = len(events) // 2
+            self.outbox.put_back(events[middle:])
+            self._post(api, events[:middle], filled_window=False)
+            return
+        (event,) = events
+        self.outbox.append(event)  # Behind the others, which show whether the server rejects this one only.
+        if not self._accepts_another(api, self._faults[event] + 1):
+            raise httpx.NetworkError(f"the server accepts no events: {error}")
+        self._faults[event] += 1
+        if self._faults[event] >= MAX_FAULTS:
+            self.outbox.remove(event)
+            del self._faults[event]
+            self._give_up(event, error)
+
+    def _accepts_another(self, api: ServerApi, times: int) -> bool:
+        """Return whether the server accepts an earlier event again, so many times in a row.
+
+        Another number of times for each fault, since a load balancer may alternate between servers of which one is in
+        trouble. Until the server has accepted an event, it is not known to accept any.
+        """
+        if self._last_accepted is None:
+            return False
+        try:
+            for _ in range(times):
+                self._call(api.send, [self._last_accepted.body])
+        except RejectedError:
+            return False
+        return True
+
+    # --- what has become of the events ---
+
+    def _check(self, api: ServerApi) -> None:
+        self._checked_at = self._clock()
+        self._find_arrived(api)
+        if self._all_counted(api, self._arrived):
+            self._confirm(self._arrived)
+        else:
+            self._confirm([batch for batch in self._arrived if self._all_counted(api, [batch])])
+        self._look_up_overdue(api)
+
+    def _find_arrived(self, api: ServerApi) -> None:
+        if not self._in_flight:
+            return
+        known = self._call(api.recorded, list({batch.events[-1].task_run_id for batch in self._in_flight}))
+        recorded = [n for n, batch in enumerate(self._in_flight, 1) if _is_recorded(batch.events[-1], known)]
+        if recorded:
+            now, arrived = self._clock(), [self._in_flight.popleft() for _ in range(recorded[-1])]
+            self._window.on_recorded(arrived, max(self.progress_at, arrived[0].sent_at), now)
+            for batch in arrived:
+                batch.arrived_at = now
+            self._arrived += arrived
+            self.progress_at = now
+            self._had_outage, self._stall_timeout = False, RECORDING_STALL_TIMEOUT
+
+    def _all_counted(self, api: ServerApi, batches: Iterable[EventBatch]) -> bool:
+        by_name: defaultdict[str, set[str]] = defaultdict(set)
+        for event in (event for batch in batches for event in batch.events if event.is_final):
+            by_name[event.name].add(event.task_run_id)
+        return all(self._call(api.count, list(ids), name) == len(ids) for name, ids in by_name.items())
+
+    def _confirm(self, batches: list[EventBatch]) -> None:
+        for event in (event for batch in batches for event in batch.events):
+            self._mark_recorded(event)
+        self._arrived = [batch for batch in self._arrived if batch not in batches]
+
+    def _look_up_overdue(self, api: ServerApi) -> None:
+        now = self._clock()
+        timeout = STALL_TIMEOUT_AFTER_OUTAGE if self._had_outage else self._stall_timeout
+        if self._in_flight and now - self.progress_at > timeout:
+            self._stall_timeout = min(MAX_RECORDING_STALL_TIMEOUT, 2 * timeout)
+            self._look_up(api, list(self._in_flight))
+        short = [batch for batch in self._arrived if now - batch.arrived_at > SHORT_COUNT_TIMEOUT]
+        if short:
+            self._look_up(api, short)
+
+    def _look_up(self, api: ServerApi, batches: list[EventBatch]) -> None:
+        """Look up each event of the batches, and resend those that the server does not have."""
+        ids = dict.fromkeys(event.task_run_id for batch in batches for event in batch.events)
+        known = self._call(api.recorded, list(ids))
+        lost: list[StateEvent] = []
+        for batch in batches:
+            (self._in_flight if batch in self._in_flight else self._arrived).remove(batch)
+            for event in batch.events:
+                if not _is_recorded(event, known):
+                    lost.append(event)
+                else:
+                    self._mark_recorded(event)
+        self.progress_at = self._clock()
+        if lost:
+            self._resend(lost, known)
+
+    def _resend(self, lost: list[StateEvent], known: dict[str, Recorded]) -> None:
+        logger.info("the server has lost %d states; sending them again", len(lost))
+        events: list[StateEvent] = []
+        for event in lost:
+            if not event.is_final:
+                events.append(event)
+            elif event.send_count >= MAX_SENDS:
+                self._give_up(event, f"the server has lost it {MAX_SENDS} times")
+            else:
+                self.resent += 1
+                events.append(event.renewed(self._resend_time(event, known.get(event.task_run_id))))
+        self.outbox.back_up(event for event in events if event.row is not None)  # As they are now.
+        self.outbox.put_back(events)
+
+    def _resend_time(self, event: StateEvent, recorded: Recorded | None) -> float:
+        """Return the event's own time, or a newer one where the server has a newer state and would ignore this one."""
+        if recorded is None or recorded.at < event.at:
+            return event.at
+        return max(self._wall(), recorded.at + CLOCK_RESOLUTION_SECONDS)
+
+    # --- events that are over ---
+
+    def _mark_recorded(self, event: StateEvent) -> None:
+        self.recorded += event.is_final and not event.is_inherited
+        self.outbox.end(event)
+
+    def _give_up(self, event: StateEvent, reason: object) -> None:
+        """Do not send a state again, nor keep it: each later mirror would fail with it too."""
+        logger.error("the server does not accept state %s of task run %s: %s", event.name, event.task_run_id, reason)
+        self._set_aside(event)
+
+    def _set_aside(self, event: StateEvent) -> None:
+        """Count a state as one that is never sent."""
+        if event.is_final and not event.is_inherited:
+            self.given_up.append(event.job_id)
+        self.outbox.end(event)
+
+
+def _is_recorded(event: StateEvent, known: dict[str, Recorded]) -> bool:
+    recorded = known.get(event.task_run_id)
+    return recorded is not None and recorded.covers(event)
