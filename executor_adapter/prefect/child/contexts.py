@@ -1,8 +1,9 @@
-"""The Prefect contexts that a function sees in a job, whose fields are made when they are first read.
+"""The Prefect contexts that a function sees in a job, which are filled when something of them is first read.
 
 Prefect decides by `get_run_context().task` whether a call is synchronous, and takes clients, stores and ids from the
-contexts, so every field is that of a real one. Most functions read none of them: making them all takes as long as
-everything else around a short function.
+contexts, so every field is that of a real one. Most functions read none of them: filling them takes as long as
+everything else around a short function. A client, which takes longer than all the other fields, is made when it is read
+itself.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ from __future__ import annotations
 import contextvars
 import copy
 import functools
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, ClassVar, NoReturn, Self, cast
+from typing import Any, NoReturn, Self, cast
 from uuid import uuid4
 
 from prefect import Flow
@@ -22,7 +22,6 @@ from prefect.context import ContextModel, FlowRunContext, SyncClientContext, Tas
 from prefect.futures import PrefectFuture
 from prefect.results import ResultStore
 from prefect.task_runners import TaskRunner
-from prefect.types import DateTime
 from prefect.utilities.callables import get_call_parameters
 from pydantic import PrivateAttr
 
@@ -30,209 +29,161 @@ from executor_adapter.prefect.child.received import NotSentError, WorkerTask, re
 from executor_adapter.worker import BoundCall
 
 
-class _LazyFields:
-    """Makes the fields of a context when they are first read: field `x` by the method `make_x`, or as its default."""
+class _FilledWhenRead:
+    """Fills a context by `make_fields` when one of its fields is first read, and by `make_client` when that is."""
 
-    made_when_read: ClassVar[frozenset[str]]
+    @classmethod
+    def of(cls, *sources: Any) -> Self:
+        """Return a context that `make_fields` fills from `sources`: a copy, which is the quickest way to make one."""
+        blank: Self = copy.copy(_blank(cast(Any, cls)))
+        return blank.with_sources(*sources)
+
+    def with_sources(self, *sources: Any) -> Self:
+        self._sources = sources
+        return self
 
     def __getattr__(self, name: str) -> Any:
         own_class: Any = type(self)
-        if name in own_class.made_when_read:
-            value = getattr(self, f"make_{name}")()
-        elif name in _factories(own_class):
-            value = _factories(own_class)[name]()
+        if name == "client":
+            vars(self)[name] = self.make_client()
+        elif name in own_class.model_fields:
+            filled = own_class.model_construct(**self.make_fields())  # With the defaults of the other fields.
+            vars(self).update(vars(filled) | vars(self))
+            self.__pydantic_fields_set__.update(vars(self))
         else:
             return super().__getattr__(name)  # type: ignore[misc]  # Pydantic's own finds private attributes.
-        vars(self)[name] = value
-        self.__pydantic_fields_set__.add(name)
-        return value
+        return vars(self)[name]
 
-    def make_all(self) -> None:
-        """Make all fields, because something reads them by other ways."""
-        own_class: Any = type(self)
-        for name in (*own_class.made_when_read, *_factories(own_class)):
-            getattr(self, name)
+    def make_fields(self) -> dict[str, Any]:
+        raise NotImplementedError
 
-
-@functools.cache
-def _factories(context: Any) -> dict[str, Callable[[], Any]]:
-    """Return what makes the defaults of the fields of a class of contexts."""
-    return {
-        name: field.default_factory
-        for name, field in context.model_fields.items()
-        if field.default_factory is not None and name not in context.made_when_read
-    }
+    def make_client(self) -> PrefectClient | SyncPrefectClient:
+        raise NotImplementedError
 
 
 @functools.cache
 def _blank(context: Any) -> Any:
-    """Return a context without the fields that are made when they are read, to be copied: that is the quickest way."""
     blank = context.model_construct()
-    for name in (*context.made_when_read, *_factories(context)):
-        vars(blank).pop(name, None)
+    vars(blank).clear()
     return blank
 
 
-class JobRunContext(_LazyFields, TaskRunContext):
+class JobRunContext(_FilledWhenRead, TaskRunContext):
     """The context of the task run around a function."""
 
-    made_when_read: ClassVar = frozenset({"task", "task_run", "start_time", "parameters", "result_store", "client"})
-    _received: dict[str, Any] = PrivateAttr()
-    _call: BoundCall = PrivateAttr()
+    _sources: tuple[dict[str, Any], BoundCall] = PrivateAttr()
+    """The payload of the attempt, and the call."""
 
-    @classmethod
-    def of(cls, received: dict[str, Any], call: BoundCall) -> Self:
-        """Return the context of a call; `received` is the payload of its attempt."""
-        blank: Self = copy.copy(_blank(cls))
-        return blank.made_from(received, call)
-
-    def made_from(self, received: dict[str, Any], call: BoundCall) -> Self:
-        """Set what the fields are made from."""
-        vars(self).update(log_prints=received["log_prints"], persist_result=received["persist_result"])
-        self._received, self._call = received, call
-        return self
-
-    def make_task(self) -> WorkerTask:
-        return task_of_function(self._call.function, self._received.get("task") or "{}")
-
-    def make_task_run(self) -> TaskRun:
-        fields = {"flow_run_id": None, "tags": [], **self._received["task_run"]}
-        started = fields.get("start_time") or datetime.now(UTC)
-        state = {"type": "RUNNING", "name": "Running", "timestamp": started, **fields.pop("state", {})}
-        details = {"task_run_id": fields["id"], "flow_run_id": fields["flow_run_id"]}
-        task_run = TaskRun.model_validate({**fields, "state": {**state, "state_details": details}})
-        assert task_run.state is not None, "it has just been given"
-        task_run.state_id, task_run.state_name = task_run.state.id, task_run.state.name
-        task_run.state_type = task_run.state.type
-        task = self.task
-        task_run.empirical_policy = TaskRunPolicy.model_construct(
-            retries=task.retries, retry_delay=task.retry_delay_seconds, retry_jitter_factor=task.retry_jitter_factor
-        )
-        return task_run
-
-    def make_start_time(self) -> DateTime:
-        assert self.task_run.state is not None, "it is Running"
-        return cast(DateTime, self.task_run.state.timestamp)
-
-    def make_parameters(self) -> dict[str, Any]:
-        function, args, kwargs = self._call
-        try:
-            return get_call_parameters(function, args, dict(kwargs))
-        except (TypeError, ValueError):  # It has no signature, as some builtins.
-            return {**({"args": args} if args else {}), **kwargs}
-
-    def make_result_store(self) -> ResultStore:
-        flow_run = FlowRunContext.get()
+    def make_fields(self) -> dict[str, Any]:
+        (received, call), flow_run = self._sources, FlowRunContext.get()
+        task = task_of_function(call.function, received.get("task") or "{}")
         store = flow_run.result_store if flow_run is not None else default_result_store()
-        return cast(ResultStore, store.update_for_task(self.task, _sync=True))  # type: ignore[call-arg]
+        task_run = _task_run(received["task_run"], task)
+        assert task_run.state is not None, "it is Running"
+        return {
+            "task": task,
+            "task_run": task_run,
+            "start_time": task_run.state.timestamp,
+            "parameters": _parameters(call),
+            "result_store": store.update_for_task(task, _sync=True),  # type: ignore[call-arg]
+            "log_prints": received["log_prints"],
+            "persist_result": received["persist_result"],
+        }
 
     def make_client(self) -> PrefectClient | SyncPrefectClient:
         return get_client() if self.task.isasync else get_client(sync_client=True)
 
     def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
-        self.make_all()
+        assert self.task, "reading it fills the context"
         return super().serialize(include_secrets=include_secrets)
 
 
-class JobFlowRunContext(_LazyFields, FlowRunContext):
+def _task_run(received: dict[str, Any], task: WorkerTask) -> TaskRun:
+    fields = {"flow_run_id": None, "tags": [], **received}
+    started = fields.get("start_time") or datetime.now(UTC)
+    details = {"task_run_id": fields["id"], "flow_run_id": fields["flow_run_id"]}
+    running = {"type": "RUNNING", "name": "Running", "timestamp": started, "state_details": details}
+    task_run = TaskRun.model_validate({**fields, "state": running | fields.get("state", {})})
+    assert task_run.state is not None, "it has just been given"
+    task_run.state_id, task_run.state_name = task_run.state.id, task_run.state.name
+    task_run.state_type = task_run.state.type
+    task_run.empirical_policy = TaskRunPolicy.model_construct(
+        retries=task.retries, retry_delay=task.retry_delay_seconds, retry_jitter_factor=task.retry_jitter_factor
+    )
+    return task_run
+
+
+def _parameters(call: BoundCall) -> dict[str, Any]:
+    function, args, kwargs = call
+    try:
+        return get_call_parameters(function, args, dict(kwargs))
+    except (TypeError, ValueError):  # It has no signature, as some builtins.
+        return {**({"args": args} if args else {}), **kwargs}
+
+
+class JobFlowRunContext(_FilledWhenRead, FlowRunContext):
     """The context of the flow run around a function in a worker process. It cannot submit tasks."""
 
-    made_when_read: ClassVar = frozenset(
-        {
-            "flow",
-            "flow_run",
-            "start_time",
-            "parameters",
-            "task_runner",
-            "result_store",
-            "client",
-            "observed_flow_pauses",
+    _sources: tuple[FlowRunParts] = PrivateAttr()
+
+    def make_fields(self) -> dict[str, Any]:
+        return {
+            **self._sources[0].fields,
+            "task_runner": NoTaskRunner().__enter__(),
+            # Prefect numbers the pauses of a flow run by this count, and a server takes a pause whose number it has
+            # seen for one that is over: each attempt starts from a number of its own.
+            "observed_flow_pauses": {"counter": uuid4().int >> 64},
         }
-    )
-    _parts: FlowRunParts = PrivateAttr()
-
-    @classmethod
-    def of(cls, parts: FlowRunParts) -> Self:
-        """Return the context of a flow run for one attempt."""
-        blank: Self = copy.copy(_blank(cls))
-        return blank.made_from(parts)
-
-    def made_from(self, parts: FlowRunParts) -> Self:
-        """Set what the fields are made from."""
-        received = parts.received
-        vars(self).update(
-            log_prints=received.get("log_prints", False),
-            persist_result=received.get("persist_result", False),
-            input_keyset=received.get("input_keyset"),
-            detached=True,
-        )
-        self._parts = parts
-        return self
-
-    def make_flow(self) -> Flow[..., Any]:
-        return self._parts.flow
-
-    def make_flow_run(self) -> FlowRun:
-        return self._parts.flow_run
-
-    def make_parameters(self) -> dict[str, Any]:
-        return self._parts.parameters
-
-    def make_start_time(self) -> DateTime:
-        return self._parts.flow_run.start_time or cast(DateTime, datetime.now(UTC))
-
-    def make_task_runner(self) -> TaskRunner[Any]:
-        return NoTaskRunner().__enter__()
-
-    def make_result_store(self) -> ResultStore:
-        return self._parts.result_store
-
-    def make_observed_flow_pauses(self) -> dict[str, int]:
-        # Prefect numbers the pauses of a flow run by this count, and a server takes a pause whose number it has seen
-        # for one that is over: each attempt starts from a number of its own.
-        return {"counter": uuid4().int >> 64}
 
     def make_client(self) -> PrefectClient | SyncPrefectClient:
         return get_client() if self.flow is not None and self.flow.isasync else get_client(sync_client=True)
 
     def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
-        self.make_all()
+        assert self.flow, "reading it fills the context"
         return super().serialize(include_secrets=include_secrets)
 
 
 class FlowRunParts:
-    """What all jobs of one flow run share in a worker, each part made when it is first read."""
+    """What all jobs of one flow run share in a worker."""
 
     def __init__(self, received: dict[str, Any]) -> None:
-        self.received = received
+        self._received = received
 
     @functools.cached_property
-    def parameters(self) -> dict[str, Any]:
-        return received_values(self.received.get("parameters", {}), "flow parameter {}")
-
-    @functools.cached_property
-    def flow_run(self) -> FlowRun:
-        facts, fields = self.received["flow"], self.received["flow_run"]
-        flow_run = FlowRun.model_validate({"flow_version": facts.get("version"), **fields})
-        policy = FlowRunPolicy(retries=facts.get("retries", 0), retry_delay=facts.get("retry_delay_seconds", 0))
-        update: dict[str, Any] = {"parameters": self.parameters, "empirical_policy": policy}
-        if (state := flow_run.state) is not None:
-            update |= {"state_id": state.id, "state_type": state.type, "state_name": state.name}
-        return flow_run.model_copy(update=update)
-
-    @functools.cached_property
-    def flow(self) -> Flow[..., Any]:
-        facts = self.received["flow"]
+    def fields(self) -> dict[str, Any]:
+        """The fields of the context that are the same for all jobs."""
+        received, facts = self._received, self._received["flow"]
         flow = Flow(_function_of_the_flow, name=facts["name"], task_runner=NoTaskRunner())
         vars(flow).update(facts)
-        return flow
+        parameters = received_values(received.get("parameters", {}), "flow parameter {}")
+        flow_run = _flow_run(received, parameters)
+        return {
+            "flow": flow,
+            "flow_run": flow_run,
+            "parameters": parameters,
+            "start_time": flow_run.start_time or datetime.now(UTC),
+            "result_store": _result_store(received.get("result_store"), flow),
+            "log_prints": received.get("log_prints", False),
+            "persist_result": received.get("persist_result", False),
+            "input_keyset": received.get("input_keyset"),
+            "detached": True,
+        }
 
-    @functools.cached_property
-    def result_store(self) -> ResultStore:
-        sent = self.received.get("result_store")
-        if sent is None:
-            return cast(ResultStore, ResultStore().update_for_flow(self.flow, _sync=True))  # type: ignore[call-arg]
-        return ResultStore(**received_values(sent, "the result store of the flow")["fields"])
+
+def _flow_run(received: dict[str, Any], parameters: dict[str, Any]) -> FlowRun:
+    facts = received["flow"]
+    flow_run = FlowRun.model_validate({"flow_version": facts.get("version"), **received["flow_run"]})
+    policy = FlowRunPolicy(retries=facts.get("retries", 0), retry_delay=facts.get("retry_delay_seconds", 0))
+    update: dict[str, Any] = {"parameters": parameters, "empirical_policy": policy}
+    if (state := flow_run.state) is not None:
+        update |= {"state_id": state.id, "state_type": state.type, "state_name": state.name}
+    return flow_run.model_copy(update=update)
+
+
+def _result_store(sent: dict[str, Any] | None, flow: Flow[..., Any]) -> ResultStore:
+    if sent is None:
+        return cast(ResultStore, ResultStore().update_for_flow(flow, _sync=True))  # type: ignore[call-arg]
+    return ResultStore(**received_values(sent, "the result store of the flow")["fields"])
 
 
 def _function_of_the_flow() -> NoReturn:
@@ -266,16 +217,10 @@ class NoTaskRunner(TaskRunner[PrefectFuture[Any]]):
         )
 
 
-class WorkerClientContext(_LazyFields, SyncClientContext):
+class WorkerClientContext(_FilledWhenRead, SyncClientContext):
     """Holds the client of a worker process: one for all its jobs, which connects when it is first used."""
 
-    made_when_read: ClassVar = frozenset({"client"})
-
-    @classmethod
-    def new(cls) -> Self:
-        """Return a context that is not connected."""
-        blank: Self = copy.copy(_blank(cls))
-        return blank
+    _sources: tuple[()] = PrivateAttr()
 
     def make_client(self) -> SyncPrefectClient:
         def connect() -> SyncPrefectClient:

@@ -90,7 +90,7 @@ def _flow_run_parts(flow: str) -> FlowRunParts | None:
 
 @functools.cache
 def _client_context() -> WorkerClientContext:
-    return WorkerClientContext.new()
+    return WorkerClientContext.of()
 
 
 @functools.lru_cache(maxsize=1)  # There is nothing to do if the previous job belonged to the same flow run.
