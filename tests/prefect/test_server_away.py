@@ -130,6 +130,22 @@ def test_a_killed_programs_states_are_recorded_by_the_next(api: Api, prefect_api
         assert api.state_names(found["id"]).count("Completed") == 1
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_leaves_its_parents_states_alone(tmp_path: Path) -> None:
+    """A child that closes its parent's mirror does not wait, releases none of its states, and holds no lock of them."""
+    url, path = f"http://127.0.0.1:{free_port()}/api", tmp_path / "outbox.db"
+    with temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(outbox=OutboxFile(url, path))
+        run_mirrored(mirror, jobs(20, "forked"))
+        wait_for(lambda: len(jobs_in(path)) == 20)
+        if (child := os.fork()) == 0:
+            mirror.close()
+            os._exit(sum(os.path.realpath(each).endswith(".lock") for each in Path("/proc/self/fd").iterdir()))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert OutboxFile(url, path).take_over(20) == []
+        assert len(mirror.close(timeout=0.1).kept) == 20
+
+
 def test_memory_is_bounded_while_a_request_gets_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a server keeps a request waiting, what exceeds a number of task runs goes to disk."""
     monkeypatch.setattr(sender_thread, "MAX_IN_MEMORY", 200)

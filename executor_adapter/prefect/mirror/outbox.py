@@ -144,6 +144,12 @@ class OutboxFile:
                 self._lock.close()
                 self._lock = None
 
+    def leave_to_parent(self) -> None:
+        """Drop the lock in a forked child: it would hold it for as long as it lives, and else release its parent's."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def delete_old(self, oldest: float) -> int:
         """Delete the events of before the time `oldest` that no living mirror owns, for all servers; return how many.
 

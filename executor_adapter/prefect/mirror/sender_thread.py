@@ -5,15 +5,23 @@ from __future__ import annotations
 import contextvars
 import itertools
 import logging
+import os
 import threading
 import time
+import weakref
 
 import httpx
 
 from executor_adapter.prefect.mirror.flow_run_facts import announce_flow_run, flow_run_facts, read_flow_run_facts
 from executor_adapter.prefect.mirror.outbox import MAX_TRANSACTION_EVENTS, OutboxFile
 from executor_adapter.prefect.mirror.sender import EventSender
-from executor_adapter.prefect.mirror.server_api import ServerApi, server_address, server_name, trouble_of
+from executor_adapter.prefect.mirror.server_api import (
+    ServerApi,
+    server_address,
+    server_name,
+    trouble_of,
+    warn_of_untested_prefect,
+)
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
 from executor_adapter.prefect.mirror.unsent import UnsentChanges
 
@@ -42,6 +50,17 @@ MAX_IN_MEMORY = 20_000
 
 MAX_WITHOUT_FILE = 100_000
 """The same where the file cannot be written; older ones are dropped, and counted."""
+
+
+_living: weakref.WeakSet[SenderThread] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for each in list(_living):
+        each.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class SenderThread:
@@ -76,6 +95,7 @@ class SenderThread:
         """Whether a thread of its own stores changes, because this one waits for an answer of the server."""
         self._start_lock = threading.Lock()
         self.adopt_flow_run()
+        _living.add(self)
 
     def adopt_flow_run(self) -> None:
         """Relate the events to the flow run around the caller. Only before the first event."""
@@ -108,6 +128,7 @@ class SenderThread:
         """Start the thread, unless it has started or is closed."""
         with self._start_lock:
             if self._thread is None and not self.is_closed:
+                warn_of_untested_prefect()
                 run, self._had_own_events_at = self._context.copy().run, time.monotonic()
                 self._thread = threading.Thread(target=run, args=(self._run,), name="prefect-mirror", daemon=True)
                 self._thread.start()
@@ -164,6 +185,13 @@ class SenderThread:
         """Wait for the thread's end, but not for one that hangs in a request."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(THREAD_EXIT_TIMEOUT)
+
+    def leave_to_parent(self) -> None:
+        """Be closed in a forked child, which has neither the thread nor a right to what its parent has in the file."""
+        self.is_closed = True
+        self._lock, self._start_lock = threading.Lock(), threading.Lock()  # The parent's threads may hold the others.
+        self._wake = threading.Event()
+        self._outbox.file.leave_to_parent()
 
     # --- the thread itself ---
 
