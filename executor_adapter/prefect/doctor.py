@@ -10,7 +10,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.monitoring import Finding, fine, warning, wrong
 from executor_adapter.prefect.crashes.unreported import UnreportedDeaths
-from executor_adapter.prefect.mirror.server_api import recorder_settings, server_name, server_trouble
+from executor_adapter.prefect.mirror.server_api import recorder_settings, server_name, server_trouble, untested_prefect
 
 RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
 MIN_BATCH_SIZE = 50
@@ -19,7 +19,8 @@ MIN_BATCH_SIZE = 50
 
 def checks() -> Iterator[Finding]:
     """Check the version, the server, and whether the server would lose task runs."""
-    yield fine("prefect", __version__)
+    note = untested_prefect()
+    yield fine("prefect", __version__) if note is None else warning("prefect", __version__, note)
     url = get_current_settings().api.url
     if url is None:
         remedy = "to keep its records, start one (prefect server start) and set PREFECT_API_URL"

@@ -12,9 +12,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from executor_adapter.prefect.mirror.server_api import PAGE_LIMIT, ServerApi
-from executor_adapter.prefect.mirror.state_events import FINAL_TYPES, is_final
-
-UNFINISHED_TYPES = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
+from executor_adapter.prefect.mirror.state_events import FINAL_TYPES, UNFINISHED_TYPES, is_final
 
 Row = Mapping[str, Any]
 """An object of the server, as its API shows it."""

@@ -23,7 +23,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.prefect.crashes.closing import Closing
 from executor_adapter.prefect.crashes.fate import Fate
-from executor_adapter.prefect.crashes.records import UNFINISHED_TYPES, FlowRunRecord, Records
+from executor_adapter.prefect.crashes.records import FlowRunRecord, Records
 from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.server_api import (
     DAY_SECONDS,
@@ -33,7 +33,7 @@ from executor_adapter.prefect.mirror.server_api import (
     ServerApi,
     server_name,
 )
-from executor_adapter.prefect.mirror.state_events import FINAL_TYPES, iso
+from executor_adapter.prefect.mirror.state_events import FINAL_TYPES, UNFINISHED_TYPES, iso
 
 logger = logging.getLogger("executor_adapter.prefect")
 

@@ -64,9 +64,9 @@ def raise_if_suspended() -> None:
     Raises:
         Pause: it was.
     """
-    flow_run = FlowRunContext.get()
-    if flow_run is not None:
-        flow_run.flow_run_suspension_request.raise_if_requested()
+    request = getattr(FlowRunContext.get(), "flow_run_suspension_request", None)
+    if request is not None:  # Only newer Prefects have it in a flow run's context.
+        request.raise_if_requested()
 
 
 @dataclass(kw_only=True)

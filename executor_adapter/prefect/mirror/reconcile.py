@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import httpx
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter
-from prefect.client.schemas.objects import StateType
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import TaskRunContext
 
 from executor_adapter.prefect.mirror import flow_run_mirrors
+from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id
 from executor_adapter.prefect.mirror.report import MirrorReport
-from executor_adapter.prefect.mirror.server_api import PAGE_LIMIT, ServerApi
+from executor_adapter.prefect.mirror.server_api import ServerApi
+from executor_adapter.prefect.mirror.state_events import UNFINISHED_TYPES
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -28,10 +28,6 @@ MAX_POLL_INTERVAL = 1.0
 """Seconds between two requests: the interval grows with each one."""
 
 POLL_GROWTH_FACTOR = 1.5
-
-_UNFINISHED_TYPES = [
-    state.value for state in StateType if state.value in {"SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"}
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +73,7 @@ def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 
     mirror = flow_run_mirrors.find(wanted)
     mirrored = MirrorReport(jobs=0, recorded=0) if mirror is None else mirror.drain(timeout)
     with ServerApi.connected() as api:
-        unfinished = _OtherTaskRuns(api, wanted).wait_until_finished(deadline)
+        unfinished = _wait_for_others(api, wanted, deadline)
     report = ReconcileReport(
         flow_run_id=wanted,
         recorded=mirrored.recorded,
@@ -93,45 +89,36 @@ def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 
 def _flow_run_id(given: UUID | str | None) -> UUID:
     if given is not None:
         return given if isinstance(given, UUID) else UUID(given)
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None:
+    current = current_flow_run_id()
+    if current is None:
         raise RuntimeError("wait_until_recorded() was called outside a flow run: give flow_run_id")
-    return context.flow_run.id
+    return current
 
 
-class _OtherTaskRuns:
-    """The task runs of a flow run that are not final on the server."""
+def _wait_for_others(api: ServerApi, flow_run_id: UUID, deadline: float) -> tuple[UUID, ...]:
+    """Wait until no task run of the flow run is unfinished, and return those that are at the monotonic time `deadline`.
 
-    def __init__(self, api: ServerApi, flow_run_id: UUID) -> None:
-        self._api = api
-        self._of_flow_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    While the server cannot be reached, none is known to be unfinished, and it is asked again.
+    """
+    unfinished: tuple[UUID, ...] = ()
+    pause = POLL_INTERVAL
+    while True:
+        try:
+            unfinished = _unfinished(api, flow_run_id)
+            if not unfinished:
+                return ()
+        except httpx.HTTPError as error:
+            logger.debug("cannot ask the server for unfinished task runs: %r", error)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return unfinished
+        time.sleep(min(pause, left))
+        pause = min(MAX_POLL_INTERVAL, pause * POLL_GROWTH_FACTOR)
 
-    def wait_until_finished(self, deadline: float) -> tuple[UUID, ...]:
-        """Wait until all have finished, and return those that have not at the monotonic time `deadline`.
 
-        While the server cannot be reached, none is known to be unfinished, and it is asked again.
-        """
-        unfinished: tuple[UUID, ...] = ()
-        pause = POLL_INTERVAL
-        while True:
-            try:
-                unfinished = self._unfinished()
-                if not unfinished:
-                    return ()
-            except httpx.HTTPError as error:
-                logger.debug("cannot ask the server for unfinished task runs: %r", error)
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return unfinished
-            time.sleep(min(pause, left))
-            pause = min(MAX_POLL_INTERVAL, pause * POLL_GROWTH_FACTOR)
-
-    def _unfinished(self) -> tuple[UUID, ...]:
-        """Return the unfinished task runs, without the caller's own and those that will never start."""
-        caller = TaskRunContext.get()
-        own = caller.task_run.id if caller is not None else None
-        unfinished = TaskRunFilter.model_validate({"state": {"type": {"any_": _UNFINISHED_TYPES}}})
-        found = self._api.client.read_task_runs(
-            flow_run_filter=self._of_flow_run, task_run_filter=unfinished, limit=PAGE_LIMIT
-        )
-        return tuple(run.id for run in found if run.state_name != "NotReady" and run.id != own)
+def _unfinished(api: ServerApi, flow_run_id: UUID) -> tuple[UUID, ...]:
+    """Return the unfinished task runs, without the caller's own and those that will never start."""
+    caller = TaskRunContext.get()
+    own = caller.task_run.id if caller is not None else None
+    found = api.task_runs({"flow_run_id": {"any_": [str(flow_run_id)]}, "state": {"type": {"any_": UNFINISHED_TYPES}}})
+    return tuple(UUID(run["id"]) for run in found if run["state_name"] != "NotReady" and run["id"] != str(own))

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import httpx
+import prefect
 from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import SettingsContext, get_settings_context
@@ -26,6 +29,8 @@ from executor_adapter.worker import end_with_this_process
 
 if TYPE_CHECKING:
     from prefect.server.api.server import SubprocessASGIServer
+
+logger = logging.getLogger("executor_adapter.prefect")
 
 PAGE_LIMIT = 200
 """Task runs in one answer: the server's own limit."""
@@ -108,13 +113,18 @@ class ServerApi:
                 raise
             raise RejectedError(f"{trouble_of(error)}: {error.response.text[:MAX_ANSWER_LENGTH]}") from error
 
+    def task_runs(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the first page of the task runs that match a filter."""
+        found: list[dict[str, Any]] = self._post("/task_runs/filter", {"task_runs": wanted, "limit": PAGE_LIMIT})
+        return found
+
     def recorded(self, task_run_ids: Sequence[str]) -> dict[str, Recorded]:
         """Return the states of the task runs by their ids, without those that the server does not know."""
         known: dict[str, Recorded] = {}
         for start in range(0, len(task_run_ids), PAGE_LIMIT):
             page = task_run_ids[start : start + PAGE_LIMIT]
             with _readable():
-                found = self._post("/task_runs/filter", {"task_runs": {"id": {"any_": page}}, "limit": PAGE_LIMIT})
+                found = self.task_runs({"id": {"any_": page}})
                 known |= {run["id"]: _recorded(run["state"]) for run in found if run["state"] is not None}
         return known
 
@@ -221,6 +231,28 @@ def recorder_settings(client: SyncPrefectClient) -> dict[str, Any]:
     answer = client.request("GET", "/admin/settings").json()
     recorder: dict[str, Any] = answer["server"]["services"]["task_run_recorder"]
     return recorder
+
+
+NEWEST_TESTED = (3, 9)
+"""The newest Prefect that all tests have passed with."""
+
+
+def untested_prefect(version: str = prefect.__version__) -> str | None:
+    """Return what to know of a Prefect that is newer than those that were tested; None for any other."""
+    if tuple(map(int, version.split(".")[:2])) <= NEWEST_TESTED:
+        return None
+    newest = ".".join(map(str, NEWEST_TESTED))
+    return (
+        f"Prefect {version} is newer than {newest}, the newest that executor_adapter was tested with: look for a newer"
+        f" executor_adapter, or install 'prefect=={newest}.*' if something does not work"
+    )
+
+
+@functools.cache
+def warn_of_untested_prefect() -> None:
+    """Log once in this process what to know of an untested Prefect."""
+    if note := untested_prefect():
+        logger.warning(note)
 
 
 def server_name() -> str:
