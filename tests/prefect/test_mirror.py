@@ -28,8 +28,8 @@ from prefect.settings import (
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
 from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_flow_run_facts
-from executor_adapter.prefect.mirror.job_history import uuid5_text
 from executor_adapter.prefect.mirror.outbox import OutboxFile
+from executor_adapter.prefect.mirror.timeline import uuid5_text
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import prefect_server
 from tests.prefect.conftest import Api

@@ -19,9 +19,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL, temporary_s
 from executor_adapter.prefect import MirrorReport, PrefectMirror
 from executor_adapter.prefect.mirror import report as report_module
 from executor_adapter.prefect.mirror import sender_thread
-from executor_adapter.prefect.mirror.job_history import JobHistory
 from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
 from executor_adapter.prefect.mirror.state_events import StateEvent
+from executor_adapter.prefect.mirror.timeline import JobHistory
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import FakeCloud, at_cloud
 from tests.prefect.sample_events import jobs_in, outbox_of

@@ -7,14 +7,15 @@ from uuid import uuid4
 import pytest
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.prefect.mirror.job_history import JobHistory, Step
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts
-from executor_adapter.prefect.mirror.unsent import (
+from executor_adapter.prefect.mirror.timeline import (
     HOLD_BACK_LIMIT,
     HOLD_BACK_SECONDS,
     HURRIED_UNSENT_LIMIT,
     UNSENT_LIMIT,
     History,
+    JobHistory,
+    Step,
     UnsentChanges,
 )
 from executor_adapter.testing import FakeClock

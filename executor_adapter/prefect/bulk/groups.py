@@ -13,8 +13,8 @@ from collections import Counter
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
-from executor_adapter.prefect.mirror.job_history import GroupHistory, Step, step_of
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
+from executor_adapter.prefect.mirror.timeline import GroupHistory, Step, step_of
 
 _SHOWN = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 

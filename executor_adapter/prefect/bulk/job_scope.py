@@ -18,10 +18,10 @@ from executor_adapter.prefect.child.logs import patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
 from executor_adapter.prefect.mirror.cancelled_runs import FLOW_RUN_CANCELLED, cancelled_runs
-from executor_adapter.prefect.mirror.job_history import JobHistory
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.state_events import iso
 from executor_adapter.prefect.mirror.states import state_kind
+from executor_adapter.prefect.mirror.timeline import JobHistory
 from executor_adapter.prefect.options.retries import prefect_retry_options
 
 IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})

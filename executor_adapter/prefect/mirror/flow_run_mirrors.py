@@ -17,9 +17,9 @@ from uuid import UUID
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.settings import get_current_settings
 
-from executor_adapter.prefect.mirror.engine_history import EngineHistory, engine_change
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.server_api import server_name, start_embedded_server
+from executor_adapter.prefect.mirror.timeline import EngineHistory, engine_change
 
 FLOW_END_STALL_TIMEOUT = 30.0
 """Seconds without any progress of the server after which a flow ends without it."""

@@ -27,15 +27,21 @@ from types import TracebackType
 from typing import Self
 
 from executor_adapter.job import TERMINAL, Job, Transition
-from executor_adapter.prefect.mirror.engine_history import EngineHistory
 from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id
-from executor_adapter.prefect.mirror.job_history import JobHistory, Step, step_of, task_run_id
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.report import MirrorReport, WaitNotice
 from executor_adapter.prefect.mirror.sender_thread import SenderThread
 from executor_adapter.prefect.mirror.state_events import Change
+from executor_adapter.prefect.mirror.timeline import (
+    EngineHistory,
+    History,
+    JobHistory,
+    Step,
+    UnsentChanges,
+    step_of,
+    task_run_id,
+)
 from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
-from executor_adapter.prefect.mirror.unsent import History, UnsentChanges
 
 STALL_TIMEOUT = 90.0
 """Seconds without any progress of the server after which the unrecorded states are given up, and left in the outbox."""

@@ -23,7 +23,7 @@ from executor_adapter.prefect.mirror.server_api import (
     warn_of_untested_prefect,
 )
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
-from executor_adapter.prefect.mirror.unsent import UnsentChanges
+from executor_adapter.prefect.mirror.timeline import UnsentChanges
 
 logger = logging.getLogger("executor_adapter.prefect")
 
