@@ -194,7 +194,7 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
     def flush(self) -> None:
         """Send what was reported so far, because a signal may be about to end the process."""
         if self.job_run.reporter is not None:
-            self.job_run.reporter.hurry()
+            self.job_run.reporter.flush()
         else:
             flush_events()
 

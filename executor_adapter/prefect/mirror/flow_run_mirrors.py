@@ -27,8 +27,8 @@ FLOW_END_STALL_TIMEOUT = 30.0
 EXIT_TIMEOUT = 10.0
 """Seconds for unrecorded states when the process exits."""
 
-HURRIED_DRAIN_TIMEOUT = 1.0
-"""Seconds for the states so far when the process may be about to end."""
+FLUSH_TIMEOUT = 1.0
+"""Seconds for the states so far when a signal may be about to end the process."""
 
 MAX_KEPT = 4
 """Flow runs whose drained mirrors are kept: nothing notifies them of the end of the flow run."""
@@ -55,12 +55,9 @@ class TaskRunReporter:
         while not self._mirror.enqueue_change(self._history, change):  # The mirror was closed: this state is late.
             self._mirror = _mirror_of(self._key)
 
-    def hurry(self) -> None:
-        """Send the states so far, because the process may be about to end."""
-        self._mirror.hurry()
-        self._mirror.drain(HURRIED_DRAIN_TIMEOUT)
-        if isinstance(self._key, str):  # At a prompt the process goes on, and needs another mirror.
-            _replace(self._key, self._mirror)
+    def flush(self) -> None:
+        """Send the states so far, because a signal may be about to end the process."""
+        self._mirror.drain(FLUSH_TIMEOUT)
 
 
 def reporter_for(task_run: TaskRun) -> TaskRunReporter | None:
@@ -87,16 +84,6 @@ def _mirror_of(key: UUID | str) -> PrefectMirror:
             atexit.register(_end_all)
             _mirrors[key] = PrefectMirror(stall_timeout=FLOW_END_STALL_TIMEOUT)
         return _mirrors[key]
-
-
-def _replace(key: str, mirror: PrefectMirror) -> None:
-    """Close a mirror that hurries, so that later task runs get a new one."""
-    with _lock:
-        if _mirrors.get(key) is not mirror:
-            return
-        del _mirrors[key]
-    # Not a daemon thread: the interpreter must not exit before the server had its time.
-    threading.Thread(target=mirror.close, args=(EXIT_TIMEOUT,), name="mirror-end").start()
 
 
 def find(flow_run_id: UUID) -> PrefectMirror | None:
