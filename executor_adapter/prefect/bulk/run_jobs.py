@@ -44,8 +44,7 @@ from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.bulk.run_log import RunLog
 from executor_adapter.prefect.mirror.cancelled_runs import FLOW_RUN_CANCELLED, cancelled_runs
-from executor_adapter.prefect.mirror.mirror import PrefectMirror
-from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
+from executor_adapter.prefect.mirror.mirror import PrefectMirror, remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
 from executor_adapter.supervision import JobFuture
 from executor_adapter.worker.facts import facts_of

@@ -61,7 +61,6 @@ class WorkerTask(Task[..., Any]):
     """
 
     facts: str
-    own_function: Callable[..., Any]
 
     def __getattr__(self, name: str) -> Any:
         facts = json.loads(vars(self).get("facts", "{}"))

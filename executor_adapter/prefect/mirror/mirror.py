@@ -41,10 +41,24 @@ from executor_adapter.prefect.mirror.timeline import (
     step_of,
     task_run_id,
 )
-from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
 
 STALL_TIMEOUT = 90.0
 """Seconds without any progress of the server after which the unrecorded states are given up, and left in the outbox."""
+
+HURRIED_CLOSE_SECONDS = 4.0
+"""Time for the final states when a mirror is closed in a hurry, from the moment the hurry began.
+
+A signal, a cancelled flow run or an exception leaves only seconds: then only final states are sent, and what the server
+has not recorded in time is left in the outbox.
+"""
+
+MIN_HURRIED_CLOSE_SECONDS = 1.5
+"""Minimum time for the final states, however long the jobs took to end."""
+
+
+def remaining_close_seconds(hurried_since: float) -> float:
+    """Return the seconds left for the server, where the hurry began at the monotonic time `hurried_since`."""
+    return max(MIN_HURRIED_CLOSE_SECONDS, HURRIED_CLOSE_SECONDS - (time.monotonic() - hurried_since))
 
 
 class PrefectMirror:

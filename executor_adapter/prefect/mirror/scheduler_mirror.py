@@ -13,8 +13,7 @@ from prefect.settings import get_current_settings
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, Observer, Transition
 from executor_adapter.persistence import was_cut_off
-from executor_adapter.prefect.mirror.mirror import PrefectMirror
-from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
+from executor_adapter.prefect.mirror.mirror import HURRIED_CLOSE_SECONDS, PrefectMirror
 
 logger = logging.getLogger("executor_adapter.prefect")
 

@@ -25,7 +25,7 @@ from executor_adapter.prefect.child.contexts import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.mirror import flow_run_mirrors
-from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
+from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
 from executor_adapter.prefect.options.plain_task import is_job_task
 from executor_adapter.prefect.reporting.events import current_flow_run
 from executor_adapter.prefect.runners.engine_threads import EngineThreads

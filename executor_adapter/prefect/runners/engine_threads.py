@@ -35,7 +35,7 @@ from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from executor_adapter.prefect.mirror.cancelled_runs import cancelled_runs
-from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
+from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
 from executor_adapter.prefect.reporting.events import current_flow_run, flush_events
 from executor_adapter.prefect.runners.async_end import await_at_flow_end
 from executor_adapter.prefect.runners.gate import Gate
