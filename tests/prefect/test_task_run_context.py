@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import prefect.runtime
 import pytest
@@ -557,10 +558,10 @@ def test_every_callable_has_a_task_in_its_context(
     function: Any, args: Any, parameters: dict[str, Any], isasync: bool
 ) -> None:
     """A callable of which Prefect makes no task has one in the context of its job, with the job's facts."""
-    received = {"task": '{"plain":{"retries":7},"refused":{"on_commit_hooks":"it is odd"}}'}
-    context = JobRunContext.of(
-        {**received, "log_prints": False, "persist_result": False}, BoundCall(function, args, {})
-    )
+    task_run = {"id": str(uuid4()), "name": "run", "task_key": "task", "dynamic_key": "1"}
+    task = '{"plain":{"retries":7},"refused":{"on_commit_hooks":"it is odd"}}'
+    received = {"task": task, "task_run": task_run, "log_prints": False, "persist_result": False}
+    context = JobRunContext.of(received, BoundCall(function, args, {}))
     assert (context.task.fn, context.task.isasync, context.task.retries) == (function, isasync, 7)
     assert context.parameters == parameters
     with pytest.raises(AttributeError, match="on_commit_hooks was not sent to this worker process: it is odd"):

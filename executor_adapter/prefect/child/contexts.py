@@ -2,7 +2,7 @@
 
 Prefect decides by `get_run_context().task` whether a call is synchronous, and takes clients, stores and ids from the
 contexts, so every field is that of a real one. Most functions read none of them: filling them takes as long as
-everything else around a short function. A client, which takes longer than all the other fields, is made when it is read
+everything else around a short function. What may ask the server, clients and result stores, is made when it is read
 itself.
 """
 
@@ -30,7 +30,7 @@ from executor_adapter.worker import BoundCall
 
 
 class _FilledWhenRead:
-    """Fills a context by `make_fields` when one of its fields is first read, and by `make_client` when that is."""
+    """Fills a context by `make_fields` when a field is first read; field `x` by `make_x`, where that is defined."""
 
     @classmethod
     def of(cls, *sources: Any) -> Self:
@@ -44,8 +44,8 @@ class _FilledWhenRead:
 
     def __getattr__(self, name: str) -> Any:
         own_class: Any = type(self)
-        if name == "client":
-            vars(self)[name] = self.make_client()
+        if hasattr(own_class, f"make_{name}"):
+            vars(self)[name] = getattr(self, f"make_{name}")()
         elif name in own_class.model_fields:
             filled = own_class.model_construct(**self.make_fields())  # With the defaults of the other fields.
             vars(self).update(vars(filled) | vars(self))
@@ -55,10 +55,7 @@ class _FilledWhenRead:
         return vars(self)[name]
 
     def make_fields(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def make_client(self) -> PrefectClient | SyncPrefectClient:
-        raise NotImplementedError
+        return {}
 
 
 @functools.cache
@@ -75,9 +72,8 @@ class JobRunContext(_FilledWhenRead, TaskRunContext):
     """The payload of the attempt, and the call."""
 
     def make_fields(self) -> dict[str, Any]:
-        (received, call), flow_run = self._sources, FlowRunContext.get()
+        received, call = self._sources
         task = task_of_function(call.function, received.get("task") or "{}")
-        store = flow_run.result_store if flow_run is not None else default_result_store()
         task_run = _task_run(received["task_run"], task)
         assert task_run.state is not None, "it is Running"
         return {
@@ -85,10 +81,14 @@ class JobRunContext(_FilledWhenRead, TaskRunContext):
             "task_run": task_run,
             "start_time": task_run.state.timestamp,
             "parameters": _parameters(call),
-            "result_store": store.update_for_task(task, _sync=True),  # type: ignore[call-arg]
             "log_prints": received["log_prints"],
             "persist_result": received["persist_result"],
         }
+
+    def make_result_store(self) -> ResultStore:
+        flow_run = FlowRunContext.get()
+        store = flow_run.result_store if flow_run is not None else default_result_store()
+        return cast(ResultStore, store.update_for_task(self.task, _sync=True))  # type: ignore[call-arg]
 
     def make_client(self) -> PrefectClient | SyncPrefectClient:
         return get_client() if self.task.isasync else get_client(sync_client=True)
@@ -135,6 +135,9 @@ class JobFlowRunContext(_FilledWhenRead, FlowRunContext):
             "observed_flow_pauses": {"counter": uuid4().int >> 64},
         }
 
+    def make_result_store(self) -> ResultStore:
+        return self._sources[0].result_store
+
     def make_client(self) -> PrefectClient | SyncPrefectClient:
         return get_client() if self.flow is not None and self.flow.isasync else get_client(sync_client=True)
 
@@ -162,12 +165,20 @@ class FlowRunParts:
             "flow_run": flow_run,
             "parameters": parameters,
             "start_time": flow_run.start_time or datetime.now(UTC),
-            "result_store": _result_store(received.get("result_store"), flow),
             "log_prints": received.get("log_prints", False),
             "persist_result": received.get("persist_result", False),
             "input_keyset": received.get("input_keyset"),
             "detached": True,
         }
+
+    @functools.cached_property
+    def result_store(self) -> ResultStore:
+        """The result store of the flow."""
+        sent = self._received.get("result_store")
+        if sent is None:
+            flow = self.fields["flow"]
+            return cast(ResultStore, ResultStore().update_for_flow(flow, _sync=True))  # type: ignore[call-arg]
+        return ResultStore(**received_values(sent, "the result store of the flow")["fields"])
 
 
 def _flow_run(received: dict[str, Any], parameters: dict[str, Any]) -> FlowRun:
@@ -178,12 +189,6 @@ def _flow_run(received: dict[str, Any], parameters: dict[str, Any]) -> FlowRun:
     if (state := flow_run.state) is not None:
         update |= {"state_id": state.id, "state_type": state.type, "state_name": state.name}
     return flow_run.model_copy(update=update)
-
-
-def _result_store(sent: dict[str, Any] | None, flow: Flow[..., Any]) -> ResultStore:
-    if sent is None:
-        return cast(ResultStore, ResultStore().update_for_flow(flow, _sync=True))  # type: ignore[call-arg]
-    return ResultStore(**received_values(sent, "the result store of the flow")["fields"])
 
 
 def _function_of_the_flow() -> NoReturn:
