@@ -21,7 +21,7 @@ from executor_adapter.prefect.mirror.cancelled_runs import FLOW_RUN_CANCELLED, c
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.state_events import iso
 from executor_adapter.prefect.mirror.states import state_kind
-from executor_adapter.prefect.mirror.timeline import JobHistory
+from executor_adapter.prefect.mirror.timeline import JobHistory, step_of
 from executor_adapter.prefect.options.retries import prefect_retry_options
 
 IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
@@ -75,7 +75,7 @@ class BulkJobScope:
 
     def mirror(self, mirror: PrefectMirror, transition: Transition) -> None:
         """Show a transition of the job in its task run."""
-        mirror.enqueue_for(self.history, transition)
+        mirror.enqueue_step(self.history, step_of(transition))
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         """Write log records and output of the function to the log of the task run."""

@@ -47,12 +47,12 @@ class TaskRunReporter:
         self._key = task_run.flow_run_id or server_name()
         self._history = EngineHistory(task_run)
         self._mirror = _mirror_of(self._key)
-        self._mirror.add_task_run(self._history)
+        self._mirror.add(self._history)
 
     def report(self, task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> None:
         """Report that the task run enters `state`. Call it in the task run's context, with its times up to date."""
         change = engine_change(task_run, state, previous)
-        while not self._mirror.enqueue_change(self._history, change):  # The mirror was closed: this state is late.
+        while not self._mirror.enqueue_step(self._history, change):  # The mirror was closed: this state is late.
             self._mirror = _mirror_of(self._key)
 
     def flush(self) -> None:

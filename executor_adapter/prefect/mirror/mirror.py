@@ -24,19 +24,19 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from executor_adapter.job import TERMINAL, Job, Transition
+from executor_adapter.job import Job, Transition
 from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.report import MirrorReport, WaitNotice
 from executor_adapter.prefect.mirror.sender_thread import SenderThread
 from executor_adapter.prefect.mirror.state_events import Change
 from executor_adapter.prefect.mirror.timeline import (
-    EngineHistory,
     History,
     JobHistory,
     Step,
+    TaskRunHistory,
     UnsentChanges,
     step_of,
     task_run_id,
@@ -77,10 +77,8 @@ class PrefectMirror:
         self._stall_timeout = stall_timeout
         self._unsent = UnsentChanges(history)
         self._thread = SenderThread(self._unsent, outbox)
-        self._histories: dict[str, JobHistory] = {}
-        """The histories of unfinished jobs, by job id."""
-        self._engine_histories: dict[str, EngineHistory] = {}
-        """The histories of unfinished task runs that engines drive, by job id."""
+        self._histories: dict[str, TaskRunHistory[Any]] = {}
+        """The histories of unfinished jobs and task runs of engines, by job id."""
         self._jobs = 0
         self._jobs_lock = threading.Lock()
         self._deadline: float | None = None
@@ -112,17 +110,17 @@ class PrefectMirror:
     def add_job(self, job: Job) -> JobHistory:
         """Mirror a job that is about to be submitted to an executor whose other jobs are not mirrored.
 
-        Its transitions are passed to `enqueue` or `enqueue_for`.
+        Its transitions are passed to `enqueue`, or their steps to `enqueue_step`.
         """
         history = JobHistory(job, task_run_id(self.flow_run_id, job))
         self.add(history)
         return history
 
-    def add(self, history: JobHistory) -> None:
-        """Mirror a task run whose steps are passed to `enqueue_step`."""
-        self._histories[history.job_id] = history
+    def add(self, history: TaskRunHistory[Any]) -> None:
+        """Mirror a task run whose steps are passed to `enqueue_step`. Any thread may call this."""
         with self._jobs_lock:
             self._jobs += 1
+        self._histories[history.job_id] = history
 
     def remove_job(self, job: Job) -> None:
         """Do not mirror a job, because it was not submitted."""
@@ -133,36 +131,15 @@ class PrefectMirror:
         """Queue a transition to be sent, if its job was added."""
         history = self._histories.get(transition.job.job_id)
         if history is not None:
-            self.enqueue_for(history, transition)
+            self.enqueue_step(history, step_of(transition))
 
-    def enqueue_for(self, history: JobHistory, transition: Transition) -> None:
-        """Queue a transition of the job whose history `add_job` returned."""
-        self.enqueue_step(history, step_of(transition))
-
-    def enqueue_step(self, history: JobHistory, step: Step) -> None:
-        """Queue a step of a task run that was added."""
-        if self._thread.is_closed:
-            return
-        if step.status in TERMINAL:
-            self._histories.pop(history.job_id, None)
-        self._unsent.append(history, step)
-        self._thread.wake()
-
-    # --- state changes of task runs that engines drive, on any thread ---
-
-    def add_task_run(self, history: EngineHistory) -> None:
-        """Mirror a task run that one of Prefect's engines drives. Its changes are passed to `enqueue_change`."""
-        with self._jobs_lock:
-            self._jobs += 1
-        self._engine_histories[history.job_id] = history
-
-    def enqueue_change(self, history: EngineHistory, change: Change) -> bool:
-        """Queue a state change to be sent; False if the mirror is closed."""
+    def enqueue_step(self, history: TaskRunHistory[Any], step: Step | Change) -> bool:
+        """Queue a step of a task run that was added; False if the mirror is closed. Any thread may call this."""
         if self._thread.is_closed:
             return False
-        if change.is_final:
-            self._engine_histories.pop(history.job_id, None)
-        self._unsent.append(history, change)
+        if step.is_final:
+            self._histories.pop(history.job_id, None)
+        self._unsent.append(history, step)
         self._thread.wake()
         return True
 
@@ -231,7 +208,7 @@ class PrefectMirror:
             kept=self._thread.kept,
             missing=(*self._thread.missing, *sender.given_up),
             dropped=self._thread.dropped,
-            unfinished=(*self._histories, *self._engine_histories),
+            unfinished=tuple(self._histories),
         )
 
     def unrecorded(self) -> tuple[str, ...]:

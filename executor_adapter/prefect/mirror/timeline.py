@@ -50,7 +50,25 @@ from executor_adapter.prefect.options.retries import prefect_retry_options
 
 History = Literal["auto", "full", "final"]
 
-Entry = TypeVar("Entry")
+
+class Step(NamedTuple):
+    """A transition, with those facts of the job that may change before the event is sent."""
+
+    status: JobStatus
+    at: float
+    attempt: int
+    error: ErrorFacts | None
+    retry_at: float | None
+    node: str | None = None
+    """The host on which the attempt begins, if that is another one."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no step follows this one."""
+        return self.status in TERMINAL
+
+
+Entry = TypeVar("Entry", Step, Change)
 """One state change, in the form in which it is stored until it is sent."""
 
 
@@ -65,9 +83,10 @@ class TaskRunHistory(ABC, Generic[Entry]):
         self.unsent: tuple[Entry, ...] = ()  # A tuple, since it is short and the empty one takes no memory.
         self.is_finished = False
 
-    @abstractmethod
     def add(self, step: Entry) -> None:
-        """Append a state change."""
+        """Append a state change. A finished task run stays finished when a transaction rolls it back."""
+        self.unsent += (step,)
+        self.is_finished = self.is_finished or step.is_final
 
     @abstractmethod
     def change_of(self, step: Entry, flow: FlowRunFacts) -> Change:
@@ -83,8 +102,7 @@ class TaskRunHistory(ABC, Generic[Entry]):
 
     def next_event(self, flow: FlowRunFacts) -> StateEvent:
         """Remove the first unsent step and return its event."""
-        step, *later = self.unsent
-        self.unsent = tuple(later)
+        step, self.unsent = self.unsent[0], self.unsent[1:]
         change = self.change_of(step, flow)
         body = event_body(self.id, change, self.related(flow))
         return StateEvent(
@@ -109,18 +127,6 @@ MAX_NAMED_ID_LENGTH = 24
 """Longest job id that a task run's name shows whole; of a longer one it shows the end."""
 
 SHORT_ID_LENGTH = 8
-
-
-class Step(NamedTuple):
-    """A transition, with those facts of the job that may change before the event is sent."""
-
-    status: JobStatus
-    at: float
-    attempt: int
-    error: ErrorFacts | None
-    retry_at: float | None
-    node: str | None = None
-    """The host on which the attempt begins, if that is another one."""
 
 
 def step_of(transition: Transition) -> Step:
@@ -165,11 +171,6 @@ class JobHistory(TaskRunHistory[Step]):
         """The task run's name as plain text; `name` is the same as JSON."""
         name: str = json.loads(self.name)
         return name
-
-    def add(self, step: Step) -> None:
-        """Append a transition."""
-        self.unsent += (step,)
-        self.is_finished = step.status in TERMINAL
 
     def skip(self, step: Step) -> None:
         """Add the step to the task run's times, without an event."""
@@ -359,11 +360,6 @@ class EngineHistory(TaskRunHistory[Change]):
             json.dumps({"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"})
             for tag in sorted(task_run.tags)
         ]
-
-    def add(self, step: Change) -> None:
-        """Append a state change. A finished task run stays finished when a transaction rolls it back."""
-        self.unsent += (step,)
-        self.is_finished = self.is_finished or step.is_final
 
     def skip(self, step: Change) -> None:
         """Do nothing: each change is complete by itself."""
