@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from executor_adapter.prefect.mirror.outbox import OutboxFile
+from executor_adapter import Job
+from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
 from executor_adapter.prefect.mirror.sender import (
     CHECK_INTERVAL,
     INITIAL_WINDOW,
@@ -27,7 +30,8 @@ from executor_adapter.prefect.mirror.sender import (
     SendWindow,
 )
 from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError, ServerApi
-from executor_adapter.prefect.mirror.state_events import StateEvent
+from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
+from executor_adapter.prefect.mirror.timeline import JobHistory, Step, UnsentChanges
 from executor_adapter.testing import FakeClock
 from tests.prefect.fake_server import FakeServer
 from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, event
@@ -401,3 +405,22 @@ def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:
         harness.server.lose()
     assert len(harness.sender.given_up) == 1
     assert harness.sender.is_idle
+
+
+def test_a_state_enters_few_modules() -> None:
+    """From the step of a job to its record on the server, a state enters few modules; the number is only lowered."""
+    history = JobHistory(Job(function=dict), "0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b20")
+    unsent, harness, entered = UnsentChanges("auto"), Harness([]), set[str]()
+    harness.sender.outbox = Outbox(lambda limit: unsent.next_events(limit, FlowRunFacts()))
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and "/prefect/mirror/" in frame.f_code.co_filename:
+            entered.add(Path(frame.f_code.co_filename).stem)
+
+    sys.setprofile(trace)
+    try:
+        unsent.append(history, Step(COMPLETED, 1_000_000.0, 1, None, None))
+        harness.run(5, per_second=10)
+    finally:
+        sys.setprofile(None)
+    assert (harness.sender.recorded, len(entered)) == (1, 6), entered
