@@ -17,14 +17,15 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from executor_adapter import Job
 from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
 from executor_adapter.prefect.mirror.sender import (
-    CHECK_INTERVAL,
     INITIAL_WINDOW,
     MAX_BATCH_SIZE,
+    MAX_CHECK_INTERVAL,
     MAX_UNLISTED_EVENTS,
     MAX_WINDOW,
     MIN_CHECK_INTERVAL,
     MIN_LISTED_EVENTS,
     MIN_WINDOW,
+    START_FACTOR,
     EventBatch,
     EventSender,
     SendWindow,
@@ -139,7 +140,7 @@ def recorded(window: SendWindow, events: int, seconds: float, now: float = 1_000
 
 
 def test_the_window_grows_by_steps_once_it_has_been_halved() -> None:
-    """It grows by all that is recorded until the server is slow once; then it is halved, and grows by small steps."""
+    """It grows with all that is recorded until the server is slow once; then it is halved, and grows by small steps."""
     window = SendWindow()
     recorded(window, 100, 1.0)
     grown = window.size
@@ -149,20 +150,20 @@ def test_the_window_grows_by_steps_once_it_has_been_halved() -> None:
     halved = window.size
     recorded(window, 100, 6.0, now=1_011.0)  # Sent before it was halved.
     recorded(window, 100, 1.0, now=1_020.0)
-    assert (grown, unchanged, halved) == (INITIAL_WINDOW + 100, grown, grown // 2)
+    assert (grown, unchanged, halved) == (INITIAL_WINDOW + 100 * START_FACTOR, grown, grown // 2)
     assert halved < window.size < halved + 100
 
 
-def test_the_last_events_are_checked_more_often() -> None:
-    """The last events, which a caller waits for, are checked the more often the fewer; a stalled server ever less."""
+def test_few_events_are_checked_more_often() -> None:
+    """Events are checked the more often, the sooner all should be recorded; a stalled server ever less."""
     window = SendWindow()
     assert window.check_interval(3, stalled=0.0) == MIN_CHECK_INTERVAL
     recorded(window, 1_500, 3.0)
     intervals = [window.check_interval(left, stalled=0.0) for left in (2_000, 500, 100, 3)]
-    assert intervals == [CHECK_INTERVAL, pytest.approx(1 / 3), pytest.approx(1 / 15), MIN_CHECK_INTERVAL]
+    assert intervals == [MAX_CHECK_INTERVAL, pytest.approx(1 / 3), pytest.approx(1 / 15), MIN_CHECK_INTERVAL]
     for left in (1, 100):
         assert window.check_interval(left, stalled=2.0) == 0.25
-        assert window.check_interval(left, stalled=30.0) == CHECK_INTERVAL
+        assert window.check_interval(left, stalled=30.0) == MAX_CHECK_INTERVAL
 
 
 def test_events_are_sent_in_few_requests() -> None:

@@ -40,6 +40,9 @@ MAX_WINDOW = 3_000
 MAX_BATCH_SIZE = 500
 """Events in one request."""
 
+START_FACTOR = 3
+"""Events by which each recorded one adds to the window until it is halved first."""
+
 WINDOW_INCREASE = 50
 """Events by which each request adds to the window that was recorded in time."""
 
@@ -47,17 +50,15 @@ FAST_SECONDS = 2.0
 SLOW_SECONDS = 4.0
 """Time from sending to recorded: the window grows below the first, and is halved above the second."""
 
-CHECK_INTERVAL = 0.5
-"""Seconds between two checks of what is recorded, while further events wait to be sent."""
-
 MIN_CHECK_INTERVAL = 0.03
-"""Seconds between the last checks: a direct call of a job task waits for them."""
+MAX_CHECK_INTERVAL = 0.5
+"""Seconds between two checks of what is recorded. A direct call of a job task waits for the next one."""
 
 CHECKS_PER_DELIVERY = 3
-"""Last checks in the time that the server is expected to take for what is in flight."""
+"""Checks in the time that the server is expected to take for what is in flight."""
 
 CHECKS_PER_STALL = 8
-"""Last checks in the time for which a server has shown no progress."""
+"""Checks in the time for which a server has shown no progress."""
 
 MAX_UNLISTED_EVENTS = 8_000
 """Events that were sent and may not be in the server's list of events, which has a queue of its own."""
@@ -126,18 +127,18 @@ class SendWindow:
         if seconds > SLOW_SECONDS:
             self._size, self._shrunk_at = max(MIN_WINDOW, self._size // 2), now
         elif seconds < FAST_SECONDS and batch.filled_window:
-            # Until the server's limit is found the window grows by all that it records.
-            added = len(batch.events) if self._shrunk_at == -math.inf else WINDOW_INCREASE
+            # Until the server's limit is found the window grows with what it records.
+            added = START_FACTOR * len(batch.events) if self._shrunk_at == -math.inf else WINDOW_INCREASE
             self._size = min(MAX_WINDOW, self._size + added)
 
     def check_interval(self, in_flight: int, stalled: float) -> float:
-        """Return the seconds between two checks once no further events wait: sooner, the fewer there are.
+        """Return the seconds between two checks: the shorter, the sooner the server should have recorded all.
 
-        `stalled` is for how long the server has recorded nothing.
+        `stalled` is for how long it has recorded nothing.
         """
         expected = in_flight / self._events_per_second
-        last = max(MIN_CHECK_INTERVAL, expected / CHECKS_PER_DELIVERY, stalled / CHECKS_PER_STALL)
-        return min(CHECK_INTERVAL, last)
+        shortest = max(MIN_CHECK_INTERVAL, expected / CHECKS_PER_DELIVERY, stalled / CHECKS_PER_STALL)
+        return min(MAX_CHECK_INTERVAL, shortest)
 
 
 class EventFeed:
@@ -168,7 +169,7 @@ class EventFeed:
             httpx.HTTPError: the server cannot be reached.
         """
         now = self._clock()
-        if self._unlisted > MAX_UNLISTED_EVENTS and now >= self._checked_at + CHECK_INTERVAL:
+        if self._unlisted > MAX_UNLISTED_EVENTS and now >= self._checked_at + MAX_CHECK_INTERVAL:
             self._checked_at = now
             self._check(is_listed, now)
         return self._unlisted <= MAX_UNLISTED_EVENTS
@@ -236,7 +237,7 @@ class EventSender:
         self._answers = 0
         """The number of requests that the server has answered."""
         self._checked_at = -math.inf
-        self._had_outage = self._nothing_queued = False
+        self._had_outage = False
         self._stall_timeout = RECORDING_STALL_TIMEOUT
         self._last_accepted: StateEvent | None = None
         """An event that the server has accepted. It accepts it again, unless the server itself is in trouble."""
@@ -285,10 +286,8 @@ class EventSender:
         """Return the seconds until `run_once` asks the server what it has recorded; infinite if nothing was sent."""
         if not self._unconfirmed:
             return math.inf
-        now, interval = self._clock(), CHECK_INTERVAL
-        if self._nothing_queued or self._window.is_hurried:
-            interval = self._window.check_interval(self._events_in_flight, now - self.progress_at)
-        return self._checked_at + interval - now
+        now = self._clock()
+        return self._checked_at + self._window.check_interval(self._events_in_flight, now - self.progress_at) - now
 
     def send_inherited(self, api: ServerApi, events: list[StateEvent]) -> None:
         """Queue inherited events, except those that the server has already: sending these would only keep it busy.
@@ -338,7 +337,6 @@ class EventSender:
             if not (self._window.is_hurried or self._feed.has_room(functools.partial(self._call, api.is_listed))):
                 return
             events = self._take(self._window.batch_size)
-            self._nothing_queued = not events
             if not events:
                 return
             self._post(api, events, filled_window=room - len(events) < self._window.batch_size)
