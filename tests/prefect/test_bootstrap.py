@@ -189,7 +189,7 @@ def test_notifications_are_added_to_the_automations(plan: BootstrapPlan, client:
     assert actions.pop(LOST) == ["change-flow-run-state"]
     assert set(map(tuple, actions.values())) == {("send-notification",)}
     assert {found[name].actions[-1].block_document_id for name in actions} == {saved}
-    assert outcomes(bootstrap(with_messages, settings=SETTINGS))["automation", BootstrapOutcome.UNCHANGED] == 7
+    assert outcomes(bootstrap(with_messages, settings=SETTINGS))["automation", BootstrapOutcome.UNCHANGED] == 8
     for automation in found.values():
         client.delete_automation(automation.id)
     assert DoNothing().type not in {each.type for automation in found.values() for each in automation.actions}

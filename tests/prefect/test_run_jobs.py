@@ -363,8 +363,8 @@ def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.M
     class NonRecordingServer(FakeServer):
         def record(self, limit: int | None = None) -> None: ...
 
-    monkeypatch.setattr("executor_adapter.prefect.mirror.timeouts.HURRIED_CLOSE_SECONDS", 0.5)
-    monkeypatch.setattr("executor_adapter.prefect.mirror.timeouts.MIN_HURRIED_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.HURRIED_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.MIN_HURRIED_CLOSE_SECONDS", 0.5)
 
     @flow
     async def run() -> None:
