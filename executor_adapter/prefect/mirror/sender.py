@@ -447,8 +447,6 @@ class EventSender:
         self._find_arrived(api)
         if self._all_counted(api, self._arrived):
             self._confirm(self._arrived)
-        else:
-            self._confirm([batch for batch in self._arrived if self._all_counted(api, [batch])])
         self._look_up_overdue(api)
 
     def _find_arrived(self, api: ServerApi) -> None:
@@ -482,8 +480,9 @@ class EventSender:
         if self._in_flight and now - self.progress_at > timeout:
             self._stall_timeout = min(MAX_RECORDING_STALL_TIMEOUT, 2 * timeout)
             self._look_up(api, list(self._in_flight))
-        short = [batch for batch in self._arrived if now - batch.arrived_at > SHORT_COUNT_TIMEOUT]
-        if short:
+        overdue = [batch for batch in self._arrived if now - batch.arrived_at > SHORT_COUNT_TIMEOUT]
+        self._confirm([batch for batch in overdue if self._all_counted(api, [batch])])
+        if short := [batch for batch in overdue if batch in self._arrived]:
             self._look_up(api, short)
 
     def _look_up(self, api: ServerApi, batches: list[EventBatch]) -> None:
