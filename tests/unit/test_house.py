@@ -120,7 +120,7 @@ BUDGETS = {
     "pools/memory": 416,
     "pools/spawned": 479,
     "pools/transport": 1_009,
-    "prefect": 6_867,
+    "prefect": 6_864,
     "scheduler": 460,
     "store": 1_836,
     "supervision": 2_929,
