@@ -133,10 +133,10 @@ def test_in_a_hurry_events_are_sent_at_once() -> None:
     assert INITIAL_WINDOW < harness.server.most_queued <= MAX_WINDOW
 
 
-def recorded(window: SendWindow, events: int, seconds: float, now: float = 1_000.0) -> None:
+def recorded(window: SendWindow, events: int, seconds: float, now: float = 1_000.0, *, is_dry: bool = False) -> None:
     """Tell the window that a full request was recorded within so many seconds."""
     batch = EventBatch([event(COMPLETED) for _ in range(events)], now - seconds, filled_window=True)
-    window.on_recorded([batch], now - seconds, now)
+    window.on_recorded([batch], now - seconds, now, is_dry=is_dry)
 
 
 def test_the_window_grows_by_steps_once_it_has_been_halved() -> None:
@@ -152,6 +152,13 @@ def test_the_window_grows_by_steps_once_it_has_been_halved() -> None:
     recorded(window, 100, 1.0, now=1_020.0)
     assert (grown, unchanged, halved) == (INITIAL_WINDOW + 100 * START_FACTOR, grown, grown // 2)
     assert halved < window.size < halved + 100
+
+
+def test_a_server_that_has_recorded_all_gets_more() -> None:
+    """A server that writes much at once may take long, and yet has no queue: the window grows until it has one."""
+    window = SendWindow()
+    recorded(window, 100, 5.0, is_dry=True)
+    assert window.size == INITIAL_WINDOW + 100 * START_FACTOR
 
 
 def test_few_events_are_checked_more_often() -> None:

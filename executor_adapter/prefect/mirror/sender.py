@@ -114,19 +114,21 @@ class SendWindow:
         """Events for one request: a third of the window, so that the server has the next while one is confirmed."""
         return min(MAX_BATCH_SIZE, self.size // 3)
 
-    def on_recorded(self, batches: list[EventBatch], since: float, now: float) -> None:
-        """Adapt the window to batches that are recorded; `since`: when the server could begin with the first."""
-        events = sum(len(batch.events) for batch in batches)
-        self._events_per_second = events / max(now - since, MIN_CHECK_INTERVAL)
-        for batch in batches:
-            self._adapt(batch, now - batch.sent_at, now)
+    def on_recorded(self, batches: list[EventBatch], since: float, now: float, *, is_dry: bool) -> None:
+        """Adapt the window to batches that are recorded; `since`: when the server could begin with the first.
 
-    def _adapt(self, batch: EventBatch, seconds: float, now: float) -> None:
-        if batch.sent_at < self._shrunk_at:
-            return  # It shows nothing about the new size.
-        if seconds > SLOW_SECONDS:
+        `is_dry`: nothing else is in flight, so what they took is the server's way of writing, and not its queue.
+        """
+        self._events_per_second = sum(len(batch.events) for batch in batches) / max(now - since, MIN_CHECK_INTERVAL)
+        for batch in batches:
+            if batch.sent_at >= self._shrunk_at:  # Others show nothing about the new size.
+                self._adapt(batch, now, is_dry=is_dry)
+
+    def _adapt(self, batch: EventBatch, now: float, *, is_dry: bool) -> None:
+        seconds = now - batch.sent_at
+        if seconds > SLOW_SECONDS and not is_dry:
             self._size, self._shrunk_at = max(MIN_WINDOW, self._size // 2), now
-        elif seconds < FAST_SECONDS and batch.filled_window:
+        elif (seconds < FAST_SECONDS or is_dry) and batch.filled_window:
             # Until the server's limit is found the window grows with what it records.
             added = START_FACTOR * len(batch.events) if self._shrunk_at == -math.inf else WINDOW_INCREASE
             self._size = min(MAX_WINDOW, self._size + added)
@@ -136,8 +138,8 @@ class SendWindow:
 
         `stalled` is for how long it has recorded nothing.
         """
-        expected = in_flight / self._events_per_second
-        shortest = max(MIN_CHECK_INTERVAL, expected / CHECKS_PER_DELIVERY, stalled / CHECKS_PER_STALL)
+        per_delivery = in_flight / self._events_per_second / CHECKS_PER_DELIVERY
+        shortest = max(MIN_CHECK_INTERVAL, per_delivery, stalled / CHECKS_PER_STALL)
         return min(MAX_CHECK_INTERVAL, shortest)
 
 
@@ -456,7 +458,8 @@ class EventSender:
         recorded = [n for n, batch in enumerate(self._in_flight, 1) if _is_recorded(batch.events[-1], known)]
         if recorded:
             now, arrived = self._clock(), [self._in_flight.popleft() for _ in range(recorded[-1])]
-            self._window.on_recorded(arrived, max(self.progress_at, arrived[0].sent_at), now)
+            since = max(self.progress_at, arrived[0].sent_at)
+            self._window.on_recorded(arrived, since, now, is_dry=not self._in_flight)
             for batch in arrived:
                 batch.arrived_at = now
             self._arrived += arrived
