@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from executor_adapter import ToolLimit
 from executor_adapter.store import ToolAsk, ToolControl, ToolShare, ToolUse
-from executor_adapter.store.tools import AHEAD_SECONDS, FAIR_SECONDS, FRESH_SECONDS, share_out
+from executor_adapter.store.tools import (
+    AHEAD_SECONDS,
+    ASK_AGAIN_SECONDS,
+    FAIR_SECONDS,
+    FRESH_SECONDS,
+    is_news,
+    share_out,
+)
 
 
 class SharedTool:
@@ -165,3 +173,31 @@ def test_every_host_gets_its_turn(limit: int, hosts: int) -> None:
             kept[host] = max(0, share.use.held - share.give_up)
     assert min(got.values()) >= 1
     assert tool.held <= limit
+
+
+IDLE = ToolUse(tool_name="api", host_id="a", asked_at=1000.0)
+HOLDS, WAITS = replace(IDLE, held=1), replace(IDLE, waits_since=999.0)
+LATER = {"asked_at": 1000.0 + ASK_AGAIN_SECONDS}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (None, IDLE, False),
+        (None, HOLDS, True),
+        (None, WAITS, True),
+        (IDLE, HOLDS, True),
+        (HOLDS, HOLDS, False),
+        (HOLDS, replace(HOLDS, **LATER), False),
+        (IDLE, WAITS, True),
+        (WAITS, WAITS, False),
+        (WAITS, replace(WAITS, **LATER), True),
+        (WAITS, IDLE, True),
+    ],
+)
+def test_a_share_is_written_where_it_changes_what_others_get(
+    before: ToolUse | None, after: ToolUse, expected: bool
+) -> None:
+    """What a host holds, that it waits, and that it waits no more is written at once; that it still waits, in time."""
+    control = ToolControl(tool_name="api")
+    assert is_news(ToolShare(use=after, control=control), before, control) is expected
