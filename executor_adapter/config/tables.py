@@ -34,7 +34,8 @@ class TableSettings(Section):
     """Measures of the rows that went through the stages: name: [column, count, sum, min, max or mean]."""
     vanished_rows: Vanished | None = None
     """What becomes of rows that the source has no longer: they stay (keep), stay with the time in `vanished_at` (mark),
-    or are removed (delete); null: keep with a key, and delete without."""
+    or are removed (delete); null: delete where the source gives all rows each time, else keep with a key. With a
+    cursor it is refused."""
     vanished_windows: Vanished = "keep"
     """What becomes of windows that the source has no longer, likewise; for files."""
     look_back: Number = Field(default=0.0, ge=0)
@@ -43,13 +44,16 @@ class TableSettings(Section):
     keep_days: Number | None = Field(default=None, ge=1)
     """Days for which windows that are named by a day, a month or a year are kept, and before which none is collected;
     null: for ever."""
-    compact: Literal["month", "year"] | None = None
-    """Whether the maintenance flow puts the windows of each month or year that is over into one file."""
 
     @model_validator(mode="after")
     def _check_together(self) -> TableSettings:
         if self.group_by and not self.measures:
             raise PydanticCustomError("measures", "with group_by, measures must have at least one entry")
+        if self.vanished_rows is not None and getattr(self, "cursor", None) is not None:
+            raise PydanticCustomError(
+                "cursor",
+                "vanished_rows does not go with cursor: an answer from there on does not say which older rows are gone",
+            )
         if self.vanished_rows in ("keep", "mark") and not self.key:
             raise PydanticCustomError("key", "with vanished_rows {how}, key must be set", {"how": self.vanished_rows})
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -91,10 +92,33 @@ class RestResource(TableSettings, Format):
     """How its pages are asked for; null: as the tool says."""
     for_each: str | None = None
     """Another resource: there is one request for each of its objects."""
+    cursor: str | None = None
+    """The field whose highest value is the next run's `{since}`; null: `{since}` and `{until}` are the bounds of a UTC
+    day, and a resource that asks for neither is received whole each time."""
+    start: str | None = None
+    """With `cursor`: the first run's `{since}`."""
+
+    @property
+    def bounds(self) -> frozenset[str]:
+        """The bounds of a window that the request asks for: `since`, `until`, `last`."""
+        request = json.dumps([self.path, self.params, self.body])
+        return frozenset(name for name in ("since", "until", "last") if f"{{{name}}}" in request)
+
+    @model_validator(mode="after")
+    def _check_cursor(self) -> RestResource:
+        if self.cursor is None:
+            return self
+        if self.for_each is not None:
+            raise PydanticCustomError("cursor", "cursor does not go with for_each: its objects are asked for by {{id}}")
+        if self.bounds != {"since"} or self.start is None:
+            raise PydanticCustomError(
+                "cursor", "with cursor, start must be set, and the request must have {{since}} and no other bound"
+            )
+        return self
 
 
 class RestTool(Tool):
-    """Describes a REST API whose objects are collected by the UTC day they belong to."""
+    """Describes a REST API, whose objects are collected by UTC day, by a cursor, or all of them each time."""
 
     source: Literal["rest"] = Field(description=KINDS)
     url: str | None = Field(default=None, pattern=r"^https?://")
@@ -127,7 +151,8 @@ class RestTool(Tool):
     max_bytes: Count = Field(default=1 << 30, ge=1)
     """Bytes of one answer, as they are received and also unpacked; more are an error."""
     days: Count = Field(default=1, ge=0)
-    """Days before today to collect; a day that was collected after its end is not requested again."""
+    """Days before today that the first run collects. Later runs go on after the last day that was collected after its
+    end, however long ago that was; such a day is not requested again."""
     resources: dict[Name, RestResource] = Field(min_length=1, description="a mapping of table names to {path: ...}")
 
     @model_validator(mode="after")

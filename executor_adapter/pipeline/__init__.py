@@ -25,12 +25,10 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.pipeline.collecting import collect_window, find_windows
-    from executor_adapter.pipeline.lake.delta import Published, publish_to_delta
     from executor_adapter.pipeline.lake.footers import WindowEntry
     from executor_adapter.pipeline.lake.layout import remove_leftovers
     from executor_adapter.pipeline.lake.table import LakeTable
     from executor_adapter.pipeline.lake.upkeep import (
-        compact_windows,
         expire_windows,
         is_expired,
         remove_windows,
@@ -91,14 +89,11 @@ _HOMES = {
     "load_stage": "executor_adapter.pipeline.stages.loading",
     "process_window": "executor_adapter.pipeline.stages.run",
     "stage_names": "executor_adapter.pipeline.stages.loading",
-    "Published": "executor_adapter.pipeline.lake.delta",
-    "publish_to_delta": "executor_adapter.pipeline.lake.delta",
     "LakeTable": "executor_adapter.pipeline.lake.table",
     "WindowEntry": "executor_adapter.pipeline.lake.footers",
     "Written": "executor_adapter.pipeline.lake.writer",
     "Writer": "executor_adapter.pipeline.lake.writer",
     "remove_leftovers": "executor_adapter.pipeline.lake.layout",
-    "compact_windows": "executor_adapter.pipeline.lake.upkeep",
     "expire_windows": "executor_adapter.pipeline.lake.upkeep",
     "is_expired": "executor_adapter.pipeline.lake.upkeep",
     "remove_windows": "executor_adapter.pipeline.lake.upkeep",
@@ -146,7 +141,6 @@ __all__ = [
     "NamedStage",
     "OnRejects",
     "Processed",
-    "Published",
     "Receiver",
     "Reject",
     "Stage",
@@ -159,7 +153,6 @@ __all__ = [
     "cast_text",
     "clean_lake",
     "collect_window",
-    "compact_windows",
     "configured_tables",
     "divide",
     "expire_windows",
@@ -177,7 +170,6 @@ __all__ = [
     "load_stage",
     "process_table",
     "process_window",
-    "publish_to_delta",
     "read_landing",
     "read_rows",
     "receiving",

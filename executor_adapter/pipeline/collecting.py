@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -33,8 +34,9 @@ def find_windows(
 ) -> list[Window]:
     """Return the windows of a table that are to be collected now.
 
-    They are its files; of an API the UTC days from `days` ago until today; else one window, from where a column that is
-    its cursor was read up to. Those that would have expired are left out.
+    They are its files; of an API that is asked by day the UTC days that were not collected after their end, however
+    long ago that was, and those from `days` ago until today; else one window, from where a column that is its cursor
+    was read up to. Those that would have expired are left out.
 
     Args:
         table: the table.
@@ -46,14 +48,12 @@ def find_windows(
         DataCollectionException: see `find_files`.
     """
     today = _today(now)
-    match table.tool:
-        case FilesTool():
-            return find_files(table.tool, table.name)
-        case RestTool():
-            first = since or today - timedelta(days=table.tool.days)
-            end = until or today + timedelta(days=1)
-            days = [first + timedelta(days=number) for number in range((end - first).days)]
-            return [_day(each) for each in days if table.wants(each.isoformat(), today)]
+    if isinstance(table.tool, FilesTool):
+        return find_files(table.tool, table.name)
+    if isinstance(table.tool, RestTool) and table.is_dated:
+        first, end = today - timedelta(days=table.tool.days), today + timedelta(days=1)
+        late = _late_days(table, first, today) if since is None and until is None else []
+        return late + _days(table, since or first, until or end, today)
     if table.cursor is None:
         return [Window()]
     if since is not None or until is not None:
@@ -89,7 +89,7 @@ def collect_window(
         table.name,
         window,
         headers=headers,
-        known_parents=() if again or table.parent is None else _known_parents(table, window),
+        known_parents=() if again or table.parent is None or table.is_whole else _known_parents(table, window),
         settle_time=None if again else SETTLE_TIME,
     )
     rows = _Rows(table, landing)
@@ -103,6 +103,9 @@ def collect_window(
         wanted=lambda name: table.wants(name, _today()),
     )
     _check_selected(table, landing, done)
+    if table.is_dated and landing.is_final(SETTLE_TIME):
+        with writing(_final_mark(table, window)):
+            pass
     known = done.status == "already_collected"
     return {
         "records_collected": done.added if table.settings.key or known else done.rows + done.rejected,
@@ -110,6 +113,33 @@ def collect_window(
         "rows": done.rows,
         "windows": list(done.windows),
     }
+
+
+def _days(table: ConfiguredTable, first: date, end: date, today: date) -> list[Window]:
+    """Return the days of a range that would not be removed again."""
+    days = [first + timedelta(days=number) for number in range((end - first).days)]
+    return [_day(each) for each in days if table.wants(each.isoformat(), today)]
+
+
+def _late_days(table: ConfiguredTable, first: date, today: date) -> list[Window]:
+    """Return the days before `first` that no run has collected after their end, since the first run."""
+    note = table.raw.place.state / "days" / "since"
+    before = date.fromisoformat(note.read_text()) if note.exists() else first
+    late = [each for each in _days(table, before, first, today) if not _final_mark(table, each).exists()]
+    # What is before this day is not looked at again; a backfill of older days does not move it.
+    begin = late[0].name if late else first.isoformat()
+    if not note.exists() or begin != before.isoformat():
+        with writing(note) as file:
+            file.write(begin.encode())
+        for mark in note.parent.glob("*-*-*"):
+            if mark.name < begin:
+                mark.unlink(missing_ok=True)
+    return late
+
+
+def _final_mark(table: ConfiguredTable, day: Window) -> Path:
+    """Return the file that says that a day was collected after its end, and stored."""
+    return table.raw.place.state / "days" / day.name
 
 
 class _Rows:
@@ -161,7 +191,7 @@ def _check_division(table: ConfiguredTable) -> None:
 def _division(table: ConfiguredTable) -> str:
     """Return in words what the windows of the table are."""
     settings = table.settings
-    if isinstance(table.tool, RestTool):
+    if table.is_dated:
         return "UTC day"
     if isinstance(settings, FileTable) and settings.partition:
         columns = ", ".join(settings.partition)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
@@ -74,19 +74,32 @@ class ConfiguredTable:
     def cursor(self) -> str | None:
         """The column by which the source is asked for what is new."""
         settings = self.settings
-        return settings.cursor if isinstance(settings, SqlTable | FunctionTable) else None
+        return settings.cursor if isinstance(settings, RestResource | SqlTable | FunctionTable) else None
 
     @property
     def start(self) -> str | None:
         """The value of the cursor from which the source is asked for the first time."""
         settings = self.settings
-        return settings.start if isinstance(settings, SqlTable | FunctionTable) else None
+        return settings.start if isinstance(settings, RestResource | SqlTable | FunctionTable) else None
 
     @property
     def parent(self) -> str | None:
         """The resource for each of whose objects this one is asked for."""
         settings = self.settings
         return settings.for_each if isinstance(settings, RestResource) else None
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether it is a resource that is asked for by day: its request has a bound of the window, or its parent's."""
+        settings = self.settings
+        if not isinstance(settings, RestResource) or self.cursor is not None:
+            return False
+        return bool(settings.bounds) or (self.parent is not None and replace(self, name=self.parent).is_dated)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the source gives all rows of the table each time it is asked."""
+        return not isinstance(self.tool, FilesTool) and self.cursor is None and not self.is_dated
 
     @property
     def schema(self) -> TableSchema | None:
@@ -139,7 +152,7 @@ class ConfiguredTable:
             "raw",
             key=settings.key,
             cursor=self.cursor,
-            vanished_rows=settings.vanished_rows,
+            vanished_rows=settings.vanished_rows or ("delete" if self.is_whole else None),
             vanished_windows=settings.vanished_windows,
         )
 

@@ -1,4 +1,4 @@
-"""What is done to configured tables now and then: what is old goes, and what is small is put together."""
+"""What is done to configured tables now and then: what is old goes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,18 @@ from pathlib import Path
 
 from executor_adapter.pipeline.disk import TEMPORARY
 from executor_adapter.pipeline.lake.layout import remove_leftovers
-from executor_adapter.pipeline.lake.upkeep import compact_windows, expire_windows, remove_windows, settle_windows
+from executor_adapter.pipeline.lake.upkeep import expire_windows, remove_windows, settle_windows
 from executor_adapter.pipeline.sources.landing import outdated_landings
 from executor_adapter.pipeline.tables import ConfiguredTable
 
 
-def keep_table(table: ConfiguredTable, now: datetime | None = None) -> tuple[int, int]:
-    """Remove the windows that are older than the table's `keep_days`, and compact it as its `compact` says.
-
-    Returns:
-        The number of windows that were removed, and of files that others were put into, over all layers.
-    """
+def keep_table(table: ConfiguredTable, now: datetime | None = None) -> int:
+    """Remove the windows that are older than the table's `keep_days`; return how many, over all layers."""
     today = (now or datetime.now(UTC)).astimezone(UTC).date()
-    settings, removed, compacted = table.settings, 0, 0
-    for layer in table.layers:
-        if settings.keep_days is not None:
-            removed += len(expire_windows(layer, today - timedelta(days=settings.keep_days)))
-        if settings.compact is not None:
-            compacted += len(compact_windows(layer, settings.compact, today))
-    return removed, compacted
+    days = table.settings.keep_days
+    if days is None:
+        return 0
+    return sum(len(expire_windows(layer, today - timedelta(days=days))) for layer in table.layers)
 
 
 def settle_table(table: ConfiguredTable, present: Collection[str]) -> list[str]:

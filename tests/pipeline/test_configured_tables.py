@@ -254,6 +254,112 @@ def test_a_day_that_is_over_is_requested_once(tmp_path: Path) -> None:
         assert [len(find_windows(runs)), len(find_windows(runs, since=past))] == [2, 10]
 
 
+def moment(day: int, hour: int = 12) -> datetime:
+    return datetime(2026, 3, day, hour, tzinfo=UTC)
+
+
+def names(windows: list[Any]) -> list[str]:
+    return [window.name[-2:] for window in windows]
+
+
+def test_days_without_a_run_are_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on after the last day that was collected after its end; a day that failed is asked for until it is."""
+    api = FakeApi()
+    api.runs = {date(2026, 3, day): [{"id": str(day)}] for day in range(1, 31)}
+    with serving(api) as (url, _):
+        runs = history(url, tmp_path)
+
+        def run(now: datetime, fails: str = "") -> list[str]:
+            monkeypatch.setattr("executor_adapter.pipeline.sources.landing._now", now.isoformat)
+            windows = find_windows(runs, now=now)
+            for window in windows:
+                if window.name[-2:] != fails:
+                    collect_window(runs, window)
+            return names(windows)
+
+        assert run(moment(2)) == ["01", "02"]
+        assert run(moment(5), fails="03") == ["02", "03", "04", "05"]
+        assert run(moment(6)) == ["03", "05", "06"]
+        # A backfill of older days leaves it as it is.
+        for window in find_windows(runs, since=date(2026, 2, 1), until=date(2026, 2, 3), now=moment(6)):
+            collect_window(runs, window)
+        assert run(moment(9)) == ["06", "07", "08", "09"]
+        assert run(moment(9, 13)) == ["08", "09"]
+    assert sorted(int(row["id"]) for window in runs.raw.windows() for row in runs.raw.read(window).to_pylist()) == [
+        *range(1, 10)
+    ]
+
+
+def test_a_resource_without_bounds_is_one_window(tmp_path: Path) -> None:
+    """What is not asked for by day is received whole each time, and so are its children: nothing is multiplied."""
+    objects = [{"id": "a"}, {"id": "b"}]
+
+    def respond(path: str, body: Any) -> Answer:
+        return as_json([{"id": f"{path} 1"}] if path.startswith("/states") else objects)
+
+    def of(name: str) -> ConfiguredTable:
+        resources = {
+            "countries": {"path": "/countries", "paging": {"by": "none"}},
+            "states": {"path": "/states/{id}", "for_each": "countries", "paging": {"by": "none"}},
+        }
+        found = tables(tmp_path, source="rest", url=url, days=3, resources=resources)
+        return next(table for table in found if table.name == name)
+
+    with serving(respond) as (url, _):
+        for expected in (2, 2, 1):
+            del objects[expected:]
+            for name in ("countries", "states"):
+                collect(of(name))
+                assert {each: entry.rows for each, entry in of(name).raw.windows().items()} == {"all": expected}
+
+
+def test_a_resource_with_a_cursor_is_asked_for_what_is_new(tmp_path: Path) -> None:
+    """`{since}` is the highest value that was collected, minus `look_back`, and `start` in the first run."""
+    asked = []
+
+    def respond(path: str, body: Any) -> Answer:
+        asked.append(parse_qs(urlsplit(path).query)["from"][0])
+        return as_json([{"id": f"{len(asked)}", "n": 10 * len(asked)}])
+
+    with serving(respond) as (url, _):
+        resource = {
+            "path": "/items",
+            "params": {"from": "{since}"},
+            "paging": {"by": "none"},
+            "cursor": "n",
+            "start": "0",
+            "look_back": 3,
+            "schema": {"columns": {"id": "text", "n": "integer"}},
+        }
+        (items,) = tables(tmp_path, source="rest", url=url, resources={"items": resource})
+        for _ in range(3):
+            collect(items)
+    assert asked == ["0", "7", "17"]
+    assert items.raw.windows()["all"].rows == 3
+
+
+def test_a_cursor_in_the_future_does_not_end_collecting(tmp_path: Path) -> None:
+    """One row in the year 9999: the source is asked from the last time on, when it was asked, and the log says so."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    columns = {"id": "integer", "changed": {"type": "timestamp", "zone": "UTC"}}
+    described = {"table": "orders", "cursor": "changed", "key": "id", "schema": {"columns": columns}}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+    with database.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id INTEGER, changed DATETIME)"))
+        connection.execute(sa.text("INSERT INTO orders VALUES (1, '9999-01-01 00:00:00.000000')"))
+    before = datetime.now(UTC)
+    collect(orders)
+    assert before <= datetime.fromisoformat(find_windows(orders)[0].since or "") <= datetime.now(UTC)
+
+
+def test_vanished_rows_beside_a_cursor_are_refused(tmp_path: Path) -> None:
+    """An answer from a cursor on does not say which older rows are gone."""
+    described = {"table": "orders", "cursor": "changed", "key": "id", "vanished_rows": "delete"}
+    with pytest.raises(ValueError, match="does not say which older rows are gone"):
+        tables(tmp_path, source="sql", url="sqlite://", tables={"orders": described})
+
+
 def test_states_are_requested_for_new_runs_only(tmp_path: Path) -> None:
     """A resource of `for_each` is asked for those objects only of which it has none yet."""
     api = FakeApi()
@@ -478,19 +584,6 @@ def test_old_windows_go_and_stay_away(tmp_path: Path) -> None:
     assert counts(collect(table)) == [(0, "already_collected")]
     assert list(table.raw.windows()) == list(table.processed.windows()) == [str(new)]
     assert balance("map", [table]).holds
-
-
-def test_small_windows_are_put_together(tmp_path: Path) -> None:
-    """The days of a year that is over share a file, and are still windows that are processed already."""
-    days = ["2013-01-05", "2013-06-01", "2014-02-01"]
-    (tmp_path / "airports.csv").write_text("faa,lon,tz,day\n" + "".join(f"A,-75,-5,{day}\n" for day in days))
-    table = of_file(tmp_path, partition="day", compact="year")
-    collect(table)
-    process(table)
-    assert keep_table(table) == (0, 5)
-    assert [path.parent.name for path in table.raw.place.files()] == ["window=2013", "window=2014"]
-    assert {each["status"] for each in process(table)} == {"already_processed"}
-    assert counts(collect(table)) == [(0, "already_collected")]
 
 
 def test_api_days_that_expired_are_not_collected(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, colum
         assert len(all_rows(table)) == 6
         remove_leftovers(table.root, older_than=-60)
         assert list((table.root / ".writing").iterdir()) == []
-        assert files(table.place.state) == [".lock"]
+        assert files(table.place.state) == [".lock", "index.json"]
     assert outcomes == {"v1", "v2"}
 
 

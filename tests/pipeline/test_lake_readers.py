@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from executor_adapter.pipeline.lake.table import LakeTable
-from executor_adapter.pipeline.lake.upkeep import compact_windows, expire_windows, remove_windows, settle_windows
+from executor_adapter.pipeline.lake.upkeep import expire_windows, remove_windows, settle_windows
 from tests.pipeline.lakes import at, lake_table, write
 
 Rows = list[dict[str, Any]]
@@ -69,26 +69,6 @@ def test_a_drifted_table_is_read_as_it_stands(tmp_path: Path, read: Callable[[Pa
     ]
 
 
-@pytest.mark.parametrize("read", READERS)
-def test_a_compacted_table_has_the_same_rows(tmp_path: Path, read: Callable[[Path], Rows]) -> None:
-    """Days that are put into one file are read as before, and each is still found, read and written by itself."""
-    table = days(tmp_path)
-    before = [row["n"] for row in read(table.folder)]
-    assert compact_windows(table, "month", date(2013, 2, 2)) == ["2013-01"]
-    assert sorted(row["n"] for row in read(table.folder)) == sorted(before) == list(range(1, 6))
-    assert len(table.place.files()) == 3
-    assert list(table.windows()) == ["2013-01-01", "2013-01-02", "2013-01-03", "2013-02-01", "other"]
-    assert table.read("2013-01-02").to_pydict() == {"n": [2]}
-    assert table.find("2013-01-02", "v1") is not None
-    write(table, "2013-01-02", pa.table({"n": [20, 21]}), fingerprint="v2")
-    write(table, "2013-01-04", pa.table({"n": [9]}))
-    assert sorted(row["n"] for row in read(table.folder)) == [1, 3, 4, 5, 9, 20, 21]
-    assert [table.read(f"2013-01-0{day}")["n"].to_pylist() for day in (1, 2, 3)] == [[1], [20, 21], [3]]
-    assert compact_windows(table, "month", date(2013, 2, 2)) == ["2013-01"]
-    assert compact_windows(table, "month", date(2013, 2, 2)) == []
-    assert [entry.rows for entry in table.windows().values()] == [1, 2, 1, 1, 1, 1]
-
-
 def days(root: Path, **settings: Any) -> LakeTable:
     table = lake_table(root, **settings)
     for number, window in enumerate(("2013-01-01", "2013-01-02", "2013-01-03", "2013-02-01", "other"), 1):
@@ -96,12 +76,9 @@ def days(root: Path, **settings: Any) -> LakeTable:
     return table
 
 
-@pytest.mark.parametrize("compacted", [False, True])
-def test_old_windows_expire(tmp_path: Path, compacted: bool) -> None:
-    """Windows that were over before a day are removed, also those that share a file; others stay."""
+def test_old_windows_expire(tmp_path: Path) -> None:
+    """Windows that were over before a day are removed; others stay."""
     table = days(tmp_path)
-    if compacted:
-        compact_windows(table, "month", date(2013, 3, 1))
     assert expire_windows(table, date(2013, 1, 3)) == ["2013-01-01", "2013-01-02"]
     assert list(table.windows()) == ["2013-01-03", "2013-02-01", "other"]
     assert [row["n"] for row in with_polars(table.folder)] == [3, 4, 5]

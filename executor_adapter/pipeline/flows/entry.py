@@ -109,11 +109,7 @@ def maintenance_flow(keep_days: Days = 30, config: str | None = None) -> None:
             maintenance.end_lost_task_runs.submit(),
             maintenance.clean_results.submit(maintenance.results_folder(), keep_days),
             maintenance.clean_lake_files.submit(settings.lake, keep_days),
-            *(
-                maintenance.keep.submit(table)
-                for table in tables
-                if table.settings.keep_days is not None or table.settings.compact is not None
-            ),
+            *(maintenance.keep.submit(table) for table in tables if table.settings.keep_days is not None),
         ]
         for part in parts:
             part.wait()

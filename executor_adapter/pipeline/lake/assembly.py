@@ -1,14 +1,14 @@
-"""Puts files of the lake together of the windows of other files."""
+"""Writes files of the lake anew from other files of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter
-from executor_adapter.pipeline.lake.footers import opened
+from executor_adapter.pipeline.lake.footers import WindowEntry, opened
 from executor_adapter.pipeline.lake.layout import window_of
 from executor_adapter.pipeline.lake.rebuild import rebuild
 from executor_adapter.pipeline.lake.stored import Stored, StoredTable, rows_of
@@ -19,33 +19,24 @@ Change = Callable[[pa.Table], pa.Table]
 def rows_in(stored: Stored) -> Iterator[pa.Table]:
     """Yield the rows of a window, a row group at a time."""
     with opened(stored.path) as file:
-        for batch in rows_of(file, stored.start, stored.entry.rows, ROW_GROUP):
+        for batch in rows_of(file, ROW_GROUP):
             yield pa.Table.from_batches([batch])
 
 
-def copy_window(stored: Stored, file: FileWriter, change: Change | None = None) -> None:
-    """Append a window to a file, its rows changed by `change`."""
-    for rows in rows_in(stored):
-        file.add(rows if change is None else change(rows))
-    file.end_window(stored.entry)
-
-
-def assemble(path: Path, windows: Iterable[Stored], schema: pa.Schema, cursor: str | None) -> Path:
-    """Write a file with these windows, in the order of their names; return its path."""
-    file = FileWriter(path, schema, cursor)
+def copy_window(stored: Stored, file: FileWriter, entry: WindowEntry, change: Change | None = None) -> None:
+    """Write the rows of a window, each table of them changed by `change`, and close the file."""
     try:
-        for each in sorted(windows, key=lambda each: each.entry.window):
-            copy_window(each, file)
-        file.close()
+        for rows in rows_in(stored):
+            file.add(rows if change is None else change(rows))
+        file.close(entry)
     finally:
         file.discard()
-    return path
 
 
 def rewrite_all(stored: StoredTable, schema: pa.Schema, space: Path, cursor: str | None) -> None:
     """Give all files of a table other columns, at once."""
-    files = {
-        window_of(path): assemble(space / f"{number}.parquet", stored.in_file(path), schema, cursor)
-        for number, path in enumerate(stored.place.files())
-    }
+    files = {}
+    for number, each in enumerate(stored.entries()):
+        path = files[window_of(each.path)] = space / f"{number}.parquet"
+        copy_window(each, FileWriter(path, schema, cursor), each.entry)
     rebuild(stored.place, files)

@@ -19,7 +19,7 @@ ROW_GROUP = 250_000
 
 
 class FileWriter:
-    """Writes one file: the rows of its windows one after another."""
+    """Writes the file of one window."""
 
     def __init__(self, path: Path, schema: pa.Schema, cursor: str | None = None) -> None:
         self.path = path
@@ -31,12 +31,10 @@ class FileWriter:
         self.waiting = 0
         """Rows that are in memory."""
         self._highest: pa.Scalar | None = None
-        self._entries: list[WindowEntry] = []
         self.rows = 0
-        """Rows of the current window."""
 
     def add(self, rows: pa.Table) -> None:
-        """Append rows to the current window."""
+        """Append rows."""
         rows = fitted(rows, self.schema)
         self.rows += rows.num_rows
         self._note_highest(rows)
@@ -54,22 +52,17 @@ class FileWriter:
         if highest.is_valid and (self._highest is None or pc.greater(highest, self._highest).as_py()):
             self._highest = highest
 
-    def end_window(self, entry: WindowEntry) -> WindowEntry:
-        """End the current window, and return its entry with the number of rows and the watermark that it has."""
+    def close(self, entry: WindowEntry) -> WindowEntry:
+        """Write the rest and the footer to the disk; return the entry with the rows and the watermark of the file."""
+        self.flush()
         watermark = None if self._highest is None else text_of(self._highest.as_py())
         entry = entry.renamed(rows=self.rows, watermark=watermark)
-        self._entries.append(entry)
-        self.rows, self._highest = 0, None
-        return entry
-
-    def close(self) -> None:
-        """Write the rest and the footer to the disk."""
-        self.flush()
-        self._writer.add_key_value_metadata(footer_of(self._entries))
+        self._writer.add_key_value_metadata(footer_of(entry))
         with explained(self.path):
             self._writer.close()
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
+        return entry
 
     def discard(self) -> None:
         """Release the file without completing it."""

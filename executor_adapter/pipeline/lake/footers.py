@@ -1,4 +1,4 @@
-"""What a Parquet file of the lake says of itself, in its footer: the windows in it, whence they are, and how many rows.
+"""What a Parquet file of the lake says of itself, in its footer: its window, whence it is, and how many rows it has.
 
 Rows and what is known of them are one file, so that both are published by one rename.
 """
@@ -6,7 +6,7 @@ Rows and what is known of them are one file, so that both are published by one r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from executor_adapter.exceptions import DataProcessingException
 MAX_RANGES = 1000
 """Ranges that a window remembers. Only a run that was overtaken by so many others would not be seen as too old."""
 
-_KEY = b"executor_adapter.windows"
+_KEY = b"executor_adapter.window"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +69,9 @@ class WindowEntry:
         return replace(self, **changes)
 
 
-def footer_of(entries: Iterable[WindowEntry]) -> dict[bytes, bytes]:
+def footer_of(entry: WindowEntry) -> dict[bytes, bytes]:
     """Return what is written into the footer."""
-    return {_KEY: json.dumps([asdict(each) for each in entries]).encode()}
+    return {_KEY: json.dumps(asdict(entry)).encode()}
 
 
 @contextmanager
@@ -92,19 +92,19 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
         raise damaged(path, error) from error
 
 
-def entries_of(file: pq.ParquetFile, path: Path) -> list[WindowEntry]:
-    """Return the windows in an open file, in the order of their rows.
+def entry_of(file: pq.ParquetFile, path: Path) -> WindowEntry:
+    """Return the window in an open file.
 
     Raises:
         DataProcessingException: DATA_ERROR, it is not a file of the lake.
     """
     try:
-        entries = [WindowEntry.from_dict(each) for each in json.loads(file.metadata.metadata[_KEY])]
+        entry = WindowEntry.from_dict(json.loads(file.metadata.metadata[_KEY]))
     except (TypeError, KeyError, ValueError) as error:
         raise damaged(path, error) from error
-    if sum(each.rows for each in entries) != file.metadata.num_rows:
+    if entry.rows != file.metadata.num_rows:
         raise damaged(path, "the number of rows differs")
-    return entries
+    return entry
 
 
 def damaged(path: Path, why: object) -> DataProcessingException:

@@ -94,7 +94,7 @@ class LakeTable:
     def windows(self) -> dict[str, WindowEntry]:
         """Return the windows that the table has, by name."""
         with self.shared() as stored:
-            return {entry.window: entry for entry, _, _ in stored.entries()}
+            return {entry.window: entry for entry, _ in stored.entries()}
 
     def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
         """Return what is known of a window, None where the table has none; a given `fingerprint` must match too.
@@ -137,9 +137,8 @@ class LakeTable:
                     raise DataProcessingException(
                         f"{self.place} has no window {window!r}: collect it first", error_code="DATA_ERROR"
                     )
-                entry, start, path = found
-                file = stack.enter_context(opened(path))
-            yield rows_of(file, start, entry.rows, batch_rows)
+                file = stack.enter_context(opened(found.path))
+            yield rows_of(file, batch_rows)
 
     @contextmanager
     def writing(

@@ -1,28 +1,22 @@
-"""What is done to windows after they were written: to those that vanished, that are old, and that are small."""
+"""What is done to windows after they were written: to those that vanished, and that are old."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime
-from typing import Literal
 
 import pyarrow as pa
 
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.disk import explained, sync_folder
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.lake.assembly import assemble, copy_window
+from executor_adapter.pipeline.lake.assembly import copy_window
 from executor_adapter.pipeline.lake.files import FileWriter, publish
-from executor_adapter.pipeline.lake.layout import window_of, workspace
+from executor_adapter.pipeline.lake.layout import workspace
 from executor_adapter.pipeline.lake.merging import VANISHED_AT, marked
-from executor_adapter.pipeline.lake.rebuild import rebuild
-from executor_adapter.pipeline.lake.stored import Stored
 from executor_adapter.pipeline.lake.table import LakeTable
 
-Period = Literal["month", "year"]
-
-_LENGTH: dict[Period, int] = {"year": 4, "month": 7}
 _DATED = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
 
 
@@ -69,20 +63,14 @@ def settle_windows(
 
 def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
     """Remove windows; those that the table does not have are passed over."""
-    with workspace(table.root) as space, table.exclusive() as stored:
-        for path in stored.place.files():
-            entries = stored.in_file(path)
-            rest = [each for each in entries if each.entry.window not in windows]
-            if len(rest) == len(entries):
-                continue
-            if rest:
-                schema = stored.schema()
-                publish(assemble(space / path.parent.name, rest, schema, table.cursor), path)
-                continue
-            with explained(path):
-                path.unlink()
-                path.parent.rmdir()
-                sync_folder(path.parent.parent)
+    with table.exclusive() as stored:
+        for window in windows:
+            path = stored.place.file_of(window)
+            if path.exists():
+                with explained(path):
+                    path.unlink()
+                    path.parent.rmdir()
+                    sync_folder(path.parent.parent)
 
 
 def expire_windows(table: LakeTable, before: date) -> list[str]:
@@ -103,32 +91,6 @@ def is_expired(window: str, before: date) -> bool:
     return window < before.isoformat()[: len(window)]
 
 
-def compact_windows(table: LakeTable, period: Period, before: date) -> list[str]:
-    """Put the windows of each month or year that ended before a day into one file; return the periods.
-
-    The windows stay what they are: they are found, read and written as before. Readers of the folder see the period in
-    the column `window` instead.
-    """
-    length = _LENGTH[period]
-    with workspace(table.root) as space, table.exclusive() as stored:
-        groups: dict[str, list[Stored]] = {}
-        for each in stored.entries():
-            name = window_of(each.path)
-            whole = name[:length]
-            rolled = _DATED.fullmatch(name) and len(name) > length and is_expired(whole, before)
-            groups.setdefault(whole if rolled else name, []).append(each)
-        merged = {name: each for name, each in groups.items() if len({entry.path for entry in each}) > 1}
-        if not merged:
-            return []
-        schema = stored.schema()
-        files = {name: each[0].path for name, each in groups.items() if name not in merged}
-        for number, (name, members) in enumerate(merged.items()):
-            files[name] = assemble(space / f"{number}.parquet", members, schema, table.cursor)
-        rebuild(stored.place, files)
-    log("%s: compacted: %s", table.place, ", ".join(merged))
-    return sorted(merged)
-
-
 def _mark(table: LakeTable, window: str, at: str) -> None:
     with workspace(table.root) as space, table.exclusive() as stored:
         found = stored.find(window)
@@ -139,9 +101,5 @@ def _mark(table: LakeTable, window: str, at: str) -> None:
             return marked(rows, rows[VANISHED_AT].is_null(), at)
 
         file = FileWriter(space / "marked.parquet", stored.schema(), table.cursor)
-        for each in stored.in_file(found.path):
-            is_it = each.entry.window == window
-            entry = each.entry.renamed(vanished_at=at) if is_it else each.entry
-            copy_window(Stored(entry, each.start, each.path), file, mark if is_it else None)
-        file.close()
+        copy_window(found, file, found.entry.renamed(vanished_at=at), mark)
         publish(file.path, found.path)

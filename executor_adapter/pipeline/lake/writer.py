@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.lake.assembly import copy_window, rewrite_all, rows_in
+from executor_adapter.pipeline.lake.assembly import rewrite_all, rows_in
 from executor_adapter.pipeline.lake.evolution import check_names, evolved, plain
 from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish
 from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
@@ -162,23 +162,18 @@ class Writer:
         return (new, []) if before is None else evolved(before, new)
 
     def _write(self, stored: StoredTable, found: Stored | None, schema: pa.Schema, changes: tuple[str, ...]) -> None:
-        target = stored.place.file_of(self._entry.window) if found is None else found.path
-        others = [each for each in stored.in_file(target) if each.entry.window != self._entry.window]
+        target = stored.place.file_of(self._entry.window)
         keys = pa.concat_arrays(self._keys) if self._keys else None
         last = None if keys is None else last_of_each(keys)
         repeated = 0 if last is None else len(last) - last.true_count
-        if self._is_whole(found, schema) and not others and not repeated:
+        if self._is_whole(found, schema) and not repeated:
             file, replaced, vanished = self._parts[0], 0 if found is None else found.entry.rows, 0
-            entry = file.end_window(self._entry)
         else:
             file = FileWriter(self._space / "whole.parquet", schema, self._settings.cursor)
             self._parts.append(file)
-            _copy(others, file, lambda window: window < self._entry.window)
             self._add_new(file, last)
             replaced, vanished = self._add_old(file, found, keys)
-            entry = file.end_window(self._entry)
-            _copy(others, file, lambda window: window > self._entry.window)
-        file.close()
+        entry = file.close(self._entry)
         publish(file.path, target)
         self._result = Written(
             status="written",
@@ -216,8 +211,7 @@ class Writer:
 
     def _new_rows(self) -> Iterator[pa.Table]:
         for part in self._parts[:-1]:  # The last one is the file that they are put into.
-            part.end_window(self._entry)
-            part.close()
+            part.close(self._entry)
             with opened(part.path) as file:
                 for batch in file.iter_batches(ROW_GROUP):
                     yield pa.Table.from_batches([batch]).replace_schema_metadata()
@@ -226,9 +220,3 @@ class Writer:
         return DataProcessingException(
             f"{self._settings.place} {self._entry.window}: {message}", error_code="DATA_ERROR", processing_stage="lake"
         )
-
-
-def _copy(windows: list[Stored], file: FileWriter, which: Callable[[str], bool]) -> None:
-    for each in windows:
-        if which(each.entry.window):
-            copy_window(each, file)
