@@ -25,7 +25,7 @@ app = typer.Typer(help="Check, show and describe the configuration.", no_args_is
 
 @app.command()
 def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Check the configuration: its values, error codes, modules, stages and store. Exit code 2: it is wrong.
+    """Check the configuration: its values, error codes, modules, steps and store. Exit code 2: it is wrong.
 
     Modules are found in the current directory too, after all that is installed.
     """

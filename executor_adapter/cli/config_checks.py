@@ -1,6 +1,6 @@
 """What `config check` tries out, beyond whether each value is allowed.
 
-They are error codes, modules to preload, the stages and modules of a pipeline, and the store.
+They are error codes, modules to preload, the steps and modules of a pipeline, and the store.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_preload(module: str) -> Iterator[Finding]:
 
 
 def check_pipeline(settings: Settings) -> Iterator[Finding]:
-    """Yield which stages, functions and schemas that tools name are not there, as `pipeline run` would find them."""
+    """Yield which steps, functions and schemas that tools name are not there, as `pipeline run` would find them."""
     if not any(isinstance(tool, FilesTool | RestTool | SqlTool | FunctionTool) for tool in settings.tools.values()):
         return
     with modules_of_this_directory():

@@ -270,7 +270,7 @@ class ProcessingSettings(StageSettings):
     """Holds the settings of processing jobs, which compute and so run in processes."""
 
     batch_size: Count = Field(default=1000, ge=1)
-    """Rows that each job holds in memory at a time."""
+    """Rows that a job of your own holds in memory at a time. The steps of a pipeline are given whole windows."""
 
 
 class ExecutorSettings(Section):

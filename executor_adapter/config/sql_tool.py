@@ -10,14 +10,14 @@ from pydantic_core import PydanticCustomError
 
 from executor_adapter.config.credentials import Credential
 from executor_adapter.config.sections import Name, Names
-from executor_adapter.config.tables import TableSettings
+from executor_adapter.config.tables import CursorSettings
 from executor_adapter.config.tool import KINDS, Tool, check_url
 from executor_adapter.job import Count
 
 _READS = re.compile(r"(?is)(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*+(?:select|with)\b")
 
 
-class SqlTable(TableSettings):
+class SqlTable(CursorSettings):
     """Describes what is read from a database: a table, or the rows of a query."""
 
     table: str | None = None
@@ -26,10 +26,6 @@ class SqlTable(TableSettings):
     """The query instead of a table, a SELECT; `:since` and `:until` in it stand for the bounds of the window."""
     columns: Names = ()
     """The columns of the table that are read; none: all."""
-    cursor: str | None = None
-    """The column by which windows are bounded, and whose highest value is the watermark."""
-    start: str | None = None
-    """With `cursor`: the value from which the first run asks; null: from the beginning."""
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -59,7 +55,7 @@ class SqlTool(Tool):
         return self
 
 
-class FunctionTable(TableSettings):
+class FunctionTable(CursorSettings):
     """Describes what is called for the objects of a table."""
 
     function: str = Field(
@@ -67,10 +63,6 @@ class FunctionTable(TableSettings):
     )
     arguments: dict[str, Any] = Field(default_factory=dict)
     """What it is called with by name. It is also given `since` and `until`, where it has such parameters."""
-    cursor: str | None = None
-    """The column whose highest value is the next run's `since`."""
-    start: str | None = None
-    """With `cursor`: the first run's `since`; null: it has none."""
 
 
 class FunctionTool(Tool):

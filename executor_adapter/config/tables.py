@@ -1,8 +1,9 @@
-"""What all tables have, whatever their source is: types, stages, measures, and how long their rows are kept."""
+"""What all tables have, whatever their source is: types, steps, measures, and how long their rows are kept."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -23,15 +24,15 @@ class TableSettings(Section):
     key: Names = ()
     """The columns that identify a row: a row that comes again takes the place of the older one; none: a window that
     comes again replaces the older one."""
-    stages: tuple[str | dict[str, Any], ...] = ()
-    """The stages that its rows go through, in their order: the name of a stage, `module:function`, or a mapping of
-    `stage` to its name and of its options to their values."""
+    steps: tuple[str | dict[str, Any], ...] = ()
+    """The steps that its rows go through, in their order: `module:function`, or a mapping of the name of a step (sql,
+    deduplicate, enrich, check, function) to its options."""
     version: str = ""
-    """Change it where the code of a stage has changed: the table is then processed again."""
+    """Change it where the code of a step has changed: the table is then processed again."""
     group_by: Names = ()
     """The columns whose values make the groups of the measures; none: all rows are one group."""
     measures: dict[str, tuple[str, Measure]] = Field(default_factory=dict)
-    """Measures of the rows that went through the stages: name: [column, count, sum, min, max or mean]."""
+    """Measures of the rows that went through the steps: name: [column, count, sum, min, max or mean]."""
     vanished_rows: Vanished | None = None
     """What becomes of rows that the source has no longer: they stay (keep), stay with the time in `vanished_at` (mark),
     or are removed (delete); null: delete where the source gives all rows each time, else keep with a key. With a
@@ -45,15 +46,27 @@ class TableSettings(Section):
     """Days for which windows that are named by a day, a month or a year are kept, and before which none is collected;
     null: for ever."""
 
+    def relative_to(self, directory: Path) -> Self:
+        """Return the settings with the paths of SQL files made relative to `directory`."""
+        return self.model_copy(update={"steps": tuple(_relative(each, directory) for each in self.steps)})
+
     @model_validator(mode="after")
     def _check_together(self) -> TableSettings:
-        if self.group_by and not self.measures:
-            raise PydanticCustomError("measures", "with group_by, measures must have at least one entry")
-        if self.vanished_rows is not None and getattr(self, "cursor", None) is not None:
-            raise PydanticCustomError(
-                "cursor",
-                "vanished_rows does not go with cursor: an answer from there on does not say which older rows are gone",
-            )
         if self.vanished_rows in ("keep", "mark") and not self.key:
             raise PydanticCustomError("key", "with vanished_rows {how}, key must be set", {"how": self.vanished_rows})
         return self
+
+
+class CursorSettings(TableSettings):
+    """Says how a source is asked for what is new."""
+
+    cursor: str | None = None
+    """The column whose highest value is where the next run goes on: `:since` of a query, `{since}` of a request, or
+    `since` of a function; null: each run gets all rows, or of a request with `{since}` or `{until}` those of each UTC day."""
+    start: str | None = None
+    """With `cursor`: the value from which the first run asks; null: from the beginning. A request needs it."""
+
+
+def _relative(step: str | dict[str, Any], directory: Path) -> str | dict[str, Any]:
+    is_file = isinstance(step, dict) and str(step.get("sql")).endswith(".sql")
+    return {"sql": str(directory / step["sql"])} if is_file else step  # type: ignore[index]

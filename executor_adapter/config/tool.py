@@ -38,11 +38,14 @@ class Tool(Section):
 
     def relative_to(self, directory: Path) -> Self:
         """Return the tool with relative paths, those of its credentials too, made relative to `directory`."""
-        update = {
+        update: dict[str, Any] = {
             name: directory / value if isinstance(value, Path) else value.relative_to(directory)
             for name in type(self).model_fields
             if isinstance(value := getattr(self, name), Credential | Path)
         }
+        for name in ("tables", "resources"):
+            tables = getattr(self, name, {})
+            update |= {name: {key: table.relative_to(directory) for key, table in tables.items()}} if tables else {}
         return self.model_copy(update=update)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +14,7 @@ from executor_adapter.config.formats import Format
 from executor_adapter.config.paging import Paging
 from executor_adapter.config.sections import Name, Names
 from executor_adapter.config.sql_tool import FunctionTool, SqlTool
-from executor_adapter.config.tables import TableSettings
+from executor_adapter.config.tables import CursorSettings, TableSettings
 from executor_adapter.config.tool import KINDS, Tool, check_secrets, check_url, refused
 from executor_adapter.job import Count, Seconds
 
@@ -34,12 +33,6 @@ class FileTable(TableSettings, Format):
     """Of the one column in `partition`, a date, only so much makes the window; null: all of it."""
     windows: Names | None = None
     """The windows to collect; null: all."""
-
-    @model_validator(mode="after")
-    def _check_period(self) -> FileTable:
-        if self.period is not None and len(self.partition) != 1:
-            raise PydanticCustomError("period", "with period, partition must be one column, a date")
-        return self
 
 
 class FilesTool(Tool):
@@ -72,7 +65,7 @@ class FilesTool(Tool):
         return self
 
 
-class RestResource(TableSettings, Format):
+class RestResource(CursorSettings, Format):
     """Describes one resource of a REST API: a list of objects, read page by page.
 
     In `path`, `params` and `body`, `{since}` and `{until}` stand for the bounds of a window, `{last}` for the last
@@ -92,29 +85,6 @@ class RestResource(TableSettings, Format):
     """How its pages are asked for; null: as the tool says."""
     for_each: str | None = None
     """Another resource: there is one request for each of its objects."""
-    cursor: str | None = None
-    """The field whose highest value is the next run's `{since}`; null: `{since}` and `{until}` are the bounds of a UTC
-    day, and a resource that asks for neither is received whole each time."""
-    start: str | None = None
-    """With `cursor`: the first run's `{since}`."""
-
-    @property
-    def bounds(self) -> frozenset[str]:
-        """The bounds of a window that the request asks for: `since`, `until`, `last`."""
-        request = json.dumps([self.path, self.params, self.body])
-        return frozenset(name for name in ("since", "until", "last") if f"{{{name}}}" in request)
-
-    @model_validator(mode="after")
-    def _check_cursor(self) -> RestResource:
-        if self.cursor is None:
-            return self
-        if self.for_each is not None:
-            raise PydanticCustomError("cursor", "cursor does not go with for_each: its objects are asked for by {{id}}")
-        if self.bounds != {"since"} or self.start is None:
-            raise PydanticCustomError(
-                "cursor", "with cursor, start must be set, and the request must have {{since}} and no other bound"
-            )
-        return self
 
 
 class RestTool(Tool):

@@ -1,6 +1,6 @@
 """Building blocks for collecting and processing: sources are landed, read as text, typed by a schema, and stored.
 
-    source --land--> landing --read--> rows of text --cast--> typed rows --stages--> lake
+    source --land--> landing --read--> rows of text --cast--> typed rows --steps----> lake
                                              └─── rejects ───────┴────────────┘
 
 | step | module | gives |
@@ -9,7 +9,7 @@
 | read | `sources/` | record batches in which every column is text, and rejects with line numbers: `text_rows` |
 | cast | `schema` | rows with the types that the table's schema declares, and rejects with row numbers: `Caster` |
 | store | `lake/`, `storing` | Parquet in whole windows, which every reader reads: `LakeTable`, `store_landing` |
-| process | `stages/` | stages over a window in batches, with an account of each row: `process_window` |
+| process | `steps`, `processing` | steps over whole windows, with an account of each row: `process_window` |
 
 | configure | `tables`, `collecting`, `processing`, `upkeep` | the same for the tables of `config.yaml` |
 | run | `flows/` | flows of Prefect that do all of it, with a report |
@@ -35,7 +35,14 @@ if TYPE_CHECKING:
         settle_windows,
     )
     from executor_adapter.pipeline.lake.writer import Writer, Written
-    from executor_adapter.pipeline.processing import Balance, balance, process_table, reject_reasons
+    from executor_adapter.pipeline.processing import (
+        Balance,
+        Processed,
+        balance,
+        process_table,
+        process_window,
+        reject_reasons,
+    )
     from executor_adapter.pipeline.schema import CAST_REJECTS, Cast, Caster, cast_text, typed_schema
     from executor_adapter.pipeline.sources.files import find_files, land_file
     from executor_adapter.pipeline.sources.functions import land_function
@@ -53,11 +60,8 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.sources.rest.resource import land_resource
     from executor_adapter.pipeline.sources.sql import land_query
     from executor_adapter.pipeline.sources.windows import Window
-    from executor_adapter.pipeline.stages.aggregate import Aggregate
-    from executor_adapter.pipeline.stages.base import NamedStage, Stage, StageOutput
-    from executor_adapter.pipeline.stages.loading import load_stage, stage_names
-    from executor_adapter.pipeline.stages.run import STAGE_REJECTS, Processed, process_window
     from executor_adapter.pipeline.starter import write_starter
+    from executor_adapter.pipeline.steps import Step, read_step
     from executor_adapter.pipeline.storing import Collected, store_landing
     from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tools
     from executor_adapter.pipeline.text_rows import REJECTS, OnRejects, Reject
@@ -80,15 +84,10 @@ _HOMES = {
     "clean_lake": "executor_adapter.pipeline.upkeep",
     "Collected": "executor_adapter.pipeline.storing",
     "store_landing": "executor_adapter.pipeline.storing",
-    "Aggregate": "executor_adapter.pipeline.stages.aggregate",
-    "NamedStage": "executor_adapter.pipeline.stages.base",
-    "Processed": "executor_adapter.pipeline.stages.run",
-    "STAGE_REJECTS": "executor_adapter.pipeline.stages.run",
-    "Stage": "executor_adapter.pipeline.stages.base",
-    "StageOutput": "executor_adapter.pipeline.stages.base",
-    "load_stage": "executor_adapter.pipeline.stages.loading",
-    "process_window": "executor_adapter.pipeline.stages.run",
-    "stage_names": "executor_adapter.pipeline.stages.loading",
+    "Step": "executor_adapter.pipeline.steps",
+    "read_step": "executor_adapter.pipeline.steps",
+    "Processed": "executor_adapter.pipeline.processing",
+    "process_window": "executor_adapter.pipeline.processing",
     "LakeTable": "executor_adapter.pipeline.lake.table",
     "WindowEntry": "executor_adapter.pipeline.lake.footers",
     "Written": "executor_adapter.pipeline.lake.writer",
@@ -127,8 +126,6 @@ _HOMES = {
 __all__ = [
     "CAST_REJECTS",
     "REJECTS",
-    "STAGE_REJECTS",
-    "Aggregate",
     "Balance",
     "Cast",
     "Caster",
@@ -138,13 +135,11 @@ __all__ = [
     "LandedFile",
     "Landing",
     "Manifest",
-    "NamedStage",
     "OnRejects",
     "Processed",
     "Receiver",
     "Reject",
-    "Stage",
-    "StageOutput",
+    "Step",
     "Window",
     "WindowEntry",
     "Writer",
@@ -167,11 +162,11 @@ __all__ = [
     "land_function",
     "land_query",
     "land_resource",
-    "load_stage",
     "process_table",
     "process_window",
     "read_landing",
     "read_rows",
+    "read_step",
     "receiving",
     "reject_reasons",
     "remove_leftovers",
@@ -179,7 +174,6 @@ __all__ = [
     "select_tools",
     "settle_table",
     "settle_windows",
-    "stage_names",
     "store_landing",
     "typed_schema",
     "write_starter",

@@ -1,39 +1,217 @@
-"""Processes a configured table, window by window, and accounts for its rows in the files of the lake."""
+"""Processes a window: steps over its rows; what comes out, the rejects and the measures go into the lake."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import duckdb
+import pyarrow as pa
+
+from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.footers import WindowEntry
+from executor_adapter.pipeline.lake.layout import workspace
 from executor_adapter.pipeline.lake.table import LakeTable
-from executor_adapter.pipeline.stages.run import process_window, processing_fingerprint
+from executor_adapter.pipeline.lake.writer import Writer
+from executor_adapter.pipeline.steps import (
+    REJECTS,
+    Account,
+    Run,
+    Spec,
+    Step,
+    digest,
+    fingerprint_of,
+    literal,
+    measures_query,
+    read_step,
+)
 from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, ROW
 
-REASON = "reason"
+MAX_LOGGED_REASONS = 10
+MEMORY = "400MB"
+"""Memory of DuckDB in one job; what does not fit goes to the disk."""
 
 
-def process_table(table: ConfiguredTable, window: str, batch_size: int) -> dict[str, Any]:
-    """Send a raw window through the table's stages; one that they have processed already stays. The body of a job.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processed:
+    """What has become of the rows of a window."""
+
+    status: Literal["processed", "already_processed"]
+    given: int = 0
+    kept: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    merged: int = 0
+    """Rows that went into others; negative where there are more rows after a step."""
+    reasons: tuple[tuple[str, int], ...] = ()
+    """The most frequent reasons for which rows were rejected or dropped, with their numbers."""
+
+
+def process_window(
+    source: LakeTable,
+    window: str,
+    *,
+    steps: Sequence[Spec],
+    target: LakeTable,
+    rejects: LakeTable,
+    group_by: Sequence[str] = (),
+    measures: Mapping[str, Any] | None = None,
+    aggregates: LakeTable | None = None,
+    version: str = "",
+) -> Processed:
+    """Write what the steps make of a window, each of which is given all of its rows. The body of a job.
+
+    A window that the same steps made of the same rows already stays as it is.
+
+    Args:
+        source: the table that is read.
+        window: its window.
+        steps: the steps, in their order: see `read_step`.
+        target: the table of the rows that went through.
+        rejects: the table of the rejects, with the columns of `REJECTS`.
+        group_by: the columns whose values make the groups of the measures.
+        measures: measures of the rows that went through: name -> (column, count, sum, min, max or mean).
+        aggregates: the table of the measures.
+        version: a change of it lets windows be processed again, as when the code of a step has changed.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, the window is not there or does not fit; CONFIGURATION_ERROR, a step
+            returns what it must not; PROCESSING_ERROR, rows were lost.
+        ConfigurationError: there is no such step.
+    """
+    ready = [read_step(spec) for spec in steps]
+    entry = source.find(window)
+    fingerprint = processing_fingerprint(entry, fingerprint_of(ready, source.root), version)
+    if target.find(window, fingerprint) is not None:
+        log("%s %s: already processed", target.place, window)
+        return Processed(status="already_processed")
+    with workspace(source.root) as space, _database(space) as database, ExitStack() as stack:
+        run = Run(database, _rows_of(source, window, space), source.root, space)
+        for number, step in enumerate(ready):
+            run.apply(step)
+            progress(number + 1, len(ready), "steps")
+        _check_balance(run.account)
+        # The stack closes in reverse order: the rows, which make the window processed, are published last.
+        rows = stack.enter_context(target.writing(window, fingerprint=fingerprint))
+        rows.dropped, rows.merged = run.account.dropped.total(), run.account.merged
+        _write(rows, database, f"SELECT * EXCLUDE ({ROW}) FROM {run.rows}")
+        put_aside = stack.enter_context(rejects.writing(window, fingerprint=fingerprint))
+        put_aside.add(REJECTS.empty_table())
+        for query in run.rejects:
+            _write(put_aside, database, f"{query} ORDER BY row")
+        if measures and aggregates is not None:
+            query = measures_query(run.rows, run.columns(run.rows), group_by, measures)
+            writer = stack.enter_context(aggregates.writing(window, fingerprint=fingerprint))
+            try:
+                _write(writer, database, query)
+            except duckdb.ConversionException as error:
+                raise DataProcessingException(
+                    f"measures: a sum does not fit into 64 bits: declare its column as decimal: {error}",
+                    error_code="DATA_ERROR",
+                    processing_stage="measures",
+                ) from None
+    return _told(run.account, f"{target.place} {window}")
+
+
+def processing_fingerprint(entry: WindowEntry | None, steps: str, version: str = "") -> str:
+    """Return the fingerprint of what the steps make of a window; `steps` is that of the steps."""
+    return digest(
+        entry and entry.fingerprint, entry and entry.collected_at, entry and entry.vanished_at, steps, version
+    )
+
+
+@contextmanager
+def _database(space: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    config: dict[str, Any] = {"threads": 2, "memory_limit": MEMORY, "autoinstall_known_extensions": False}
+    with duckdb.connect(config=config | {"temp_directory": str(space / "spill")}) as database:
+        database.execute("SET TimeZone = 'UTC'")
+        yield database
+
+
+def _rows_of(source: LakeTable, window: str, space: Path) -> str:
+    """Return SQL that gives the rows of a window: one version of it, also while it is replaced."""
+    copy = space / "source.parquet"
+    with source.shared() as stored:
+        found = stored.find(window)
+        if found is None:
+            raise DataProcessingException(
+                f"{source.place} has no window {window!r}: collect it first", error_code="DATA_ERROR"
+            )
+        os.link(found.path, copy)
+        schema = stored.schema()
+    names = Counter(name.lower() for name in (schema or pa.schema([])).names)
+    twice = next((name for name, times in names.items() if times > 1), None)
+    if twice is not None:
+        raise DataProcessingException(
+            f"{source.place}: two columns are called {twice!r} but for their case: give one another name",
+            error_code="DATA_ERROR",
+        )
+    scan = f"read_parquet({literal(copy)}, file_row_number = true, hive_partitioning = false)"
+    return f"SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {scan}"
+
+
+def _write(writer: Writer, database: duckdb.DuckDBPyConnection, query: str) -> None:
+    reader = database.sql(query).to_arrow_reader(BATCH_ROWS)
+    writer.add(reader.schema.empty_table())
+    for batch in reader:
+        writer.add(batch)
+
+
+def _check_balance(account: Account) -> None:
+    rejected, dropped = account.rejected.total(), account.dropped.total()
+    if account.given != account.kept + account.merged + rejected + dropped:
+        raise DataProcessingException(
+            f"{account.given} rows were given, but {account.kept} kept, {account.merged} merged, {rejected} rejected "
+            f"and {dropped} dropped",
+            processing_stage="conservation",
+        )
+
+
+def _told(account: Account, subject: str) -> Processed:
+    rejected, dropped = account.rejected.total(), account.dropped.total()
+    log("%s: %d rows kept, %d rejected, %d dropped", subject, account.kept, rejected, dropped)
+    if account.merged:
+        log("%s: %d rows in, %d rows out of steps that make other rows", subject, account.given, account.kept)
+    reasons = Counter(account.rejected) + Counter(account.dropped)
+    for reason, rows in reasons.most_common(MAX_LOGGED_REASONS):
+        log("%d rows: %s", rows, reason)
+    return Processed(
+        status="processed",
+        given=account.given,
+        kept=account.kept,
+        rejected=rejected,
+        dropped=dropped,
+        merged=account.merged,
+        reasons=tuple(reasons.most_common(MAX_LOGGED_REASONS)),
+    )
+
+
+def process_table(table: ConfiguredTable, window: str) -> dict[str, Any]:
+    """Send a raw window through the table's steps; one that they have processed already stays. The body of a job.
 
     Returns:
         `records_processed`: rows that went through; `status`: `processed` or `already_processed`; `rejected`.
 
     Raises:
         DataProcessingException: see `process_window`.
-        ConfigurationError: a stage cannot be loaded.
+        ConfigurationError: a step cannot be loaded.
     """
     done = process_window(
         table.raw,
         window,
-        stages=table.stages,
+        steps=table.steps,
         target=table.processed,
         rejects=table.rejects,
-        aggregate=table.aggregate(),
+        group_by=table.settings.group_by,
+        measures=table.settings.measures,
         aggregates=table.aggregates,
-        batch_size=batch_size,
         version=table.version,
     )
     return {"records_processed": done.kept, "status": done.status, "rejected": done.rejected}
@@ -47,24 +225,27 @@ class Balance:
     collected: int = 0
     processed: int = 0
     rejected: int = 0
-    """Rows that a stage has rejected, or that did not fit their types."""
+    """Rows that a step has rejected, or that did not fit their types."""
     dropped: int = 0
-    """Rows that a stage has left out on purpose."""
+    """Rows that a step has left out on purpose."""
+    merged: int = 0
+    """Rows that a step made others of; negative where there are more of these."""
     unprocessed: int = 0
     """Rows of windows whose processing did not succeed."""
 
     @property
     def holds(self) -> bool:
         """Whether every collected row is accounted for."""
-        return self.collected == self.processed + self.rejected + self.dropped + self.unprocessed
+        return self.collected == self.processed + self.rejected + self.dropped + self.merged + self.unprocessed
 
     def __str__(self) -> str:
         dropped = f" + {self.dropped:,} dropped" if self.dropped else ""
+        merged = f" {'+' if self.merged > 0 else '-'} {abs(self.merged):,} merged into others" if self.merged else ""
         rest = f" + {self.unprocessed:,} not processed" if self.unprocessed else ""
         sign = "=" if self.holds else "≠"
         return (
             f"{self.tool}: {self.collected:,} collected {sign} "
-            f"{self.processed:,} processed + {self.rejected:,} rejected{dropped}{rest}"
+            f"{self.processed:,} processed + {self.rejected:,} rejected{dropped}{merged}{rest}"
         )
 
 
@@ -75,18 +256,18 @@ def balance(tool: str, tables: Iterable[ConfiguredTable]) -> Balance:
         unfit = sum(entry.rows for entry in table.unfit.windows().values())
         counts.update(collected=unfit, rejected=unfit)
         processed, rejects = table.processed.windows(), table.rejects.windows()
+        steps = _steps_of(table)
         for window, entry in table.raw.windows().items():
             counts["collected"] += entry.rows
             if not entry.rows:
                 continue
-            done = processed.get(window)
-            if not _is_made_of(table, done, entry):
+            fingerprint = processing_fingerprint(entry, steps, table.version)
+            done, put_aside = processed.get(window), rejects.get(window)
+            if done is None or done.fingerprint != fingerprint:
                 counts["unprocessed"] += entry.rows
                 continue
-            assert done is not None
-            counts.update(processed=done.rows, dropped=done.dropped)
-            put_aside = rejects.get(window)
-            counts["rejected"] += put_aside.rows if _is_made_of(table, put_aside, entry) and put_aside else 0
+            counts.update(processed=done.rows, dropped=done.dropped, merged=done.merged)
+            counts["rejected"] += put_aside.rows if put_aside and put_aside.fingerprint == fingerprint else 0
     return Balance(tool=tool, **counts)
 
 
@@ -94,20 +275,22 @@ def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]
     """Count rejected rows by table and reason."""
     found: Counter[tuple[str, str]] = Counter()
     for table in tables:
-        raw = table.raw.windows()
+        raw, steps = table.raw.windows(), _steps_of(table)
         for window in table.unfit.windows():
             _count(found, table, table.unfit, window)
         for window, entry in table.rejects.windows().items():
-            if entry.rows and window in raw and _is_made_of(table, entry, raw[window]):
+            fingerprint = processing_fingerprint(raw.get(window), steps, table.version)
+            if entry.rows and window in raw and entry.fingerprint == fingerprint:
                 _count(found, table, table.rejects, window)
     return found
 
 
-def _is_made_of(table: ConfiguredTable, made: WindowEntry | None, raw: WindowEntry) -> bool:
-    return made is not None and made.fingerprint == processing_fingerprint(raw, table.stages, table.version)
+def _steps_of(table: ConfiguredTable) -> str:
+    steps: list[Step] = [read_step(spec) for spec in table.steps]
+    return fingerprint_of(steps, table.lake)
 
 
 def _count(found: Counter[tuple[str, str]], table: ConfiguredTable, rejects: LakeTable, window: str) -> None:
     with rejects.reading(window) as batches:
         for batch in batches:
-            found.update((table.name, str(reason)) for reason in batch[REASON].to_pylist())
+            found.update((table.name, str(reason)) for reason in batch["reason"].to_pylist())

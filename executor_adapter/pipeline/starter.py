@@ -32,10 +32,10 @@ tools:
             day: date
             country: text
             price: { type: "decimal(10, 2)", nulls: ["NA"] }
-        # What its rows go through: stages of the package, and functions of your own.
-        stages:
-          - { stage: deduplicate, key: id }
-          - { stage: normalise, case: { country: upper } }
+        # What its rows go through: steps of the package, SQL, and functions of your own.
+        steps:
+          - deduplicate: { key: id }
+          - sql: select * replace (upper(country) as country) from {rows}
           - my_rules:reject_free_orders
         group_by: country
         measures: { orders: [id, count], total: [price, sum] }
@@ -58,14 +58,14 @@ from __future__ import annotations
 import duckdb
 import pandas as pd
 
-from executor_adapter.pipeline import ConfiguredTable, StageOutput
+from executor_adapter.pipeline import ConfiguredTable
 from executor_adapter.pipeline.flows import Summary
 
 
-def reject_free_orders(rows: pd.DataFrame) -> StageOutput:
-    """Reject orders without a price; the other rows keep their index, by which each row is accounted for."""
+def reject_free_orders(rows: pd.DataFrame) -> pd.DataFrame:
+    """Reject orders without a price: a row with a `_reason` is put aside with it."""
     free = rows["price"].fillna(0) == 0
-    return StageOutput(rows=rows[~free], rejected=pd.Series("has no price", index=rows.index[free], dtype="object"))
+    return rows.assign(_reason=free.map({True: "has no price", False: None}))
 
 
 def summarise(tables: dict[str, ConfiguredTable]) -> Summary:

@@ -2,15 +2,15 @@
 
 raw         rows as the source had them, in their declared types
 unfit       what is not a row, or does not fit its types
-processed   rows that went through the stages
-rejects     rows that a stage has rejected, with the reasons
+processed   rows that went through the steps
+rejects     rows that a step has rejected, with the reasons
 aggregates  the measures of each window
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partial
@@ -36,8 +36,7 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.importing import check_module, import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.upkeep import is_expired
-from executor_adapter.pipeline.stages.aggregate import Aggregate
-from executor_adapter.pipeline.stages.loading import Spec, check_stage, load_stage
+from executor_adapter.pipeline.steps import Spec, check_step, import_step, read_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +88,21 @@ class ConfiguredTable:
         return settings.for_each if isinstance(settings, RestResource) else None
 
     @property
+    def bounds(self) -> frozenset[str]:
+        """The bounds of a window that the request of a resource asks for: `since`, `until`, `last`."""
+        settings = self.settings
+        if not isinstance(settings, RestResource):
+            return frozenset()
+        request = json.dumps([settings.path, settings.params, settings.body])
+        return frozenset(name for name in ("since", "until", "last") if f"{{{name}}}" in request)
+
+    @property
     def is_dated(self) -> bool:
         """Whether it is a resource that is asked for by day: its request has a bound of the window, or its parent's."""
         settings = self.settings
         if not isinstance(settings, RestResource) or self.cursor is not None:
             return False
-        return bool(settings.bounds) or (self.parent is not None and replace(self, name=self.parent).is_dated)
+        return bool(self.bounds) or (self.parent is not None and replace(self, name=self.parent).is_dated)
 
     @property
     def is_whole(self) -> bool:
@@ -118,6 +126,38 @@ class ConfiguredTable:
         }
         return declared.model_copy(update={"columns": {**declared.columns, **keys}})
 
+    def check(self) -> None:
+        """Check what the settings of a table are only together.
+
+        Raises:
+            ConfigurationError: they contradict one another.
+        """
+        settings = self.settings
+        for spec in settings.steps:
+            check_step(read_step(spec, f"{self.key}.steps"), f"{self.key}.steps")
+        if settings.group_by and not settings.measures:
+            raise ConfigurationError(f"{self.key}: with group_by, measures must have at least one entry")
+        if isinstance(settings, FileTable) and settings.period is not None and len(settings.partition) != 1:
+            raise ConfigurationError(f"{self.key}: with period, partition must be one column, a date")
+        twice = next((name for name in settings.measures if name in settings.group_by), None)
+        if twice is not None:
+            raise ConfigurationError(f"{self.key}.measures: {twice} is a column of group_by: give it another name")
+        _ = self.raw  # It checks itself.
+        if self.cursor is None:
+            return
+        if settings.vanished_rows is not None:
+            raise ConfigurationError(
+                f"{self.key}: vanished_rows does not go with cursor: an answer from there on does not say which older "
+                "rows are gone"
+            )
+        if isinstance(settings, RestResource) and (
+            settings.for_each is not None or self.bounds != {"since"} or self.start is None
+        ):
+            raise ConfigurationError(
+                f"{self.key}: with cursor, start must be set, the request must have {{since}} and no other bound, and "
+                "for_each must not be set"
+            )
+
     def wants(self, window: str, today: date) -> bool:
         """Return whether a window is one of those that are selected, and not so old that it would be removed again."""
         settings = self.settings
@@ -126,23 +166,22 @@ class ConfiguredTable:
         return settings.keep_days is None or not is_expired(window, today - timedelta(days=settings.keep_days))
 
     @property
-    def stages(self) -> list[Spec]:
-        """The stages of its rows; the first one is the check of the schema, where it has one."""
+    def steps(self) -> list[Spec]:
+        """The steps of its rows; the first one is the check of the schema, where it has one."""
         settings = self.settings
         check = None if settings.table_schema is None else settings.table_schema.check
-        first: list[Spec] = [] if check is None else [{"stage": "validate", "schema": check}]
-        return [*first, *settings.stages]
+        return [*([] if check is None else [{"check": check}]), *settings.steps]
+
+    @property
+    def reads(self) -> set[str]:
+        """The tables, as `tool.table`, that its steps read."""
+        return {name for spec in self.steps for name in read_step(spec).reads}
 
     @property
     def version(self) -> str:
-        """Changes with whatever the result of processing depends on beside the rows and the stages."""
+        """Changes with whatever the result of processing depends on beside the rows and the steps."""
         settings = self.settings
         return json.dumps([settings.version, settings.group_by, settings.measures])
-
-    def aggregate(self) -> Aggregate | None:
-        """Return a new collector of the table's measures; None where it has none."""
-        settings = self.settings
-        return Aggregate(settings.group_by, settings.measures) if settings.measures else None
 
     @property
     def raw(self) -> LakeTable:
@@ -164,12 +203,12 @@ class ConfiguredTable:
 
     @property
     def processed(self) -> LakeTable:
-        """The rows that went through the stages."""
+        """The rows that went through the steps."""
         return self._layer("processed")
 
     @property
     def rejects(self) -> LakeTable:
-        """The rows that a stage has rejected."""
+        """The rows that a step has rejected."""
         return self._layer("rejects")
 
     @property
@@ -210,10 +249,23 @@ def select_tools(settings: Settings, names: list[str] | None = None) -> tuple[st
         for key, reference in _references(settings, name):
             check_module(reference, key)
         for table in configured_tables(settings, name):
-            for spec in table.settings.stages:
-                check_stage(spec, f"{table.key}.stages")
-            table.raw, table.aggregate()  # They check themselves.
+            table.check()
+    list(in_order([table for name in selected for table in configured_tables(settings, name)]))
     return selected
+
+
+def in_order(tables: Sequence[ConfiguredTable]) -> Iterator[list[ConfiguredTable]]:
+    """Yield the tables, those together that can be processed at once: each comes after the tables that it reads.
+
+    Raises:
+        ConfigurationError: tables read each other in a circle.
+    """
+    left = {f"{table.tool_name}.{table.name}": table for table in tables}
+    while left:
+        ready = [name for name, table in left.items() if not table.reads & left.keys()]
+        if not ready:
+            raise ConfigurationError(f"steps: {', '.join(left)} read each other: let one of them read raw rows instead")
+        yield [left.pop(name) for name in ready]
 
 
 def import_references(settings: Settings) -> list[ConfigurationError]:
@@ -225,7 +277,7 @@ def import_references(settings: Settings) -> list[ConfigurationError]:
     for name in settings.tools:
         loads = [partial(import_object, reference, key) for key, reference in _references(settings, name)]
         for table in configured_tables(settings, name):
-            loads += [partial(load_stage, each, table.lake, f"{table.key}.stages") for each in table.settings.stages]
+            loads += [partial(_import_step, each, f"{table.key}.steps") for each in table.settings.steps]
         for load in loads:
             try:
                 load()
@@ -234,8 +286,12 @@ def import_references(settings: Settings) -> list[ConfigurationError]:
     return problems
 
 
+def _import_step(spec: Spec, key: str) -> None:
+    import_step(read_step(spec, key), key)
+
+
 def _references(settings: Settings, tool_name: str) -> Iterator[tuple[str, str]]:
-    """Yield what a tool names as `module:name`, beside its stages, with the key where it stands."""
+    """Yield what a tool names as `module:name`, beside its steps, with the key where it stands."""
     if summary := settings.tools[tool_name].summary:
         yield f"tools.{tool_name}.summary", summary
     for table in configured_tables(settings, tool_name):

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+ROW, REASON = "_row", "_reason"
+"""The columns by which the rows of a window are accounted for: the number of a row, and why it is rejected."""
 BATCH_ROWS = 50_000
 """Rows of a batch, at most."""
 

@@ -1,1 +1,1 @@
-"""Rules of tables: checks by pandera, and stages of their own. config.yaml names them. One module per subject."""
+"""Rules of tables: checks by pandera, and steps of their own. config.yaml names them. One module per subject."""

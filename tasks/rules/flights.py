@@ -62,6 +62,7 @@ def normalise_flights(rows: pd.DataFrame) -> pd.DataFrame:
     small = {name: rows[name].astype("Int16") for name in ("dep_delay", "arr_delay", "air_time", "distance", "flight")}
     return pd.DataFrame(
         {
+            "_row": rows["_row"],
             **{name: rows[name].astype("int16") for name in ("year", "month", "day")},
             "scheduled_departure": scheduled,
             "departure": scheduled + _as_duration(rows["dep_delay"]),

@@ -129,7 +129,7 @@ def make_place(folder: Path, env: dict[str, str], source: Path, api: str) -> Pla
         "file": "orders.csv",
         "partition": "zone",
         "schema": {"columns": {"id": "text", "amount": "integer", "zone": "integer"}},
-        "stages": [{"stage": "deduplicate", "key": "id", "reject": True}],
+        "steps": [{"deduplicate": {"key": "id", "keep": "first", "reject": True}}],
         "group_by": "zone",
         "measures": {"orders": ["id", "count"], "amount": ["amount", "sum"]},
     }
@@ -147,13 +147,13 @@ def make_place(folder: Path, env: dict[str, str], source: Path, api: str) -> Pla
             "paging": {"by": "none"},
             "schema": {"columns": {"number": "integer", "day": "date", "parent_id": "text"}},
             "key": ["parent_id", "number"],
-            "stages": [{"stage": "normalise", "rename": {"number": "item"}}],
+            "steps": [{"sql": "SELECT * RENAME (number AS item) FROM {rows}"}],
         },
     }
     settings = {
         "lake": "lake",
         "collection": {"retry_delay": 0.5},
-        "processing": {"retry_delay": 0.5, "batch_size": 200},
+        "processing": {"retry_delay": 0.5},
         "tools": {
             "shop": {"source": "files", "directory": str(source), "tables": {"orders": orders}},
             "api": {"source": "rest", "url": api, "days": 0, "page_size": PAGE, "resources": resources},

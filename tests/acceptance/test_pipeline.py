@@ -362,8 +362,8 @@ def test_a_lake_that_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
         ({"colection": {}}, "config.yaml: colection is not a key: did you mean collection? allowed are"),
         ({"tools": {}}, "tools is missing: describe at least one tool in config.yaml"),
         (
-            {"tools": {"t": {"source": "files", "package": "p", "tables": {"a": {"file": "f", "stages": ["clean"]}}}}},
-            "tools.t.tables.a.stages: 'clean' is not allowed: must be one of",
+            {"tools": {"t": {"source": "files", "package": "p", "tables": {"a": {"file": "f", "steps": ["clean"]}}}}},
+            "tools.t.tables.a.steps: 'clean' is not a step: must be one of",
         ),
     ],
 )

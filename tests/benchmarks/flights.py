@@ -32,9 +32,8 @@ PRELOAD = [
     "pandera.backends.pandas.container",
     "executor_adapter.pipeline.sources.files",
     "executor_adapter.pipeline.sources.reading",
-    "executor_adapter.pipeline.stages.run",
-    "executor_adapter.pipeline.stages.deduplicate",
-    "executor_adapter.pipeline.stages.validate",
+    "executor_adapter.pipeline.checks",
+    "executor_adapter.pipeline.processing",
     "executor_adapter.pipeline.storing",
 ]
 INTEGERS = (
@@ -202,20 +201,21 @@ def collect(source: Path, lake: Path, window: Window) -> Collected:
 
 def process(lake: Path, window: str) -> Processed:
     """Check, normalise and measure the rows of a month."""
-    from executor_adapter.pipeline import Aggregate, process_window
+    from executor_adapter.pipeline import process_window
 
-    stages = [
-        {"stage": "validate", "schema": "tests.benchmarks.flight_rules:SCHEMA"},
-        {"stage": "deduplicate", "key": list(KEY), "reject": True},
+    steps = [
+        {"check": "tests.benchmarks.flight_rules:SCHEMA"},
+        {"deduplicate": {"key": list(KEY), "keep": "first", "reject": True}},
         "tests.benchmarks.flights:normalise",
     ]
     return process_window(
         _table(lake, "raw"),
         window,
-        stages=stages,
+        steps=steps,
         target=_table(lake, "processed"),
         rejects=_table(lake, "rejected"),
-        aggregate=Aggregate(["year", "month", "origin"], MEASURES),
+        group_by=["year", "month", "origin"],
+        measures=MEASURES,
         aggregates=_table(lake, "measures"),
     )
 

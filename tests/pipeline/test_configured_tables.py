@@ -16,8 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow.dataset as ds
 import pytest
 import sqlalchemy as sa
+import yaml
 
-from executor_adapter.config import RestTool, Settings
+from executor_adapter.config import RestTool, Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
 from executor_adapter.pipeline import (
     ConfiguredTable,
@@ -32,6 +33,7 @@ from executor_adapter.pipeline import (
     select_tools,
     settle_table,
 )
+from executor_adapter.pipeline.tables import in_order
 from tests.api_server import Answer, as_json, serving
 from tests.servers import ROOT
 from tests.waiting import PATIENCE
@@ -59,7 +61,7 @@ def of_file(folder: Path, **settings: Any) -> ConfiguredTable:
     described = {
         "file": "airports.csv",
         "schema": {"columns": {"faa": "text", "lon": "float", "tz": "integer"}},
-        "stages": [f"{__name__}:reject_asia"],
+        "steps": [f"{__name__}:reject_asia"],
         "group_by": "tz",
         "measures": {"airports": ["faa", "count"]},
     }
@@ -68,12 +70,7 @@ def of_file(folder: Path, **settings: Any) -> ConfiguredTable:
 
 
 def reject_asia(rows: Any) -> Any:
-    import pandas as pd
-
-    from executor_adapter.pipeline import StageOutput
-
-    wrong = rows["lon"] > 0
-    return StageOutput(rows=rows[~wrong], rejected=pd.Series("is in Asia", index=rows.index[wrong], dtype="object"))
+    return rows.assign(_reason=(rows["lon"] > 0).map({True: "is in Asia", False: None}))
 
 
 def lose_a_row(rows: Any) -> Any:
@@ -84,8 +81,8 @@ def collect(table: ConfiguredTable, **options: Any) -> list[dict[str, Any]]:
     return [collect_window(table, window, **options) for window in find_windows(table)]
 
 
-def process(table: ConfiguredTable, batch_size: int = 1000) -> list[dict[str, Any]]:
-    return [process_table(table, window, batch_size) for window in table.raw.windows()]
+def process(table: ConfiguredTable) -> list[dict[str, Any]]:
+    return [process_table(table, window) for window in table.raw.windows()]
 
 
 def counts(found: list[dict[str, Any]]) -> list[tuple[int, str]]:
@@ -356,8 +353,9 @@ def test_a_cursor_in_the_future_does_not_end_collecting(tmp_path: Path) -> None:
 def test_vanished_rows_beside_a_cursor_are_refused(tmp_path: Path) -> None:
     """An answer from a cursor on does not say which older rows are gone."""
     described = {"table": "orders", "cursor": "changed", "key": "id", "vanished_rows": "delete"}
-    with pytest.raises(ValueError, match="does not say which older rows are gone"):
-        tables(tmp_path, source="sql", url="sqlite://", tables={"orders": described})
+    (orders,) = tables(tmp_path, source="sql", url="sqlite://", tables={"orders": described})
+    with pytest.raises(ConfigurationError, match="does not say which older rows are gone"):
+        orders.check()
 
 
 def test_states_are_requested_for_new_runs_only(tmp_path: Path) -> None:
@@ -508,19 +506,18 @@ def test_a_window_is_processed_once(airports: ConfiguredTable) -> None:
     assert process(of_file(airports.lake.parent, version="2"))[0]["status"] == "processed"
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 5])
-def test_the_batch_size_does_not_change_the_result(airports: ConfiguredTable, batch_size: int) -> None:
-    """Any batch size gives the same rows, rejects and measures."""
+def test_rows_rejects_and_measures_are_in_tables(airports: ConfiguredTable) -> None:
+    """Each has a table of its own in the lake."""
     collect(airports)
-    process(airports, batch_size)
+    process(airports)
     assert airports.processed.read("all")["faa"].to_pylist() == ["A00", "A02", "A03"]
     assert airports.rejects.read("all")["row"].to_pylist() == [2]
     assert airports.aggregates.read("all").to_pylist() == [{"tz": -5, "airports": 3}]
 
 
 def test_lost_rows_are_counted_as_dropped(airports: ConfiguredTable) -> None:
-    """Rows that a stage leaves out are in the balance."""
-    table = of_file(airports.lake.parent, stages=[f"{__name__}:lose_a_row"])
+    """Rows that a step leaves out are in the balance."""
+    table = of_file(airports.lake.parent, steps=[f"{__name__}:lose_a_row"])
     collect(table)
     process(table)
     assert str(balance("map", [table])) == "map: 4 collected = 3 processed + 0 rejected + 1 dropped"
@@ -563,7 +560,7 @@ def test_rows_collected_again_are_unprocessed(airports: ConfiguredTable) -> None
 def test_a_missing_window_is_a_data_error(airports: ConfiguredTable) -> None:
     """Processing a window that is not there raises DATA_ERROR."""
     with pytest.raises(DataProcessingException, match="has no window 'all': collect it first") as failed:
-        process_table(airports, "all", 10)
+        process_table(airports, "all")
     assert failed.value.error_code == "DATA_ERROR"
 
 
@@ -607,21 +604,66 @@ def test_old_landings_go(airports: ConfiguredTable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "message"),
+    ("steps", "message"),
     [
-        (["vallidate"], "did you mean validate?"),
-        (["no.such.module:stage"], "there is no module no.such.module"),
-        ([{"key": "id"}], "must be a name, or a mapping with the key stage"),
-        ([{"stage": "validate", "schema": "nowhere:RULES"}], "there is no module nowhere"),
+        (["chek"], "did you mean check?"),
+        (["no.such.module:step"], "there is no module no.such.module"),
+        ([{"key": "id"}], "'key' is not a step"),
+        ([{"check": "nowhere:RULES"}], "there is no module nowhere"),
+        ([{"stage": "validate", "schema": "nowhere:RULES"}], "is written {'check': 'nowhere:RULES'} now"),
     ],
 )
-def test_stages_are_checked_before_anything_starts(tmp_path: Path, stages: Any, message: str) -> None:
-    """A stage that is not there is refused with its key, without the import of its module."""
-    described = {"file": "a.csv", "stages": stages}
+def test_steps_are_checked_before_anything_starts(tmp_path: Path, steps: Any, message: str) -> None:
+    """A step that is not there is refused with its key, without the import of its module."""
+    described = {"file": "a.csv", "steps": steps}
     settings = Settings(tools={"map": {"source": "files", "directory": tmp_path, "tables": {"airports": described}}})
-    with pytest.raises(ConfigurationError, match=r"tools\.map\.tables\.airports\.stages: ") as refused:
+    with pytest.raises(ConfigurationError, match=r"tools\.map\.tables\.airports\.steps: ") as refused:
         select_tools(settings)
     assert message in str(refused.value)
+
+
+def test_tables_are_processed_after_those_that_they_read(tmp_path: Path) -> None:
+    """Whatever the order in the configuration; a circle is refused, and so is the old key `stages`."""
+
+    def of(**steps: Any) -> list[ConfiguredTable]:
+        described = {name: {"file": "a.csv", "steps": each} for name, each in steps.items()}
+        return tables(tmp_path, source="files", directory=tmp_path, tables=described)
+
+    read = {name: [{"sql": f"FROM {{rows}}, {{table:map.{name}}}"}] for name in "abc"}
+    assert [[table.name for table in each] for each in in_order(of(a=read["b"], b=read["c"], c=[]))] == [
+        ["c"],
+        ["b"],
+        ["a"],
+    ]
+    with pytest.raises(ConfigurationError, match=r"map\.a, map\.b read each other"):
+        list(in_order(of(a=read["b"], b=read["a"], c=[])))
+    with pytest.raises(ValueError, match="stages is not a key: did you mean steps"):
+        tables(tmp_path, source="files", directory=tmp_path, tables={"a": {"file": "a.csv", "stages": []}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"partition": ["a", "b"], "period": "month"}, "with period, partition must be one column, a date"),
+        ({"measures": {}}, "with group_by, measures must have at least one entry"),
+        ({"measures": {"tz": ["faa", "count"]}}, "measures: tz is a column of group_by"),
+    ],
+)
+def test_settings_that_contradict_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    """Before anything is collected."""
+    with pytest.raises(ConfigurationError, match=message):
+        of_file(tmp_path, **settings).check()
+
+
+def test_sql_files_are_relative_to_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As other paths in it are, wherever the flow runs."""
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/clean.sql").write_text("FROM {rows}")
+    table = {"file": "a.csv", "steps": [{"sql": "rules/clean.sql"}]}
+    described = {"source": "files", "directory": "inbox", "tables": {"a": table}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"tools": {"map": described}}))
+    monkeypatch.chdir("/")
+    assert select_tools(load_config(tmp_path / "config.yaml")) == ("map",)
 
 
 # --- killed runs ---
@@ -634,7 +676,7 @@ from tests.pipeline.test_configured_tables import collect, of_file, process
 print("begins", flush=True)
 table = of_file(Path(sys.argv[1]), partition="tz")
 collect(table)
-process(table, 500)
+process(table)
 """
 
 

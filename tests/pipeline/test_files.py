@@ -205,14 +205,12 @@ def test_a_large_file_is_refused(inbox: Path, tmp_path: Path) -> None:
 
 
 def test_settings_that_contradict_are_refused() -> None:
-    """A relative file needs one place, a URL none; a period needs one column."""
+    """A relative file needs one place, a URL none."""
     for fields in ({"package": "p", "directory": Path()}, {}):
         with pytest.raises(ConfigurationError, match="must have one of the keys package and directory"):
             tool("a.csv", **fields)
     with pytest.raises(ConfigurationError, match="say in `credential` where the secret is"):
         FilesTool(source="files", storage={"secret": "s"}, tables={"t": FileTable(file="s3://b/a.csv")})
-    with pytest.raises(ConfigurationError, match="with period, partition must be one column, a date"):
-        FileTable(file="a.csv", partition=("a", "b"), period="month")
 
 
 def test_real_data_is_read_in_one_pass(tmp_path: Path) -> None:

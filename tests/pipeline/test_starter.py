@@ -19,12 +19,10 @@ from tests.waiting import PATIENCE
 
 RULES = """
 import pandas as pd
-from executor_adapter.pipeline import StageOutput
 from executor_adapter.pipeline.flows import Summary
 
-def only_adults(rows: pd.DataFrame) -> StageOutput:
-    young = rows["age"] < 18
-    return StageOutput(rows=rows[~young], rejected=pd.Series("is young", index=rows.index[young], dtype="object"))
+def only_adults(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(_reason=(rows["age"] < 18).map({True: "is young", False: None}))
 
 def summarise(tables: dict) -> Summary:
     return Summary(lines=[f"{sum(each.rows for each in tables['people'].processed.windows().values())} adults"])
@@ -68,7 +66,7 @@ def test_a_pipeline_of_ones_own_takes_three_steps(tmp_path: Path) -> None:
             "path": "/people",
             "records": "people",
             "schema": {"columns": {"id": "text", "age": "integer"}},
-            "stages": ["my_people:only_adults"],
+            "steps": ["my_people:only_adults"],
         }
         club = {
             "source": "rest",

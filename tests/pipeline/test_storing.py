@@ -18,7 +18,6 @@ import pytest
 from executor_adapter.config import FilesTool, TableSchema
 from executor_adapter.exceptions import DataCollectionException, DataProcessingException
 from executor_adapter.pipeline import (
-    Aggregate,
     Collected,
     LakeTable,
     OnRejects,
@@ -142,16 +141,16 @@ def test_too_many_windows_are_refused(shop: Shop, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_stored_rows_are_processed(shop: Shop) -> None:
-    """Each window goes through the stages; rows and measures are read from the lake."""
+    """Each window goes through the steps; rows and measures are read from the lake."""
     shop.collect()
     for window in shop.raw.windows():
         process_window(
             shop.raw,
             window,
-            stages=[{"stage": "normalise", "case": {"id": "lower"}}, {"stage": "deduplicate", "key": "id"}],
+            steps=[{"sql": "SELECT * REPLACE (lower(id) AS id) FROM {rows}"}, {"deduplicate": {"key": "id"}}],
             target=shop.processed,
             rejects=LakeTable(root=shop.lake, layer="rejected", tool="shop", name="orders"),
-            aggregate=Aggregate(measures={"total": ("price", "sum"), "orders": ("id", "count")}),
+            measures={"total": ("price", "sum"), "orders": ("id", "count")},
             aggregates=shop.measures,
         )
     assert sorted(row["id"] for row in shop.rows(shop.processed)) == ["00501", "na", "y"]
@@ -170,8 +169,8 @@ shop = Shop(Path(sys.argv[1]))
 shop.collect()
 rejected = LakeTable(root=shop.lake, layer="rejected", tool="shop", name="orders")
 for window in shop.raw.windows():
-    stages = [{"stage": "deduplicate", "key": "id", "reject": True}]
-    process_window(shop.raw, window, stages=stages, target=shop.processed, rejects=rejected)
+    steps = [{"deduplicate": {"key": "id", "keep": "first", "reject": True}}]
+    process_window(shop.raw, window, steps=steps, target=shop.processed, rejects=rejected)
 print("ended", flush=True)
 """
 
@@ -259,7 +258,7 @@ def test_all_flights_of_a_year_are_accounted_for(tmp_path: Path) -> None:
     )
     assert (collected.rows, collected.rejected, len(collected.windows)) == (336_776, 0, 12)
     rules = "tasks.rules.flights"
-    stages = [{"stage": "validate", "schema": f"{rules}:FLIGHTS"}, f"{rules}:normalise_flights"]
-    done = [process_window(raw, window, stages=stages, target=processed, rejects=rejected) for window in raw.windows()]
+    steps = [{"check": f"{rules}:FLIGHTS"}, f"{rules}:normalise_flights"]
+    done = [process_window(raw, window, steps=steps, target=processed, rejects=rejected) for window in raw.windows()]
     assert (sum(each.kept for each in done), sum(each.rejected for each in done)) == (336_772, 4)
     assert ds.dataset(processed.folder).count_rows() == 336_772

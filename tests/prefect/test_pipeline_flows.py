@@ -15,7 +15,7 @@ from tests.api_server import Answer, as_json, serving
 from tests.prefect.conftest import Api
 from tests.waiting import wait_for
 
-STAGE = {"stage": "deduplicate", "key": "id"}
+STEP = {"deduplicate": {"key": "id"}}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def configure(folder: Path, tools: dict[str, Any]) -> str:
 
 def files(folder: Path, **table: Any) -> dict[str, Any]:
     (folder / "orders.csv").write_text("id,day\n1,2024-01-30\n2,2024-02-01\n")
-    described = {"file": "orders.csv", "stages": [STAGE], "partition": "day", "period": "month"} | table
+    described = {"file": "orders.csv", "steps": [STEP], "partition": "day", "period": "month"} | table
     return {"source": "files", "directory": str(folder), "tables": {"orders": described}}
 
 

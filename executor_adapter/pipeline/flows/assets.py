@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from prefect.assets import Asset, AssetProperties, add_asset_metadata, materialize
@@ -13,9 +12,6 @@ from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.tables import ConfiguredTable
 
 MATERIALISED_BY = "executor_adapter"
-
-_TABLE = re.compile(r"\w+/[\w.-]+/[\w.-]+")
-"""Matches a table of the lake as `enrich` names it: layer, tool and name."""
 
 
 def asset_of(table: LakeTable) -> Asset:
@@ -34,8 +30,7 @@ def materialise_raw(table: ConfiguredTable, tables: Iterable[ConfiguredTable], r
 
 def materialise_processed(table: ConfiguredTable, rows: int) -> None:
     """Tell that a table has rows that were processed now; the tables whose rows were joined are among its origins."""
-    joins = [spec for spec in table.stages if not isinstance(spec, str) and spec.get("stage") == "enrich"]
-    joined = [f"lake://{spec['table']}" for spec in joins if _TABLE.fullmatch(str(spec.get("table")))]
+    joined = [f"lake://processed/{name.replace('.', '/')}" for name in sorted(table.reads)]
     _materialise(table.processed, [asset_of(table.raw), *joined], rows)
 
 

@@ -10,7 +10,7 @@ from executor_adapter.pipeline.collecting import find_windows
 from executor_adapter.pipeline.flows import assets, jobs
 from executor_adapter.pipeline.flows.run import Future, Run
 from executor_adapter.pipeline.sources.windows import Window
-from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.tables import ConfiguredTable, in_order
 
 
 def collect(run: Run, since: date | None = None, until: date | None = None) -> None:
@@ -121,9 +121,8 @@ def process(run: Run) -> list[dict[str, Any]]:
     tables = [table for each in run.tables.values() for table in each]
     with run.executor("processing"):
         new: dict[str, int] = {}
-        # Tables that join the rows of others come after them.
-        for joins in (False, True):
-            futures = _submit_windows(run, [table for table in tables if _joins(table) is joins])
+        for ready in in_order(tables):
+            futures = _submit_windows(run, ready)
             for future, done in run.as_completed(list(futures)):
                 name = str(futures[future])
                 new[name] = new.get(name, 0) + (done or {}).get("records_processed", 0)
@@ -134,10 +133,6 @@ def process(run: Run) -> list[dict[str, Any]]:
     return summaries
 
 
-def _joins(table: ConfiguredTable) -> bool:
-    return any((spec if isinstance(spec, str) else spec.get("stage")) == "enrich" for spec in table.stages)
-
-
 def _submit_windows(run: Run, tables: list[ConfiguredTable]) -> dict[Future, ConfiguredTable]:
     return {
         run.submit(
@@ -145,7 +140,7 @@ def _submit_windows(run: Run, tables: list[ConfiguredTable]) -> dict[Future, Con
             tool=table.tool_name,
             stage="process",
             subject=f"{table.name} {window}",
-            arguments={"table": table, "window": window, "batch_size": run.settings.processing.batch_size},
+            arguments={"table": table, "window": window},
         ): table
         for table in tables
         for window, entry in table.raw.windows().items()

@@ -50,7 +50,9 @@ class WindowEntry:
     ranges: tuple[Range, ...] = ()
     """What was asked for and when, without those that later ones replaced."""
     dropped: int = 0
-    """Rows of the input that stages left out, and that are in no table."""
+    """Rows of the input that steps left out, and that are in no table."""
+    merged: int = 0
+    """Rows of the input that steps made other rows of; negative where there are more of these."""
     vanished_at: str | None = None
     """When the source was seen to have the window no longer; None: it has it."""
 

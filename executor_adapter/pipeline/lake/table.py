@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -106,6 +108,11 @@ class LakeTable:
         if found is None or (fingerprint is not None and (found[0].fingerprint != fingerprint or found[0].vanished_at)):
             return None
         return found[0]
+
+    def version(self) -> str:
+        """Return what changes whenever a row of the table may have changed."""
+        entries = sorted((window, each.fingerprint, each.rows) for window, each in self.windows().items())
+        return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
     def schema(self) -> pa.Schema | None:
         """Return the columns of the table; None where it has no window yet."""

@@ -65,8 +65,8 @@ class Writer:
         self._keys: list[pa.Array] = []
         self._given = 0
         self._result: Written | None = None
-        self.dropped = 0
-        """Rows of the input that are left out on purpose: see `WindowEntry`."""
+        self.dropped = self.merged = 0
+        """Rows of the input that are left out on purpose, or became others: see `WindowEntry`."""
 
     @property
     def result(self) -> Written:
@@ -145,7 +145,9 @@ class Writer:
             log("%s: a newer answer of another run is there already", self._entry.window)
             self._result = Written(status="overtaken", rows=found.entry.rows)
             return
-        self._entry = self._entry.renamed(ranges=with_range(self._asked, known, kind), dropped=self.dropped)
+        self._entry = self._entry.renamed(
+            ranges=with_range(self._asked, known, kind), dropped=self.dropped, merged=self.merged
+        )
         for change in changes:
             log("%s: column %s", self._settings.place, change)
         if before is not None and changes:
@@ -159,7 +161,16 @@ class Writer:
         new = self._parts[-1].schema
         for field in self._settings.extra_columns:
             new = new.append(field)
-        return (new, []) if before is None else evolved(before, new)
+        if before is None:
+            return new, []
+        try:
+            return evolved(before, new)
+        except DataProcessingException:
+            if self._settings.place.layer == "raw":
+                raise
+            # What is made of rows can be made again: other steps make other columns, window by window.
+            log("%s: the window has columns of its own, until the others are made again", self._settings.place)
+            return new, []
 
     def _write(self, stored: StoredTable, found: Stored | None, schema: pa.Schema, changes: tuple[str, ...]) -> None:
         target = stored.place.file_of(self._entry.window)

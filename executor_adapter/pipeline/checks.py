@@ -1,7 +1,8 @@
-"""Validation by pandera: a row that fails a check is rejected, with everything that is wrong with it."""
+"""Checks by pandera: a row that fails a check is rejected, with everything that is wrong with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,60 +11,56 @@ import pyarrow as pa
 from pandas.api.types import is_integer_dtype, is_string_dtype
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline.importing import import_object
-from executor_adapter.pipeline.stages.base import Stage, StageOutput
+from executor_adapter.pipeline.text_rows import REASON, ROW
 
 MAX_VALUE = 60
 """Characters of a value in a reason."""
 
 
-def validate(*, schema: Any) -> Stage:
-    """Return a stage that checks rows against a pandera schema.
+def checked_by(schema: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Return a function that checks rows against a pandera schema, and gives those that fail a `_reason`.
 
-    Valid rows have the columns of the schema, in its types. A column that is missing fails the whole window.
+    The columns of the schema get its types. Others stay, unless it is strict, as pandera has it. A column that is
+    missing fails the whole window.
 
     Args:
-        schema: a `DataFrameSchema`, or `module:name` of one.
+        schema: a `DataFrameSchema`, or a model of one.
     """
     try:
         import pandera.errors as errors
     except ImportError:
         raise ConfigurationError(
-            "stages: validate needs pandera, which is not installed: pip install 'pandera[pandas]'"
+            "steps: check needs pandera, which is not installed: pip install 'pandera[pandas]'"
         ) from None
-    found = import_object(schema, "stages: validate: schema") if isinstance(schema, str) else schema
-    found = found.to_schema() if hasattr(found, "to_schema") else found
+    schema = schema.to_schema() if hasattr(schema, "to_schema") else schema
 
-    def stage(rows: pd.DataFrame) -> StageOutput:
-        typed = _in_types_of(rows, found)
+    def check(rows: pd.DataFrame) -> pd.DataFrame:
+        numbers = rows.pop(ROW)
+        typed = _in_types_of(rows, schema)
         reasons: dict[Any, list[str]] = {}
         try:
-            typed = found.validate(typed, lazy=True, inplace=True)
+            typed = schema.validate(typed, lazy=True, inplace=True)
         except errors.SchemaErrors as error:
             # A check of several columns reports one failure for each of them.
             for failure in error.failure_cases.drop_duplicates(["index", "check", "column"]).itertuples():
                 _note(failure, reasons)
-        if not reasons:
-            return StageOutput(rows=typed)
-        rejected = pd.Series({label: "; ".join(each) for label, each in sorted(reasons.items())}, dtype="object")
-        return StageOutput(rows=typed.drop(index=list(reasons)), rejected=rejected)
+        found = pd.Series({label: "; ".join(each) for label, each in reasons.items()}, dtype="object")
+        return typed.assign(**{ROW: numbers, REASON: found.reindex(rows.index).astype("string[pyarrow]")})
 
-    return stage
+    return check
 
 
 def _in_types_of(rows: pd.DataFrame, schema: Any) -> pd.DataFrame:
-    """Return the schema's columns in its types; a type that cannot hold a value exactly is a mistake of the schemas."""
+    """Return rows in the schema's types; a type that cannot hold a value exactly is a mistake of the schemas."""
     missing = [name for name, column in schema.columns.items() if name not in rows and column.required]
     if missing:
         raise _error(f"missing columns: {', '.join(missing)}: the columns are {', '.join(map(str, rows.columns))}")
-    typed = {}
-    for name, column in schema.columns.items():
-        if name not in rows:
-            continue
-        typed[name] = rows[name]
-        if column.dtype is not None and rows[name].dtype != column.dtype.type:
-            typed[name] = _converted(rows[name], column.dtype.type)
-    return pd.DataFrame(typed, index=rows.index)
+    wrong = {
+        name: column.dtype.type
+        for name, column in schema.columns.items()
+        if name in rows and column.dtype is not None and rows[name].dtype != column.dtype.type
+    }
+    return rows.assign(**{name: _converted(rows[name], kind) for name, kind in wrong.items()})
 
 
 def _converted(values: pd.Series, dtype: Any) -> pd.Series:
@@ -114,4 +111,4 @@ def _shown(value: Any) -> str:
 
 
 def _error(message: str) -> DataProcessingException:
-    return DataProcessingException(f"validate: {message}", error_code="DATA_ERROR", processing_stage="validate")
+    return DataProcessingException(f"check: {message}", error_code="DATA_ERROR", processing_stage="check")

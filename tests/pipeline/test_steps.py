@@ -1,0 +1,398 @@
+"""Steps are given whole windows and conserve rows: each goes on, is rejected or dropped, or becomes part of another."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.pipeline.lake.table import LakeTable
+from executor_adapter.pipeline.processing import MAX_LOGGED_REASONS, Processed, process_window
+from executor_adapter.pipeline.steps import REJECTS, Spec, read_step
+from tests.pipeline.lakes import write
+
+OWN = "tests.pipeline.own_steps"
+COLUMNS = pa.schema([("id", pa.int64()), ("city", pa.string()), ("price", pa.float64())])
+ORDERS = [
+    {"id": 1, "city": "Rome", "price": 9.5},
+    {"id": 0, "city": "Nowhere", "price": 5000.0},
+    {"id": 3, "city": None, "price": 150.0},
+    {"id": 1, "city": "Oslo", "price": 20.0},
+    {"id": 5, "city": "Oslo", "price": None},
+]
+
+
+def tables(root: Path) -> dict[str, LakeTable]:
+    layers = ("raw", "processed", "rejects", "aggregates")
+    return {layer: LakeTable(root=root, layer=layer, tool="shop", name="orders") for layer in layers}
+
+
+def process(root: Path, steps: list[Spec], rows: list[dict[str, Any]] = ORDERS, **given: Any) -> Processed:
+    lake = tables(root)
+    if lake["raw"].find("w") is None:
+        write(lake["raw"], "w", pa.Table.from_pylist(rows, schema=COLUMNS))
+    return process_window(lake["raw"], "w", steps=steps, target=lake["processed"], rejects=lake["rejects"], **given)
+
+
+def apply(root: Path, *steps: Spec) -> list[dict[str, Any]]:
+    """Return what the steps make of the orders."""
+    process(root, list(steps))
+    return tables(root)["processed"].read("w").to_pylist()
+
+
+def ids(rows: list[dict[str, Any]]) -> list[Any]:
+    return [row["id"] for row in rows]
+
+
+def reasons(root: Path) -> dict[int, str]:
+    return {row["row"]: row["reason"] for row in tables(root)["rejects"].read("w").to_pylist()}
+
+
+# --- one step ---
+
+
+def test_check_rejects_with_every_reason(tmp_path: Path) -> None:
+    """The rows that fail are rejected, each with all that is wrong; the others have the types of the schema."""
+    assert ids(apply(tmp_path, {"check": f"{OWN}:ORDERS"})) == [1, 3, 1]
+    assert reasons(tmp_path) == {
+        2: "is sent nowhere; id: 0 is not positive; price: 5000.0 is too much",
+        5: "price: is empty",
+    }
+
+
+def test_columns_that_a_check_does_not_name_stay(tmp_path: Path) -> None:
+    """As pandera has it: they stay, and a strict schema refuses them."""
+    assert [set(row) for row in apply(tmp_path, {"check": f"{OWN}:SOME"})] == [{"id", "city", "price"}] * 4
+    with pytest.raises(DataProcessingException, match=r"check: .*column_in_schema"):
+        apply(tmp_path, {"check": f"{OWN}:STRICT"})
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("1 AS id, 'x' AS city", "check: missing columns: price: the columns are id, city"),
+        ("2.5::DOUBLE AS id, 'x' AS city, 1.0::DOUBLE AS price", "id: .* cannot become Int64"),
+        ("'x' AS id, 'x' AS city, 1.0::DOUBLE AS price", "id: .* cannot become Int64"),
+        (f"1 AS id, 'x' AS city, {2**53 + 1}::BIGINT AS price", "price: Float64 cannot hold"),
+    ],
+)
+def test_a_check_changes_no_value(tmp_path: Path, columns: str, message: str) -> None:
+    """Rows whose types are not those of the schema are an error, and never rounded."""
+    with pytest.raises(DataProcessingException, match=message) as caught:
+        apply(tmp_path, {"sql": f"SELECT {columns}, _row FROM {{rows}} LIMIT 1"}, {"check": f"{OWN}:ORDERS"})
+    assert caught.value.error_code == "DATA_ERROR"
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, [(0, 5000.0), (3, 150.0), (1, 20.0), (5, None)]),
+        ({"keep": "first"}, [(1, 9.5), (0, 5000.0), (3, 150.0), (5, None)]),
+        ({"order_by": "price", "keep": "first"}, [(1, 9.5), (0, 5000.0), (3, 150.0), (5, None)]),
+        ({"key": "city", "order_by": "price"}, [(1, 9.5), (0, 5000.0), (3, 150.0), (1, 20.0)]),
+        ({"key": "city", "order_by": "price", "keep": "first"}, [(1, 9.5), (0, 5000.0), (3, 150.0), (1, 20.0)]),
+    ],
+)
+def test_of_rows_with_the_same_key_one_stays(tmp_path: Path, options: dict[str, Any], kept: list[Any]) -> None:
+    """The last row stays, or the one with the highest or lowest value; a value beats none, and nulls are equal."""
+    rows = apply(tmp_path, {"deduplicate": {"key": "id", **options}})
+    assert sorted(((row["id"], row["price"]) for row in rows), key=str) == sorted(kept, key=str)
+    done = process(tmp_path, [{"deduplicate": {"key": "id", "reject": True, **options}}])
+    assert done.rejected == 1
+    (reason,) = reasons(tmp_path).values()
+    assert reason == f"another row has this {options.get('key', 'id')}"
+
+
+def test_enrich_joins_columns_of_another_table(tmp_path: Path) -> None:
+    """They come by the key, null where there is no partner; a null has none, and no row becomes two."""
+    cities = LakeTable(root=tmp_path, layer="processed", tool="shop", name="cities")
+    rows: list[dict[str, Any]] = [{"name": "Rome", "country": "IT"}, {"name": None, "country": "??"}]
+    write(cities, "w", pa.Table.from_pylist(rows))
+    spec = {"table": "shop.cities", "on": {"city": "name"}, "columns": {"country": "land"}}
+    found = apply(tmp_path, {"enrich": spec})
+    assert sorted(row["land"] or "-" for row in found) == ["-", "-", "-", "-", "IT"]
+    assert ids(apply(tmp_path, {"enrich": spec | {"missing": "reject"}})) == [1]
+    assert reasons(tmp_path) == dict.fromkeys((2, 3, 4, 5), "no partner by city in shop.cities")
+    assert process(tmp_path, [{"enrich": spec | {"missing": "drop"}}]).dropped == 4
+    for change, message in (
+        ({"columns": {"country": "price"}}, "there is a column price already"),
+        ({"on": {"id": "name"}}, "id is BIGINT here and VARCHAR there"),
+        ({"on": {"city": "town"}}, "has no column town: it has name, country, window"),
+        ({"table": "shop.towns"}, "shop.towns has no processed rows: process that table first"),
+    ):
+        with pytest.raises(DataProcessingException, match=message):
+            apply(tmp_path, {"enrich": spec | change})
+    write(cities, "v", pa.Table.from_pylist(rows))
+    with pytest.raises(DataProcessingException, match="has several rows with"):
+        apply(tmp_path, {"enrich": spec})
+
+
+def test_a_change_of_a_table_that_is_read_makes_its_readers_anew(tmp_path: Path) -> None:
+    """The version of what a step reads is known: a window is processed again when the other table has changed."""
+    cities = LakeTable(root=tmp_path, layer="processed", tool="shop", name="cities")
+    steps: list[Spec] = [
+        {"enrich": {"table": "shop.cities", "on": {"city": "name"}, "columns": "country"}},
+        {"sql": "SELECT r.*, (SELECT count(*) FROM {table:shop.cities}) AS cities FROM {rows} r"},
+    ]
+    for country in ("IT", "Italia"):
+        write(cities, "w", pa.table({"name": ["Rome"], "country": [country]}), fingerprint=country)
+        assert process(tmp_path, steps).status == "processed"
+        assert process(tmp_path, steps).status == "already_processed"
+        rome = next(row for row in tables(tmp_path)["processed"].read("w").to_pylist() if row["city"] == "Rome")
+        assert (rome["country"], rome["cities"]) == (country, 1)
+
+
+def test_sql_is_a_step(tmp_path: Path) -> None:
+    """It selects from {rows}, rejects by `_reason`, comes from a file or stands in the configuration."""
+    file = tmp_path / "clean.sql"
+    file.write_text(
+        "SELECT * REPLACE (upper(city) AS city), CASE WHEN id = 0 THEN 'id is 0' END AS _reason FROM {rows}\n"
+        "WHERE price IS NOT NULL;\n"
+    )
+    assert [row["city"] for row in apply(tmp_path, {"sql": str(file)})] == ["ROME", None, "OSLO"]
+    assert reasons(tmp_path) == {2: "id is 0"}
+    file.write_text("SELECT * FROM {rows}")
+    assert process(tmp_path, [{"sql": str(file)}]).kept == 5
+
+
+@pytest.mark.parametrize(
+    ("sql", "code", "message"),
+    [
+        ("SELECT nothing FROM {rows}", "CONFIGURATION_ERROR", '"nothing" not found'),
+        ("SELEC 1", "CONFIGURATION_ERROR", "syntax error"),
+        ("SELECT CAST(city AS INTEGER) AS x, _row FROM {rows}", "DATA_ERROR", "Could not convert string 'Rome'"),
+    ],
+)
+def test_wrong_sql_is_told_in_one_line(tmp_path: Path, sql: str, code: str, message: str) -> None:
+    """With the name of the step; it is not retried."""
+    with pytest.raises(DataProcessingException, match=message) as caught:
+        apply(tmp_path, {"sql": sql})
+    assert (caught.value.error_code, "\n" in str(caught.value)) == (code, False)
+
+
+# --- steps of one's own ---
+
+
+def test_a_step_gets_the_whole_window(tmp_path: Path) -> None:
+    """All rows at once, however many: a sort is one of all, and so is what counts them."""
+    rows = [{"id": number % 1500, "city": "x", "price": float(-number)} for number in range(3000)]
+    done = process(tmp_path, [f"{OWN}:sort_and_number", f"{OWN}:count_rows"], rows)
+    assert done.kept == 3000
+    found = tables(tmp_path)["processed"].read("w")
+    assert found["rank"].to_pylist() == list(range(1, 3001))
+    assert set(found["size"].to_pylist()) == {3000}
+    assert process(tmp_path, [{"function": f"{OWN}:count_rows", "batch": 1000}]).kept == 3000
+    assert set(tables(tmp_path)["processed"].read("w")["size"].to_pylist()) == {1000}
+
+
+@pytest.mark.parametrize("name", ["with_polars_lazily", "with_pyarrow", "with_duckdb"])
+def test_a_step_is_given_what_its_annotation_says(tmp_path: Path, name: str) -> None:
+    """DataFrames of polars, tables of pyarrow and relations of DuckDB; without an annotation, pandas."""
+    assert ids(apply(tmp_path, f"{OWN}:{name}")) == [0, 3, 1]
+    assert process(tmp_path, [f"{OWN}:{name}", f"{OWN}:with_polars"]).dropped == 2
+
+
+def test_options_are_given_by_name(tmp_path: Path) -> None:
+    """What a function leaves out is dropped by it; what has a `_reason` is rejected with it."""
+    done = process(tmp_path, [f"{OWN}:keep_cheap"])
+    assert done.reasons == ((f"dropped by {OWN}:keep_cheap", 3),)
+    assert ids(apply(tmp_path, {"function": f"{OWN}:below", "column": "price", "limit": 100})) == [1, 1, 5]
+    assert reasons(tmp_path) == dict.fromkeys((2, 3), "price is not below 100")
+
+
+def test_rows_that_become_others_are_rows_in_and_rows_out(tmp_path: Path) -> None:
+    """A step without `_row` in what it returns, as one that sums, is accounted for by its number of rows."""
+    done = process(tmp_path, [f"{OWN}:keep_cheap", f"{OWN}:sums_by_city"])
+    assert (done.given, done.kept, done.dropped, done.merged) == (5, 2, 3, 0)
+    done = process(tmp_path, [{"sql": "SELECT count(*) AS n FROM {rows}"}, {"sql": "FROM {rows} WHERE n > 9"}])
+    assert (done.given, done.kept, done.dropped, done.merged) == (5, 0, 1, 4)
+    done = process(tmp_path, [{"sql": "SELECT id, unnest(range(3)) AS n FROM {rows}"}])
+    assert (done.given, done.kept, done.dropped, done.merged) == (5, 15, 0, -10)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("renumber", "returned 5 rows that it was not given: keep _row"),
+        ("double", "returned a row twice: return each row once, or leave out _row"),
+        ("return_number", "returned a int: return a DataFrame"),
+    ],
+)
+def test_a_step_that_loses_count_is_told(tmp_path: Path, name: str, message: str) -> None:
+    """Rows that appear or double without a word are an error that is not retried."""
+    with pytest.raises(DataProcessingException, match=message) as caught:
+        apply(tmp_path, f"{OWN}:{name}")
+    assert caught.value.error_code == "CONFIGURATION_ERROR"
+
+
+def test_a_mistake_in_a_step_is_not_retried(tmp_path: Path) -> None:
+    """What a step raises is told with its name and line; only what may pass, such as a connection, is retried."""
+    with pytest.raises(DataProcessingException) as caught:
+        apply(tmp_path, f"{OWN}:misspell")
+    assert caught.value.error_code == "DATA_ERROR"
+    assert re.fullmatch(
+        rf"step {OWN}:misspell: raised KeyError: 'prise' \(.*/own_steps\.py, line \d+\)", str(caught.value)
+    )
+    with pytest.raises(ConnectionError, match="cut off"):
+        apply(tmp_path, f"{OWN}:fail")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("deduplicat", "'deduplicat' is not a step: did you mean deduplicate. must be one of check, deduplicate"),
+        ({"stage": "deduplicate", "key": "id"}, r"is written \{'deduplicate': \{'key': 'id'\}\} now"),
+        ({"stage": "validate", "schema": "a:b"}, r"is written \{'check': 'a:b'\} now"),
+        ({"deduplicate": {"key": []}}, "key: must be at least one column"),
+        ({"deduplicate": {"keys": "id"}}, "deduplicate: key is missing: the options are key, keep, order_by, reject"),
+        ({"deduplicate": {"key": "id", "keep": "newest"}}, "'newest' is not allowed: must be one of first, last"),
+        ({"enrich": {"table": "a.b", "on": "a", "columns": "b", "missing": "skip"}}, "'skip' is not allowed"),
+        ({"enrich": {"table": "processed/a/b", "on": "a", "columns": "b"}}, "must be tool.table, such as a.b"),
+        ({"sql": "nothing.sql"}, "nothing.sql: No such file or directory: must be the path of a file, or SQL"),
+    ],
+)
+def test_an_unknown_step_is_refused(spec: Spec, message: str) -> None:
+    """The message has the nearest name, what is allowed, or how an old form is written now."""
+    with pytest.raises(ConfigurationError, match=message):
+        read_step(spec)
+
+
+def test_on_of_yaml_is_understood() -> None:
+    """YAML reads the key `on` as true."""
+    step = read_step({"enrich": {"table": "a.b", True: "city", "columns": "x"}})  # type: ignore[dict-item]
+    assert step.options["on"] == "city"
+
+
+# --- windows ---
+
+STEPS: list[Spec] = [
+    {"check": f"{OWN}:ORDERS"},
+    {"deduplicate": {"key": "id", "keep": "first"}},
+    {"sql": "SELECT * REPLACE (upper(city) AS city) FROM {rows}"},
+    f"{OWN}:keep_cheap",
+]
+
+
+def test_a_window_is_processed(tmp_path: Path) -> None:
+    """Rows, rejects and measures are in the lake; each row is accounted for."""
+    lake = tables(tmp_path)
+    measures = {"orders": ("id", "count"), "mean": ("price", "mean")}
+    done = process(tmp_path, STEPS, group_by=["city"], measures=measures, aggregates=lake["aggregates"])
+    assert (done.status, done.given, done.kept, done.rejected, done.dropped) == ("processed", 5, 1, 2, 2)
+    assert lake["processed"].read("w").to_pylist() == [{"id": 1, "city": "ROME", "price": 9.5}]
+    rejects = lake["rejects"].read("w")
+    assert rejects.schema == REJECTS
+    found = {row["row"]: (row["step"], json.loads(row["text"])) for row in rejects.to_pylist()}
+    assert found == {2: ("check", ORDERS[1]), 5: ("check", ORDERS[4])}
+    assert lake["aggregates"].read("w").to_pylist() == [{"city": "ROME", "orders": 1, "mean": 9.5}]
+
+
+def test_a_window_is_processed_once(tmp_path: Path) -> None:
+    """It is processed again when its rows, the steps or their version change, and not otherwise."""
+    assert process(tmp_path, STEPS).status == "processed"
+    assert process(tmp_path, STEPS).status == "already_processed"
+    assert process(tmp_path, STEPS, version="2").status == "processed"
+    assert process(tmp_path, STEPS[1:]).status == "processed"
+    raw = tables(tmp_path)["raw"]
+    write(raw, "w", raw.read("w").slice(1), fingerprint="v2")
+    assert process(tmp_path, STEPS[1:]).given == 4
+
+
+def test_other_types_of_a_steps_output_make_new_windows(tmp_path: Path) -> None:
+    """What is made of rows can be made again: a column may become text, and is no error."""
+    assert apply(tmp_path, {"sql": "SELECT 1 AS n, _row FROM {rows}"})[0] == {"n": 1}
+    assert apply(tmp_path, {"sql": "SELECT 'x' AS n, _row FROM {rows}"})[0] == {"n": "x"}
+
+
+def test_an_empty_window_has_the_columns(tmp_path: Path) -> None:
+    """A window without rows gives windows without rows."""
+    done = process(tmp_path, STEPS, rows=[])
+    assert (done.given, done.kept) == (0, 0)
+    assert tables(tmp_path)["processed"].read("w").column_names == ["id", "city", "price"]
+
+
+def test_a_column_without_values_is_written(tmp_path: Path) -> None:
+    """A column that a step adds may have no value at all."""
+    assert [row["note"] for row in apply(tmp_path, f"{OWN}:none_of_it")] == [None] * 5
+
+
+def test_a_step_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    """Neither rows nor rejects are there after an error."""
+    process(tmp_path, STEPS)
+    before = tables(tmp_path)["processed"].find("w")
+    with pytest.raises(DataProcessingException):
+        process(tmp_path, [*STEPS, f"{OWN}:double"])
+    assert tables(tmp_path)["processed"].find("w") == before
+    assert list((tmp_path / ".writing").iterdir()) == []
+
+
+def test_windows_are_processed_in_the_process_pool(tmp_path: Path) -> None:
+    """Everything that a job is given, and what it returns, goes to a worker process and back."""
+    lake = tables(tmp_path)
+    write(lake["raw"], "w", pa.Table.from_pylist(ORDERS, schema=COLUMNS))
+    arguments = {"steps": STEPS, "target": lake["processed"], "rejects": lake["rejects"]}
+    with JobExecutor(1) as executor:
+        job = Job(function=process_window, args=(lake["raw"], "w"), kwargs=arguments, pool="process")
+        done = executor.run(job)
+    assert (done.given, done.kept, done.rejected, done.dropped) == (5, 1, 2, 2)
+
+
+def test_measures_are_exact_and_skip_what_has_no_value(tmp_path: Path) -> None:
+    """A group without values has no minimum and no mean; a sum that does not fit is an error."""
+    lake = tables(tmp_path)
+    measures: Any = {name: ("n", name) for name in ("count", "sum", "min", "max", "mean")}
+    rows = pa.table({"g": ["a", "b", None, "a", "b"], "n": pa.array([1, None, 4, 2, None])})
+    write(lake["raw"], "w", rows)
+    process(tmp_path, [], group_by=["g"], measures=measures, aggregates=lake["aggregates"])
+    nothing = {"count": 0, "sum": None, "min": None, "max": None, "mean": None}
+    assert lake["aggregates"].read("w").to_pylist() == [
+        {"g": "a", "count": 2, "sum": 3, "min": 1, "max": 2, "mean": 1.5},
+        {"g": "b"} | nothing,
+        {"g": None, "count": 1, "sum": 4, "min": 4, "max": 4, "mean": 4.0},
+    ]
+    write(lake["raw"], "w", pa.table({"n": [2**63 - 1, 1]}), fingerprint="v2")
+    with pytest.raises(DataProcessingException, match="a sum does not fit into 64 bits"):
+        process(tmp_path, [], measures={"total": ("n", "sum")}, aggregates=lake["aggregates"])
+    with pytest.raises(DataProcessingException, match="measures: there is no column m: the columns are g, n"):
+        process(tmp_path, [], measures={"total": ("m", "sum")}, aggregates=lake["aggregates"])
+
+
+# --- properties ---
+
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "id": st.integers(-1, 6),
+            "city": st.sampled_from(["Rome", "rome ", "Nowhere", "", None]),
+            "price": st.none() | st.floats(0, 1500, allow_nan=False),
+        }
+    ),
+    max_size=25,
+)
+
+
+@given(rows=ROWS, order=st.permutations(STEPS))
+@settings(max_examples=12, deadline=None)
+def test_rows_are_conserved(rows: list[dict[str, Any]], order: list[Spec]) -> None:
+    """Of any rows, through the steps in any order, each row goes on, is rejected or dropped once."""
+    with TemporaryDirectory() as folder:
+        done = process(Path(folder), order, rows)
+        assert done.given == len(rows) == done.kept + done.rejected + done.dropped
+        lake = tables(Path(folder))
+        assert lake["processed"].read("w").num_rows == done.kept
+        assert lake["rejects"].read("w").num_rows == done.rejected
+        numbered = sum(number for _, number in done.reasons)
+        rest = done.rejected + done.dropped - numbered
+        assert rest == 0 or (rest > 0 and len(done.reasons) == MAX_LOGGED_REASONS)
+        numbers = Counter(row["row"] for row in lake["rejects"].read("w").to_pylist())
+        assert set(numbers.values()) <= {1}
