@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from executor_adapter import Job, JobExecutor
 from tests.pipeline.reading import failure, read
 
 
@@ -48,11 +46,35 @@ def test_each_bad_line_is_rejected_by_itself(tmp_path: Path) -> None:
     ]
 
 
-def test_a_quote_that_is_never_closed_is_a_reject(tmp_path: Path) -> None:
-    """A quote that is open at the end of the file is rejected, with the line where it begins."""
-    rows, rejects = read(tmp_path, b'a,b\n1,2\n3,"open\n4,5\n', delimiter=",", quote='"')
+ROWS = [b"%d,x" % number for number in range(3_000)]
+
+
+@pytest.mark.parametrize("at", [0, 1_500, 2_998])
+@pytest.mark.parametrize("open_line", [b'7,"open', b'"open,7', b'7,"open ""twice""'])
+def test_a_quote_that_does_not_close_swallows_no_line(tmp_path: Path, at: int, open_line: bytes) -> None:
+    """At the first line, in the middle, before the end: the file fails, with the line in which the quote opens."""
+    content = b"\n".join([b"a,b", *ROWS[:at], open_line, *ROWS[at:], b""])
+    error = failure(tmp_path, content)
+    assert error.error_code == "DATA_ERROR"
+    assert f"of 3,002 lines are in no row: the quote in line {at + 2} opens and does not close" in str(error)
+    rows, rejects = read(tmp_path / "without", content, quote="")
+    assert len(rows) + len(rejects) == 3_001
+
+
+def test_an_open_quote_in_the_last_line_is_a_reject(tmp_path: Path) -> None:
+    """It has swallowed nothing, and rejects its own line."""
+    rows, rejects = read(tmp_path, b'a,b\n1,2\n3,"open\n')
     assert rows == [{"a": "1", "b": "2"}]
     assert [(line, reason) for line, reason, _ in rejects] == [(3, "has a quote that is not closed, or text after one")]
+
+
+def test_lines_inside_values_and_empty_lines_add_up(tmp_path: Path) -> None:
+    """Line ends and empty lines inside quotes, also of a line that is a reject, and empty lines between rows."""
+    content = b'a,b\n1,"x\n\n\ny"\n\n2,z\n\n\n3,"p\nq",4\n5,"6\n"\n'
+    rows, rejects = read(tmp_path, content)
+    assert [row["b"] for row in rows] == ["x\n\n\ny", "z", "6\n"]
+    assert [line for line, *_ in rejects] == [10]
+    assert [row["a"] for row in read(tmp_path / "one", b"a\n1\n\n2\n")[0]] == ["1", None, "2"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -99,14 +121,14 @@ def test_bytes_outside_of_a_set_encoding_reject_their_line(tmp_path: Path) -> No
     assert (rows, [line for line, *_ in rejects]) == ([{"a": "1", "b": "x"}], [3])
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_the_delimiter_is_found_out_and_said(tmp_path: Path, delimiter: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A delimiter that is not set is found out, and the job's log says which."""
-    content = f"a{delimiter}b\n1{delimiter}2\n3{delimiter}4\n".encode()
-    with caplog.at_level(logging.INFO), JobExecutor(1) as executor:
-        rows, _ = executor.run(Job(function=read, args=(tmp_path, content), pool="thread"))
-    assert rows == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
-    assert f"there: CSV, utf-8, delimiter {delimiter!r}, quote '\"'" in caplog.messages
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_the_delimiter_is_not_guessed(tmp_path: Path, delimiter: str) -> None:
+    """It is a comma, in a .tsv file a tab, or what is set; a first line that looks otherwise is an error."""
+    content = f"a{delimiter}b\n1{delimiter}2\n".encode()
+    error = failure(tmp_path, content)
+    assert error.error_code == "CONFIGURATION_ERROR"
+    assert f"the first line is one value, with {delimiter!r} in it: set delimiter to that" in str(error)
+    assert read(tmp_path, content, delimiter=delimiter)[0] == [{"a": "1", "b": "2"}]
 
 
 def test_a_delimiter_of_several_characters(tmp_path: Path) -> None:

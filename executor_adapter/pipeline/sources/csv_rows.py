@@ -1,7 +1,8 @@
 """Reads CSV as text with DuckDB: quoted line ends, ragged lines and bytes that are not UTF-8 harm their own line alone.
 
 What DuckDB would pass over in silence is found before it reads: names that are twice in the header, a header that may
-be data, and line ends of two kinds.
+be data, and line ends of two kinds; and after it: each line of the file is in a row or a reject, or the file fails. The
+delimiter and the quote are what the configuration says, or the standard's, and never guessed.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import csv
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -30,8 +31,6 @@ MAX_REJECT_TEXT = 2_000
 """Characters of a rejected line that are kept."""
 MAX_LINE = 4 << 20
 """Bytes of one line, at most; a longer one is rejected."""
-SAMPLE = 2_000
-"""Lines by which the delimiter and the quote are found out."""
 
 _MAY_BE_DATA = re.compile(r"[-+]?\d[-+\d.,:/TZ ]*")
 """Matches numbers and dates, which are no names of columns."""
@@ -64,12 +63,17 @@ def read_csv(path: Path, name: str, format: Format, on_rejects: OnRejects) -> It
     with as_utf8(path, format.encoding) as (text, encoding), _connection(path.parent) as connection:
         if text.stat().st_size == 0:
             raise _data_error(f"{name} is empty: it has no header")
-        dialect = _dialect(connection, text, name, format)
+        dialect = _dialect(text, name, format)
         log("%s: CSV, %s, delimiter %r, quote %r", name, encoding, dialect.delimiter, dialect.quote)
-        with _with_equal_line_ends(text, name, dialect) as equal:
+        ends = _count_ends(text)
+        with _with_equal_line_ends(text, name, dialect, ends) as equal:
             try:
-                yield from _read(connection, equal, dialect, format)
-                _report(connection, equal, name, on_rejects)
+                rows = 0
+                for batch in _read(connection, equal, dialect, format):
+                    rows += batch.num_rows
+                    yield batch
+                rejects, inside = _report(connection, equal, name, on_rejects)
+                _check_lines(connection, equal, name, dialect, ends, rows, rejects, inside)
             except duckdb.Error as error:
                 raise _data_error(f"{name} is not CSV: {_first_line(error)}") from error
 
@@ -82,11 +86,16 @@ def _connection(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def _dialect(connection: duckdb.DuckDBPyConnection, path: Path, name: str, format: Format) -> Dialect:
-    delimiter, quote = format.delimiter, '"' if format.quote is None else format.quote
-    if delimiter is None:
-        delimiter, quote = _sniffed(connection, path, name, format)
+def _dialect(path: Path, name: str, format: Format) -> Dialect:
+    quote = '"' if format.quote is None else format.quote
+    delimiter = format.delimiter or ("\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
     first_line = _first_names(path, name, delimiter, quote, format.skip)
+    other = next((each for each in ";\t|" if len(first_line) == 1 and each in first_line[0]), None)
+    if format.delimiter is None and other is not None:
+        raise DataCollectionException(
+            f"{name}: the first line is one value, with {other!r} in it: set delimiter to that, or to {delimiter!r}",
+            error_code="CONFIGURATION_ERROR",
+        )
     header = format.header
     if header is None:
         header = not format.columns
@@ -97,21 +106,6 @@ def _dialect(connection: duckdb.DuckDBPyConnection, path: Path, name: str, forma
             )
     columns = format.columns or _names(first_line, name)
     return Dialect(delimiter=delimiter, quote=quote, header=header, columns=columns, skip=format.skip)
-
-
-def _sniffed(connection: duckdb.DuckDBPyConnection, path: Path, name: str, format: Format) -> tuple[str, str]:
-    given = {"quote": format.quote, "skip": format.skip or None, "sample_size": SAMPLE}
-    options = "".join(f", {key} = {_literal(value)}" for key, value in given.items() if value is not None)
-    # The rows may break the standard here: those are found when they are read.
-    query = f"FROM sniff_csv({_literal(str(path))}, ignore_errors = true, strict_mode = false{options})"
-    try:
-        ((delimiter, quote),) = connection.execute(f"SELECT Delimiter, Quote {query}").fetchall()
-    except duckdb.Error as error:
-        raise DataCollectionException(
-            f"{name}: cannot find out how it is written: set delimiter: {_first_line(error)}",
-            error_code="CONFIGURATION_ERROR",
-        ) from error
-    return delimiter, '"' if quote in {"", "(empty)"} else quote
 
 
 def _first_names(path: Path, name: str, delimiter: str, quote: str, skip: int) -> list[str]:
@@ -134,9 +128,8 @@ def _names(first_line: list[str], name: str) -> tuple[str, ...]:
     return names
 
 
-def _read(
-    connection: duckdb.DuckDBPyConnection, path: Path, dialect: Dialect, format: Format
-) -> Iterator[pa.RecordBatch]:
+def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
+    """Return the SQL that reads the rows of a file; what is not a row is in `reject_errors` afterwards."""
     # Columns are numbered, because DuckDB takes names that differ in their case alone for the same one.
     columns = ", ".join(f"'c{number}': 'VARCHAR'" for number in range(len(dialect.columns)))
     options = {
@@ -147,7 +140,7 @@ def _read(
         "delim": _literal(dialect.delimiter),
         "quote": _literal(dialect.quote),
         "escape": _literal(dialect.quote),
-        "nullstr": f"[{', '.join(map(_literal, format.nulls))}]",
+        "nullstr": f"[{', '.join(map(_literal, nulls))}]",
         "allow_quoted_nulls": "false",
         "max_line_size": str(MAX_LINE),
         "buffer_size": str(2 * MAX_LINE),
@@ -155,24 +148,98 @@ def _read(
         "rejects_limit": "0",
     }
     source = ", ".join([_literal(str(path)), *(f"{key} = {value}" for key, value in options.items())])
-    for batch in connection.sql(f"FROM read_csv({source})").to_arrow_reader(BATCH_ROWS):
+    return f"read_csv({source})"
+
+
+def _read(
+    connection: duckdb.DuckDBPyConnection, path: Path, dialect: Dialect, format: Format
+) -> Iterator[pa.RecordBatch]:
+    source = _source(path, dialect, format.nulls)
+    for batch in connection.sql(f"FROM {source}").to_arrow_reader(BATCH_ROWS):
         yield pa.RecordBatch.from_arrays(batch.columns, names=list(dialect.columns))
 
 
-def _report(connection: duckdb.DuckDBPyConnection, path: Path, name: str, on_rejects: OnRejects) -> None:
-    """Pass on the lines that were no rows, each once, with its number in the file."""
+def _report(connection: duckdb.DuckDBPyConnection, path: Path, name: str, on_rejects: OnRejects) -> tuple[int, int]:
+    """Pass on the lines that were no rows, each once, with its number in the file.
+
+    Returns:
+        How many there were, and how many line ends are inside their quoted values.
+    """
+    # A quote that is not closed, and a line that is too long, can have swallowed others: those are not theirs.
+    swallows = "bool_or(error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM'))"
+    # The empty lines before a line are a part of what DuckDB gives for it.
+    line = "ltrim(any_value(csv_line), chr(10) || chr(13))"
     found = connection.execute(
-        "SELECT line_byte_position - 1, string_agg(DISTINCT CAST(error_type AS VARCHAR), ','), "
-        f"left(any_value(csv_line), {MAX_REJECT_TEXT}) FROM reject_errors "
-        "GROUP BY line_byte_position ORDER BY line_byte_position"
+        f"SELECT line_byte_position - 1 + length(any_value(csv_line)) - length({line}), string_agg(DISTINCT "
+        f"CAST(error_type AS VARCHAR), ','), left({line}, {MAX_REJECT_TEXT}), CASE WHEN NOT {swallows} THEN "
+        f"length({line}) - length(replace({line}, chr(10), '')) END "
+        "FROM reject_errors GROUP BY line_byte_position ORDER BY line_byte_position"
     )
+    rejects = inside = 0
     lines = _LineNumbers(path)
     while some := found.fetchmany(1_000):
+        rejects += len(some)
+        inside += sum(ends or 0 for *_, ends in some)
         on_rejects(
             rejects_batch(
-                name, (Reject(lines.at(position), _reason(kinds), text or "") for position, kinds, text in some)
+                name, (Reject(lines.at(position), _reason(kinds), text or "") for position, kinds, text, _ in some)
             )
         )
+    return rejects, inside
+
+
+def _check_lines(
+    connection: duckdb.DuckDBPyConnection,
+    path: Path,
+    name: str,
+    dialect: Dialect,
+    ends: _Ends,
+    rows: int,
+    rejects: int,
+    inside: int,
+) -> None:
+    """Refuse a file of which a line is in no row and no reject: DuckDB passes over what an open quote has swallowed."""
+    in_header = 1 + sum(each.count("\n") for each in dialect.columns) if dialect.header else 0
+    missing = ends.lines - dialect.skip - in_header - rows - rejects
+    if missing == 0:
+        return
+    # Line ends inside values, and empty lines, are counted only where there may be some.
+    columns = [f"c{number}" for number in range(len(dialect.columns))]
+    end = "chr(10)" if ends.unix else "chr(13)"
+    counts = " + ".join(f"coalesce(length({each}) - length(replace({each}, {end}, '')), 0)" for each in columns)
+    source = _source(path, dialect, ("",))
+    ((found,),) = connection.execute(f"SELECT coalesce(sum({counts}), 0)::BIGINT FROM {source}").fetchall()
+    twice = " OR ".join(f"contains({each}, {end} || {end}) OR contains({each}, chr(10) || chr(13))" for each in columns)
+    empty = 0
+    for row in connection.execute(f"SELECT {', '.join(columns)} FROM {source} WHERE {twice}").fetchall():
+        empty += sum(len(_EMPTY_LINE.findall(value)) for value in row if value is not None)
+    longest, blank = _look_through(path, dialect)
+    # DuckDB passes over empty lines, where there are several columns.
+    passed = blank - empty if len(columns) > 1 else 0
+    if missing != found + inside + passed:
+        raise _data_error(
+            f"{name}: {abs(missing - found - inside - passed):,} of {ends.lines:,} lines are in no row: the quote in "
+            f"line {longest} opens and does not close: correct the file, or set quote, which may be empty"
+        )
+
+
+_EMPTY_LINE = re.compile(r"(?:\n|\r)(?=\r?\n|\r(?!\n))")
+
+
+def _look_through(path: Path, dialect: Dialect) -> tuple[int, int]:
+    """Return the line in which the longest quoted text begins, and how many lines are empty."""
+    quote, begin, longest, length, blank = dialect.quote.encode(), 0, 0, 0, 0
+    with path.open("rb") as file:
+        number = 0
+        for number, line in enumerate(file, 1):
+            blank += number > dialect.skip and not line.rstrip(b"\r\n")
+            if quote and line.count(quote) % 2:
+                if begin and number - begin > length:
+                    longest, length = begin, number - begin
+                begin = 0 if begin else number
+        if begin and number - begin >= length:
+            longest = begin
+    return longest, blank
 
 
 class _LineNumbers:
@@ -192,13 +259,12 @@ class _LineNumbers:
 
 
 @contextmanager
-def _with_equal_line_ends(path: Path, name: str, dialect: Dialect) -> Iterator[Path]:
+def _with_equal_line_ends(path: Path, name: str, dialect: Dialect, ends: _Ends) -> Iterator[Path]:
     r"""Yield the file, or a copy with \n at the end of each line where some end in \n and some in \r\n.
 
     Line ends inside quotes stay as they are.
     """
-    all_ends, windows_ends = _count_ends(path)
-    if windows_ends in (0, all_ends):
+    if ends.windows in (0, ends.unix):
         yield path
         return
     log("%s: lines end in two ways", name)
@@ -212,16 +278,28 @@ def _with_equal_line_ends(path: Path, name: str, dialect: Dialect) -> Iterator[P
         yield Path(copy.name)
 
 
-def _count_ends(path: Path) -> tuple[int, int]:
-    r"""Return how many lines end in \n, and how many of these in \r\n."""
-    total, windows, last = 0, 0, b""
+class _Ends(NamedTuple):
+    """How the lines of a file end."""
+
+    lines: int
+    unix: int
+    r"""Lines that end in \n, those that end in \r\n included."""
+    windows: int
+    r"""Lines that end in \r\n."""
+
+
+def _count_ends(path: Path) -> _Ends:
+    unix = windows = old = 0
+    last = b""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            total += chunk.count(b"\n")
+            unix += chunk.count(b"\n")
             if b"\r" in chunk or last == b"\r":
+                old += chunk.count(b"\r")
                 windows += chunk.count(b"\r\n") + (last + chunk[:1] == b"\r\n")
             last = chunk[-1:]
-    return total, windows
+    # Where no line ends in \n, lines end in \r.
+    return _Ends((unix or old) + (last not in (b"\n", b"\r", b"")), unix, windows)
 
 
 def _reason(kinds: str) -> str:
