@@ -16,7 +16,7 @@ from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
 from executor_adapter.pipeline.sources.landing import Landing
-from executor_adapter.pipeline.sources.reading import divide, read_rows
+from executor_adapter.pipeline.sources.reading import read_rows
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
 from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW, Window
 from executor_adapter.pipeline.storing import Collected, store_landing
@@ -99,6 +99,9 @@ def collect_window(
         table=table.raw,
         rejects=table.unfit,
         schema=table.schema,
+        partition=rows.partition,
+        period=rows.period,
+        window=rows.window,
         version=rows.version,
         wanted=lambda name: table.wants(name, _today()),
     )
@@ -143,7 +146,7 @@ def _final_mark(table: ConfiguredTable, day: Window) -> Path:
 
 
 class _Rows:
-    """Reads a landing as the table says, divided into windows."""
+    """Reads a landing as the table says."""
 
     def __init__(self, table: ConfiguredTable, landing: Landing) -> None:
         self._table, self._landing, self._settings = table, landing, table.settings
@@ -151,23 +154,30 @@ class _Rows:
     @property
     def version(self) -> str:
         """Changes with the settings by which the rows are read."""
-        how = {*Format.model_fields, "member", "partition", "period"}
+        how = {*Format.model_fields, "member"}
         return json.dumps(self._table.format.model_dump(mode="json", include=how), sort_keys=True)
 
-    def read(self, on_rejects: OnRejects) -> Iterator[tuple[str, pa.RecordBatch]]:
-        settings, member = self._settings, None
-        if isinstance(settings, FileTable):
-            member = settings.member
+    @property
+    def partition(self) -> tuple[str, ...]:
+        """The columns that divide the rows into windows."""
+        return self._settings.partition if isinstance(self._settings, FileTable) else ()
+
+    @property
+    def period(self) -> str | None:
+        """How much of a date makes a window."""
+        return self._settings.period if isinstance(self._settings, FileTable) else None
+
+    @property
+    def window(self) -> str:
+        """The window of rows that nothing divides."""
+        is_file = isinstance(self._settings, FileTable) and not _is_pattern(self._table)
+        return SINGLE_WINDOW if is_file else self._landing.manifest.window.name
+
+    def read(self, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
+        """Yield the rows as text."""
+        member = self._settings.member if isinstance(self._settings, FileTable) else None
         limit = getattr(self._table.tool, "max_bytes", MAX_UNPACKED)
-        rows = read_rows(self._landing, self._table.format, on_rejects, member, limit)
-        if isinstance(settings, FileTable) and settings.partition:
-            yield from divide(rows, settings.partition, settings.period)
-            return
-        window = self._landing.manifest.window.name
-        if isinstance(settings, FileTable) and not _is_pattern(self._table):
-            window = SINGLE_WINDOW
-        for batch in rows:
-            yield window, batch
+        return read_rows(self._landing, self._table.format, on_rejects, member, limit)
 
 
 def _check_division(table: ConfiguredTable) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,18 +18,21 @@ from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.writer import Writer
-from executor_adapter.pipeline.schema import Caster
+from executor_adapter.pipeline.schema import CAST_REJECTS, Caster
 from executor_adapter.pipeline.sources.landing import Landing
-from executor_adapter.pipeline.sources.windows import Window
-from executor_adapter.pipeline.text_rows import OnRejects
+from executor_adapter.pipeline.sources.reading import divide
+from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW, Window
+from executor_adapter.pipeline.text_rows import REJECTS, OnRejects
 
-MAX_WINDOWS = 200
-"""Windows that one landing is divided into, at most: each has two open files."""
 MAX_WAITING = 500_000
 """Rows of all windows that wait in memory, at most."""
 
-Read = Callable[[OnRejects], Iterable[tuple[str, pa.RecordBatch]]]
-"""Reads a landing: yields rows of text with the window that they belong to, and gives the rejects to its argument."""
+Read = Callable[[OnRejects], Iterable[pa.RecordBatch]]
+"""Reads a landing: yields rows of text, and gives the rejects to its argument."""
+Wanted = Callable[[str], bool]
+Divided = Callable[[pa.RecordBatch], Iterable[tuple[str, pa.RecordBatch]]]
+ALL_REJECTS = pa.unify_schemas([REJECTS, CAST_REJECTS])
+"""The columns of the table of rejects: those of lines that are no rows, and of rows that do not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,42 +59,63 @@ def store_landing(
     table: LakeTable,
     rejects: LakeTable,
     schema: TableSchema | None = None,
+    partition: Sequence[str] = (),
+    period: str | None = None,
+    window: str = SINGLE_WINDOW,
     version: str = "",
-    wanted: Callable[[str], bool] = lambda window: True,
+    wanted: Wanted = lambda window: True,
 ) -> Collected:
     """Store the rows of a landing; each window of them is published by itself, completely or not at all.
 
     A landing that is stored already, with the same schema, is not read again; of one that is stored in part, those
-    windows are stored that are missing.
+    windows are stored that are missing. Its rejects are a window of their own, with the name of the landing's window:
+    when it is put right, they go.
 
     Args:
         landing: what was received.
-        read: reads it, with `read_rows` and `divide`.
+        read: reads it, with `read_rows`.
         table: where its rows go.
-        rejects: where what is not a row, or does not fit the schema, goes.
+        rejects: where what is not a row, or does not fit the schema, goes, with the columns of `ALL_REJECTS`.
         schema: the types of the columns; None: everything stays text.
+        partition: the columns whose typed values divide the rows into windows; none: all are in `window`.
+        period: see `divide`; moments have their day in the zone of their column.
+        window: the window of the rows where nothing divides them.
         version: a change of it lets the landing be stored again, as when the settings have changed by which it is read.
         wanted: whether a window is to be stored; rows of others are passed over.
 
     Raises:
         DataProcessingException: see `Caster.cast` and `LakeTable.writing`.
-        DataCollectionException: CONFIGURATION_ERROR, there are more than `MAX_WINDOWS` windows, or two landings have
-            rows of the same window and the table has no key by which they are merged.
+        DataCollectionException: CONFIGURATION_ERROR, two landings have rows of the same window and the table has no key
+            by which they are merged.
     """
-    made_of = [landing.manifest.content, None if schema is None else schema.model_dump(mode="json"), version]
+    types = None if schema is None else schema.model_dump(mode="json")
+    made_of = [landing.manifest.content, types, partition, period, version]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    name = hashlib.sha256(landing.manifest.window.name.encode()).hexdigest()
+    marker = table.place.state / "landings" / f"{name}.json"
     storing = _Storing(landing, table, rejects, schema, fingerprint=f"{digest} {landing.manifest.window.name}")
-    marker = table.place.state / "landings" / f"{digest}.json"
-    known = tuple(json.loads(marker.read_bytes())) if marker.exists() else None
-    if known is not None and storing.has_all(filter(wanted, known)):
+    before = json.loads(marker.read_bytes()) if marker.exists() else {}
+    # Of an older content of the same file some rows may be there: what came between has replaced others.
+    known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
+    if known and all(map(storing.has, filter(wanted, known))):
         log("%s: the landing is stored already", table.place)
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)
-    collected = storing.store(read, wanted)
+    zone = _zone_of(schema, partition)
+
+    def divided(rows: pa.RecordBatch) -> Iterable[tuple[str, pa.RecordBatch]]:
+        return divide([rows], partition, period, zone) if partition else [(window, rows)]
+
+    collected = storing.store(read, divided, wanted, None if partition else window)
     with writing(marker) as file:
-        file.write(json.dumps(list(storing.found)).encode())
+        file.write(json.dumps({"digest": digest, "windows": storing.created()}).encode())
     log("%s: %d rows stored, %d rejected", table.place, collected.rows, collected.rejected)
     return collected
+
+
+def _zone_of(schema: TableSchema | None, partition: Sequence[str]) -> str:
+    declared = {} if schema is None else schema.columns
+    return next((zone for name in partition if name in declared and (zone := declared[name].zone)), "UTC")
 
 
 class _Storing:
@@ -100,59 +124,75 @@ class _Storing:
     def __init__(
         self, landing: Landing, table: LakeTable, rejects: LakeTable, schema: TableSchema | None, fingerprint: str
     ) -> None:
-        self._landing, self._table, self._rejects, self._schema = landing, table, rejects, schema
+        self._landing, self._table, self._rejects = landing, table, rejects
+        self._caster = Caster(schema)
         self._fingerprint = fingerprint
         self._asked_at = datetime.fromisoformat(landing.manifest.started_at)
         self._stack = ExitStack()
-        self._windows: dict[str, _Window] = {}
-        self._writers: list[Writer] = []
-        self._before = table.windows()
-        self.found: dict[str, bool] = {}
-        """The windows that the landing has rows of, and whether they are wanted."""
-        self._unreadable = 0
+        self._writers: dict[str, Writer] = {}
+        self.known: dict[str, str] = {}
+        """The windows that were stored of the same landing, and when each of them was made for the first time."""
+        self._found: dict[str, bool] = {}
+        self._reject_writer: Writer | None = None
+        self._rejected = self._stored = 0
 
-    def has_all(self, windows: Iterable[str]) -> bool:
-        """Return whether the table has these windows as this landing made them."""
-        return all(map(self._has, windows))
+    def has(self, window: str) -> bool:
+        """Return whether the table has this window as this landing made it, or merged into it."""
+        found = self._table.find(window)
+        if found is None:
+            return False
+        if self._table.policy == "keep" and self._table.key:
+            return self.known.get(window) == found.created_at
+        return found.fingerprint == self._fingerprint
 
-    def _has(self, window: str) -> bool:
-        found = self._before.get(window)
-        return found is not None and found.fingerprint == self._fingerprint
+    def created(self) -> dict[str, str]:
+        """Return the windows that the landing has rows of, and when each was made for the first time."""
+        entries = {name: self._table.find(name) for name in self._found}
+        return {name: "" if entry is None else entry.created_at for name, entry in entries.items()}
 
-    def store(self, read: Read, wanted: Callable[[str], bool]) -> Collected:
-        """Write what is wanted, and publish it."""
+    def store(self, read: Read, divided: Divided, wanted: Wanted, window: str | None) -> Collected:
+        """Write what is wanted, and publish it; `window` is that of all rows, None where they are divided."""
         with self._stack:
-            for name, batch in read(self._on_rejects):
-                if name not in self.found:
-                    self.found[name] = wanted(name)
-                if not self.found[name] or self._has(name):
-                    continue
-                window = self._windows.get(name) or self._begin(name)
-                window.add(batch)
-                self._limit_waiting()
-                progress(sum(each.caster.rows for each in self._windows.values()), None, "rows")
-            for window in self._windows.values():
-                window.caster.finish()
-        casters = [window.caster for window in self._windows.values()]
-        rejected = sum(caster.rejected for caster in casters)
-        windows, unwanted = _divided(self.found)
+            self._begin_rejects()
+            for batch in read(self._reject):
+                cast = self._caster.cast(batch)
+                self._reject(cast.rejects)
+                for name, rows in divided(cast.rows):
+                    self._add(name, rows, wanted)
+                progress(self._caster.rows, None, "rows")
+            self._caster.finish()
+            if window is not None and not self._found and self._table.policy == "delete":
+                self._empty(window, wanted)
+        windows, unwanted = _divided(self._found)
+        added = sum(writer.result.added for writer in self._writers.values())
         return Collected(
             status="collected",
-            rows=sum(caster.rows for caster in casters) - rejected,
-            rejected=rejected + self._unreadable,
-            added=sum(writer.result.added for writer in self._writers),
+            rows=self._stored,
+            rejected=self._rejected,
+            added=added + (self._reject_writer.result.added if self._reject_writer else 0),
             windows=windows,
             unwanted=unwanted,
         )
 
-    def _begin(self, name: str) -> _Window:
-        if len(self._windows) >= MAX_WINDOWS:
-            raise self._refusal(f"more than {MAX_WINDOWS} windows: set period, or divide by another column")
-        self._check_origin(name)
-        # The stack closes in reverse order, so the rejects of a window are there before its rows.
-        rows, rejects = self._writer(self._table, name), self._writer(self._rejects, name)
-        self._windows[name] = _Window(Caster(self._schema), rows, rejects)
-        return self._windows[name]
+    def _empty(self, window: str, wanted: Wanted) -> None:
+        """Empty a window of which the source has no row any more."""
+        schema = self._table.schema()
+        if schema is not None and self._table.find(window) is not None:
+            names = [name for name in schema.names if name not in self._table.extra_columns.names]
+            self._add(window, pa.RecordBatch.from_pylist([], pa.schema([schema.field(name) for name in names])), wanted)
+
+    def _add(self, name: str, rows: pa.RecordBatch, wanted: Wanted) -> None:
+        if name not in self._found:
+            self._found[name] = wanted(name)
+            if self._found[name] and not self.has(name):
+                self._check_origin(name)
+                self._writers[name] = self._writer(self._table, name)
+        if (writer := self._writers.get(name)) is None:
+            return
+        writer.add(rows)
+        self._stored += rows.num_rows
+        if sum(each.waiting for each in self._writers.values()) > MAX_WAITING:
+            max(self._writers.values(), key=lambda each: each.waiting).flush()
 
     def _writer(self, table: LakeTable, window: str) -> Writer:
         asked = self._landing.manifest.window if table.cursor is not None else Window()
@@ -162,9 +202,9 @@ class _Storing:
             collected_at=self._asked_at,
             since=asked.since,
             until=asked.until,
+            origin=self._landing.manifest.window.name,
         )
-        self._writers.append(self._stack.enter_context(writing))
-        return self._writers[-1]
+        return self._stack.enter_context(writing)
 
     def _check_origin(self, name: str) -> None:
         found = self._table.find(name)
@@ -172,42 +212,30 @@ class _Storing:
             return
         origin = found.fingerprint.partition(" ")[2]
         if origin != self._landing.manifest.window.name:
-            raise self._refusal(
-                f"window {name} has rows of {origin!r} already, which would be replaced by those of "
-                f"{self._landing.manifest.window.name!r}: name the key of the table, so that they are merged"
+            raise DataCollectionException(
+                f"{self._table.place}: window {name} has rows of {origin!r} already, which would be replaced by those "
+                f"of {self._landing.manifest.window.name!r}: name the key of the table, so that they are merged",
+                error_code="CONFIGURATION_ERROR",
             )
 
-    def _on_rejects(self, rejects: pa.RecordBatch) -> None:
-        name = f"unreadable {self._landing.manifest.window.name}"
-        if not self._unreadable:
-            self._unreadable_rows = self._writer(self._rejects, name)
-        self._unreadable_rows.add(rejects)
-        self._unreadable += rejects.num_rows
+    def _begin_rejects(self) -> None:
+        """Begin the rejects, so that those of the delivery before go: where it had some."""
+        name = self._landing.manifest.window.name
+        if self._rejects.find(name) is not None:
+            self._reject_writer = self._writer(self._rejects, name)
+            self._reject_writer.add(ALL_REJECTS.empty_table())
 
-    def _limit_waiting(self) -> None:
-        if sum(window.rows.waiting for window in self._windows.values()) > MAX_WAITING:
-            max(self._windows.values(), key=lambda window: window.rows.waiting).rows.flush()
-
-    def _refusal(self, message: str) -> DataCollectionException:
-        return DataCollectionException(f"{self._table.place}: {message}", error_code="CONFIGURATION_ERROR")
+    def _reject(self, rejects: pa.RecordBatch) -> None:
+        if not rejects.num_rows:
+            return
+        if self._reject_writer is None:
+            self._reject_writer = self._writer(self._rejects, self._landing.manifest.window.name)
+        table = pa.Table.from_batches([rejects])
+        self._reject_writer.add(pa.concat_tables([ALL_REJECTS.empty_table(), table], promote_options="default"))
+        self._rejected += rejects.num_rows
 
 
 def _divided(found: dict[str, bool]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the windows that are wanted, and the others."""
     wanted = tuple(name for name, is_wanted in found.items() if is_wanted)
     return wanted, tuple(name for name in found if name not in wanted)
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """One window that is being written."""
-
-    caster: Caster
-    rows: Writer
-    rejects: Writer
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Cast and write a batch."""
-        cast = self.caster.cast(batch)
-        self.rows.add(cast.rows)
-        self.rejects.add(cast.rejects)

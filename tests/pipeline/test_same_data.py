@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from executor_adapter.config import FilesTool, Format, RestTool, SqlTool, TableSchema, Tool
-from executor_adapter.pipeline import LakeTable, Window, divide, find_files, land, read_rows, store_landing
+from executor_adapter.pipeline import LakeTable, Window, find_files, land, read_rows, store_landing
 from tests.pipeline.databases import database
 from tests.pipeline.hostile_server import Answer, Request, as_json, serving
 
@@ -77,10 +77,11 @@ def collected(tool: Tool, table: str, windows: list[Window], lake: Path, format:
         landing = land(lake, "nyc", tool, table, window)
         found = store_landing(
             landing,
-            lambda on_rejects: divide(read_rows(landing, format, on_rejects), PARTITION.get(table, ())),  # noqa: B023
+            lambda on_rejects: read_rows(landing, format, on_rejects),  # noqa: B023
             table=raw,
             rejects=unfit,
             schema=schema,
+            partition=PARTITION.get(table, ()),
         )
         assert (found.status, found.rejected) == ("collected", 0)
     return {window: checksum(raw.read(window)) for window in raw.windows()}

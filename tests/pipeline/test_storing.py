@@ -21,7 +21,6 @@ from executor_adapter.pipeline import (
     Collected,
     LakeTable,
     OnRejects,
-    divide,
     find_files,
     land_file,
     process_window,
@@ -41,7 +40,11 @@ class Shop:
         self.source, self.lake = root / "source", root / "lake"
         self.source.mkdir(exist_ok=True)
         self.reads = 0
-        table = {"file": "*.csv", "partition": "month"}
+        table = {
+            "file": "*.csv",
+            "partition": settings.pop("partition", "month"),
+            "period": settings.pop("period", None),
+        }
         self.tool = FilesTool.model_validate({"source": "files", "directory": self.source, "tables": {"orders": table}})
         layers = ("raw", "rejects", "processed", "measures")
         self.raw, self.rejects, self.processed, self.measures = (
@@ -57,12 +60,14 @@ class Shop:
         for window in find_files(self.tool, "orders"):
             landing = land_file(self.lake, "shop", self.tool, "orders", window)
 
-            def read(on_rejects: OnRejects, landing: Any = landing) -> Iterable[tuple[str, pa.RecordBatch]]:
-                self.reads += 1
-                table = self.tool.tables["orders"]
-                yield from divide(read_rows(landing, table, on_rejects), table.partition)
+            table = self.tool.tables["orders"]
 
-            done.append(store_landing(landing, read, table=self.raw, rejects=self.rejects, schema=schema))
+            def read(on_rejects: OnRejects, landing: Any = landing, table: Any = table) -> Iterable[pa.RecordBatch]:
+                self.reads += 1
+                return read_rows(landing, table, on_rejects)
+
+            how: Any = {"partition": table.partition, "period": table.period}
+            done.append(store_landing(landing, read, table=self.raw, rejects=self.rejects, schema=schema, **how))
         return done
 
     def rows(self, table: LakeTable) -> list[dict[str, Any]]:
@@ -82,10 +87,63 @@ def test_rows_are_stored_by_window_and_the_rest_is_put_aside(shop: Shop) -> None
     assert (done.status, done.rows, done.rejected, done.windows) == ("collected", 3, 2, ("2013-01", "2013-02"))
     found = {row["id"]: (str(row["price"]), row["window"]) for row in shop.rows(shop.raw)}
     assert found == {"00501": ("1.50", "2013-01"), "y": ("3.00", "2013-01"), "NA": ("2.00", "2013-02")}
-    rejects = {row["window"]: row for row in shop.rows(shop.rejects)}
-    assert rejects["2013-02"]["reason"] == "price: 'much' is not a decimal(8, 2)"
-    assert json.loads(rejects["2013-02"]["text"]) == {"id": "x", "month": "2013-02", "price": "much"}
-    assert (rejects["unreadable a.csv"]["line"], rejects["unreadable a.csv"]["text"]) == (5, "broken,2013-02,1,9")
+    typed, line = sorted(shop.rows(shop.rejects), key=lambda row: row["row"] or 99)
+    assert (typed["row"], typed["reason"]) == (2, "price: 'much' is not a decimal(8, 2)")
+    assert json.loads(typed["text"]) == {"id": "x", "month": "2013-02", "price": "much"}
+    assert (line["line"], line["text"], line["window"]) == (5, "broken,2013-02,1,9", "a.csv")
+
+
+def test_a_file_that_is_put_right_takes_its_rejects_away(shop: Shop) -> None:
+    """Rejects are those of the newest content of their file."""
+    shop.collect()
+    shop.write("a.csv", "00501,2013-01,1.50", "x,2013-02,2")
+    assert [(done.rows, done.rejected) for done in shop.collect()] == [(2, 0)]
+    assert shop.rows(shop.rejects) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "texts", "windows"),
+    [
+        ({"type": "date", "format": "%d.%m.%Y"}, ["31.01.2013", "01.02.2013"], ["2013-01", "2013-02"]),
+        ({"type": "timestamp", "format": "%d.%m.%Y %H:%M", "zone": "Europe/Berlin"}, ["01.02.2013 00:30"], ["2013-02"]),
+        ({"type": "timestamp"}, ["2013-02-01T00:30:00+01:00"], ["2013-01"]),
+    ],
+)
+def test_windows_are_made_of_typed_values(
+    tmp_path: Path, column: dict[str, Any], texts: list[str], windows: list[str]
+) -> None:
+    """A date in any format has its month, and a moment that of its column's zone, or of UTC."""
+    shop = Shop(tmp_path, period="month")
+    shop.write("a.csv", *(f"{number},{text},1" for number, text in enumerate(texts)))
+    columns = {"id": "text", "month": column, "price": "decimal(8, 2)"}
+    (done,) = shop.collect(TableSchema.model_validate({"columns": columns}))
+    assert done.windows == tuple(windows)
+
+
+def test_a_late_delivery_replaces_no_newer_row(tmp_path: Path) -> None:
+    """Of two files with the same row the one that was read later wins, whichever is stored first; no row is lost."""
+    shop = Shop(tmp_path, key=("id",))
+    shop.write("a.csv", "1,2013-01,1", "2,2013-01,2")
+    shop.write("b.csv", "2,2013-01,9", "3,2013-01,3")
+    landings = [land_file(shop.lake, "shop", shop.tool, "orders", window) for window in find_files(shop.tool, "orders")]
+    table = shop.tool.tables["orders"]
+    for landing in reversed(landings):
+        store_landing(
+            landing,
+            lambda on_rejects, landing=landing: read_rows(landing, table, on_rejects),  # type: ignore[misc]
+            table=shop.raw,
+            rejects=shop.rejects,
+            schema=SCHEMA,
+            partition=table.partition,
+        )
+    expected = {"1": 1, "2": 9, "3": 3}
+    assert {row["id"]: int(row["price"]) for row in shop.rows(shop.raw)} == expected
+    assert [done.status for done in shop.collect()] == ["already_collected", "already_collected"]
+    # A correction of the first file is newer; that it is taken back is newer still.
+    for price in (5, 2, 5):
+        shop.write("a.csv", "1,2013-01,1", f"2,2013-01,{price}")
+        shop.collect()
+        assert {row["id"]: int(row["price"]) for row in shop.rows(shop.raw)} == expected | {"2": price}
 
 
 def test_what_is_stored_is_not_read_again(shop: Shop) -> None:
@@ -132,12 +190,13 @@ def test_a_wrong_schema_stores_nothing(shop: Shop) -> None:
     assert list((shop.lake / ".writing").iterdir()) == []
 
 
-def test_too_many_windows_are_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A column of which every row has another value makes no windows; memory is bounded by writing early."""
-    monkeypatch.setattr(module, "MAX_WINDOWS", 1)
-    monkeypatch.setattr(module, "MAX_WAITING", 0)
-    with pytest.raises(DataCollectionException, match="more than 1 windows: set period"):
-        shop.collect()
+def test_a_file_may_have_any_number_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a file of its own, and few are open at a time; memory is bounded by writing early."""
+    monkeypatch.setattr(module, "MAX_WAITING", 200)
+    shop = Shop(tmp_path, partition="id")
+    shop.write("a.csv", *(f"{number},2013-01,1" for number in range(300)))
+    (done,) = shop.collect()
+    assert (done.rows, len(shop.raw.windows())) == (300, 300)
 
 
 def test_the_stored_rows_are_processed(shop: Shop) -> None:
@@ -251,10 +310,11 @@ def test_all_flights_of_a_year_are_accounted_for(tmp_path: Path) -> None:
     landing, table = land_file(tmp_path, "flights", tool, "flights", window), tool.tables["flights"]
     collected = store_landing(
         landing,
-        lambda on_rejects: divide(read_rows(landing, table, on_rejects), table.partition),
+        lambda on_rejects: read_rows(landing, table, on_rejects),
         table=raw,
         rejects=unfit,
         schema=TableSchema.model_validate({"columns": columns}),
+        partition=table.partition,
     )
     assert (collected.rows, collected.rejected, len(collected.windows)) == (336_776, 0, 12)
     rules = "tasks.rules.flights"

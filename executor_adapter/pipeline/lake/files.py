@@ -25,8 +25,7 @@ class FileWriter:
         self.path = path
         self.schema = schema
         self._cursor = cursor
-        with explained(path):
-            self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+        self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
         self.waiting = 0
         """Rows that are in memory."""
@@ -57,16 +56,24 @@ class FileWriter:
         self.flush()
         watermark = None if self._highest is None else text_of(self._highest.as_py())
         entry = entry.renamed(rows=self.rows, watermark=watermark)
-        self._writer.add_key_value_metadata(footer_of(entry))
+        writer = self._opened()
+        writer.add_key_value_metadata(footer_of(entry))
         with explained(self.path):
-            self._writer.close()
+            writer.close()
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
         return entry
 
+    def _opened(self) -> pq.ParquetWriter:
+        # Not before there is something to write: a landing may have thousands of windows.
+        if self._writer is None:
+            with explained(self.path):
+                self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd", write_page_checksum=True)
+        return self._writer
+
     def discard(self) -> None:
         """Release the file without completing it."""
-        if self._writer.is_open:
+        if self._writer is not None and self._writer.is_open:
             self._writer.close()
 
     def flush(self) -> None:
@@ -74,7 +81,7 @@ class FileWriter:
         if not self._waiting:
             return
         with explained(self.path):
-            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
+            self._opened().write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
             self._waiting, self.waiting = [], 0
 
 

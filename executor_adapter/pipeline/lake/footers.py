@@ -33,6 +33,8 @@ class Range:
     """The first value after it; None: all that there was."""
     collected_at: str
     """When the source was asked, in ISO 8601, UTC."""
+    origin: str = ""
+    """What was asked for: deliveries of several origins are merged into one window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class WindowEntry:
     """Identifies the input of the rows: the same fingerprint gives the same rows."""
     written_at: str
     """In ISO 8601, UTC."""
+    created_at: str = ""
+    """When it was written for the first time; what was merged into it before it was removed is not in it."""
     watermark: str | None = None
     """The highest value of the cursor column among its rows; None without one."""
     ranges: tuple[Range, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import total_ordering
 from typing import Any
@@ -20,7 +20,7 @@ def is_overtaken(new: Range, known: tuple[Range, ...], kind: pa.DataType | None)
     Raises:
         DataCollectionException: LOCKED, there is one for a part of it only: it has to be collected again.
     """
-    newer = [each for each in known if each.collected_at > new.collected_at and _overlap(each, new, kind)]
+    newer = [each for each in known if each.origin == new.origin and is_older(new, each, kind)]
     if not newer:
         return False
     if any(_covers(each, new, kind) for each in newer):
@@ -30,17 +30,22 @@ def is_overtaken(new: Range, known: tuple[Range, ...], kind: pa.DataType | None)
     )
 
 
+def is_older(new: Range, known: Range, kind: pa.DataType | None) -> bool:
+    """Return whether `new` was asked for before `known`, for a part of it at least."""
+    return known.collected_at > new.collected_at and _overlap(known, new, kind)
+
+
 def with_range(new: Range, known: tuple[Range, ...], kind: pa.DataType | None) -> tuple[Range, ...]:
     """Return what is known of a window after `new` was written: what it covers of others is theirs no more."""
     rest = []
     for each in known:
-        if not _overlap(each, new, kind):
+        if each.origin != new.origin or not _overlap(each, new, kind):
             rest.append(each)
             continue
         if _low(each, kind) < _low(new, kind):
-            rest.append(Range(since=each.since, until=new.since, collected_at=each.collected_at))
+            rest.append(replace(each, until=new.since))
         if _high(new, kind) < _high(each, kind):
-            rest.append(Range(since=new.until, until=each.until, collected_at=each.collected_at))
+            rest.append(replace(each, since=new.until))
     return (*rest, new)[-MAX_RANGES:]
 
 

@@ -156,6 +156,7 @@ class LakeTable:
         collected_at: datetime | None = None,
         since: str | None = None,
         until: str | None = None,
+        origin: str = "",
     ) -> Iterator[Writer]:
         """Write what a source has of a window; it is in the lake when the block ends, and not at all if it raises.
 
@@ -169,6 +170,8 @@ class LakeTable:
             collected_at: when the source was asked, with a zone; None: now.
             since: the first value of the cursor column that was asked for; None: from the beginning.
             until: the first value that was asked for no more; None: all.
+            origin: what the rows are of, such as the name of a file: of two answers of one origin the newer one wins,
+                and of several origins the newer row with the same key.
 
         Raises:
             DataProcessingException: CONFIGURATION_ERROR, a column would be narrowed; DATA_ERROR, two columns have the
@@ -179,8 +182,11 @@ class LakeTable:
             raise ConfigurationError(f"{self.place}: since and until need a cursor: name the column that they bound")
         now = datetime.now(UTC)
         asked_at = (collected_at or now).astimezone(UTC).isoformat(timespec="microseconds")
-        asked = Range(since=since, until=until, collected_at=asked_at)
-        entry = WindowEntry(window=window, rows=0, fingerprint=fingerprint, written_at=now.isoformat(), ranges=(asked,))
+        asked = Range(since=since, until=until, collected_at=asked_at, origin=origin)
+        at = now.isoformat()
+        entry = WindowEntry(
+            window=window, rows=0, fingerprint=fingerprint, written_at=at, created_at=at, ranges=(asked,)
+        )
         with workspace(self.root) as space, ExitStack() as stack:
             writer = Writer(self._settings, entry, asked, space)
             stack.callback(writer.discard)

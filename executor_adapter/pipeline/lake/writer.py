@@ -18,7 +18,7 @@ from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish
 from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
 from executor_adapter.pipeline.lake.layout import WINDOW, Place
 from executor_adapter.pipeline.lake.merging import Merge, Vanished, is_within, key_texts, last_of_each
-from executor_adapter.pipeline.lake.ranges import is_overtaken, with_range
+from executor_adapter.pipeline.lake.ranges import is_older, is_overtaken, with_range
 from executor_adapter.pipeline.lake.stored import Stored, StoredTable
 
 
@@ -153,7 +153,10 @@ class Writer:
         if before is not None and changes:
             rewrite_all(stored, schema, self._space, self._settings.cursor)
             found = stored.find(self._entry.window)
-        self._write(stored, found, schema, tuple(changes))
+        if found is not None:
+            self._entry = self._entry.renamed(created_at=found.entry.created_at)
+        is_late = any(is_older(self._asked, each, kind) for each in known)
+        self._write(stored, found, schema, tuple(changes), is_late)
 
     def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
         if not self._parts:
@@ -172,10 +175,17 @@ class Writer:
             log("%s: the window has columns of its own, until the others are made again", self._settings.place)
             return new, []
 
-    def _write(self, stored: StoredTable, found: Stored | None, schema: pa.Schema, changes: tuple[str, ...]) -> None:
+    def _write(
+        self, stored: StoredTable, found: Stored | None, schema: pa.Schema, changes: tuple[str, ...], is_late: bool
+    ) -> None:
         target = stored.place.file_of(self._entry.window)
         keys = pa.concat_arrays(self._keys) if self._keys else None
         last = None if keys is None else last_of_each(keys)
+        if is_late and found is not None and keys is not None and last is not None:
+            # A delivery of another origin is newer: its rows stay.
+            newer = pa.concat_arrays([key_texts(rows, self._settings.key) for rows in rows_in(found)])
+            last = pc.and_(last, pc.invert(pc.is_in(keys, newer)))
+            keys = keys.filter(last)
         repeated = 0 if last is None else len(last) - last.true_count
         if self._is_whole(found, schema) and not repeated:
             file, replaced, vanished = self._parts[0], 0 if found is None else found.entry.rows, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +108,16 @@ def _with_columns(batch: pa.RecordBatch, added: Mapping[str, str]) -> pa.RecordB
 
 
 def divide(
-    batches: Iterator[pa.RecordBatch], columns: Sequence[str], period: str | None = None
+    batches: Iterable[pa.RecordBatch], columns: Sequence[str], period: str | None = None, zone: str = "UTC"
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Yield the rows by the window they belong to, in one pass; the rows of a window keep their order.
 
     Args:
-        batches: rows of text.
+        batches: rows.
         columns: the columns whose values make the name of the window, joined by "-"; none: all rows are in "all".
-        period: "year", "month" or "day": of the one column, a date in ISO 8601, only so much is taken.
+        period: "year", "month" or "day": of the one column, a date, a moment, or text in ISO 8601, only so much is
+            taken.
+        zone: the zone in which moments have their day.
 
     Raises:
         DataCollectionException: CONFIGURATION_ERROR, a column is not there.
@@ -124,7 +126,7 @@ def divide(
         if not columns:
             yield SINGLE_WINDOW, batch
             continue
-        windows = _windows(batch, columns, period)
+        windows = _windows(batch, columns, period, zone)
         names = pc.unique(windows).to_pylist()
         runs = pc.run_end_encode(windows)
         if len(runs.values) > len(names):
@@ -141,7 +143,7 @@ def divide(
 _PERIODS = {"year": 4, "month": 7, "day": 10}
 
 
-def _windows(batch: pa.RecordBatch, columns: Sequence[str], period: str | None) -> pa.Array:
+def _windows(batch: pa.RecordBatch, columns: Sequence[str], period: str | None, zone: str) -> pa.Array:
     names = batch.schema.names
     missing = next((each for each in columns if each not in names), None)
     if missing is not None:
@@ -149,18 +151,21 @@ def _windows(batch: pa.RecordBatch, columns: Sequence[str], period: str | None) 
             f"partition: there is no column {missing}: the columns are {', '.join(names)}",
             error_code="CONFIGURATION_ERROR",
         )
-    texts = [batch[each] for each in columns]
+    return pc.binary_join_element_wise(*(_part_of_name(batch[each], period, zone) for each in columns), "-")
+
+
+def _part_of_name(values: pa.Array, period: str | None, zone: str) -> pa.Array:
+    if period is not None and pa.types.is_timestamp(values.type):
+        values = pc.local_timestamp(values.cast(pa.timestamp("us", zone))).cast(pa.date32(), safe=False)
+    # Of each value the name is made once, however many rows have it.
+    found = values.dictionary_encode(null_encoding="encode")
+    texts = found.dictionary.cast(pa.string())
     if period is not None:
-        # What is not a date has a window of its own, where it is found when its rows are given their types.
-        dates = pc.match_substring_regex(texts[0], r"^\d{4}-\d\d-\d\d")
-        texts = [pc.if_else(dates, pc.utf8_slice_codeunits(texts[0], 0, _PERIODS[period]), None)]
-    return pc.binary_join_element_wise(*map(_part_of_name, texts), "-")
-
-
-def _part_of_name(texts: pa.Array) -> pa.Array:
-    found = texts.dictionary_encode(null_encoding="encode")
+        # What is not a date has a window of its own.
+        dates = pc.match_substring_regex(texts, r"^\d{4}-\d\d-\d\d")
+        texts = pc.if_else(dates, pc.utf8_slice_codeunits(texts, 0, _PERIODS[period]), None)
     # 2013-2 would come after 2013-10.
-    names = pc.replace_substring_regex(found.dictionary, r"^(\d)$", r"0\1")
+    names = pc.replace_substring_regex(texts, r"^(\d)$", r"0\1")
     return pc.fill_null(names, "null").take(found.indices)
 
 
