@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -272,7 +273,7 @@ def balance(tool: str, tables: Iterable[ConfiguredTable]) -> Balance:
 
 
 def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]]:
-    """Count rejected rows by table and reason."""
+    """Count rejected rows by table and rule: of reasons that differ in a value alone, three values are named."""
     found: Counter[tuple[str, str]] = Counter()
     for table in tables:
         raw, steps = table.raw.windows(), _steps_of(table)
@@ -282,7 +283,25 @@ def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]
             fingerprint = processing_fingerprint(raw.get(window), steps, table.version)
             if entry.rows and window in raw and entry.fingerprint == fingerprint:
                 _count(found, table, table.rejects, window)
-    return found
+    return _by_rule(found)
+
+
+_VALUE = re.compile(r"""(?<=: )('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[+-]?\d+)?)(?:\.\.\.)?(?= is )""")
+"""Matches the value in a reason, such as `price: 'much' is not a decimal(8, 2)`."""
+MAX_EXAMPLES = 3
+
+
+def _by_rule(found: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
+    rules: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for (table, reason), rows in found.items():
+        rules.setdefault((table, _VALUE.sub("…", reason)), []).append((reason, rows))
+    grouped: Counter[tuple[str, str]] = Counter()
+    for (table, rule), reasons in rules.items():
+        values = dict.fromkeys(value[0] for reason, _ in reasons if (value := _VALUE.search(reason)))
+        examples = ", ".join(list(values)[:MAX_EXAMPLES])
+        name = reasons[0][0] if len(reasons) == 1 else f"{rule} (such as {examples})"
+        grouped[table, name] += sum(rows for _, rows in reasons)
+    return grouped
 
 
 def _steps_of(table: ConfiguredTable) -> str:

@@ -538,6 +538,19 @@ def test_the_balance_counts_rows_in_the_files(airports: ConfiguredTable) -> None
     ]
 
 
+def test_reasons_are_counted_by_rule(airports: ConfiguredTable) -> None:
+    """Values that differ are one reason, with their number and three of them."""
+    lines = "".join(f"B{number},it's {number},-5\n" for number in range(100))
+    (airports.lake.parent / "airports.csv").write_text(AIRPORTS + lines + "C,-75,west\n")
+    collect(airports)
+    process(airports)
+    assert reject_reasons([airports]) == {
+        ("airports", """lon: … is not a finite number (such as "it's 0", "it's 1", "it's 2")"""): 100,
+        ("airports", "tz: 'west' is not an integer of 64 bits"): 1,
+        ("airports", "is in Asia"): 1,
+    }
+
+
 def test_the_balance_shows_a_loss(airports: ConfiguredTable) -> None:
     """The balance does not hold when a file of rejects was deleted."""
     collect(airports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -103,6 +104,22 @@ def test_a_damaged_file_is_told(tmp_path: Path, harm: Callable[[bytes], bytes]) 
     with pytest.raises(DataProcessingException, match=r"is damaged: .*: remove it, and process its") as caught:
         table.read("w")
     assert caught.value.error_code in NEVER_RETRIED
+
+
+def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good file is never called damaged, whatever else goes wrong while it is open."""
+    table = lake_table(tmp_path)
+    write(table, "w", ROWS)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "ParquetFile", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            table.find("w")
+    with pytest.raises(pa.ArrowInvalid, match="mine"), table.reading("w"):
+        raise pa.ArrowInvalid("mine")
 
 
 def test_a_file_of_somebody_else_is_told(tmp_path: Path) -> None:

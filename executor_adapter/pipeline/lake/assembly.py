@@ -19,7 +19,7 @@ Change = Callable[[pa.Table], pa.Table]
 def rows_in(stored: Stored) -> Iterator[pa.Table]:
     """Yield the rows of a window, a row group at a time."""
     with opened(stored.path) as file:
-        for batch in rows_of(file, ROW_GROUP):
+        for batch in rows_of(file, stored.path, ROW_GROUP):
             yield pa.Table.from_batches([batch])
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.disk import explained
 
 MAX_RANGES = 1000
 """Ranges that a window remembers. Only a run that was overtaken by so many others would not be seen as too old."""
@@ -89,11 +90,27 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
     Raises:
         DataProcessingException: DATA_ERROR, the file is damaged.
     """
+    with reading(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    with file:
+        yield file
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise what is wrong with a file while it is read in the block; what the system refuses is not the file's fault.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, the file is damaged.
+    """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
+        with explained(path):
+            yield
+    except pa.ArrowException as error:
+        raise damaged(path, error) from error
+    except OSError as error:
+        # Arrow raises some of its own errors as OSError, without a number of the system.
+        if error.errno is not None:
             raise
         raise damaged(path, error) from error
 

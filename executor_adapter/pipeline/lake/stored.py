@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from executor_adapter.pipeline.disk import writing
-from executor_adapter.pipeline.lake.footers import WindowEntry, entry_of, opened, plain_schema
+from executor_adapter.pipeline.lake.footers import WindowEntry, entry_of, opened, plain_schema, reading
 from executor_adapter.pipeline.lake.layout import Place
 
 
@@ -74,10 +74,14 @@ class StoredTable:
             return plain_schema(file)
 
 
-def rows_of(file: pq.ParquetFile, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows of an open file; at least one batch, which may have no rows."""
-    empty = True
-    for batch in file.iter_batches(batch_rows):
+    batches, empty = file.iter_batches(batch_rows), True
+    while True:
+        with reading(path):
+            batch = next(batches, None)
+        if batch is None:
+            break
         empty = False
         yield batch.replace_schema_metadata()
     if empty:

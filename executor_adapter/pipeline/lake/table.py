@@ -145,7 +145,7 @@ class LakeTable:
                         f"{self.place} has no window {window!r}: collect it first", error_code="DATA_ERROR"
                     )
                 file = stack.enter_context(opened(found.path))
-            yield rows_of(file, batch_rows)
+            yield rows_of(file, found.path, batch_rows)
 
     @contextmanager
     def writing(
