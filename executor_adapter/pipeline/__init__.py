@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pipeline.collecting import collect_window, find_windows
+    from executor_adapter.pipeline.collecting import collect_window, find_windows, rebuild_table
     from executor_adapter.pipeline.lake.footers import WindowEntry
     from executor_adapter.pipeline.lake.layout import remove_leftovers
     from executor_adapter.pipeline.lake.table import LakeTable
@@ -75,6 +75,7 @@ _HOMES = {
     "import_references": "executor_adapter.pipeline.tables",
     "find_windows": "executor_adapter.pipeline.collecting",
     "collect_window": "executor_adapter.pipeline.collecting",
+    "rebuild_table": "executor_adapter.pipeline.collecting",
     "process_table": "executor_adapter.pipeline.processing",
     "Balance": "executor_adapter.pipeline.processing",
     "balance": "executor_adapter.pipeline.processing",
@@ -167,6 +168,7 @@ __all__ = [
     "read_landing",
     "read_rows",
     "read_step",
+    "rebuild_table",
     "receiving",
     "reject_reasons",
     "remove_leftovers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
-from executor_adapter.pipeline.sources.landing import Landing
+from executor_adapter.pipeline.sources.landing import Landing, landings_of
 from executor_adapter.pipeline.sources.reading import read_rows
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
 from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW, Window
@@ -92,8 +93,24 @@ def collect_window(
         known_parents=() if again or table.parent is None or table.is_whole else _known_parents(table, window),
         settle_time=None if again else SETTLE_TIME,
     )
+    done = store(table, landing)
+    _check_selected(table, landing, done)
+    if table.is_dated and landing.is_final(SETTLE_TIME):
+        with writing(_final_mark(table, window)):
+            pass
+    known = done.status == "already_collected"
+    return {
+        "records_collected": done.added if table.settings.key or known else done.rows + done.rejected,
+        "status": "already_collected" if known and done.windows else "collected",
+        "rows": done.rows,
+        "windows": list(done.windows),
+    }
+
+
+def store(table: ConfiguredTable, landing: Landing) -> Collected:
+    """Store what was landed of a table, as its settings say: see `store_landing`."""
     rows = _Rows(table, landing)
-    done = store_landing(
+    return store_landing(
         landing,
         rows.read,
         table=table.raw,
@@ -105,16 +122,29 @@ def collect_window(
         version=rows.version,
         wanted=lambda name: table.wants(name, _today()),
     )
-    _check_selected(table, landing, done)
-    if table.is_dated and landing.is_final(SETTLE_TIME):
-        with writing(_final_mark(table, window)):
-            pass
-    known = done.status == "already_collected"
+
+
+def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
+    """Make a table anew from its landings, without asking the source: after a change of types, or of what divides it.
+
+    If it is interrupted, call it again. The objects of a resource with `for_each` are asked for anew by the next run,
+    because a landing has those alone that were new.
+
+    Returns:
+        `landings`: how many were read; `rows`, `rejected`: what they have given.
+    """
+    for layer in table.layers:
+        shutil.rmtree(layer.folder, ignore_errors=True)
+        shutil.rmtree(layer.place.state, ignore_errors=True)
+    if table.parent is not None:
+        shutil.rmtree(table.lake / "landing" / table.tool_name / table.name, ignore_errors=True)
+    _check_division(table)
+    landings = sorted(landings_of(table.lake, table.tool_name, table.name), key=lambda each: each.manifest.started_at)
+    found = [store(table, landing) for landing in landings]
     return {
-        "records_collected": done.added if table.settings.key or known else done.rows + done.rejected,
-        "status": "already_collected" if known and done.windows else "collected",
-        "rows": done.rows,
-        "windows": list(done.windows),
+        "landings": len(found),
+        "rows": sum(each.rows for each in found),
+        "rejected": sum(each.rejected for each in found),
     }
 
 

@@ -29,6 +29,7 @@ from executor_adapter.pipeline import (
     find_windows,
     keep_table,
     process_table,
+    rebuild_table,
     reject_reasons,
     select_tools,
     settle_table,
@@ -601,6 +602,41 @@ def test_api_days_that_expired_are_not_collected(tmp_path: Path) -> None:
     runs = history("http://127.0.0.1:1", tmp_path, keep_days=5)
     found = find_windows(runs, since=today() - timedelta(days=30))
     assert [found[0].name, len(found)] == [(today() - timedelta(days=5)).isoformat(), 6]
+
+
+def test_a_table_is_made_anew_from_its_landings(airports: ConfiguredTable) -> None:
+    """A table that began as text gets types, and other windows, without asking the source."""
+    folder = airports.lake.parent
+    text = of_file(folder, schema=None, steps=[])
+    collect(text)
+    with pytest.raises(DataProcessingException, match="a table is never narrowed"):
+        collect(airports)
+    (folder / "airports.csv").unlink()
+    divided = of_file(folder, partition="tz")
+    assert rebuild_table(divided) == {"landings": 1, "rows": 4, "rejected": 0}
+    process(divided)
+    assert str(balance("map", [divided])) == "map: 4 collected = 3 processed + 1 rejected"
+    assert divided.raw.read("-5")["lon"].to_pylist() == [-75.0, 75.0, -80.0, -90.0]
+
+
+def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
+    """Each landing has what was new, so none of them goes but those that were asked for once more."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    described = {"table": "orders", "cursor": "id", "key": "id", "schema": {"columns": {"id": "integer"}}}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+    for number in (0, 1, 2):
+        with database.begin() as connection:
+            if number == 0:
+                connection.execute(sa.text("CREATE TABLE orders (id INTEGER)"))
+            connection.execute(sa.text(f"INSERT INTO orders VALUES ({number})"))
+        collect(orders)
+    collect(orders)
+    assert clean_lake(orders.lake, older_than=-1.0) == (0, 1)
+    with database.begin() as connection:
+        connection.execute(sa.text("DELETE FROM orders"))
+    rebuild_table(orders)
+    assert sorted(orders.raw.read("all")["id"].to_pylist()) == [0, 1, 2]
 
 
 def test_old_landings_go(airports: ConfiguredTable) -> None:

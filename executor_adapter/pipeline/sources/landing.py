@@ -216,16 +216,33 @@ def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint:
     return None
 
 
+def landings_of(root: Path, tool: str, table: str) -> list[Landing]:
+    """Return the complete landings of a table that no newer one has taken the place of."""
+    windows = (root / "landing" / tool / table).glob("*/")
+    return [read_landing(folder) for window in windows for folder in _current(window)]
+
+
+def _current(window: Path) -> list[Path]:
+    """Return the folders of a window's complete landings that are needed: the newest, and what it was not asked for."""
+    current: list[Landing] = []
+    for folder in sorted(window.glob("*Z-*"), reverse=True):
+        if (folder / _MANIFEST).exists():
+            found = read_landing(folder)
+            # One that was asked from a cursor on has none of the rows before.
+            if not any(each.manifest.window.since in (None, found.manifest.window.since) for each in current):
+                current.append(found)
+    return [each.folder for each in current]
+
+
 def outdated_landings(root: Path, before: float) -> list[Path]:
-    """Return the folders of landings that are not needed: all but the newest complete one of each window.
+    """Return the folders of landings that are not needed: those in whose place a newer one came, or that have no end.
 
     `before` is the time of their last write, in seconds since the epoch. Those that are newer may still be continued.
     """
     found: list[Path] = []
     for window in {folder.parent for folder in root.glob("landing/*/*/*/*Z-*")}:
-        folders = sorted(window.glob("*Z-*"), reverse=True)
-        newest = next((each for each in folders if (each / _MANIFEST).exists()), None)
-        found += [each for each in folders if each != newest and _last_written(each) < before]
+        current = _current(window)
+        found += [each for each in window.glob("*Z-*") if each not in current and _last_written(each) < before]
     return found
 
 
