@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from executor_adapter.config.schemas import TableSchema
 from executor_adapter.config.sections import Names, Section
@@ -45,16 +44,13 @@ class TableSettings(Section):
     keep_days: Number | None = Field(default=None, ge=1)
     """Days for which windows that are named by a day, a month or a year are kept, and before which none is collected;
     null: for ever."""
+    expect: Literal["hourly", "daily", "weekly", "monthly"] | None = None
+    """How often the table is given new rows. When it is late, `pipeline status` says so, and a run raises the event
+    `executor-adapter.table.late`."""
 
     def relative_to(self, directory: Path) -> Self:
         """Return the settings with the paths of SQL files made relative to `directory`."""
         return self.model_copy(update={"steps": tuple(_relative(each, directory) for each in self.steps)})
-
-    @model_validator(mode="after")
-    def _check_together(self) -> TableSettings:
-        if self.vanished_rows in ("keep", "mark") and not self.key:
-            raise PydanticCustomError("key", "with vanished_rows {how}, key must be set", {"how": self.vanished_rows})
-        return self
 
 
 class CursorSettings(TableSettings):

@@ -269,10 +269,7 @@ def in_order(tables: Sequence[ConfiguredTable]) -> Iterator[list[ConfiguredTable
 
 
 def import_references(settings: Settings) -> list[ConfigurationError]:
-    """Import all that the tools name, as their jobs will, and return what is wrong with it; nothing where all is well.
-
-    A run does not: it would wait for what its jobs import anyway, in processes of their own.
-    """
+    """Import all that the tools name, as their jobs will, and return what is wrong with it."""
     problems = []
     for name in settings.tools:
         loads = [partial(import_object, reference, key) for key, reference in _references(settings, name)]

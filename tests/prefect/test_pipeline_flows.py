@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
+from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.pipeline import configured_tables
 from executor_adapter.pipeline.flows import JobsFailedError, collection_flow, maintenance_flow, pipeline_flow
 from tests.api_server import Answer, as_json, serving
 from tests.prefect.conftest import Api
@@ -83,6 +86,23 @@ def test_a_range_is_collected_again(prefect_api: str, tmp_path: Path) -> None:
     assert sorted(asked) == sorted(["2024-01-01", "2024-01-02", "2024-01-03"] * 2)
     with pytest.raises(ConfigurationError, match="until: 2024-01-01 is not after since"):
         collection_flow(since=date(2024, 1, 1), until=date(2024, 1, 1), config=config)
+
+
+def test_a_late_table_is_an_event(prefect_api: str, api: Api, tmp_path: Path) -> None:
+    """A table that was given no rows for longer than it says raises an event, on which an automation can act."""
+    config = configure(tmp_path, {"inbox": files(tmp_path, expect="daily")})
+    (table,) = configured_tables(load_config(config), "inbox")
+    with table.raw.writing("2024-01", fingerprint="old", collected_at=datetime(2024, 2, 1, tzinfo=UTC)) as writer:
+        writer.add(pa.table({"id": ["1"], "day": ["2024-01-30"]}))
+    (tmp_path / "orders.csv").unlink()
+    with pytest.raises(JobsFailedError, match="SOURCE_UNAVAILABLE"):
+        collection_flow(config=config)
+
+    def late() -> list[str]:
+        found = api.post("/events/filter", {"filter": {"event": {"name": ["executor-adapter.table.late"]}}})["events"]
+        return [each["resource"]["prefect.resource.name"] for each in found]
+
+    wait_for(lambda: late() == ["inbox.orders"])
 
 
 def test_a_failed_tool_leaves_the_others_whole(prefect_api: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from executor_adapter.config import load_config, redacted
 from executor_adapter.exceptions import ConfigurationError, JobError
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
-from executor_adapter.pipeline.tables import select_tools
+from executor_adapter.pipeline.tables import import_references, select_tools
 from executor_adapter.terminal import escaped
 
 EMBEDDED_SERVER = {
@@ -42,9 +42,14 @@ def run_pipeline(arguments: Sequence[str] = ()) -> int:
         os.environ.setdefault(name, value)
     config = arguments[0] if arguments else None
     try:
-        select_tools(load_config(config))
+        settings = load_config(config)
+        select_tools(settings)
+        problems = import_references(settings)
     except ConfigurationError as error:
-        print(escaped(redacted(str(error))), file=sys.stderr)
+        problems = [error]
+    for problem in problems:
+        print(escaped(redacted(str(problem))), file=sys.stderr)
+    if problems:
         return 2
     return _run(config)
 

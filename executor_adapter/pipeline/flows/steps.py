@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
+from prefect.events import emit_event
+
 from executor_adapter.config import FilesTool, RestTool
 from executor_adapter.pipeline.collecting import find_windows
+from executor_adapter.pipeline.commands import lateness
 from executor_adapter.pipeline.flows import assets, jobs
 from executor_adapter.pipeline.flows.run import Future, Run
 from executor_adapter.pipeline.sources.windows import Window
@@ -50,6 +53,20 @@ def collect(run: Run, since: date | None = None, until: date | None = None) -> N
         collections.wait()
         collections.settle()
     collections.materialise()
+    for table in tables:
+        late = lateness(table)
+        if late is not None:
+            _emit_late(table, late)
+
+
+def _emit_late(table: ConfiguredTable, late: float) -> None:
+    """Raise the event of a late table, on which an automation can act."""
+    name = f"{table.tool_name}.{table.name}"
+    emit_event(
+        event="executor-adapter.table.late",
+        resource={"prefect.resource.id": f"executor-adapter.table.{name}", "prefect.resource.name": name},
+        payload={"expect": table.settings.expect, "late_seconds": round(late)},
+    )
 
 
 class _Collections:
