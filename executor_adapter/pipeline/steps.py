@@ -37,7 +37,7 @@ and the row as the step was given it, as JSON."""
 MISTAKES = (LookupError, TypeError, ValueError, AttributeError, NameError, ArithmeticError, AssertionError)
 """What a step raises that has a mistake, or that the rows do not suit: the same rows raise it again."""
 
-_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
+_INTEGERS = {"BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 _TABLE = re.compile(r"\{table:([^{}]+)\}")
 _OPTIONS = {
     "deduplicate": ({"key"}, {"order_by", "keep", "reject"}),

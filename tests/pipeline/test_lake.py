@@ -19,6 +19,7 @@ import pytest
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
 from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter
+from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.lake.layout import remove_leftovers
 from executor_adapter.pipeline.lake.table import LakeTable
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
@@ -374,12 +375,15 @@ def test_a_lock_is_given_up_in_time(tmp_path: Path) -> None:
     assert caught.value.error_code == "LOCKED"
 
 
+ENTRY = WindowEntry(window="w", rows=0, fingerprint="v1", written_at="")
+
+
 def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
     """What a full disk refuses says what to do."""
     place = tmp_path / "full"
     place.symlink_to("/dev/full")
     with pytest.raises(DataCollectionException, match="No space left on device: free some space") as caught:
-        FileWriter(place, ROWS.schema)
+        FileWriter(place, ROWS.schema).close(ENTRY)
     assert caught.value.error_code == "DISK_FULL"
 
 

@@ -70,8 +70,9 @@ def land_file(root: Path, tool_name: str, tool: FilesTool, table: str, window: W
     place = _Place(tool, tool.tables[table].file)
     origin = f"{place.shown_root}/{window.name}"
     with _explained(origin), place.opened(window.name) as (file, size, fingerprint, is_same):
-        existing = find_landing(root, tool_name, table, window, fingerprint)
-        if existing is not None:
+        # What was there before the newest content is not what is there again: it is newer now.
+        existing = find_landing(root, tool_name, table, window)
+        if existing is not None and existing.manifest.fingerprint == fingerprint:
             log("%s: not changed", origin)
             return existing
         with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
