@@ -10,10 +10,9 @@ from typing import Annotated
 import typer
 
 from executor_adapter.cli.checks import modules_of_this_directory
-from executor_adapter.cli.output import console, print_rows
+from executor_adapter.cli.output import console
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.pipeline.commands import add_commands
 
 app = typer.Typer(help="Collect and process the tables that the configuration describes.", no_args_is_help=True)
 
@@ -40,16 +39,8 @@ def run(config_file: ConfigOption = None) -> None:
     with _explained(), modules_of_this_directory():
         from executor_adapter.pipeline.flows import run_pipeline
 
-        raise typer.Exit(run_pipeline([] if config_file is None else [str(config_file)]))
-
-
-@contextmanager
-def _surrounding() -> Iterator[None]:
-    with _explained(), modules_of_this_directory():
-        yield
-
-
-add_commands(app, print_rows, _surrounding)
+        code = run_pipeline([] if config_file is None else [str(config_file)])
+    raise typer.Exit(code)
 
 
 @contextmanager

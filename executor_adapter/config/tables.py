@@ -45,7 +45,7 @@ class TableSettings(Section):
     """Days for which windows that are named by a day, a month or a year are kept, and before which none is collected;
     null: for ever."""
     expect: Literal["hourly", "daily", "weekly", "monthly"] | None = None
-    """How often the table is given new rows. When it is late, `pipeline status` says so, and a run raises the event
+    """How often the table is given new rows. When it is late, a run raises the event
     `executor-adapter.table.late`."""
 
     def relative_to(self, directory: Path) -> Self:

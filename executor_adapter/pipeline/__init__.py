@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         process_window,
         reject_reasons,
     )
-    from executor_adapter.pipeline.schema import CAST_REJECTS, Cast, Caster, cast_text, typed_schema
+    from executor_adapter.pipeline.schema import CAST_REJECTS, Cast, Caster
     from executor_adapter.pipeline.sources.files import find_files, land_file
     from executor_adapter.pipeline.sources.functions import land_function
     from executor_adapter.pipeline.sources.land import land
@@ -101,8 +101,6 @@ _HOMES = {
     "CAST_REJECTS": "executor_adapter.pipeline.schema",
     "Cast": "executor_adapter.pipeline.schema",
     "Caster": "executor_adapter.pipeline.schema",
-    "cast_text": "executor_adapter.pipeline.schema",
-    "typed_schema": "executor_adapter.pipeline.schema",
     "REJECTS": "executor_adapter.pipeline.text_rows",
     "LandedFile": "executor_adapter.pipeline.sources.landing",
     "Landing": "executor_adapter.pipeline.sources.landing",
@@ -146,7 +144,6 @@ __all__ = [
     "Writer",
     "Written",
     "balance",
-    "cast_text",
     "clean_lake",
     "collect_window",
     "configured_tables",
@@ -177,7 +174,6 @@ __all__ = [
     "settle_table",
     "settle_windows",
     "store_landing",
-    "typed_schema",
     "write_starter",
 ]
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from executor_adapter.config import Column, TableSchema
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.parsing import arrow_type, parse
+from executor_adapter.pipeline.parsing import parse
 
 CAST_REJECTS = pa.schema(
     [
@@ -113,24 +113,6 @@ class Caster:
         values, right, reason = parse(texts, column)
         reasons.add(name, texts, right, reason)
         return values
-
-
-def cast_text(text: str, column: Column) -> pa.Scalar:
-    """Return one text as a value of the column's type.
-
-    Raises:
-        DataProcessingException: DATA_ERROR, it is not one.
-    """
-    values, right, reason = parse(pa.array([text], pa.string()), column)
-    if not right[0].as_py():
-        raise _error(f"{shortened(text)} {reason}")
-    return values[0]
-
-
-def typed_schema(schema: TableSchema, others: list[str] | None = None) -> pa.Schema:
-    """Return the declared columns with their types in the lake, and then `others`, as text."""
-    declared = [pa.field(name, arrow_type(column)) for name, column in schema.columns.items()]
-    return pa.schema([*declared, *(pa.field(name, pa.string()) for name in others or ())])
 
 
 def shortened(text: str | None) -> str:

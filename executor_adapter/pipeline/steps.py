@@ -24,7 +24,7 @@ import duckdb
 import pyarrow as pa
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline.importing import check_module, import_object
+from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.text_rows import REASON, ROW
 
@@ -139,25 +139,6 @@ def _name_of_sql(text: str) -> str:
     return first[3:] if first.startswith("-- ") else "sql"
 
 
-def check_step(step: Step, key: str) -> None:
-    """Refuse a step whose module is not there, without importing it.
-
-    Raises:
-        ConfigurationError: it is not there.
-    """
-    if step.reference is not None:
-        check_module(step.reference, key)
-
-
-def import_step(step: Step, key: str) -> Any:
-    """Return what a step imports, None where that is nothing.
-
-    Raises:
-        ConfigurationError: it cannot be imported.
-    """
-    return None if step.reference is None else import_object(step.reference, key)
-
-
 def fingerprint_of(steps: Sequence[Step], root: Path) -> str:
     """Return what the steps depend on: themselves, their SQL, and the version of each other table that they read."""
     read = {table: other_table(root, table).version() for step in steps for table in step.reads}
@@ -197,7 +178,8 @@ class Run:
     def __init__(self, database: duckdb.DuckDBPyConnection, source: str, root: Path, space: Path) -> None:
         self._database, self._root, self._space = database, root, space
         self._number = 0
-        self._rows = "rows_0"
+        self.rows = "rows_0"
+        """The view that has the rows now."""
         self.account = Account()
         self.rejects: list[str] = []
         """Queries that give the rejects, with the columns of `REJECTS`."""
@@ -211,11 +193,6 @@ class Run:
         ((found,),) = self._database.execute(query).fetchall()
         return found
 
-    @property
-    def rows(self) -> str:
-        """The view that has the rows now."""
-        return self._rows
-
     def apply(self, step: Step) -> None:
         """Apply a step, and account for its rows.
 
@@ -223,7 +200,7 @@ class Run:
             DataProcessingException: CONFIGURATION_ERROR, it gives rows that it was not given, or one twice, or its SQL
                 is wrong; DATA_ERROR, it raises one of `MISTAKES`, or the rows do not suit it.
         """
-        before, self._number = self._rows, self._number + 1
+        before, self._number = self.rows, self._number + 1
         after = f"rows_{self._number}"
         try:
             with _explained(step):
@@ -234,7 +211,7 @@ class Run:
             if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
                 raise
             raise _error(step, str(error).partition("\n\n")[0].replace("\n", " "), code) from error
-        self._rows = self._accounted(step, before, after)
+        self.rows = self._accounted(step, before, after)
 
     def _put(self, view: str, step: Step, before: str) -> None:
         """Make the view of what a step gives."""

@@ -153,7 +153,8 @@ class _Storing:
     def store(self, read: Read, divided: Divided, wanted: Wanted, window: str | None) -> Collected:
         """Write what is wanted, and publish it; `window` is that of all rows, None where they are divided."""
         with self._stack:
-            self._begin_rejects()
+            if self._rejects.find(self._landing.manifest.window.name) is not None:
+                self._put_aside(ALL_REJECTS.empty_table())  # Those of the delivery before go.
             for batch in read(self._reject):
                 cast = self._caster.cast(batch)
                 self._reject(cast.rejects)
@@ -218,20 +219,14 @@ class _Storing:
                 error_code="CONFIGURATION_ERROR",
             )
 
-    def _begin_rejects(self) -> None:
-        """Begin the rejects, so that those of the delivery before go: where it had some."""
-        name = self._landing.manifest.window.name
-        if self._rejects.find(name) is not None:
-            self._reject_writer = self._writer(self._rejects, name)
-            self._reject_writer.add(ALL_REJECTS.empty_table())
-
     def _reject(self, rejects: pa.RecordBatch) -> None:
-        if not rejects.num_rows:
-            return
+        if rejects.num_rows:
+            self._put_aside(pa.Table.from_batches([rejects]))
+
+    def _put_aside(self, rejects: pa.Table) -> None:
         if self._reject_writer is None:
             self._reject_writer = self._writer(self._rejects, self._landing.manifest.window.name)
-        table = pa.Table.from_batches([rejects])
-        self._reject_writer.add(pa.concat_tables([ALL_REJECTS.empty_table(), table], promote_options="default"))
+        self._reject_writer.add(pa.concat_tables([ALL_REJECTS.empty_table(), rejects], promote_options="default"))
         self._rejected += rejects.num_rows
 
 

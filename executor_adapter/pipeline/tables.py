@@ -36,7 +36,7 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.importing import check_module, import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.upkeep import is_expired
-from executor_adapter.pipeline.steps import Spec, check_step, import_step, read_step
+from executor_adapter.pipeline.steps import Spec, read_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,9 @@ class ConfiguredTable:
         """
         settings = self.settings
         for spec in settings.steps:
-            check_step(read_step(spec, f"{self.key}.steps"), f"{self.key}.steps")
+            step = read_step(spec, f"{self.key}.steps")
+            if step.reference is not None:
+                check_module(step.reference, f"{self.key}.steps")
         if settings.group_by and not settings.measures:
             raise ConfigurationError(f"{self.key}: with group_by, measures must have at least one entry")
         if isinstance(settings, FileTable) and settings.period is not None and len(settings.partition) != 1:
@@ -274,17 +276,14 @@ def import_references(settings: Settings) -> list[ConfigurationError]:
     for name in settings.tools:
         loads = [partial(import_object, reference, key) for key, reference in _references(settings, name)]
         for table in configured_tables(settings, name):
-            loads += [partial(_import_step, each, f"{table.key}.steps") for each in table.settings.steps]
+            steps = [read_step(each, f"{table.key}.steps").reference for each in table.settings.steps]
+            loads += [partial(import_object, each, f"{table.key}.steps") for each in steps if each is not None]
         for load in loads:
             try:
                 load()
             except ConfigurationError as error:
                 problems.append(error)
     return problems
-
-
-def _import_step(spec: Spec, key: str) -> None:
-    import_step(read_step(spec, key), key)
 
 
 def _references(settings: Settings, tool_name: str) -> Iterator[tuple[str, str]]:

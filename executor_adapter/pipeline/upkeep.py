@@ -14,6 +14,9 @@ from executor_adapter.pipeline.lake.upkeep import expire_windows, remove_windows
 from executor_adapter.pipeline.sources.landing import outdated_landings
 from executor_adapter.pipeline.tables import ConfiguredTable
 
+PERIODS = {"hourly": 3_600.0, "daily": 86_400.0, "weekly": 604_800.0, "monthly": 2_678_400.0}
+"""Seconds within which new rows are expected, by what `expect` of a table says."""
+
 
 def keep_table(table: ConfiguredTable, now: datetime | None = None) -> int:
     """Remove the windows that are older than the table's `keep_days`; return how many, over all layers."""
@@ -22,6 +25,16 @@ def keep_table(table: ConfiguredTable, now: datetime | None = None) -> int:
     if days is None:
         return 0
     return sum(len(expire_windows(layer, today - timedelta(days=days))) for layer in table.layers)
+
+
+def lateness(table: ConfiguredTable, now: datetime | None = None) -> float | None:
+    """Return for how many seconds new rows have been expected; None: they are not late, or none are expected."""
+    given = [entry.collected_at for entry in table.raw.windows().values() if entry.rows]
+    if table.settings.expect is None or not given:
+        return None
+    last = datetime.fromisoformat(max(given))
+    late = ((now or datetime.now(UTC)) - last).total_seconds() - PERIODS[table.settings.expect]
+    return late if late > 0 else None
 
 
 def settle_table(table: ConfiguredTable, present: Collection[str]) -> list[str]:

@@ -35,6 +35,7 @@ from executor_adapter.pipeline import (
     settle_table,
 )
 from executor_adapter.pipeline.tables import in_order
+from executor_adapter.pipeline.upkeep import lateness
 from tests.api_server import Answer, as_json, serving
 from tests.servers import ROOT
 from tests.waiting import PATIENCE
@@ -649,6 +650,17 @@ def test_old_landings_go(airports: ConfiguredTable) -> None:
     assert clean_lake(airports.lake, older_than=3600.0) == (0, 0)
     assert clean_lake(airports.lake, older_than=-1.0) == (0, 1)
     assert counts(collect(airports)) == [(0, "already_collected")]
+
+
+def test_a_table_is_late_when_new_rows_are_expected(airports: ConfiguredTable) -> None:
+    """As its `expect` says: after a day for daily rows."""
+    assert lateness(airports, datetime.now(UTC) + timedelta(days=9)) is None
+    collect(airports)
+    table = of_file(airports.lake.parent, expect="daily")
+    assert lateness(table) is None
+    late = lateness(table, datetime.now(UTC) + timedelta(days=2))
+    assert late is not None
+    assert 86_300 < late < 86_500
 
 
 # --- the configuration ---

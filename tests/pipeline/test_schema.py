@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from executor_adapter.config import Column, TableSchema
+from executor_adapter.config import TableSchema
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline.schema import CAST_REJECTS, Caster, cast_text, typed_schema
+from executor_adapter.pipeline.parsing import arrow_type
+from executor_adapter.pipeline.schema import CAST_REJECTS, Caster
 
 
 def schema(**columns: Any) -> TableSchema:
@@ -198,7 +199,7 @@ def test_a_schema_is_written_in_yaml() -> None:
       check: rules.orders:ORDERS
     """
     found = TableSchema.model_validate(yaml.safe_load(text))
-    assert typed_schema(found) == pa.schema(
+    assert pa.schema([(name, arrow_type(column)) for name, column in found.columns.items()]) == pa.schema(
         [
             ("id", pa.string()),
             ("price", pa.decimal128(10, 2)),
@@ -230,13 +231,6 @@ def test_a_wrong_declaration_is_refused(column: Any, message: str) -> None:
     with pytest.raises((ConfigurationError, ValidationError)) as caught:
         schema(a=column)
     assert message in str(caught.value)
-
-
-def test_one_text_is_cast() -> None:
-    """A watermark or a bound is cast like a value of its column."""
-    assert cast_text("2013-01-01T00:00:00Z", Column(type="timestamp")).as_py() == datetime(2013, 1, 1, tzinfo=UTC)
-    with pytest.raises(DataProcessingException, match="'x' is not an integer"):
-        cast_text("x", Column(type="integer"))
 
 
 # --- properties ---

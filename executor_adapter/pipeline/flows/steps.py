@@ -9,11 +9,11 @@ from prefect.events import emit_event
 
 from executor_adapter.config import FilesTool, RestTool
 from executor_adapter.pipeline.collecting import find_windows
-from executor_adapter.pipeline.commands import lateness
 from executor_adapter.pipeline.flows import assets, jobs
 from executor_adapter.pipeline.flows.run import Future, Run
 from executor_adapter.pipeline.sources.windows import Window
 from executor_adapter.pipeline.tables import ConfiguredTable, in_order
+from executor_adapter.pipeline.upkeep import lateness
 
 
 def collect(run: Run, since: date | None = None, until: date | None = None) -> None:
