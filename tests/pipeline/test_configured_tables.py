@@ -669,7 +669,7 @@ def test_a_table_is_late_when_new_rows_are_expected(airports: ConfiguredTable) -
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        (["chek"], "did you mean check?"),
+        (["checkx"], "did you mean check?"),
         (["no.such.module:step"], "there is no module no.such.module"),
         ([{"key": "id"}], "'key' is not a step"),
         ([{"check": "nowhere:RULES"}], "there is no module nowhere"),
