@@ -177,9 +177,8 @@ def _check_balance(account: Account) -> None:
 
 def _told(account: Account, subject: str) -> Processed:
     rejected, dropped = account.rejected.total(), account.dropped.total()
-    log("%s: %d rows kept, %d rejected, %d dropped", subject, account.kept, rejected, dropped)
-    if account.merged:
-        log("%s: %d rows in, %d rows out of steps that make other rows", subject, account.given, account.kept)
+    said = "%s: %d rows given, %d kept, %d rejected, %d dropped, %d merged into others"
+    log(said, subject, account.given, account.kept, rejected, dropped, account.merged)
     reasons = Counter(account.rejected) + Counter(account.dropped)
     for reason, rows in reasons.most_common(MAX_LOGGED_REASONS):
         log("%d rows: %s", rows, reason)
@@ -286,9 +285,19 @@ def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]
     return _by_rule(found)
 
 
+def windows_to_process(table: ConfiguredTable) -> list[str]:
+    """Return the windows whose rows the table's steps have not processed as they are now."""
+    steps, processed = _steps_of(table), table.processed.windows()
+    wanted = {
+        window: processing_fingerprint(entry, steps, table.version)
+        for window, entry in table.raw.windows().items()
+        if entry.rows  # A day without any event needs no job.
+    }
+    return [name for name, mark in wanted.items() if name not in processed or processed[name].fingerprint != mark]
+
+
 _VALUE = re.compile(r"""(?<=: )('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[+-]?\d+)?)(?:\.\.\.)?(?= is )""")
 """Matches the value in a reason, such as `price: 'much' is not a decimal(8, 2)`."""
-MAX_EXAMPLES = 3
 
 
 def _by_rule(found: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
@@ -298,8 +307,7 @@ def _by_rule(found: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
     grouped: Counter[tuple[str, str]] = Counter()
     for (table, rule), reasons in rules.items():
         values = dict.fromkeys(value[0] for reason, _ in reasons if (value := _VALUE.search(reason)))
-        examples = ", ".join(list(values)[:MAX_EXAMPLES])
-        name = reasons[0][0] if len(reasons) == 1 else f"{rule} (such as {examples})"
+        name = reasons[0][0] if len(reasons) == 1 else f"{rule} (such as {', '.join(list(values)[:3])})"
         grouped[table, name] += sum(rows for _, rows in reasons)
     return grouped
 

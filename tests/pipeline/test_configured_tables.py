@@ -34,6 +34,7 @@ from executor_adapter.pipeline import (
     select_tools,
     settle_table,
 )
+from executor_adapter.pipeline.processing import windows_to_process
 from executor_adapter.pipeline.tables import in_order
 from executor_adapter.pipeline.upkeep import lateness
 from tests.api_server import Answer, as_json, serving
@@ -171,6 +172,15 @@ def test_files_of_a_pattern_are_windows_of_their_own(tmp_path: Path) -> None:
     table = of_file(tmp_path, file="*.csv")
     collect(table)
     assert list(table.raw.windows()) == ["a.csv", "b.csv"]
+
+
+def test_what_is_processed_needs_no_job(airports: ConfiguredTable) -> None:
+    """A window is to be processed until its rows, as they are, went through the steps, as they are."""
+    collect(airports)
+    assert windows_to_process(airports) == ["all"]
+    process(airports)
+    assert windows_to_process(airports) == []
+    assert windows_to_process(of_file(airports.lake.parent, version="2")) == ["all"]
 
 
 @pytest.mark.parametrize(("policy", "left"), [("keep", ["-5", "-6"]), ("mark", ["-5", "-6"]), ("delete", ["-5"])])
@@ -335,21 +345,6 @@ def test_a_resource_with_a_cursor_is_asked_for_what_is_new(tmp_path: Path) -> No
             collect(items)
     assert asked == ["0", "7", "17"]
     assert items.raw.windows()["all"].rows == 3
-
-
-def test_a_cursor_in_the_future_does_not_end_collecting(tmp_path: Path) -> None:
-    """One row in the year 9999: the source is asked from the last time on, when it was asked, and the log says so."""
-    url = f"sqlite:///{tmp_path / 'shop.db'}"
-    columns = {"id": "integer", "changed": {"type": "timestamp", "zone": "UTC"}}
-    described = {"table": "orders", "cursor": "changed", "key": "id", "schema": {"columns": columns}}
-    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
-    database = sa.create_engine(url, poolclass=sa.NullPool)
-    with database.begin() as connection:
-        connection.execute(sa.text("CREATE TABLE orders (id INTEGER, changed DATETIME)"))
-        connection.execute(sa.text("INSERT INTO orders VALUES (1, '9999-01-01 00:00:00.000000')"))
-    before = datetime.now(UTC)
-    collect(orders)
-    assert before <= datetime.fromisoformat(find_windows(orders)[0].since or "") <= datetime.now(UTC)
 
 
 def test_vanished_rows_beside_a_cursor_are_refused(tmp_path: Path) -> None:

@@ -97,41 +97,18 @@ def test_rows_are_sorted_by_stage_and_subject(screen: Screen) -> None:
     ]
 
 
-def test_a_terminal_shows_what_runs_and_no_lines_of_jobs() -> None:
-    """On a terminal the live view replaces the printed lines, and a line for each stage stays."""
+def test_a_terminal_shows_a_bar_and_no_lines_of_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal a bar of the block's own jobs takes the place of the printed lines, and a line of counts stays."""
     screen = Screen(terminal=True)
-    with screen.table.live():
+    with screen.table.live("collection"):
         screen.enter(job("a"), PENDING, RUNNING, COMPLETED)
         screen.table.record_result("a", None)
-    assert screen.output.getvalue().endswith("collect: 1 of 1 jobs done\n")
-    assert "collect flights flights 2013-01: completed" not in screen.output.getvalue()
-
-
-def test_a_long_live_view_fits_the_screen() -> None:
-    """Of many running jobs as many are shown as the screen has lines for; finished ones are counted."""
-    screen = Screen(terminal=True)
-    with screen.table.live():
-        for number in range(50):
-            screen.enter(job(f"f{number}", subject=f"finished {number:02}"), PENDING, RUNNING, COMPLETED)
-        for number in range(50):
-            screen.enter(job(f"r{number}", subject=f"running {number:02}"), PENDING, RUNNING)
-    last = screen.output.getvalue().rpartition("collect: 50 of 100 jobs done\n running")[2]
-    assert "flights running 00" in last
-    assert "finished" not in last
-    assert len(last.partition(" more run")[0].splitlines()) < screen.table.console.height
-    assert " more run" in last
-
-
-def test_a_new_block_does_not_repeat_stages_that_are_over() -> None:
-    """The live view of later stages leaves out those of earlier blocks."""
-    screen = Screen(terminal=True)
-    with screen.table.live():
-        screen.enter(job("a"), PENDING, RUNNING, COMPLETED)
-    before = len(screen.output.getvalue())
-    with screen.table.live():
-        screen.enter(job("b", stage="process"), PENDING, RUNNING, COMPLETED)
-    assert "collect:" not in screen.output.getvalue()[before:]
-    assert screen.output.getvalue().endswith("process: 1 of 1 jobs done\n")
+    with screen.table.live("processing"):
+        screen.enter(job("b", stage="process"), PENDING, RUNNING, FAILED)
+    assert screen.output.getvalue() == ""
+    collection, processing = capsys.readouterr().err.splitlines()
+    assert collection.startswith("collection: 1 of 1 done, ")
+    assert processing.startswith("processing: 1 of 1 done, 1 failed, ")
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -184,7 +161,7 @@ def report(lake: Path, **fields: Any) -> report_text.Report:
 
 
 def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> None:
-    """Links and failures come first, then rows, rejects by reason, the slowest jobs, the summary and the plots."""
+    """Links and failures come first, then rows, rejects by reason, the summary and the plots."""
     rejects = Counter({("flights", "planes", "year | 0"): 7, ("flights", "weather", "wind"): 9})
     shown = report(tmp_path, rejects=rejects, plots=["![delays](data:x)"], links={"all jobs": "/artifacts/artifact/1"})
     text = report_text.markdown(shown, [row(duration=float(n), subject=f"part {n}") for n in range(9)] + [BROKEN])
@@ -193,14 +170,11 @@ def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> 
         "## Failures",
         "## Rows",
         "## Rejected",
-        "## Slowest",
         "## Summary",
         "![",
     ]
     assert sorted(order, key=text.index) == order
     assert "| flights | weather | wind | 9 |\n| flights | planes | year \\| 0 | 7 |" in text
-    slowest = text.partition("## Slowest jobs")[2].partition("##")[0]
-    assert [line.split("|")[1].split()[-1] for line in slowest.splitlines() if "flights" in line] == list("87654")
 
 
 def test_the_most_frequent_reasons_are_sentences() -> None:

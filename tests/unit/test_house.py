@@ -112,7 +112,7 @@ BUDGETS = {
     "modules": 503,
     "monitoring": 788,
     "persistence": 1_180,
-    "pipeline": 5_805,
+    "pipeline": 5_801,
     "pools": 682,
     "pools/cluster": 3_689,
     "pools/guardian": 999,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 
 from rich.cells import cell_len
-from rich.console import Console, Group, JustifyMethod
-from rich.live import Live
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from executor_adapter.job import Job, JobStatus, Transition
-from executor_adapter.terminal import SafeConsole, SafeText, escaped
+from executor_adapter.monitoring import ProgressBar, ProgressCounts
+from executor_adapter.terminal import SafeConsole, SafeText
 
 WIDE = 100
 """Columns of a terminal from which on the table also has the pool and the attempts of each job."""
@@ -94,19 +93,20 @@ class ProgressTable:
         return sorted(rows, key=lambda row: (stages.index(row.stage), row.tool, row.subject))
 
     @contextmanager
-    def live(self) -> Iterator[None]:
-        """Show what runs while the block runs, then a line for each stage of it; does nothing without a terminal."""
+    def live(self, title: str) -> Iterator[None]:
+        """Show on a terminal how many of the block's jobs are done, and a line about them when it ends."""
         if not self.console.is_terminal:
             yield
             return
         before = frozenset(self._jobs)
-        view = functools.partial(self._live_view, before)
-        try:
-            with Live(get_renderable=view, console=self.console, refresh_per_second=4, transient=True):
-                yield
-        finally:
-            for line in _stage_lines(self._rows_since(before)):
-                self.console.print(line)
+        with ProgressBar(title, lambda: self._counts(before)):
+            yield
+
+    def _counts(self, before: frozenset[str]) -> ProgressCounts:
+        with self._changed:
+            states = [job.status for job_id, job in self._jobs.items() if job_id not in before]
+        failed = sum(state in (JobStatus.FAILED, JobStatus.CANCELLED) for state in states)
+        return ProgressCounts(done=sum(state.is_terminal for state in states), failed=failed, total=len(states) or None)
 
     def render(self, rows: Sequence[JobRow] | None = None) -> Table:
         """Return a table with one row per job; where there is little room, without its pool."""
@@ -120,37 +120,14 @@ class ProgressTable:
             table.add_column(name, no_wrap=True, overflow="ellipsis", justify=side)
         # The job's name alone is cut where the rest needs the room; rich would cut all columns by the same share.
         others = sum(
-            max([len(name), *(cell_len(str(row[at])) for row in cells)]) + gap for at, name in _all_but_job(names)
+            max([len(name), *(cell_len(str(row[at])) for row in cells)]) + gap
+            for at, name in enumerate(names)
+            if name != "job"
         )
         table.columns[names.index("job")].max_width = max(8, self.console.width - others - gap)
         for row in cells:
             table.add_row(*row)
         return table
-
-    def _rows_since(self, before: frozenset[str]) -> list[JobRow]:
-        """Return the rows of the jobs that were not known before."""
-        with self._changed:
-            return [self._row(job) for job_id, job in self._jobs.items() if job_id not in before]
-
-    def _live_view(self, before: frozenset[str]) -> Group:
-        """Draw a line for each new stage, then one for each job that runs, as many as the screen has lines for."""
-        rows = self._rows_since(before)
-        stages = list(_stage_lines(rows))
-        running = [row for row in rows if row.status in (JobStatus.RUNNING, JobStatus.RETRYING)]
-        room = max(1, self.console.height - len(stages) - 2)
-        table = Table.grid(padding=(0, 0, 0, 1), pad_edge=True)
-        for name in ("state", "seconds", "tool", "job"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if name == "seconds" else "left")
-        for row in running[:room]:
-            table.add_row(SafeText(row.state, style=_style(row.status)), f"{_figures(row)[1]} s", row.tool, row.subject)
-        hidden = len(running) - room
-        if hidden > 0:
-            rest = f" and {hidden:,} more run"
-        elif not running and any(row.status is JobStatus.PENDING for row in rows):
-            rest = " waiting for workers to start"
-        else:
-            rest = "" if rows else " looking for what there is to do"
-        return Group(*stages, table, *([SafeText(rest, style="dim")] if rest else []))
 
     def _print(self, row: JobRow) -> None:
         attempts, seconds, records = _figures(row)
@@ -176,24 +153,6 @@ class ProgressTable:
         )
 
 
-def _stage_lines(rows: Sequence[JobRow]) -> Iterator[SafeText]:
-    """Yield a line with the counts of each stage, in the order in which they began."""
-    for stage in dict.fromkeys(row.stage for row in rows):
-        yield _stage_line(stage, [row for row in rows if row.stage == stage])
-
-
-def _stage_line(stage: str, rows: Sequence[JobRow]) -> SafeText:
-    over = sum(row.status.is_terminal for row in rows)
-    failed = sum(row.status in (JobStatus.FAILED, JobStatus.CANCELLED) for row in rows)
-    waiting = sum(row.status is JobStatus.PENDING for row in rows)
-    records = sum(row.records or 0 for row in rows)
-    text = SafeText(f"{escaped(stage)}: {over} of {len(rows)} jobs done", no_wrap=True, overflow="ellipsis")
-    text.stylize("bold" if over < len(rows) else "dim")
-    if failed:
-        text.append(f", {failed} failed", style="bold red")
-    return text.append(f", {waiting} waiting" if waiting else "").append(f", {records:,} rows" if records else "")
-
-
 def _console() -> Console:
     console = SafeConsole()
     # A file or a pipe has no width, and the 80 columns that rich assumes would wrap every row of the table.
@@ -210,10 +169,6 @@ def _cells(row: JobRow, wide: bool) -> tuple[str | SafeText, ...]:
     retried = "" if wide or attempts == "1" else f", {attempts} attempts"
     state = SafeText(row.state + retried, style=_style(row.status))
     return row.tool, row.stage, row.subject, *((row.pool, attempts) if wide else ()), seconds, records, state
-
-
-def _all_but_job(names: Sequence[str]) -> list[tuple[int, str]]:
-    return [(at, name) for at, name in enumerate(names) if name != "job"]
 
 
 def _style(status: JobStatus) -> str:

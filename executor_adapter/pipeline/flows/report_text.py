@@ -21,8 +21,6 @@ MAX_REASON_SENTENCES = 5
 """Reasons that the terminal shows of them."""
 MAX_REASON = 200
 """Characters of a reason on the terminal."""
-MAX_SLOWEST = 5
-"""Jobs that the report lists as the slowest."""
 
 
 def artifact_rows(jobs: Iterable[JobRow]) -> list[dict[str, Any]]:
@@ -131,9 +129,6 @@ def markdown(report: Report, jobs: Sequence[JobRow]) -> str:
     parts += ["## Rows", _items(report.rows)]
     if report.rejects:
         parts += ["## Rejected rows, by reason", _reject_table(report.rejects)]
-    if slowest := _slowest(jobs):
-        listed = "\n".join(f"| {_name(job)} | {job.pool} | {job.attempts} | {job.duration:.2f} |" for job in slowest)
-        parts += ["## Slowest jobs", f"| job | pool | attempts | seconds |\n|---|---|--:|--:|\n{listed}"]
     if report.sentences or report.plots:
         parts += ["## Summary", _items(report.sentences), *report.plots]
     parts.append(f"The data is in `{report.lake}`.")
@@ -150,11 +145,6 @@ def _reject_table(rejects: Counter[tuple[str, str, str]]) -> str:
         rest = rejects.total() - sum(rows for _, rows in rejects.most_common(MAX_REASONS))
         listed.append(f"| | | {left_out} more reasons | {rest:,} |")
     return "\n".join(["| tool | table | reason | rows |\n|---|---|---|--:|", *listed])
-
-
-def _slowest(jobs: Iterable[JobRow]) -> list[JobRow]:
-    started = [job for job in jobs if job.duration is not None]
-    return sorted(started, key=lambda job: job.duration or 0.0, reverse=True)[:MAX_SLOWEST]
 
 
 def _name(job: JobRow) -> str:

@@ -98,7 +98,7 @@ class Run:
         with JobExecutor(max_workers, config=config, observers=[self.progress_table]) as executor:
             monitor = HealthMonitor(executor, on_alert=[emit_alert])
             # Their events are what automations react to.
-            with job_events(executor=executor), monitor, self.progress_table.live():
+            with job_events(executor=executor), monitor, self.progress_table.live(stage):
                 yield
             monitor.check()  # Most runs are shorter than its interval.
 

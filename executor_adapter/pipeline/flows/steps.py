@@ -11,6 +11,7 @@ from executor_adapter.config import FilesTool, RestTool
 from executor_adapter.pipeline.collecting import find_windows
 from executor_adapter.pipeline.flows import assets, jobs
 from executor_adapter.pipeline.flows.run import Future, Run
+from executor_adapter.pipeline.processing import windows_to_process
 from executor_adapter.pipeline.sources.windows import Window
 from executor_adapter.pipeline.tables import ConfiguredTable, in_order
 from executor_adapter.pipeline.upkeep import lateness
@@ -54,19 +55,13 @@ def collect(run: Run, since: date | None = None, until: date | None = None) -> N
         collections.settle()
     collections.materialise()
     for table in tables:
-        late = lateness(table)
-        if late is not None:
-            _emit_late(table, late)
-
-
-def _emit_late(table: ConfiguredTable, late: float) -> None:
-    """Raise the event of a late table, on which an automation can act."""
-    name = f"{table.tool_name}.{table.name}"
-    emit_event(
-        event="executor-adapter.table.late",
-        resource={"prefect.resource.id": f"executor-adapter.table.{name}", "prefect.resource.name": name},
-        payload={"expect": table.settings.expect, "late_seconds": round(late)},
-    )
+        if (late := lateness(table)) is not None:
+            name = f"{table.tool_name}.{table.name}"
+            emit_event(
+                event="executor-adapter.table.late",
+                resource={"prefect.resource.id": f"executor-adapter.table.{name}", "prefect.resource.name": name},
+                payload={"expect": table.settings.expect, "late_seconds": round(late)},
+            )
 
 
 class _Collections:
@@ -129,10 +124,7 @@ class _Collections:
 
 
 def process(run: Run) -> list[dict[str, Any]]:
-    """Process each window that the run's tools have in the lake, and return the summaries of the tools.
-
-    Windows that are processed already stay as they are.
-    """
+    """Process what the run's tools have in the lake and is not processed yet, and return the summaries of the tools."""
     run.processes = True
     run.begin_stage(0.5, 0.9)
     tables = [table for each in run.tables.values() for table in each]
@@ -160,8 +152,7 @@ def _submit_windows(run: Run, tables: list[ConfiguredTable]) -> dict[Future, Con
             arguments={"table": table, "window": window},
         ): table
         for table in tables
-        for window, entry in table.raw.windows().items()
-        if entry.rows  # A day without any event needs no job.
+        for window in windows_to_process(table)
     }
 
 
