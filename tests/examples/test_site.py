@@ -9,11 +9,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from html import unescape
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus, urlsplit
 
 import prometheus_client.parser
 import pytest
@@ -40,6 +43,7 @@ from executor_adapter.cli.app import app
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.prefect import JobEvents, JobExecutorBlock, JobTask, JobTaskRunner, PrefectMirror, emit_alert
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
+from tests.acceptance.browser import chromium
 from tests.servers import ROOT
 from tests.waiting import PATIENCE
 
@@ -286,3 +290,49 @@ def test_no_field_is_left_without_a_meaning(site: Path) -> None:
         rows = re.findall(r"<tr>\s*<td>(.*?)</tr>", content, re.DOTALL)
         assert rows, page
         assert [row for row in rows if re.search(r"<td>\s*</td>\s*$", row)] == [], page
+
+
+ANSWERS = {
+    "10000 jobs": "how-to/many-jobs",
+    "retry only network errors": "how-to/retries",
+    "killed after 60 seconds": "how-to/timeouts",
+    "deadlock": "how-to/scaling",
+    "print": "how-to/prefect-ui",
+    "kubernetes": "how-to/deploy/kubernetes",
+    "out of memory": "how-to/memory",
+    "macos": "how-to/pools",
+    "cancel": "how-to/cancelling",
+    "celery": "how-to/from-celery",
+    "dask": "how-to/from-prefect-dask",
+    "secret": "how-to/secrets",
+    "progress bar": "how-to/progress",
+    "deploy": "how-to/deployments",
+    "test": "how-to/testing",
+    "schedule": "how-to/schedulers",
+    "rate limit": "how-to/queues",
+    "prometheus": "how-to/monitoring",
+}
+"""The page that answers what people search for."""
+
+
+def test_a_search_finds_the_page_that_answers_first(site: Path) -> None:
+    """The search of the site, in a real browser, lists the right page first."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(site))
+
+        def log_message(self, *args: Any) -> None:
+            """Print nothing."""
+
+    found = {}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, chromium() as browser:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        for question in ANSWERS:
+            page.goto(f"http://127.0.0.1:{server.server_port}/?q={quote_plus(question)}")
+            first = page.wait_for_selector(".md-search-result__item a", state="attached", timeout=PATIENCE * 1000)
+            assert first is not None
+            found[question] = urlsplit(str(first.get_attribute("href"))).path.strip("/").removesuffix(".html")
+        server.shutdown()
+    assert found == ANSWERS
