@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from executor_adapter.cli import bootstrap, config, doctor, jobs, pipeline, prefect, run, stats, tools, watch
+from executor_adapter.cli import config, doctor, jobs, pipeline, prefect, run, stats, tools, watch
 from executor_adapter.cli.output import (
     CLOSED_OUTPUT,
     ClosedOutputError,
@@ -40,7 +40,6 @@ app.command("stats")(stats.stats)
 app.command("run")(run.run)
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
-prefect.app.command("bootstrap")(bootstrap.bootstrap)
 app.add_typer(tools.app, name="tools")
 app.add_typer(prefect.app, name="prefect")
 app.add_typer(pipeline.app, name="pipeline")

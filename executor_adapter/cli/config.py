@@ -15,7 +15,6 @@ from executor_adapter.cli.config_checks import problems
 from executor_adapter.cli.output import JsonOption, console, print_json, print_note, print_rows, without_secrets
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import ConfigSources, Settings, hidden, read_sources
-from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import size_text
 from executor_adapter.monitoring import Level
 from executor_adapter.terminal import SafeText
@@ -108,26 +107,12 @@ def has_key(given: Any, path: list[str]) -> bool:
 
 
 @app.command()
-def schema(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the schema to this file.")] = None,
-    as_json: JsonOption = False,
-) -> None:
+def schema(as_json: JsonOption = False) -> None:
     """Print the JSON schema of config.yaml, for editors. It is JSON without --json too.
 
     Write it beside the configuration, and begin config.yaml with: # yaml-language-server: $schema=./config.schema.json
     """
-    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
-    if output is None:
-        typer.echo(text)
-        return
-    try:
-        output.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"cannot write --output {output}: {error.strerror}: give another file") from None
-    if as_json:
-        print_json({"file": str(output)})
-    else:
-        console().print(f"begin config.yaml with: # yaml-language-server: $schema=./{output.name}", soft_wrap=True)
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
 def json_schema() -> dict[str, Any]:

@@ -32,10 +32,11 @@ from executor_adapter.cli.stores import (
     find_jobs,
     opened,
 )
-from executor_adapter.cli.waits import reason_of
+from executor_adapter.cli.waits import jobs_of_gone_hosts, reason_of
+from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import Attempt, JobStatus
-from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page
+from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page, SignedPickles, signed_pickles
 from executor_adapter.terminal import SafeText
 
 app = typer.Typer(help="Show the jobs of a store, cancel them, or run them again.", no_args_is_help=True)
@@ -87,16 +88,18 @@ def list_jobs(
         raise ConfigurationError(f"--page {page} of --limit {limit} is beyond any list: give smaller numbers")
     with opened(store, config_file) as opened_store:
         found = opened_store.find(wanted, offset=(page - 1) * limit, limit=limit, newest_first=not oldest_first)
+        gone = jobs_of_gone_hosts(opened_store, found.records)
     if as_json:
         total = {"total": found.total, "total_is_exact": found.total_is_exact}
-        print_json(total | {"jobs": [record.to_json() for record in found.records]})
+        shown = [record.to_json() | {"host_gone": record.job_id in gone} for record in found.records]
+        print_json(total | {"jobs": shown})
     else:
-        _print_page(found, page, limit)
+        _print_page(found, page, limit, gone)
 
 
-def _print_page(found: Page, page: int, limit: int) -> None:
+def _print_page(found: Page, page: int, limit: int, gone: frozenset[str]) -> None:
     if found.records:
-        print_rows(COLUMNS, [row(record) for record in found.records], by_end=True)
+        print_rows(COLUMNS, [row(record, gone) for record in found.records], by_end=True)
     console().print(SafeText(_position(found, page, (page - 1) * limit + 1), style="dim"))
 
 
@@ -112,12 +115,17 @@ def _position(found: Page, page: int, first: int) -> str:
     return f"{first:,} to {last:,} of {total}" + ("" if is_last else f"; more with --page {page + 1}")
 
 
-def row(record: JobRecord) -> list[Any]:
+def note_on(record: JobRecord, gone: frozenset[str]) -> str:
+    """Return what the status of a job does not say; `gone` has the ids of jobs whose host is gone."""
+    return "quarantined" if record.quarantined else "host gone" if record.job_id in gone else ""
+
+
+def row(record: JobRecord, gone: frozenset[str]) -> list[Any]:
     """Return the cells of a job in `jobs list`."""
     error = "" if record.error_code is None else f"{record.error_code}: {first_line(record.error_message)}"
     return [
         record.job_id,
-        status_text(record.status, quarantined=record.quarantined),
+        status_text(record.status, note_on(record, gone)),
         record.function.rpartition(":")[2],
         record.job_type,
         record.tool_name,
@@ -140,11 +148,11 @@ def show(
     """Show everything the store knows about one job, and what it waits for."""
     with opened(store, config_file) as opened_store:
         record = find_job(opened_store, job_id)
-        waits_for = reason_of(opened_store, record)
+        waits_for, gone = reason_of(opened_store, record), jobs_of_gone_hosts(opened_store, [record])
     if as_json:
         print_json(record.to_json() | {"arguments": record.arguments, "waits_for": waits_for})
         return
-    facts = _facts(record) | {"waits for": waits_for}
+    facts = _facts(record, gone) | {"waits for": waits_for}
     print_pairs({name: value for name, value in facts.items() if value not in (None, "", {})})
     if record.attempts:
         console().print()
@@ -154,12 +162,12 @@ def show(
         console().print(SafeText(record.traceback), soft_wrap=True)
 
 
-def _facts(record: JobRecord) -> dict[str, Any]:
+def _facts(record: JobRecord, gone: frozenset[str]) -> dict[str, Any]:
     progress = record.progress
     of_total = f" of {progress.total:g}" if progress is not None and progress.total is not None else ""
     return {
         "id": record.job_id,
-        "status": status_text(record.status, quarantined=record.quarantined),
+        "status": status_text(record.status, note_on(record, gone)),
         "type": record.job_type,
         "tool": record.tool_name,
         "queue": record.queue,
@@ -292,6 +300,25 @@ def _ask(method: str, job_ids: list[str], store: Any, config: Any, as_json: bool
         for job_id, answer in answers.items():
             console().print(f"{job_id}: {done if answer else not_done}")
     if not all(answers.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def resign(store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Sign pickled jobs with the first key of store.pickle_key, so that its other keys can go.
+
+    The exit code is 1 where jobs are left that no key has signed: they do not run.
+    """
+    key = load_config(config_file).store.pickle_key
+    with opened(store, config_file) as opened_store:
+        signed, left = opened_store.sign_again(signed_pickles(None if key is None else key.get_secret_value()))
+    if as_json:
+        print_json({"signed": signed, "left": left})
+    else:
+        console().print(f"{signed:,} pickled jobs signed")
+        for job_id in left:
+            console().print(f"{job_id}: its pickle {SignedPickles.REFUSAL}", soft_wrap=True)
+    if left:
         raise typer.Exit(1)
 
 

@@ -277,10 +277,10 @@ def discard_output() -> None:
     os.close(nowhere)
 
 
-def status_text(status: JobStatus, *, quarantined: bool = False) -> SafeText:
-    """Return the status in its colour."""
+def status_text(status: JobStatus, note: str = "") -> SafeText:
+    """Return the status in its colour, with what it does not say itself."""
     text = SafeText(str(status), style=STYLES[status])
-    return text.append(" (quarantined)", style="red") if quarantined else text
+    return text.append(f" ({note})", style="red") if note else text
 
 
 def clock_time(timestamp: float | None) -> str:

@@ -6,15 +6,18 @@ import contextlib
 import dataclasses
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from executor_adapter.cli.output import JsonOption, print_error, print_json, print_note, print_rows
+from executor_adapter.cli.stores import ConfigOption
+from executor_adapter.config import load_config
 from executor_adapter.terminal import SafeText
 
-SWEEP = "executor_adapter.prefect.crashes.sweep"
-"""The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
+SWEEP, SETUP = "executor_adapter.prefect.crashes.sweep", "executor_adapter.prefect.setup"
+"""The names of a module and a package, not imports, because only `executor_adapter.prefect` may import Prefect."""
 
 UNREACHABLE = 3
 """Exit code if the server cannot be reached, as for a store."""
@@ -60,3 +63,31 @@ def _rows(swept: list[Any], dry_run: bool) -> Iterator[tuple[Any, ...]]:
     for each in swept:
         done = "would be ended" if dry_run else "ended" if each.is_recorded else "not recorded"
         yield each.flow_run_id, each.name, each.state, each.task_runs, done
+
+
+@app.command()
+def bootstrap(
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="What to create, as YAML; default: everything.")
+    ] = None,
+    config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the work pool, queues, limits, variables, blocks and automations that deployments need.
+
+    It can be run again at any time: what is there already stays as it is, and what people set by hand is kept.
+    """
+    module = importlib.import_module(f"{SETUP}.bootstrap")
+    plans = importlib.import_module(f"{SETUP}.plan")
+    if note := module.note_on_server():
+        print_note(SafeText(note))
+    plan = plans.BootstrapPlan() if file is None else plans.read_plan(file)
+    with reaching_server(module.UNREACHABLE_ERRORS):
+        changes = module.bootstrap(plan, settings=load_config(config), dry_run=dry_run)
+    if as_json:
+        print_json([dataclasses.asdict(each) for each in changes])
+    else:
+        said = {"created": "would be created", "changed": "would be changed"} if dry_run else {}
+        rows = [(each.kind, each.name, said.get(each.outcome, str(each.outcome)), each.detail) for each in changes]
+        print_rows(("KIND", "NAME", "", "DETAIL"), rows)

@@ -18,6 +18,7 @@ _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})
 """Fields of a job that have columns of their own in its record; the others are in its call."""
 MAX_PRIORITY = 2**63 - 1
 """Databases have integers of 64 bits."""
+_KEPT = ("queue", "job_type", "tool_name", "function", "priority", "max_runtime", "pickled")
 _NOT_ITS_OWN = frozenset({"job_id", "function", "metadata"})
 
 
@@ -67,17 +68,11 @@ def rerun_record(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
     if "retry" in call:
         in_call = changed_retry(call["retry"], changes) | in_call
     fresh = JobRecord(
+        **{name: getattr(record, name) for name in _KEPT},
         job_id=uuid7(),
-        queue=record.queue,
-        job_type=record.job_type,
-        tool_name=record.tool_name,
-        function=record.function,
         created_at=time.time(),
         metadata={**record.metadata, RETRY_OF: record.job_id},
-        priority=record.priority,
-        max_runtime=record.max_runtime,
         call=json.dumps(call | in_call),
-        pickled=record.pickled,
         retry_of=record.job_id,
     )
     return replace(fresh, **columns)

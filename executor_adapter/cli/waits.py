@@ -1,14 +1,25 @@
-"""Says why jobs of a store wait."""
+"""Says why jobs of a store wait, and which ones nobody runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from executor_adapter.cli.output import clock_time
-from executor_adapter.job import JobStatus
+from executor_adapter.job import TERMINAL, JobStatus
 from executor_adapter.store import JobRecord, JobStore, SharedTools
+
+
+def jobs_of_gone_hosts(store: JobStore, records: Iterable[JobRecord]) -> frozenset[str]:
+    """Return the ids of those of the jobs that are not finished although the host that has them is gone."""
+    live = {host.host_id for host in store.hosts() if not host.is_over}
+    unfinished = (record for record in records if record.status not in TERMINAL and record.host is not None)
+    return frozenset(record.job_id for record in unfinished if record.host not in live)
 
 
 def reason_of(store: JobStore, record: JobRecord) -> str | None:
     """Return what a job waits for; None if it does not wait."""
+    if jobs_of_gone_hosts(store, [record]):
+        return f"a running host of queue {record.queue!r} that takes it over: its own is gone"
     if record.status not in (JobStatus.PENDING, JobStatus.RETRYING):
         return None
     shared = store.tools()

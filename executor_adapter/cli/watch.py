@@ -11,7 +11,7 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption, first_line
+from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption, first_line, note_on
 from executor_adapter.cli.output import (
     STYLES,
     JsonOption,
@@ -23,6 +23,7 @@ from executor_adapter.cli.output import (
     status_text,
 )
 from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
+from executor_adapter.cli.waits import jobs_of_gone_hosts
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import TERMINAL, JobStatus
 from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError
@@ -45,6 +46,8 @@ class Frame:
     total_live: int
     recent: tuple[JobRecord, ...]
     at: float
+    gone: frozenset[str] = frozenset()
+    """The ids of the live jobs whose host is gone."""
 
 
 class View:
@@ -68,7 +71,8 @@ class View:
         ended = dataclasses.replace(self._wanted, statuses=TERMINAL)
         recent = self._store.find(ended, limit=MAX_RECENT).records
         total = sum(counts[status] for status in LIVE_STATUSES)
-        return Frame(counts=counts, live=tuple(live), total_live=total, recent=recent, at=self._clock())
+        gone = jobs_of_gone_hosts(self._store, live)
+        return Frame(counts=counts, live=tuple(live), total_live=total, recent=recent, at=self._clock(), gone=gone)
 
 
 def render(frame: Frame, width: int) -> Group:
@@ -80,7 +84,7 @@ def render(frame: Frame, width: int) -> Group:
     ends = dict(zip(ids, ends_of(ids), strict=True))
     parts: list[Any] = [head, SafeText()]
     if frame.live:
-        rows = [_live_row(record, ends[record.job_id], frame.at) for record in frame.live]
+        rows = [_live_row(record, ends[record.job_id], frame) for record in frame.live]
         parts.append(fitting_table(COLUMNS, rows, width, essential=1) or SafeText("the terminal is too narrow"))
     hidden = frame.total_live - len(frame.live)
     parts.append(SafeText(f"and {hidden:,} more" if hidden > 0 else "", style="dim"))
@@ -88,10 +92,10 @@ def render(frame: Frame, width: int) -> Group:
     return Group(*parts)
 
 
-def _live_row(record: JobRecord, name: str, now: float) -> list[Any]:
-    lasts = seconds(now - (record.started_at or record.created_at))
+def _live_row(record: JobRecord, name: str, frame: Frame) -> list[Any]:
+    lasts = seconds(frame.at - (record.started_at or record.created_at))
     cells = [record.job_type, record.tool_name, record.attempt or "", lasts]
-    return [name, status_text(record.status), *cells, _progress(record)]
+    return [name, status_text(record.status, note_on(record, frame.gone)), *cells, _progress(record)]
 
 
 def _progress(record: JobRecord) -> SafeText:

@@ -123,7 +123,7 @@ class JobPersistence:
         recovered: list[Job] = []
         until = time.monotonic() + DYING_HOST_TIMEOUT
         while True:
-            look_again = self.store.any_host_is_dying() and time.monotonic() < until
+            look_again = any(host.is_dying for host in self.store.hosts()) and time.monotonic() < until
             recovered += self.recorder.request(self._recovery.run).result()
             if not look_again:
                 return recovered

@@ -57,7 +57,7 @@ class StoredFunctions:
         if record.pickled is not None:
             if self._pickles is None:
                 return "it is stored pickled, and store.pickle_arguments is false"
-            return None if self._pickles.is_signed(record.pickled) else "its pickle is not signed by a key of ours"
+            return None if self._pickles.is_signed(record.pickled) else f"its pickle {SignedPickles.REFUSAL}"
         reference = _stored_reference(record)
         if reference is None or self._names(reference):
             return None

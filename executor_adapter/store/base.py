@@ -20,6 +20,7 @@ from typing import ClassVar, NamedTuple
 
 from executor_adapter.job import JobStatus, ToolLimit
 from executor_adapter.store.host import Host
+from executor_adapter.store.pickles import SignedPickles
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
 from executor_adapter.store.tools import SharedTools, ToolAsk, ToolShare
 
@@ -115,6 +116,10 @@ class JobStore(ABC):
         """End a job's quarantine, so that it may run again; False where no quarantined job has this id."""
 
     @abstractmethod
+    def sign_again(self, pickles: SignedPickles) -> tuple[int, list[str]]:
+        """Sign what is pickled with the first of the keys; return how many, and the ids of those that no key signed."""
+
+    @abstractmethod
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
         """Delete the jobs that finished more than `max_age_hours` ago; return how many.
 
@@ -179,11 +184,8 @@ class JobStore(ABC):
         """
 
     @abstractmethod
-    def any_host_is_dying(self) -> bool:
-        """Return whether the process of a host on this machine is dead while one of its workers is not.
-
-        Within moments, the jobs of such a host can be claimed.
-        """
+    def hosts(self) -> Sequence[Host]:
+        """Return the hosts that have a lease, or had one that no other host has ended yet; see `Host.is_over`."""
 
     @abstractmethod
     def cancel_requests(self, host_id: str) -> list[str]:

@@ -29,6 +29,8 @@ class Host:
     """Clock ticks from the machine's start to the process's; with the pid it identifies the process."""
     presence: str = ""
     """The name of its process's presence; "" where there is none."""
+    is_expired: bool = False
+    """Whether its lease was over when the store was read."""
 
     @property
     def is_gone(self) -> bool | None:
@@ -46,12 +48,15 @@ class Host:
         return None if held is None else not held
 
     @property
-    def may_be_gone(self) -> bool:
-        """Whether its lease decides: this machine cannot determine whether it is gone, or others hold its presence.
+    def is_over(self) -> bool:
+        """Whether others may take over its jobs: it is gone, or its lease is over and decides.
 
-        Any user may bind the name of a host that has died, which would look as if one of its workers were alive.
+        It decides where this machine cannot determine whether the host is gone, or where others hold its presence: any
+        user may bind the name of a host that has died, which would look as if one of its workers were alive.
         """
-        return self.is_gone is None or (self.is_dying and not is_held_by_process(self.presence))
+        gone = self.is_gone
+        decides = gone is None or (self.is_dying and not is_held_by_process(self.presence))
+        return gone is True or (self.is_expired and decides)
 
     @property
     def is_dying(self) -> bool:

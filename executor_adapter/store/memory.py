@@ -14,7 +14,8 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import MAX_QUARANTINED, TERMINAL, JobStatus, check_age
 from executor_adapter.store.base import JobStore, LeaseLostError, Written
 from executor_adapter.store.host import Host
-from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
+from executor_adapter.store.pickles import SignedPickles
+from executor_adapter.store.records import ALL, MAX_LOG_LINES, SEARCHED, JobFilter, JobRecord, LogLine, Page
 from executor_adapter.store.tools import ToolAsk
 
 
@@ -100,6 +101,9 @@ class MemoryStore(JobStore):
             self._records[job_id] = replace(record, quarantined=False)
             return True
 
+    def sign_again(self, pickles: SignedPickles) -> tuple[int, list[str]]:
+        return 0, []  # Nothing is pickled here.
+
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
         check_age("max_age_hours", max_age_hours)
         before = self._now() - max_age_hours * 3600
@@ -152,8 +156,8 @@ class MemoryStore(JobStore):
             self._records.update((record.job_id, record) for record in claimed)
             return claimed
 
-    def any_host_is_dying(self) -> bool:
-        return False
+    def hosts(self) -> list[Host]:
+        return []  # All are this process's.
 
     def cancel_requests(self, host_id: str) -> list[str]:
         with self._lock:
@@ -229,13 +233,9 @@ _NAMED = ("queue", "job_type", "tool_name", "retry_of")
 
 
 def _within(at: float | None, begin: float | None, end: float | None) -> bool:
-    if begin is None and end is None:
-        return True
-    return at is not None and (begin is None or at >= begin) and (end is None or at < end)
+    is_open = begin is None and end is None
+    return is_open or (at is not None and (begin is None or at >= begin) and (end is None or at < end))
 
 
 def _contains(record: JobRecord, text: str) -> bool:
-    fields = (
-        record.job_id, record.job_type, record.tool_name, record.function, record.error_code, record.error_message,
-    )  # fmt: skip
-    return any(text.casefold() in field.casefold() for field in fields if field is not None)
+    return any(text.casefold() in (getattr(record, name) or "").casefold() for name in SEARCHED)

@@ -23,11 +23,14 @@ MIN_KEY_LENGTH = 16
 """Characters of a key."""
 
 _FORMAT = b"EXA1"
-_MAC_SIZE = hashlib.sha256().digest_size
+_START = len(_FORMAT) + hashlib.sha256().digest_size
+"""Where the pickle begins, after its signature."""
 
 
 class SignedPickles:
     """Signs pickles with the first of its keys, and loads those that any of them has signed."""
+
+    REFUSAL = "is signed by no key of ours: set store.pickle_key to our key and that of its program: OURS THEIRS"
 
     def __init__(self, keys: Sequence[str]) -> None:
         short = [key for key in keys if len(key) < MIN_KEY_LENGTH]
@@ -48,25 +51,18 @@ class SignedPickles:
             InvalidJobError: it is not signed by one of the keys.
             Exception: whatever loading it raises.
         """
-        return pickle.loads(self._verified(signed))
+        if not self.is_signed(signed):
+            raise InvalidJobError(f"its pickle {self.REFUSAL}")
+        return pickle.loads(signed[_START:])
 
     def is_signed(self, signed: bytes) -> bool:
         """Return whether a pickle is signed by one of the keys, without loading it."""
-        try:
-            self._verified(signed)
-        except InvalidJobError:
-            return False
-        return True
+        mac, pickled = signed[len(_FORMAT) : _START], signed[_START:]
+        return signed.startswith(_FORMAT) and any(hmac.compare_digest(mac, _mac(key, pickled)) for key in self._keys)
 
-    def _verified(self, signed: bytes) -> bytes:
-        start = len(_FORMAT) + _MAC_SIZE
-        mac, pickled = signed[len(_FORMAT) : start], signed[start:]
-        if not signed.startswith(_FORMAT) or not any(hmac.compare_digest(mac, _mac(k, pickled)) for k in self._keys):
-            raise InvalidJobError(
-                "its pickle is not signed by a key of this installation: set store.pickle_key to the key of the "
-                "program that stored it, or submit the job again"
-            )
-        return pickled
+    def sign_again(self, signed: bytes) -> bytes:
+        """Return a pickle that any of the keys has signed, signed with the first one."""
+        return self.sign(signed[_START:])
 
 
 def _mac(key: bytes, pickled: bytes) -> bytes:

@@ -147,6 +147,8 @@ class JobFilter:
     every job that matches the other fields, without an index."""
 
 
+SEARCHED = ("job_id", "job_type", "tool_name", "function", "error_code", "error_message")
+"""Where `JobFilter.text` is searched for."""
 ALL = JobFilter()
 """Selects every job."""
 

@@ -278,7 +278,7 @@ def test_the_schema_is_a_schema_and_takes_the_project_s_own_file(command: Comman
 
 
 def test_the_schema_beside_the_project_s_file_is_the_newest() -> None:
-    """The committed schema equals what `config schema --output config.schema.json` writes."""
+    """The committed schema equals what `config schema > config.schema.json` writes."""
     assert json.loads((ROOT / "config.schema.json").read_text()) == json_schema()
     first = (ROOT / "config.yaml").read_text().splitlines()[0]
     assert first == "# yaml-language-server: $schema=./config.schema.json"
@@ -325,24 +325,6 @@ def test_the_schema_describes_every_key() -> None:
             assert described.get("description") or "$ref" in described, f"{name}.{key}"
 
 
-def test_a_schema_is_written_to_a_file(command: Command, home: Path) -> None:
-    """`config schema --output FILE` writes the schema to that file and prints how to use it."""
-    result = command("config", "schema", "--output", "s.json")
-    assert "# yaml-language-server: $schema=./s.json" in result.out
-    assert json.loads((home / "s.json").read_text()) == json_schema()
-    assert command("config", "schema", "--output", "s.json", "--json").json == {"file": "s.json"}
-
-
 def test_a_schema_is_json_with_and_without_the_option(command: Command) -> None:
     """`config schema` prints JSON with and without --json."""
     assert command("config", "schema", "--json") == command("config", "schema")
-
-
-@pytest.mark.parametrize(("place", "why"), [("/no/dir/x", "No such file or directory"), ("/", "Is a directory")])
-def test_a_schema_that_cannot_be_written_gives_one_line(command: Command, place: str, why: str) -> None:
-    """A file that cannot be written gives exit code 2 and one line with the reason."""
-    result = command("config", "schema", "-o", place)
-    assert (result.code, result.err) == (
-        2,
-        f"executor-adapter: cannot write --output {place}: {why}: give another file\n",
-    )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import typer
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.cli.app import app
 from executor_adapter.cli.stores import complete_job_id
+from executor_adapter.cli.watch import View
 from executor_adapter.config import Settings
-from executor_adapter.store import JobStore
+from executor_adapter.store import JobFilter, JobRecord, JobStore, SignedPickles, close_host, new_host
 from tests.cli.conftest import Command, fill, progress, record
 from tests.waiting import wait_for
 
@@ -342,3 +344,39 @@ def test_the_version_is_printed_by_an_option_as_by_the_command(command: Command)
     shown = command("--version")
     assert shown == command("version")
     assert re.search(r"^prefect-executor-adapter +\d", shown.out)
+
+
+def test_a_job_whose_host_is_gone_is_marked(command: Command, store: JobStore) -> None:
+    """Unfinished jobs of a host that is gone say so in each view; those of a live host and finished ones do not."""
+    fill(store, record("lives", JobStatus.RUNNING))
+    host = new_host()
+    store.register(host, lease=600)
+    jobs = [record("lost", JobStatus.RUNNING), record("ended")]
+    store.write(host.host_id, [replace(job, host=host.host_id) for job in jobs], lease=600)
+    assert not any(job["host_gone"] for job in command("jobs", "list", "--json").json["jobs"])
+    close_host(host)
+    store.leave(host.host_id)
+    gone = {job["job_id"]: job["host_gone"] for job in command("jobs", "list", "--json").json["jobs"]}
+    assert gone == {"lives": False, "lost": True, "ended": False}
+    assert "running (host gone)" in command("jobs", "list").out
+    shown = command("jobs", "show", "lost")
+    assert "running (host gone)" in shown.out
+    assert "a running host of queue '' that takes it over: its own is gone" in " ".join(shown.out.split())
+    assert View(store, JobFilter()).frame(5).gone == {"lost"}
+
+
+def test_pickled_jobs_are_signed_with_a_new_key(
+    command: Command, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that any of the keys has signed are signed with the first one; others are named, and stay as they are."""
+    new, old, other = (name * 16 for name in "abc")
+    for job_id, key in (("mine", new), ("old", old), ("foreign", other)):
+        store.enqueue(JobRecord(job_id=job_id, call="{}", pickled=SignedPickles([key]).sign(b"pickle")))
+    store.enqueue(JobRecord(job_id="plain", call="{}"))
+    monkeypatch.setenv("EXECUTOR_ADAPTER_STORE__PICKLE_KEY", f"{new} {old}")
+    result = command("jobs", "resign")
+    assert (result.code, result.out.splitlines()[0]) == (1, "2 pickled jobs signed")
+    assert "foreign: its pickle is signed by no key of ours: set store.pickle_key" in result.out
+    pickles = {each.job_id: each.pickled for each in store.find().records}
+    signed = {job_id for job_id, each in pickles.items() if each and SignedPickles([new]).is_signed(each)}
+    assert signed == {"mine", "old"}

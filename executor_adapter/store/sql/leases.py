@@ -12,8 +12,6 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
-from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -33,19 +31,21 @@ from sqlalchemy import (
 )
 
 from executor_adapter.store.base import LeaseLostError
-from executor_adapter.store.host import Host, this_machine
+from executor_adapter.store.host import Host
 from executor_adapter.store.records import JobRecord
 from executor_adapter.store.sql.queries import has_no_host, is_live
 from executor_adapter.store.sql.rows import record_of
 from executor_adapter.store.sql.schema import hosts, jobs
 
+_COLUMNS = [column.name for column in hosts.columns if column.name != "expires_at"]
 Refuse = Callable[[JobRecord], str | None]
 """Returns why a job must be left to other hosts; None if it may be claimed."""
 
 
 def register(connection: Connection, host: Host, lease: float) -> None:
     """Insert the host, with a lease of so many seconds."""
-    connection.execute(insert(hosts).values(asdict(host) | {"expires_at": now(connection) + lease}))
+    row = {name: getattr(host, name) for name in _COLUMNS}
+    connection.execute(insert(hosts).values(row | {"expires_at": now(connection) + lease}))
 
 
 def renew(connection: Connection, host_id: str, lease: float) -> bool:
@@ -116,30 +116,24 @@ def _lock_row(connection: Connection, host_id: str) -> bool:
 
 def end_leases_of_gone_hosts(connection: Connection, me: str) -> None:
     """End the leases of all hosts but `me` that are gone."""
-    query = select(hosts, (hosts.c.expires_at < now(connection)).label("expired")).where(hosts.c.host_id != me)
+    query = select(hosts, (hosts.c.expires_at < now(connection)).label("is_expired")).where(hosts.c.host_id != me)
     # Locked rows are skipped: such a lease is being renewed or ended, or the connection of its host was cut within a
     # transaction, which the database may notice only much later.
     for row in connection.execute(query.with_for_update(skip_locked=True)).mappings().all():
-        if is_gone(row):
+        if host_of(row).is_over:
             as_seen = (hosts.c.host_id == row["host_id"], hosts.c.expires_at == row["expires_at"])
             connection.execute(delete(hosts).where(*as_seen))
 
 
-def any_is_dying(connection: Connection) -> bool:
-    """Return whether a host of this machine is dying, see `Host.is_dying`."""
-    here = select(hosts).where(hosts.c.machine == this_machine())
-    return any(_host(row).is_dying for row in connection.execute(here).mappings())
+def known(connection: Connection) -> list[Host]:
+    """Return all hosts that have a row."""
+    query = select(hosts, (hosts.c.expires_at < now(connection)).label("is_expired"))
+    return [host_of(row) for row in connection.execute(query).mappings()]
 
 
-def is_gone(row: Any) -> bool:
-    """Return whether the host of a row is gone; the row says whether its lease has `expired`."""
-    host = _host(row)
-    known = host.is_gone
-    return bool(row["expired"] and host.may_be_gone) if known is not True else True
-
-
-def _host(row: Any) -> Host:
-    return Host(**{field.name: row[field.name] for field in fields(Host)})
+def host_of(row: RowMapping) -> Host:
+    """Return the host of a row, which also says whether its lease `is_expired`."""
+    return Host(**{name: row[name] for name in (*_COLUMNS, "is_expired")})
 
 
 def now(connection: Connection) -> ColumnElement[float]:

@@ -12,14 +12,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, literal, not_, or_, select, union_all
 
 from executor_adapter.job import JobStatus
-from executor_adapter.store.records import LIVE, JobFilter
+from executor_adapter.store.records import LIVE, SEARCHED, JobFilter
 from executor_adapter.store.sql.schema import hosts, jobs
 
 is_live = jobs.c.status.in_(sorted(LIVE))
 is_waiting = jobs.c.status == JobStatus.PENDING.value
 has_no_host = or_(jobs.c.host.is_(None), not_(select(hosts.c.host_id).where(hosts.c.host_id == jobs.c.host).exists()))
-
-_TEXT = ("job_id", "job_type", "tool_name", "function", "error_code", "error_message")
 
 
 def conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
@@ -38,18 +36,16 @@ def _named(wanted: JobFilter) -> Iterator[ColumnElement[bool]]:
         yield jobs.c.quarantined if wanted.quarantined else not_(jobs.c.quarantined)
     if wanted.text is not None:
         pattern = "%" + wanted.text.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
-        yield or_(*(func.lower(jobs.c[name]).like(pattern.lower(), escape="\\") for name in _TEXT))
+        yield or_(*(func.lower(jobs.c[name]).like(pattern.lower(), escape="\\") for name in SEARCHED))
 
 
 def _in_time(wanted: JobFilter) -> Iterator[ColumnElement[bool]]:
-    if wanted.created_from is not None:
-        yield jobs.c.created_at >= wanted.created_from
-    if wanted.created_before is not None:
-        yield jobs.c.created_at < wanted.created_before
-    if wanted.ended_from is not None:
-        yield jobs.c.completed_at >= wanted.ended_from
-    if wanted.ended_before is not None:
-        yield jobs.c.completed_at < wanted.ended_before
+    created, ended = (wanted.created_from, wanted.created_before), (wanted.ended_from, wanted.ended_before)
+    for column, (start, end) in ((jobs.c.created_at, created), (jobs.c.completed_at, ended)):
+        if start is not None:
+            yield column >= start
+        if end is not None:
+            yield column < end
 
 
 _LISTED = [column for column in jobs.columns if column.name != "traceback"]

@@ -16,6 +16,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import JobStatus, ToolLimit, check_age
 from executor_adapter.store.base import JobStore, LeaseLostError, Written
 from executor_adapter.store.host import Host
+from executor_adapter.store.pickles import SignedPickles
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
 from executor_adapter.store.sql import leases, tools
 from executor_adapter.store.sql.cleanup import delete_finished
@@ -112,6 +113,14 @@ class SqlStore(JobStore):
         with self._changing() as connection:
             return connection.execute(update(jobs).where(*quarantined).values(quarantined=False)).rowcount > 0
 
+    def sign_again(self, pickles: SignedPickles) -> tuple[int, list[str]]:
+        with self._changing() as connection:
+            rows = connection.execute(select(jobs.c.job_id, jobs.c.pickled).where(jobs.c.pickled.is_not(None))).all()
+            signed = {job_id: pickles.sign_again(each) for job_id, each in rows if pickles.is_signed(each)}
+            for job_id, each in signed.items():
+                connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(pickled=each))
+        return len(signed), [job_id for job_id, _ in rows if job_id not in signed]
+
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
         check_age("max_age_hours", max_age_hours)
         before = time.time() - max_age_hours * 3600
@@ -164,9 +173,9 @@ class SqlStore(JobStore):
             rows = select(jobs).where(jobs.c.job_id.in_(claimed)).order_by(jobs.c.created_at, jobs.c.job_id)
             return list(map(record_of, connection.execute(rows).mappings()))
 
-    def any_host_is_dying(self) -> bool:
+    def hosts(self) -> list[Host]:
         with self._reading() as connection:
-            return leases.any_is_dying(connection)
+            return leases.known(connection)
 
     def cancel_requests(self, host_id: str) -> list[str]:
         return self._column(select(jobs.c.job_id).where(is_live, jobs.c.host == host_id, jobs.c.cancel_requested))

@@ -22,7 +22,7 @@ from executor_adapter.store.tools import SharedTools, ToolAsk, ToolControl, Tool
 def read(connection: Connection) -> SharedTools:
     """Return what holds for all tools, and what hosts with a lease hold of them."""
     now = leases.now(connection)
-    query = select(hosts, (hosts.c.expires_at < now).label("expired"), now.label("now"))
+    query = select(hosts, (hosts.c.expires_at < now).label("is_expired"), now.label("now"))
     living = {row["host_id"]: row for row in connection.execute(query).mappings()}
     uses = [ToolUse(**row) for row in connection.execute(select(tool_uses)).mappings() if row["host_id"] in living]
     return SharedTools(
@@ -30,7 +30,7 @@ def read(connection: Connection) -> SharedTools:
         # All rows first: the traceback of one that makes no sense would keep the statement and its transaction open.
         controls={row["tool_name"]: _control_of(row) for row in connection.execute(select(tools)).mappings().all()},
         uses=uses,
-        any_gone=any(leases.is_gone(living[host_id]) for host_id in {use.host_id for use in uses if use.held}),
+        any_gone=any(leases.host_of(living[host_id]).is_over for host_id in {use.host_id for use in uses if use.held}),
     )
 
 

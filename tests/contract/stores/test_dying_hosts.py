@@ -67,7 +67,7 @@ def assert_taken_over_after(release: Callable[[], None], store: JobStore, make: 
     rival = new_host()
     store.register(rival, lease=60)
     assert store.claim(rival, queue="") == []
-    assert store.any_host_is_dying()
+    assert any(host.is_dying for host in store.hosts())
     executor = make()
     with ThreadPoolExecutor(1) as thread:
         recovering = thread.submit(executor.recover)
@@ -80,7 +80,7 @@ def assert_taken_over_after(release: Callable[[], None], store: JobStore, make: 
     assert wait_for_end(store, job.job_id).status is JobStatus.COMPLETED
     assert len(killed_host.runs_of(run_log)) == 2
     assert not (run_log / "overlaps").exists()
-    assert not store.any_host_is_dying()
+    assert not any(host.is_dying for host in store.hosts())
 
 
 def kill_host_with_its_guardian_stopped(start: Start, doing: str, run_log: Path) -> tuple[int, int]:
@@ -142,9 +142,9 @@ if len(sys.argv) == 2:
     held = os.dup(*own_presence().fds)  # as a worker would that still lives
     os.set_inheritable(held, True)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], str(held)])
-print(store.any_host_is_dying(), end=" ")
+print(any(host.is_dying for host in store.hosts()), end=" ")
 os.close(int(sys.argv[2]))
-print(store.any_host_is_dying())
+print(any(host.is_dying for host in store.hosts()))
 """
 
 

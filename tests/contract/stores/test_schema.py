@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydantic import SecretStr
 from sqlalchemy import text
 
 import executor_adapter.store.sql as sql
+from executor_adapter import JobExecutor
+from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store import JobRecord, open_store
 from executor_adapter.store.sql.engines import make_engine
@@ -74,3 +79,37 @@ def test_a_store_of_a_newer_version_is_refused(url: str) -> None:
     engine.dispose()
     with pytest.raises(ConfigurationError, match=r"9999.*upgrade the package"):
         open_store(url)
+
+
+RELEASED = Path(__file__).parent / "released"
+KEY = "0123456789abcdef" * 2
+"""The key that has signed the pickled jobs there."""
+
+
+def test_a_store_of_each_schema_is_kept() -> None:
+    """There is a store of each migration, as the program of its time has written it; see the test below."""
+    scripts = ScriptDirectory(str(Path(sql.__file__).parent / "migrations"))
+    assert {file.stem for file in RELEASED.iterdir()} == {found.revision for found in scripts.walk_revisions()}
+
+
+@pytest.mark.parametrize("file", sorted(RELEASED.iterdir()), ids=lambda file: file.stem)
+def test_a_store_of_an_earlier_version_is_taken_over(file: Path, tmp_path: Path) -> None:
+    """Ended jobs of an earlier version are shown, and its unfinished ones run, a pickled one too."""
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as database:
+        database.executescript(file.read_text())
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    config = Settings(store=StoreSettings(pickle_arguments=True, pickle_key=SecretStr(KEY), functions=["*"]))
+    executor = JobExecutor(2, config=config, store=url)
+    recovered = [job.job_id for job in executor.recover()]
+    assert recovered == ["pending", "pickled", "running"]
+    assert [job.job_id for job in executor.quarantined()] == ["quarantined"]
+    executor.shutdown()
+    store = open_store(url)
+    found = {record.job_id: record for record in store.find().records}
+    assert {job_id: str(record.status) for job_id, record in found.items()} == {
+        **dict.fromkeys(("completed", *recovered), "completed"),
+        **dict.fromkeys(("failed", "quarantined"), "failed"),
+    }
+    assert [attempt.error_code for attempt in found["failed"].attempts] == ["EXECUTION_ERROR", "EXECUTION_ERROR"]
+    assert store.tools().control("radar").paused_by == "ann@example"
+    store.close()

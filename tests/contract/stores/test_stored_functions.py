@@ -187,7 +187,7 @@ def test_a_forged_pickle_is_not_loaded(store: JobStore, make_stored: MakeStored,
     assert not (tmp_path / "loaded").exists()
     left = record_in(store, evil.job_id)
     assert left.status is JobStatus.PENDING
-    wanted = "its pickle is not signed by a key of ours" if asked else "store.pickle_arguments is false"
+    wanted = "its pickle is signed by no key of ours" if asked else "store.pickle_arguments is false"
     assert wanted in str(left.error_message)
 
 
@@ -203,7 +203,7 @@ def test_a_pickle_that_was_changed_in_the_store_is_not_loaded(
     executor = make_stored(settings={"pickle_arguments": True, "pickle_key": KEY})
     assert executor.recover() == []
     assert not (tmp_path / "loaded").exists()
-    assert "its pickle is not signed by a key of ours" in str(record_in(store, row.job_id).error_message)
+    assert "its pickle is signed by no key of ours" in str(record_in(store, row.job_id).error_message)
 
 
 def add_to_set(values: set[int]) -> int:
