@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import contextlib
 import functools
-import itertools
 import logging
 import os
 import threading
@@ -62,7 +61,7 @@ class FutureHub:
         self.settling_lock = threading.RLock()
         self.settling = threading.Condition(self.settling_lock)
         """The condition of all futures, see JobFuture. Its lock is also kept alone, since that is faster to take."""
-        self.unread = UnreadFailures(MAX_KEPT if reports_failures else 0)
+        self.unread = UnreadFailures(MAX_KEPT if reports_failures else 0, self._on_dropped)
         self._thread = thread
         self._supervisor = supervisor
 
@@ -83,6 +82,11 @@ class FutureHub:
             yield
         finally:
             loan.end()
+
+    def _on_dropped(self, _: object) -> None:
+        """Report futures that were dropped unread, on the thread for callbacks. Python may call this anywhere."""
+        if self._thread.is_started() and not self._thread.is_inline:
+            self._thread.call_soon(self._thread.callbacks.call, self.unread.report_dropped)
 
     def expect_callback(self) -> None:
         """Prepare for a future's first callback."""
@@ -125,7 +129,7 @@ class JobFuture(Future[R]):
     """
 
     _is_read = False
-    _unread: int | None = None
+    _unread: weakref.ref[Future[Any]] | None = None
 
     def __init__(self, job: Job, hub: FutureHub) -> None:
         # Instead of Future's own __init__, which would make all of it at once.
@@ -368,41 +372,43 @@ class _Waiter:
 class UnreadFailures:
     """Holds the futures of failed jobs that nobody has read, so that no failure goes unnoticed. Any thread may use it.
 
-    A future that the program still holds when its executor closes may be read afterwards: it is looked at again when
-    the interpreter exits. `max_kept` are kept, and further ones are not reported.
+    `on_dropped` is called when nobody holds such a future any more. One that the program still holds when its executor
+    closes may be read afterwards: it is looked at again when the interpreter exits. `max_kept` are kept at once, and
+    further ones are not reported.
     """
 
-    def __init__(self, max_kept: int) -> None:
-        self._max_kept = max_kept
-        self._keys = itertools.count()
-        self._failures: dict[int, tuple[weakref.ref[Future[Any]], str]] = {}
+    def __init__(self, max_kept: int, on_dropped: Callable[[object], None]) -> None:
+        self._max_kept, self._on_dropped = max_kept, on_dropped
+        self._failures: dict[weakref.ref[Future[Any]], str] = {}
 
     def __len__(self) -> int:
         return len(self._failures)
 
-    def add(self, future: Future[Any], failure: str) -> int | None:
-        """Note a failed job's future; return the key to `remove` it with when it is read."""
+    def add(self, future: Future[Any], failure: str) -> weakref.ref[Future[Any]] | None:
+        """Note a failed job's future; return what to `remove` when it is read."""
         if len(self._failures) >= self._max_kept:
             return None
-        key = next(self._keys)
-        self._failures[key] = weakref.ref(future), failure[:MAX_MESSAGE_LENGTH]
-        return key
+        noted = weakref.ref(future, self._on_dropped)
+        self._failures[noted] = failure[:MAX_MESSAGE_LENGTH]
+        return noted
 
-    def remove(self, key: int) -> None:
+    def remove(self, noted: weakref.ref[Future[Any]]) -> None:
         """Note that a future was read."""
-        self._failures.pop(key, None)
+        self._failures.pop(noted, None)
+
+    def report_dropped(self) -> None:
+        """Report the futures that nobody holds any more, each once."""
+        dropped = [noted for noted in list(self._failures) if noted() is None]
+        _log_failures([failure for noted in dropped if (failure := self._failures.pop(noted, None))])
 
     def report(self) -> None:
         """Report the futures that nobody holds any more, as the executor closes, and the others at the exit."""
-        dropped = {key: failure for key, (future, failure) in list(self._failures.items()) if future() is None}
-        for key in dropped:
-            del self._failures[key]
-        _log_failures(list(dropped.values()))
+        self.report_dropped()
         _at_exit[:] = [unread for unread in (*_at_exit, self) if len(unread)]
 
     def report_all(self) -> None:
         """Report every future that nobody has read."""
-        _log_failures([failure for _, failure in self._failures.values()])
+        _log_failures(list(self._failures.values()))
 
 
 def _log_failures(failures: list[str]) -> None:

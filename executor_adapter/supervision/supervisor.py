@@ -432,10 +432,9 @@ class Supervisor:
         self.stopping.fail_all(error)
 
     def _report_unread(self) -> None:
-        unread = self.futures.unread
-        if len(unread):
+        if len(self.futures.unread):
             self.discard.wait(1.0)  # It may hold the last reference to a future that the program has dropped.
-            unread.report()
+            self.futures.unread.report()
 
     def _discard(self, assignment: Assignment) -> StopReason | None:
         """Drop a finished assignment; return why it was stopped, if it was."""

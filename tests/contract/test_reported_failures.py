@@ -12,7 +12,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy, Transition
 from executor_adapter.config import Settings
 from executor_adapter.testing import InlineExecutor
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_for
 
 HELD = """
 from executor_adapter import Job, JobExecutor
@@ -67,8 +67,20 @@ def test_a_retry_says_its_delay(caplog: pytest.LogCaptureFixture) -> None:
         future.cancel()
 
 
-def test_failures_that_nobody_read_are_reported_when_the_executor_closes(caplog: pytest.LogCaptureFixture) -> None:
-    """Futures that were dropped unread are one line with their number, and with the first jobs and their errors."""
+def test_a_failure_that_nobody_can_read_any_more_is_reported_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A program that never closes its executor says once that a job failed whose future it has dropped."""
+    with JobExecutor(2, config=Settings()) as executor:
+        kept = executor.submit(failing("kept"))
+        executor.submit(failing("dropped"))
+        wait_for(lambda: bool(caplog.messages))
+        assert kept.exception(PATIENCE) is not None
+    (message,) = caplog.messages
+    head = "jobs that failed without anybody reading their future: 1: "
+    assert message == f"{head}dropped: EXECUTION_ERROR: ValueError: dropped"
+
+
+def test_failures_that_nobody_read_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Futures that were dropped unread are reported once each; several in one line, with the first jobs' errors."""
     with JobExecutor(2, config=Settings()) as executor:
         for number in range(5):
             executor.submit(failing(f"job-{number}"))
@@ -76,10 +88,19 @@ def test_failures_that_nobody_read_are_reported_when_the_executor_closes(caplog:
         executor.submit(failing("called back")).add_done_callback(lambda _: None)
         executor.submit(Job(function=len, args=((),)))
         list(executor.map(fail, ["mapped"], retry_attempts=0))
+    heads = [message.partition(": ")[2] for message in caplog.messages]
+    assert sum(int(head.partition(":")[0]) for head in heads) == 5
+    assert all("EXECUTION_ERROR: ValueError: job-" in head for head in heads)
+
+
+def test_a_line_names_three_of_the_failures(caplog: pytest.LogCaptureFixture) -> None:
+    """Of many failures at once the line has their number, and the first three."""
+    with InlineExecutor() as executor:
+        for number in range(5):
+            executor.submit(failing(f"job-{number}"))
     (message,) = caplog.messages
     head, *named, more = message.split("; ")
-    assert head.startswith("jobs that failed without anybody reading their future: 5: job-")
-    assert "EXECUTION_ERROR: ValueError: job-" in head
+    assert head.startswith("jobs that failed without anybody reading their future: 5: job-0")
     assert (len(named), more) == (2, "and 2 more")
 
 
