@@ -1,13 +1,14 @@
 """Opens Prefect's UI at the last run of the pipeline.
 
-    python deployments/ui.py
+    python deployments/ui.py [--port 4200]
 
 With PREFECT_API_URL the UI of that server is used. Without it, this starts a server on the database of the embedded
-one, on port 4200 or, if that is in use, a free port. Ctrl-C stops the server.
+one, on that port or, if it is in use, a free one. Ctrl-C stops the server.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
@@ -45,7 +46,7 @@ def last_run_page(lake: Path) -> str:
         return "/runs"
 
 
-def free_port(preferred: int = 4200) -> int:
+def free_port(preferred: int) -> int:
     """Return `preferred` if it is free, else a port that the system picks."""
     for port in (preferred, 0):
         with socket.socket() as probe:
@@ -104,14 +105,17 @@ def show(url: str) -> None:
         webbrowser.open(url)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Show the last run, on the configured server or on one of our own until Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Open Prefect's UI at the last run of the pipeline.")
+    parser.add_argument("--port", type=int, default=4200, help="port of the server that is started (default: 4200)")
+    options = parser.parse_args(arguments)
     page = last_run_page(load_config().lake)
     settings = get_current_settings()
     if settings.api.url:
         show(f"{settings.ui_url}{page}")
         return
-    port = free_port()
+    port = free_port(options.port)
     with server(port) as process:
         show(f"http://{HOST}:{port}{page}")
         print("Ctrl-C stops the server", flush=True)
@@ -122,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -88,7 +88,7 @@ def server(server: Server, small_config: Path) -> Server:
 def deployed(server: Server) -> dict[str, dict[str, Any]]:
     """The deployments, deployed from the clone by the documented command."""
     server.run(*prefect("work-pool", "create", "local", "--type", "process"))
-    server.run(*prefect("--no-prompt", "deploy", "--all"))
+    server.run(sys.executable, "deployments/deploy.py")
     return deployments(server)
 
 
@@ -120,6 +120,30 @@ def test_every_deployment_is_registered_as_described(deployed: dict[str, dict[st
         assert known["entrypoint"] == entry["entrypoint"]
         step = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
         assert known["pull_steps"] == [step]
+
+
+def test_deploying_again_keeps_what_is_paused(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
+    """A paused schedule stays paused, others stay active, one whose times have changed is said and becomes active."""
+
+    def is_active() -> dict[str, bool]:
+        return {name: each["active"] for name, known in deployments(server).items() for each in known["schedules"]}
+
+    def schedule_of(name: str) -> tuple[str, dict[str, Any]]:
+        (schedule,) = deployments(server)[name]["schedules"]
+        return f"/deployments/{deployed[name]['id']}/schedules/{schedule['id']}", schedule["schedule"]
+
+    path, _ = schedule_of("flights")
+    server.call("PATCH", path, {"active": False})
+    path, times = schedule_of("maintenance")
+    server.call("PATCH", path, {"active": False, "schedule": times | {"cron": "1 1 * * 1"}})
+    said = server.run(sys.executable, "deployments/deploy.py", "--dry-run")
+    assert is_active() == {"flights": False, "prefect": True, "maintenance": False}
+    assert "flights stays paused: cron 0 2 * * *" in said
+    assert "maintenance gets a new schedule, which is active: cron 30 3 * * 0" in said
+    assert "prefect" not in said
+    server.run(sys.executable, "deployments/deploy.py")
+    assert is_active() == {"flights": False, "prefect": True, "maintenance": True}
+    server.call("PATCH", schedule_of("flights")[0], {"active": True})
 
 
 def test_the_form_of_a_deployment_explains_its_parameters(deployed: dict[str, dict[str, Any]]) -> None:
