@@ -46,8 +46,8 @@ class Credential(Section):
     def resolve(self) -> SecretStr:
         """Read the secret. Call this where the secret is used, and pass it no further.
 
-        The value is read again by each call, so a changed secret is used from the next call on. From now on `redacted`
-        hides it in any text.
+        The value is read again by each call, so a changed secret is used from the next call on. From now on it is
+        hidden in the texts and tracebacks of errors of jobs in this process, and by `redacted` in any text.
 
         Raises:
             ConfigurationError: there is no such variable, file or block, or it is empty.

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+from executor_adapter.worker import facts
+
 _SECRET_NAMES = (
     "header",
     "(?<!max.)token(?!i[sz]e|.?count)",  # Of a language model: `max_tokens`, `tokenizer`, `token_count`.
@@ -68,7 +70,7 @@ def hidden(key: str, value: Any) -> Any:
         return {name: hidden(f"{key}.{name}", part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [hidden(key, part) for part in value]
-    return _without_pairs(_without_secrets(value)) if isinstance(value, str) else value
+    return _without_values(_without_secrets(value), _NAME, _VALUE) if isinstance(value, str) else value
 
 
 def _is_place(key: str, value: Any) -> bool:
@@ -86,10 +88,6 @@ def _without_secrets(text: str) -> str:
     if "@" in query:  # It may end a password that contains a "?", or belong to the query.
         return f"{place.partition('://')[0]}://(hidden)" if "://" in place else "(hidden)"
     return _without_values(_PASSWORD.sub(r"\1:(hidden)@", text), _NAME_IN_QUERY, _VALUE_IN_QUERY)
-
-
-def _without_pairs(text: str) -> str:
-    return _without_values(text, _NAME, _VALUE)
 
 
 def _without_values(text: str, names: re.Pattern[str], values: re.Pattern[str]) -> str:
@@ -113,15 +111,15 @@ MIN_LENGTH = 4
 
 
 def remember(secret: str) -> None:
-    """Hide this secret, and each of its lines, in what `redacted` returns from now on, also where it is escaped."""
+    """Hide this secret and each of its lines, escaped too, in errors of jobs and by `redacted` from now on."""
     with _lock:
         for part in (secret, *secret.splitlines()):
             if len(part) >= MIN_LENGTH:
                 for form in _forms(part):
-                    _known.pop(form, None)
-                    _known[form] = None
+                    _known[form] = _known.pop(form, None)
         while len(_known) > MAX_KNOWN:
             del _known[next(iter(_known))]
+    facts.mask = _without_known
 
 
 def _forms(secret: str) -> Iterator[str]:
@@ -138,8 +136,10 @@ def redacted(text: str) -> str:
 
     That is the credentials that this process has read, passwords in URLs, and values with the name of a secret.
     """
-    with _lock:
-        known = sorted(_known, key=len, reverse=True)
-    for secret in known:
+    return _without_values(_URL.sub(lambda url: _without_secrets(url[0]), _without_known(text)), _NAME, _VALUE)
+
+
+def _without_known(text: str) -> str:
+    for secret in sorted(_known.copy(), key=len, reverse=True):
         text = text.replace(secret, "(hidden)")
-    return _without_pairs(_URL.sub(lambda url: _without_secrets(url[0]), text))
+    return text

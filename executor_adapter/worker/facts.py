@@ -16,6 +16,11 @@ MAX_TEXT = 1 << 20
 """Characters that are kept of an error's text."""
 
 
+def mask(text: str) -> str:
+    """Return a text without secrets. `config.secrets` replaces this function once this process has read one."""
+    return text
+
+
 def facts_of(error: BaseException) -> ErrorFacts:
     """Return the facts of an error: those that were read where it was raised, if they were."""
     if (facts := kept_facts(error)) is None:
@@ -31,16 +36,15 @@ def read_facts(error: BaseException, trace: str | None = None) -> ErrorFacts:
     """
     from executor_adapter.error_codes import error_code_of, retry_after_of  # A worker without failures needs no codes.
 
-    if kept_facts(error) is not None:  # It was raised in another job before.
-        keep_facts(error, None)
+    keep_facts(error, None)  # It may have been raised in another job before.
     ended = error.context if type(error) is JobCancelledError or type(error) is JobTimeoutError else {}
-    text = (_trace_of(error) if trace is None else trace).strip()
+    text = mask((_trace_of(error) if trace is None else trace).strip())
     if (left_out := len(text) - MAX_TRACEBACK) > 0:
         text = f"... ({left_out:,} characters)\n{text[left_out:]}"
     return ErrorFacts(
         str.__str__(error_code_of(error)),
         kinds_of(error),
-        message_of(error)[:MAX_TEXT],
+        mask(message_of(error))[:MAX_TEXT],
         text or None,
         retry_after_of(error),
         None if ended.get("ends") is None else f"{ended['ends']}",
@@ -53,8 +57,7 @@ def _trace_of(error: BaseException) -> str:
     if is_a(error, WorkerCrashedError):
         tail = error.output_tail.strip()
         return f"The end of its output:\n{tail}" if tail else ""
-    cause = error.__cause__
-    if cause is not None and is_a(cause, RemoteTraceback):
+    if is_a(cause := error.__cause__, RemoteTraceback):
         return cause.text
     ended = is_a(error, JobTimeoutError) or is_a(error, JobCancelledError)
     return "" if ended else traceback_text(error, error.__traceback__)

@@ -28,15 +28,26 @@ ENCODED = "YWRhOmgwcnNlL2JhdHRlcnkrc3RhcGxl"
 
 PROGRAM = """
 import asyncio
+from prefect import flow
+from executor_adapter import Job
 from executor_adapter.config import load_config
+from executor_adapter.prefect import job_task, run_jobs
 from executor_adapter.scheduler import CollectionScheduler
 from flows.collection import collection_flow
 from executor_adapter.pipeline.flows import JobsFailedError
 from tests.prefect import secret_job
 
+@flow
+def failing():
+    credential = load_config().tools["orders"].credential
+    for pool in ("process", "thread"):
+        job_task(secret_job.fail, pool=pool, persist_result=False).submit(credential).wait()
+    run_jobs([Job(function=secret_job.fail, args=(credential,), pool="process")])
+
 async def schedule():
     scheduler = CollectionScheduler()
     await scheduler.start()
+    await scheduler.add_manual_job("fails", secret_job.fail, credential=load_config().tools["orders"].credential)
     await scheduler.add_manual_job("secret", secret_job.use, credential=load_config().tools["orders"].credential)
     while any(not job.status.is_terminal for job in await scheduler.get_all_jobs()):
         await asyncio.sleep(0.05)
@@ -47,6 +58,7 @@ try:
     collection_flow()
 except JobsFailedError as error:
     print("failed:", error)
+failing()
 asyncio.run(schedule())
 """
 
@@ -138,6 +150,8 @@ def test_a_secret_is_in_no_output(prefect_api: str, tmp_path: Path) -> None:
     time.sleep(1.0)  # The server writes the last log lines.
     assert files_with("/refused: answered 401", home)
     assert files_with("(hidden)", home)
+    assert files_with("cannot use (hidden)", home)
+    assert files_with("no account of (hidden)", data)
     assert files_with("ORDERS_TOKEN", data)
 
     for secret in (SECRET, PASSWORD, ENCODED):
