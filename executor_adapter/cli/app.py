@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from executor_adapter.cli import config, doctor, jobs, pipeline, prefect, run, stats, tools, watch
+from executor_adapter.cli import config, doctor, jobs, new, pipeline, prefect, run, stats, tools, watch
 from executor_adapter.cli.output import (
     CLOSED_OUTPUT,
     ClosedOutputError,
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 jobs.app.command("watch")(watch.watch)
 app.add_typer(jobs.app, name="jobs")
+app.command("new")(new.new)
 app.command("stats")(stats.stats)
 app.command("run")(run.run)
 app.add_typer(config.app, name="config")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import platform
 import resource
@@ -15,13 +14,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from executor_adapter.cli.cluster_checks import check_cluster
-from executor_adapter.config import Settings, read_sources
+from executor_adapter.config import ClusterSettings, Settings, read_sources
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor, slot_limits
-from executor_adapter.job import HAS_GUARDIAN, Job, StartMethod, is_coroutine_function, resolve
+from executor_adapter.job import HAS_GUARDIAN, Job, is_coroutine_function, resolve
 from executor_adapter.monitoring import Finding, fine, warning, wrong
-from executor_adapter.pools import AvailableMemory, check_job
+from executor_adapter.pools import (
+    AvailableMemory,
+    EngineName,
+    NodeAnswer,
+    SshHost,
+    ask_nodes,
+    check_job,
+    describe_ssh_host,
+    differences,
+)
 from executor_adapter.store import StoreUnavailableError, open_store
 
 FILES_PER_WORKER = 8
@@ -44,7 +51,8 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
     yield check_processes(workers)
     yield check_memory(settings.executor.memory)
     yield check_memory_files()
-    yield check_start_method(settings.executor.start_method)
+    if HAS_GUARDIAN and settings.executor.start_method == "spawn":
+        yield warning("start method", f"spawn: {WITHOUT_GUARDIAN}", "remove executor.start_method to use a guardian")
     yield check_process_pool(settings)
     yield check_store(store or settings.store.url)
     yield from check_cluster(settings.cluster)
@@ -123,17 +131,6 @@ def check_memory_files() -> Finding:
         way_out = "libraries that share memory by name will fail: docker run --shm-size=1g"
         return warning("memory files", f"fine, but /dev/shm has only {free >> 20} MiB", way_out)
     return fine("memory files", f"fine; /dev/shm has {free >> 20:,} MiB free")
-
-
-def check_start_method(ours: StartMethod) -> Finding:
-    """Check how our workers start. The start method of multiprocessing matters only for users' own pools."""
-    theirs = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    if ours == "guardian":
-        return fine("start method", f"{theirs} for multiprocessing; our workers come from a guardian of their own")
-    found = f"{theirs} for multiprocessing; our workers are interpreters of their own (executor.start_method: spawn)"
-    if HAS_GUARDIAN:
-        return warning("start method", found, f"remove the setting to use a guardian; without one {WITHOUT_GUARDIAN}")
-    return fine("start method", found)
 
 
 def check_process_pool(settings: Settings) -> Finding:
@@ -232,3 +229,57 @@ def check_function(reference: str) -> Finding:
     if is_coroutine_function(found):
         return fine(check, "a coroutine function: pool='auto' runs it on an event loop")
     return fine(check, "can be sent to a worker")
+
+
+# --- other machines: each node is asked what it is ---
+
+_INSTALL = "install prefect-executor-adapter on its nodes"
+_NOT_THE_SAME = "functions and values may fail there: install the same versions"
+
+
+def check_cluster(settings: ClusterSettings) -> Iterator[Finding]:
+    """Check the hosts of `pool: ssh`, and the nodes of a Dask and of a Ray cluster that has an address."""
+    for host in settings.ssh.hosts:
+        yield _check_ssh_host(SshHost(**host.model_dump()), settings.ssh.command)
+    if settings.dask.address is not None:
+        yield from _check_engine("dask", settings.dask.address, settings.dask.listen_host)
+    if (ray := settings.ray.address or os.environ.get("RAY_ADDRESS")) is not None:
+        yield from _check_engine("ray", ray, settings.ray.listen_host)
+
+
+def _check_ssh_host(host: SshHost, command: tuple[str, ...]) -> Finding:
+    name = f"ssh host {host.host}"
+    try:
+        return _compare(name, host.host, describe_ssh_host(host, command))
+    except OSError as error:
+        way_out = f"try it by hand: ssh {host.host} {host.python} --version"
+        return wrong(name, str(error), f"no job runs there: {way_out}")
+
+
+def _check_engine(engine: EngineName, address: str, listen_host: str | None) -> Iterator[Finding]:
+    name = f"{engine.title()} at {address}"
+    try:
+        answers = ask_nodes(engine, address, listen_host)
+    except ImportError:
+        yield wrong(name, f"{engine} is not installed here", f"pip install 'prefect-executor-adapter[{engine}]'")
+    except OSError as error:
+        yield wrong(name, str(error), f"start it, and {_INSTALL}")
+    else:
+        if not answers:
+            yield warning(name, "it has no nodes now", "jobs wait until it has some")
+        for node, answer in answers.items():
+            yield _check_node(f"{engine.title()} node {node}", node, answer, f"cluster.{engine}.listen_host")
+
+
+def _check_node(name: str, node: str, answer: NodeAnswer, listen_host: str) -> Finding:
+    if answer.described is None:
+        return wrong(name, answer.error, _INSTALL)
+    if answer.unreached:
+        return wrong(name, answer.unreached, f"set {listen_host} to an address of this machine that nodes reach")
+    return _compare(name, node, answer.described)
+
+
+def _compare(check: str, node: str, described: dict[str, Any]) -> Finding:
+    if found := differences(node, described):
+        return warning(check, "; ".join(found), _NOT_THE_SAME)
+    return fine(check, f"Python {described['python']}, the same versions as here")

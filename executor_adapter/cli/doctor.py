@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import textwrap
-from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -36,7 +35,7 @@ def doctor(
     with ProgressBar("doctor", lambda: ProgressCounts(note=f"{len(checked)} checks done"), summary=False):
         checked.extend(core_checks(config_file, store, function))
         if prefect:
-            checked.extend(_prefect_checks())
+            checked.extend(importlib.import_module(PREFECT_CHECKS).checks())
     findings = [without_secrets(finding) for finding in checked]
     if as_json:
         print_json([{"check": f.check, "level": f.level, "found": f.found, "way_out": f.way_out} for f in findings])
@@ -44,11 +43,6 @@ def doctor(
         _print(findings)
     if any(finding.level is Level.WRONG for finding in findings):
         raise typer.Exit(1)
-
-
-def _prefect_checks() -> Iterator[Finding]:
-    checks: Callable[[], Iterator[Finding]] = importlib.import_module(PREFECT_CHECKS).checks
-    yield from checks()
 
 
 def _print(findings: list[Finding]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from executor_adapter.cli.logs import line_text, log_of
 from executor_adapter.cli.output import (
     JsonOption,
     clock_time,
@@ -35,8 +36,17 @@ from executor_adapter.cli.stores import (
 from executor_adapter.cli.waits import jobs_of_gone_hosts, reason_of
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job import Attempt, JobStatus
-from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page, SignedPickles, signed_pickles
+from executor_adapter.job import TERMINAL, Attempt, JobStatus
+from executor_adapter.store import (
+    MAX_LOG_LINES,
+    JobFilter,
+    JobRecord,
+    JobStore,
+    LogLine,
+    Page,
+    SignedPickles,
+    signed_pickles,
+)
 from executor_adapter.terminal import SafeText
 
 app = typer.Typer(help="Show the jobs of a store, cancel them, or run them again.", no_args_is_help=True)
@@ -45,6 +55,9 @@ COLUMNS = ("ID", "STATUS", "FUNCTION", "TYPE", "TOOL", "TRY", "CREATED", "TOOK",
 
 MAX_OFFSET = 10**15
 """Last position in a list that can be asked for; databases have integers of 64 bits."""
+
+POLL_SECONDS = 0.5
+"""Seconds between reads of the store."""
 
 StatusOption = Annotated[
     list[JobStatus] | None, typer.Option("--status", "-s", help="Only this status; may be repeated.")
@@ -98,8 +111,7 @@ def list_jobs(
 
 
 def _print_page(found: Page, page: int, limit: int, gone: frozenset[str]) -> None:
-    if found.records:
-        print_rows(COLUMNS, [row(record, gone) for record in found.records], by_end=True)
+    print_rows(COLUMNS, [row(record, gone) for record in found.records], by_end=True)
     console().print(SafeText(_position(found, page, (page - 1) * limit + 1), style="dim"))
 
 
@@ -230,6 +242,45 @@ def logs(
                 print_json(asdict(line))
             else:
                 console().print(line_text(line), soft_wrap=True)
+
+
+def log_of(store: JobStore, job_id: str, *, tail: int, follow: bool) -> Iterator[LogLine]:
+    """Yield the newest `tail` lines; with `follow`, also those that are written until the job ends."""
+    after, limit = 0, min(tail, MAX_LOG_LINES)
+    while True:
+        record = store.get(job_id)
+        # Read before the lines, so that the last lines are included.
+        has_ended = record is None or record.status in TERMINAL
+        for line in store.lines(job_id, after=after, limit=limit):
+            after = line.seq
+            yield line
+        if has_ended and record is not None and record.traceback is not None:
+            yield _failure(record, after + 1)
+        if has_ended or not follow:
+            return
+        limit = MAX_LOG_LINES
+        time.sleep(POLL_SECONDS)
+
+
+def _failure(record: JobRecord, seq: int) -> LogLine:
+    """Return how the job failed, as the last line of its log."""
+    at = record.completed_at or record.created_at
+    text = f"{record.error_code}: {record.error_message}\n{record.traceback}"
+    return LogLine(record.job_id, record.attempt, seq, at, logging.ERROR, "traceback", text)
+
+
+def line_text(line: LogLine) -> SafeText:
+    """Return a log record as `12:03:04  WARNING  name: text`, and printed output as time and text."""
+    text = SafeText(f"{clock_time(line.at)}  ", style="dim")
+    if line.level:
+        text.append(f"{logging.getLevelName(line.level):<8}", style=_style(line.level))
+        text.append(f"{line.source}: ", style="dim")
+    # Further lines are indented, so that none passes for a line of another record.
+    return text.append(line.text.replace("\n", "\n    "), style="red" if line.source == "stderr" else "")
+
+
+def _style(level: int) -> str:
+    return "red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else "cyan"
 
 
 @app.command()

@@ -68,23 +68,15 @@ def console() -> SafeConsole:
 
 def print_json(value: Any) -> None:
     """Print one JSON document: indented on a terminal, on one line otherwise. Any `value` gives valid JSON."""
-    indent, document = 2 if sys.stdout.isatty() else None, plain(value)
-    text = json_text(document, indent=indent)
-    typer.echo(text if _can_be_printed(text) else json.dumps(document, indent=indent))
+    # In UTF-8, what cannot be printed is escaped as in JSON; in other encodings it is not.
+    is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    typer.echo(json_text(plain(value), indent=2 if sys.stdout.isatty() else None, ascii_only=not is_utf8))
 
 
-def json_text(value: Any, *, indent: int | None = None) -> str:
+def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
     """Return readable JSON without control characters: `json` escapes those of ASCII only."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _can_be_printed(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def plain(value: Any) -> Any:

@@ -25,8 +25,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The folder; it is made whe
 
         for path in write_starter(folder):
             console().print(f"written: {path}", soft_wrap=True)
-    go = "" if folder == Path() else f"cd {folder} && "
-    console().print(f"run it: {go}executor-adapter pipeline run", soft_wrap=True)
+    console().print(f"run it: cd {folder} && executor-adapter pipeline run", soft_wrap=True)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from executor_adapter.cli import checks, doctor, output
-from executor_adapter.cli.checks import check_memory, check_memory_files, check_start_method, check_store, check_system
+from executor_adapter.cli.checks import check_memory, check_memory_files, check_store, check_system
 from executor_adapter.monitoring.findings import Finding, Level, fine, wrong
 from executor_adapter.store import JobStore
 from tests.cli.conftest import Command
@@ -82,15 +82,8 @@ def test_without_linux_the_process_pool_is_weaker_and_not_missing() -> None:
     system = check_system()
     assert system.level is Level.WARNING
     assert "process jobs run in spawned interpreters: memory_limit is refused" in text_of(system)
-    assert check_start_method("spawn").level is Level.FINE
     files = check_memory_files()
     assert (files.level, "copied through sockets" in files.found) == (Level.FINE, True)
-
-
-def test_the_guardian_is_named_where_there_is_one() -> None:
-    """Doctor names the guardian only where workers come from one."""
-    assert check_system().level is Level.FINE
-    assert "our workers come from a guardian" in check_start_method("guardian").found
 
 
 def test_spawn_on_linux_is_a_warning(command: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +92,6 @@ def test_spawn_on_linux_is_a_warning(command: Command, home: Path, monkeypatch: 
     findings = {found["check"]: found for found in command("doctor", "--no-prefect", "--json").json}
     start = findings["start method"]
     assert start["level"] == "warning"
-    assert "our workers are interpreters of their own (executor.start_method: spawn)" in start["found"]
-    assert "guardian" not in start["found"]
-    assert start["way_out"].startswith("remove the setting to use a guardian; without one memory_limit is refused")
+    assert start["found"].startswith("spawn: memory_limit is refused")
+    assert start["way_out"] == "remove executor.start_method to use a guardian"
     assert findings["process pool"]["level"] == "fine"

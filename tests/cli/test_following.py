@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from executor_adapter import Job, JobExecutor, JobStatus
-from executor_adapter.cli import logs, watch
+from executor_adapter.cli import jobs, watch
 from executor_adapter.config import Settings
 from executor_adapter.store import JobStore, LogLine
 from tests.cli.conftest import Command, fill, record
@@ -55,8 +55,8 @@ def test_a_log_that_is_followed_from_its_tail_loses_no_line(store: JobStore, mon
     """With --tail and --follow no line is lost, however many are written between two reads."""
     fill(store, record("talker", JobStatus.RUNNING))
     store.write_lines(lines(1, 2, 3))
-    monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=lambda _: store.write_lines(lines(4, 5, 6, 7))))
-    followed = logs.log_of(store, "talker", tail=2, follow=True)
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=lambda _: store.write_lines(lines(4, 5, 6, 7))))
+    followed = jobs.log_of(store, "talker", tail=2, follow=True)
     assert [line.seq for line in itertools.islice(followed, 6)] == [2, 3, 4, 5, 6, 7]
 
 

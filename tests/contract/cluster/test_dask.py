@@ -20,7 +20,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor, JobFuture, RetryPolicy
-from executor_adapter.cli.cluster_checks import check_cluster
+from executor_adapter.cli.checks import check_cluster
 from executor_adapter.config import ClusterSettings, DaskSettings, Settings
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError
 from executor_adapter.monitoring import Level

@@ -16,7 +16,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy
-from executor_adapter.cli.cluster_checks import check_cluster
+from executor_adapter.cli.checks import check_cluster
 from executor_adapter.config import ClusterSettings, RaySettings, Settings
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError, WorkerUnavailableError
 from executor_adapter.monitoring import Finding, Level

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobFuture, RetryPolicy
-from executor_adapter.cli.cluster_checks import check_cluster
+from executor_adapter.cli.checks import check_cluster
 from executor_adapter.config import ClusterSettings, Settings, SshHostSettings, SshSettings
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError, JobTimeoutError, WorkerUnavailableError
 from executor_adapter.monitoring import Level
