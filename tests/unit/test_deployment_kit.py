@@ -154,7 +154,15 @@ def test_the_image_has_what_it_copies_and_runs_without_privileges() -> None:
     """The Dockerfile copies files that exist, installs extras that exist, and ends as a user that is not root."""
     text = (KIT / "docker" / "Dockerfile").read_text()
     copied = {word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M) for word in line.split()}
-    assert copied >= {"pyproject.toml", "executor_adapter", "flows", "tasks", "deployments", "prefect.yaml"}
+    assert copied >= {
+        "requirements-dev.lock",
+        "pyproject.toml",
+        "executor_adapter",
+        "flows",
+        "tasks",
+        "deployments",
+        "prefect.yaml",
+    }
     assert [name for name in copied if not (ROOT / name).exists()] == []
     ignored = (KIT / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
     assert copied == {line[1:] for line in ignored if line.startswith("!")}
@@ -162,6 +170,8 @@ def test_the_image_has_what_it_copies_and_runs_without_privileges() -> None:
     offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(extras.split(",")) <= offered.keys()
     assert re.findall(r"^USER (\S+)$", text, re.M) == ["1001:1001"]
+    assert re.search(r"^ARG PYTHON=\d+\.\d+\.\d+-slim-\w+$", text, re.M)
+    assert "--constraint requirements-dev.lock" in text
     assert 'ENTRYPOINT ["tini", "--"]' in text
 
 
@@ -351,7 +361,8 @@ def test_a_pod_has_memory_a_grace_period_and_no_second_start() -> None:
     assert pod["terminationGracePeriodSeconds"] == "{{ grace_seconds }}"
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["memory"] == "{{ memory_limit }}"
-    assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {"/dev/shm", "/tmp"} <= {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert variables["env"]["default"]["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
 
@@ -408,6 +419,14 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     names = [unit.name.replace("@.", "@1.") for unit in UNITS]
     told = run(systemd_analyze, "verify", "--man=no", *(f"./{name}" for name in names), cwd=tmp_path)
     assert told == ""
+
+
+@pytest.mark.parametrize("unit", ["prefect-worker@", "prefect-server", "prefect-services"])
+def test_systemd_finds_little_exposure(unit: str, tmp_path: Path) -> None:
+    """Systemd rates the exposure of each unit that serves below 4 of 10."""
+    (copy := tmp_path / f"{unit.rstrip('@')}.service").write_text((KIT / "systemd" / f"{unit}.service").read_text())
+    command = [program("systemd-analyze", "systemd"), "security", "--offline=true", "--threshold=40"]
+    assert "Overall exposure" in run(*command, f"./{copy.name}", cwd=tmp_path)
 
 
 def test_a_worker_s_unit_ends_in_order_and_outlives_a_job_that_is_killed() -> None:
