@@ -58,7 +58,8 @@ class Job(Model):
     """The pool that runs the job: "coroutine", "thread", "process", or, on other machines, "ssh", "dask" or "ray";
     "auto" runs coroutine functions as coroutines and all others in a thread."""
     max_runtime: Seconds | None = 3600.0
-    """Seconds that one attempt may run. A hard limit: past it the attempt is killed, as TIMEOUT_ERROR."""
+    """Seconds that one attempt may run. A hard limit: past it the attempt is killed, as TIMEOUT_ERROR. As in each field
+    of numbers, "60" counts as 60, since configurations hold text; a type checker marks it in a program."""
     soft_timeout: Seconds | None = None
     """Seconds after which SoftTimeoutError is raised inside the function, so that it can clean up."""
     queue_timeout: Seconds | None = None
