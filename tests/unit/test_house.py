@@ -105,7 +105,7 @@ MAY_IMPORT = {
 }
 BUDGETS = {
     "cli": 1_852,
-    "config": 1_151,
+    "config": 1_150,
     "exceptions": 170,
     "executor": 1_110,
     "job": 1_227,
