@@ -80,7 +80,7 @@ SHARED_BY_POOLS = {
     "start_watch",
     "loop",
 }
-SHARED_BY_STORES = {"base", "host", "records", "tools"}
+SHARED_BY_STORES = {"base", "host", "pickles", "records", "tools"}
 PUBLIC = {
     "executor_adapter",
     "executor_adapter.config",
