@@ -253,15 +253,14 @@ class Job(Model):
         self,
         status: JobStatus,
         *,
-        at: float | None = None,
-        attempt: int | None = None,
+        ago: float = 0.0,
         retry_at: float | None = None,
         records_processed: int | None = None,
     ) -> None:
-        """Enter `status` at the time `at`, in seconds since the epoch (default: now).
+        """Enter `status`; RUNNING begins the next attempt, `ago` seconds before now.
 
-        `attempt` is the number of the attempt that begins. `retry_at` is when the next attempt is due.
-        `records_processed` is the count that the result states. Returning to PENDING takes the attempt back.
+        `retry_at` is when the next attempt is due, in seconds since the epoch. `records_processed` is the count that
+        the result states. Returning to PENDING takes the attempt back.
 
         Raises:
             InvalidJobError: the transition is not legal.
@@ -269,18 +268,22 @@ class Job(Model):
         state = self.state
         if status not in LEGAL_TRANSITIONS[state.status]:
             raise InvalidJobError(f"job {self.job_id} is {state.status}: it cannot become {status}")
-        if attempt is not None:
-            state.attempt = attempt
         if status is JobStatus.RUNNING:
-            if state.started_at is None:
-                state.started_at, state.began = (time.time(), running_clock()) if at is None else (at, None)
+            self.note_start(ago)
         elif status in TERMINAL:
-            state.completed_at = self._time_since_start() if at is None else at
+            state.completed_at = self._time_since_start()
             if records_processed is not None:
                 state.records_processed = records_processed
         elif status is JobStatus.PENDING:
             state.attempt -= 1
         state.status, state.retry_at = status, retry_at
+
+    def note_start(self, ago: float = 0.0) -> None:
+        """Count one more attempt, which began `ago` seconds ago."""
+        state = self.state
+        state.attempt += 1
+        if state.started_at is None:
+            state.started_at, state.began = time.time() - ago, running_clock() - ago
 
     def _time_since_start(self) -> float:
         """Return the time now by the wall clock as it was at the start: setting it changes no duration."""

@@ -94,13 +94,13 @@ class PoolSupervisor(Protocol):
     def started(self, assignment: Assignment, at: float) -> None:
         """Record that the function started at the monotonic time `at`, from which its limits count.
 
-        Called once for each assignment.
+        Called once for each assignment, but for those that had ended when the pool learned of their start.
         """
 
     def ended(self, assignment: Assignment, outcome: Outcome) -> None:
         """Record how the attempt ended. Nothing it started is alive, except after ABANDONED.
 
-        Called once for each assignment, unless `handed_back` is called.
+        Called once for each assignment, unless `handed_back` is called. Its `started_at` is set if it had started.
         """
 
     def handed_back(self, assignment: Assignment) -> None:

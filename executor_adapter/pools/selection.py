@@ -9,7 +9,6 @@ from executor_adapter.job import (
     GPU,
     LEASING_POOLS,
     Job,
-    check_is_new,
     function_reference,
     is_coroutine_function,
     is_generator_function,
@@ -24,10 +23,9 @@ def check_job(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, Any]:
     `kind_of` knows the pools of the executor; by default those of this system's start method.
 
     Raises:
-        InvalidJobError: the job was submitted before, or asks for what the pool cannot do.
+        InvalidJobError: the job asks for what the pool cannot do.
         JobSerializationError: its function or arguments cannot be sent to the pool's workers.
     """
-    check_is_new(job)
     if is_generator_function(job.function):
         raise InvalidJobError(_generator_refusal(job.function))
     name, kind = check_limits(job, kind_of)

@@ -67,7 +67,7 @@ class StateTracker:
         status: JobStatus,
         error: ErrorFacts | None = None,
         *,
-        attempt: int | None = None,
+        ago: float = 0.0,
         retry_at: float | None = None,
         records_processed: int | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class StateTracker:
             InvalidJobError: the transition is not legal.
         """
         previous = job.state.status
-        job.advance(status, attempt=attempt, retry_at=retry_at, records_processed=records_processed)
+        job.advance(status, ago=ago, retry_at=retry_at, records_processed=records_processed)
         self.counts[previous] -= 1
         self.counts[status] += 1
         state = job.state

@@ -333,7 +333,7 @@ class Dispatcher:
             busy = self.reserved - len(self.lent)
             for pool in pools:
                 busy += pool.busy
-            if self._one_runs_alone() or (busy and (memory_is_short or job.live.alone)):
+            if (self.exclusive and self._one_runs_alone()) or (busy and (memory_is_short or job.live.alone)):
                 return ()
             if busy < limits.total and (not limits.of_pool or self._has_slot(job)):
                 # One that holds its resources starts before another one is given some: the slot may be its last.
@@ -343,7 +343,7 @@ class Dispatcher:
                 if self._may_start(job):
                     start(job)
             elif self._may_queue_behind(job) and queue_behind(job):
-                self._skip(job)
+                ready.pop(job)
             elif resources.has_leased and self._make_room(job):
                 continue
             elif busy >= limits.total:

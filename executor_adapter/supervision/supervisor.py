@@ -127,7 +127,6 @@ class Supervisor:
         `waited`: seconds since another host, which has died, admitted it; then `max_pending` does not apply.
         `stored`: what a store needs of the job to write it for the first time.
         """
-        self.intake.refuse_if_closed()
         if job.dedupe_key is not None and (twin := self.intake.twin(job)) is not None:
             return twin
         if driver is None:  # A driver may call the function with other arguments.
@@ -299,7 +298,7 @@ class Supervisor:
             return  # The job was ended while its worker started.
         if job.state.status is not JobStatus.RUNNING:  # Otherwise it needs another slot within the same attempt.
             self.intake.leave_queue(job)
-            self.tracker.advance(job, JobStatus.RUNNING, attempt=job.state.attempt + 1)
+            self.tracker.advance(job, JobStatus.RUNNING)
         job.live.driver.slot_granted()
 
     def _queue_behind(self, job: Job) -> bool:
@@ -356,17 +355,32 @@ class Supervisor:
         if driver is None:
             if job.live.place:
                 self.intake.leave_queue(job)
-            self.tracker.advance(job, JobStatus.RUNNING, attempt=assignment.number)
+            self.tracker.advance(job, JobStatus.RUNNING)
 
     def ended(self, assignment: Assignment, outcome: Outcome) -> None:
         """Note that an attempt has ended, and complete, retry or fail its job."""
         if outcome.body.file is not None:
             outcome.body.hold()
-        if outcome.ending is Ending.CRASHED and assignment not in self._running:
-            self.started(assignment, self.now())  # It counts as an attempt, though its worker died before it was ready.
+        job = assignment.job
+        if job.live.driver is None and job.state.status is not JobStatus.RUNNING:
+            self._note_start(assignment, outcome)
         reason = self._discard(assignment)
-        self.dispatcher.attempt_ended(assignment.job)
+        self.dispatcher.attempt_ended(job)
         self.follow_up.follow(assignment, outcome, reason)
+
+    def _note_start(self, assignment: Assignment, outcome: Outcome) -> None:
+        """Note that an attempt had begun that has ended now.
+
+        Its pool learned of both at once, or its worker died before it was ready, which counts as an attempt.
+        """
+        began = self.now() if outcome.ending is Ending.CRASHED else assignment.started_at
+        if began is None:
+            return
+        ago = max(0.0, self.now() - began)
+        if outcome.ending is Ending.RETURNED and not self.tracker.observers:
+            assignment.job.note_start(ago)  # Its last state follows at once, and nobody observes that it ran.
+        else:
+            self.tracker.advance(assignment.job, JobStatus.RUNNING, ago=ago)
 
     def handed_back(self, assignment: Assignment) -> None:
         """Queue a job again whose attempt its worker did not begin."""

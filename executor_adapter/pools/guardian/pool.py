@@ -220,16 +220,26 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         worker.jobs_done += 1
         assignment.worker = None
         worker.worn = assignment.payload.own_worker
-        if not queue:
+        worker.free_since = ended
+        if queue:
+            self._may_have_room = True
+        else:
             self._release(worker)
-            self.supervisor.ended(assignment, received(kind, flags, body, fd, assignment.job.job_id))
-            return
-        self._may_have_room = True
-        following = queue[0] if worker.sent else None
         self.supervisor.ended(assignment, received(kind, flags, body, fd, assignment.job.job_id))
-        # Its worker is another one by now where the supervisor has taken it back because of the report.
-        if following is not None and following.worker is worker:
-            self._report_start(worker, ended)
+
+    def read_frames(self, worker: ForkedWorkerHandle) -> bool:
+        has_read = super().read_frames(worker)
+        self._report_following(worker)  # Only now: what has begun and ended in between needs no report of its start.
+        return has_read
+
+    def _on_message(self, worker: ForkedWorkerHandle, flags: int, seq: int, body: bytes) -> None:
+        self._report_following(worker)
+        super()._on_message(worker, flags, seq, body)
+
+    def _report_following(self, worker: ForkedWorkerHandle) -> None:
+        """Report the start of what the worker runs now, unless that was reported."""
+        if worker.ready and worker.sent > 0 and worker.queue[0].started_at is None:
+            self._report_start(worker, worker.free_since)
 
     # --- taking back and stopping ---
 

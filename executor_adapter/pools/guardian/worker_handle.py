@@ -61,6 +61,8 @@ class ForkedWorkerHandle(WorkerHandle):
         self.on_usable: Callable[[], None] | None = None
         """Called once when it is ready, or has died before."""
         self.rss_when_ready = 0
+        self.free_since = 0.0
+        """When the last call that it has reported ended."""
         self._attempt_parts: dict[Assignment, bytes] = {}
         """The pickled parts that belong to one attempt only, of the assignments that are not sent yet."""
         self._pidfd: int | None = None

@@ -153,21 +153,26 @@ class ThreadPool(WorkerPool):
 
     # --- reports of threads, on the supervisor's thread ---
 
-    def on_finished(self, worker: WorkerThread, assignment: Assignment, outcome: Outcome) -> None:
-        """Report the end of a function, unless it was abandoned or reported before."""
-        if assignment not in worker.assigned:
+    def on_finished(self, worker: WorkerThread) -> None:
+        """Report the functions that have ended, but for those that were abandoned, and then the one that runs now."""
+        ended = []
+        while worker.finished:
+            assignment, outcome = worker.finished.popleft()
+            if assignment in worker.assigned:
+                worker.assigned.remove(assignment)
+                ended.append((assignment, STOPPED if worker.stopping is assignment else outcome))
+        if not ended:
             return
-        worker.assigned.remove(assignment)
-        if worker.stopping is assignment:
-            # The Stop may still be on its way to this thread, so it gets no other function.
-            self._discard(worker)
-            self.supervisor.ended(assignment, STOPPED)
-        elif worker.assigned:
-            self.supervisor.ended(assignment, outcome)
-            self.supervisor.started(worker.assigned[0], assignment.ended_at or self.supervisor.now())
-        else:
+        last = ended[-1][0]
+        running = worker.assigned[0] if worker.assigned else None
+        if worker.stopping is last:
+            self._discard(worker)  # The Stop may still be on its way to this thread, so it gets no other function.
+        elif running is None:
             self._release(worker)
+        for assignment, outcome in ended:
             self.supervisor.ended(assignment, outcome)
+        if running is not None and running in worker.assigned:  # A report may have had it taken back.
+            self.supervisor.started(running, last.ended_at or self.supervisor.now())
 
     def _release(self, worker: WorkerThread) -> None:
         """Free the slot of a thread that has no assignments left, and keep it for others."""
@@ -205,6 +210,8 @@ class WorkerThread:
         """The assignment that was asked to stop while it ran, always the last of `assigned`."""
         self.interrupted: Assignment | None = None
         """The assignment that passed its soft_timeout last."""
+        self.finished: deque[tuple[Assignment, Outcome]] = deque()
+        """What has ended and is not reported yet."""
         self.asleep = False
         self.wake_ups: SimpleQueue[bool] = SimpleQueue()
         """True when there is something to do, False when the thread should end."""
@@ -294,14 +301,18 @@ class WorkerThread:
         except BaseException as error:  # SoftTimeoutError, which came while the outcome was made.
             outcome = raised(error)
         self._running = None
+        is_asked_again = False
         while True:
             try:
                 assignment.ended_at = time.monotonic()
-                self._pool.supervisor.call_soon(self._pool.on_finished, self, assignment, outcome)
+                self.finished.append((assignment, outcome))
                 outcome = STOPPED  # The frames of an error's traceback lead to this one: it would be a cycle.
+                # The supervisor reads until nothing is left, so what ended before this has asked it to.
+                if len(self.finished) == 1 or is_asked_again:
+                    self._pool.supervisor.call_soon(self._pool.on_finished, self)
                 return
             except (Stop, SoftTimeoutError):
-                continue  # It came too late for the function, and must not prevent the report.
+                is_asked_again = True  # It came too late for the function, and must not prevent the report.
 
     def is_stopping(self) -> bool:
         """Return whether the running function was asked to stop."""

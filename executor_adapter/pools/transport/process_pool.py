@@ -112,10 +112,11 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
         """Handle a DROPPED or STARTED frame."""
 
     def _on_message(self, worker: W, flags: int, seq: int, body: bytes) -> None:
-        if not (flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body))):
-            worker.output.keep_refused(body)
-            return
         assignment = worker.assignment_of(seq)
+        if not (flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body))):
+            if assignment is not None:
+                worker.output.keep_refused(body)
+            return
         (topic, content), _ = values.load_plain(body)
         if topic == "log" and assignment is not None:
             worker.output.add_record(content)
