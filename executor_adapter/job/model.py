@@ -272,8 +272,7 @@ class Job(Model):
             self.note_start(ago)
         elif status in TERMINAL:
             state.completed_at = self._time_since_start()
-            if records_processed is not None:
-                state.records_processed = records_processed
+            state.records_processed = records_processed
         elif status is JobStatus.PENDING:
             state.attempt -= 1
         state.status, state.retry_at = status, retry_at
@@ -296,7 +295,7 @@ class Job(Model):
         """Add a finished attempt: the values of an `Attempt` in order."""
         state = self.state
         state.attempts = (*(state.attempts or ()), fields)
-        self.record_error(*fields[ERROR_OF_ATTEMPT])
+        state.error_code, state.error_message = fields[ERROR_OF_ATTEMPT]
         if state.error_code in CRASHES:
             state.crashes += 1
 

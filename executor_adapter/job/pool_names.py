@@ -2,8 +2,8 @@
 
 `ssh`, `dask`, `ray`: processes on other machines, see `pools.cluster`.
 
-`guardian`: workers are forked by a small process of our own, see `pools.guardian`; it needs what only Linux has.
-`spawn`: each worker is a new interpreter, see `pools.spawned`. Users know both as pool="process".
+`guardian`: workers are forked by a small process of our own, see `pools.process`; it needs what only Linux has.
+`spawn`: each worker is a new interpreter, see there too. Users know both as pool="process".
 """
 
 from __future__ import annotations

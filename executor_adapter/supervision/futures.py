@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING  # The states that Future's own methods know.
 from typing import Any
@@ -70,18 +70,9 @@ class FutureHub:
         loan = current_slot_loan.get()
         return loan if loan is not None and loan.supervisor is self._supervisor else None
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
         """Lend the slot of the job that calls this, if it is one of the executor's, while the block waits for jobs."""
-        loan = self.loan_of_caller()
-        if loan is None:
-            yield
-            return
-        loan.begin()
-        try:
-            yield
-        finally:
-            loan.end()
+        return self.loan_of_caller() or contextlib.nullcontext()
 
     def _on_dropped(self, _: object) -> None:
         """Report futures that were dropped unread, on the thread for callbacks. Python may call this anywhere."""

@@ -343,7 +343,7 @@ class Dispatcher:
                 if self._may_start(job):
                     start(job)
             elif self._may_queue_behind(job) and queue_behind(job):
-                ready.pop(job)
+                self._skip(job)
             elif resources.has_leased and self._make_room(job):
                 continue
             elif busy >= limits.total:

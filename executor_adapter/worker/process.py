@@ -69,7 +69,7 @@ WorkerFactory = Callable[[socket.socket, int, Stdio, int], "Worker"]
 def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | None = None) -> int:
     """Serve the host until it closes the socket. Return the exit code.
 
-    `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `pools.guardian.client.GuardianClient`.
+    `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `pools.process.guardian`.
     """
     socket_fd, ticket_fd, stdout_fd, stderr_fd = fds
     stdio = Stdio(move_up(stdout_fd), move_up(stderr_fd), move_up(os.open(os.devnull, os.O_RDONLY)))

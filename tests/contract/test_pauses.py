@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
-from executor_adapter.pools.guardian import workers
-from executor_adapter.pools.guardian.pool import ProcessPool
+from executor_adapter.pools.process import forked_workers as workers
+from executor_adapter.pools.process.forked_pool import ProcessPool
 from tests.contract.conftest import MakeExecutor
 from tests.contract.process_pool.functions import nap
 from tests.insides import supervisor_of

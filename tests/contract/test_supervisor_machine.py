@@ -115,6 +115,18 @@ class SimulatedPool(WorkerPool):
         if not dies and worker.assigned:
             self.supervisor.started(worker.assigned[0], self.supervisor.now())
 
+    def end_both(self, worker: SimulatedWorker, outcome: Outcome) -> None:
+        """End the worker's running attempt, and the one behind it, whose start was not reported."""
+        first, second = worker.assigned.popleft(), worker.assigned.popleft()
+        first.ended_at = second.started_at = second.ended_at = self.supervisor.now()
+        if not worker.assigned:
+            self.workers.remove(worker)
+            self.busy -= 1
+        self.supervisor.ended(first, returned("value"))
+        self.supervisor.ended(second, outcome)
+        if worker.assigned:
+            self.supervisor.started(worker.assigned[0], self.supervisor.now())
+
     def hand_back_behind(self, worker: SimulatedWorker, position: int) -> None:
         while len(worker.assigned) > position:
             self.supervisor.handed_back(worker.assigned.pop())
@@ -192,6 +204,10 @@ class SupervisorMachine(RuleBasedStateMachine):
     @property
     def workers(self) -> list[tuple[SimulatedPool, SimulatedWorker]]:
         return [(pool, worker) for pool in self.pools for worker in pool.workers]
+
+    @property
+    def workers_with_two(self) -> list[tuple[SimulatedPool, SimulatedWorker]]:
+        return [(pool, worker) for pool, worker in self.workers if len(worker.assigned) > 1 and not worker.stopping]
 
     def _act(self, action: Callable[..., None], *args: Any) -> None:
         """Call a method of a pool on the supervisor's thread, where pools report."""
@@ -292,6 +308,12 @@ class SupervisorMachine(RuleBasedStateMachine):
     def raise_hostile_error(self, data: st.DataObject, kind: str) -> None:
         pool, worker = data.draw(st.sampled_from(self.workers))
         self._act(pool.end, worker, raised((AWKWARD | NO_EXCEPTIONS_MADE)[kind]()))
+
+    @precondition(lambda self: self.workers_with_two)
+    @rule(data=st.data(), outcome=st.sampled_from([returned("value"), raised(JobError("no", error_code="API_ERROR"))]))
+    def end_two_at_once(self, data: st.DataObject, outcome: Outcome) -> None:
+        pool, worker = data.draw(st.sampled_from(self.workers_with_two))
+        self._act(pool.end_both, worker, outcome)
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())

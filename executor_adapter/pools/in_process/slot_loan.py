@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor
 
 
 class SlotLoan:
-    """Lends the slot of one attempt to other jobs while anything in the attempt waits for them. Thread-safe."""
+    """Lends the slot of one attempt to other jobs while anything in the attempt waits for them. Thread-safe.
+
+    As a context manager it does so while the block waits.
+    """
 
     __slots__ = ("_assignment", "_waits", "supervisor")
 
@@ -42,6 +45,11 @@ class SlotLoan:
         elif is_news:
             self.supervisor.call_soon(self._lend_or_take_back)
 
+    __enter__ = begin
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def _lend_or_take_back(self, blocks: bool = False) -> None:
         # By what holds now: a wait may have ended, on the supervisor's thread too, before its beginning is seen here.
         if self._waits:
@@ -57,15 +65,6 @@ current_slot_loan: contextvars.ContextVar[SlotLoan | None] = contextvars.Context
 """The loan of the attempt whose function is the caller, in a pool of this process."""
 
 
-@contextlib.contextmanager
-def lend_slot() -> Iterator[None]:
+def lend_slot() -> AbstractContextManager[None]:
     """Lend the slot of the job around the caller, if there is one, while the block waits for other jobs."""
-    loan = current_slot_loan.get()
-    if loan is None:
-        yield
-        return
-    loan.begin()
-    try:
-        yield
-    finally:
-        loan.end()
+    return current_slot_loan.get() or contextlib.nullcontext()

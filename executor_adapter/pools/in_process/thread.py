@@ -93,8 +93,7 @@ class ThreadPool(WorkerPool):
 
     def recall(self, assignment: Assignment) -> Recall:
         worker: WorkerThread | None = assignment.worker
-        taken = self._starts.take_back(assignment) if worker is None else worker.take_back(assignment)
-        if not taken:
+        if not (self._starts.take_back(assignment) if worker is None else worker.take_back(assignment)):
             return Recall.STARTED
         self.supervisor.handed_back(assignment)
         return Recall.TAKEN_BACK
@@ -163,22 +162,20 @@ class ThreadPool(WorkerPool):
                 ended.append((assignment, STOPPED if worker.stopping is assignment else outcome))
         if not ended:
             return
-        last = ended[-1][0]
         running = worker.assigned[0] if worker.assigned else None
-        if worker.stopping is last:
-            self._discard(worker)  # The Stop may still be on its way to this thread, so it gets no other function.
-        elif running is None:
-            self._release(worker)
+        if running is None:
+            # A Stop may still be on its way to the thread, which then gets no other function.
+            self._release(worker, keep=worker.stopping is None)
         for assignment, outcome in ended:
             self.supervisor.ended(assignment, outcome)
         if running is not None and running in worker.assigned:  # A report may have had it taken back.
-            self.supervisor.started(running, last.ended_at or self.supervisor.now())
+            self.supervisor.started(running, ended[-1][0].ended_at or self.supervisor.now())
 
-    def _release(self, worker: WorkerThread) -> None:
-        """Free the slot of a thread that has no assignments left, and keep it for others."""
+    def _release(self, worker: WorkerThread, *, keep: bool = True) -> None:
+        """Free the slot of a thread that has no assignments left, and `keep` it for others or let it end."""
         self.busy -= 1
         self.busy_threads.remove(worker)
-        if len(self.idle_threads) < self.max_workers:
+        if keep and len(self.idle_threads) < self.max_workers:
             self.idle_threads.append(worker)
         else:
             worker.end()
@@ -189,15 +186,9 @@ class ThreadPool(WorkerPool):
         if assignment.ended_at is not None:
             return  # Its report may not have arrived yet.
         worker.assigned.remove(assignment)
-        self._discard(worker)
+        self._release(worker, keep=False)
         self.abandoned += 1
         report_abandoned(assignment, self, worker.position(assignment))
-
-    def _discard(self, worker: WorkerThread) -> None:
-        """Free the slot of a thread, and give it no further assignment."""
-        self.busy -= 1
-        self.busy_threads.remove(worker)
-        worker.end()
 
 
 class WorkerThread:

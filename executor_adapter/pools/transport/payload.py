@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 class Payload:
     """Holds the part of a CALL frame that is the same for every attempt of the job."""
 
-    __slots__ = ("body", "file", "flags", "function", "lent", "max_runtime", "near")
+    __slots__ = ("body", "file", "flags", "function", "lent", "max_runtime", "near", "own_worker")
 
     def __init__(
         self, function: EncodedFunction, flags: int, body: bytes, file: values.MemoryFile | None, max_runtime: float
     ) -> None:
         self.function = function
         self.flags = flags
+        self.own_worker = bool(flags & wire.OWN_WORKER)
+        """Whether each attempt needs a worker that runs nothing before or after it."""
         self.body = body
         self.file = file
         """The memory file of arguments too large for the frame; kept until no attempt can follow."""
@@ -37,11 +39,6 @@ class Payload:
         """References that the node must be given beside the call, since their pickle alone is of no use there."""
         self.near: str | None = None
         """The node that has data of it; None where that does not matter."""
-
-    @property
-    def own_worker(self) -> bool:
-        """Whether each attempt needs a worker that runs nothing before or after it."""
-        return bool(self.flags & wire.OWN_WORKER)
 
     def header(self, number: int, seq: int, size_of_rest: int) -> bytes:
         """Return the frame's header for one attempt. `size_of_rest`: bytes after the body that belong to it alone."""

@@ -231,20 +231,21 @@ def test_a_spare_worker_takes_over_after_a_kill() -> None:
         assert pool.value(pool.submit(functions.pid)) in before - {running.pid}
 
 
-def test_workers_that_are_ready_after_their_number_was_lowered_end() -> None:
-    """A worker that starts while `max_workers` is lowered does a job that waits; then it ends, as those without."""
+def test_workers_that_start_while_their_number_is_lowered_end() -> None:
+    """A worker whose job is taken back while it starts, since `max_workers` was lowered, ends; the jobs run on."""
     with harness(4, start_method="spawn") as pool:
         jobs = [pool.submit(functions.add, 1, number) for number in range(4)]
-        pool.turn()
-        assert len(pool.pool.pids) >= 4
-        late = pool.pool.pids[1:]
-        for pid in late:
+        pool.turn(0)
+        for pid in pool.pool.pids:
             os.kill(pid, signal.SIGSTOP)
+        waiting = pool.pool.unstarted()
+        assert waiting == jobs
         pool.pool.resize(1)
-        pool.until_ended(*jobs)
-        for pid in late:
-            os.kill(pid, signal.SIGCONT)
+        assert {pool.pool.recall(assignment) for assignment in waiting} == {Recall.TAKEN_BACK}
         pool.until(lambda: len(pool.pool.pids) <= 2)
+        for pid in pool.pool.pids:
+            os.kill(pid, signal.SIGCONT)
+        pool.until_ended(*jobs)
 
 
 def test_a_job_without_a_worker_is_stopped_or_recalled_at_once() -> None:

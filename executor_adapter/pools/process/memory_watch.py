@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
-from executor_adapter.pools.guardian.worker_handle import ForkedWorkerHandle
 from executor_adapter.pools.memory.level import FASTEST_GROWTH
 from executor_adapter.pools.memory.tree_memory import measure
+from executor_adapter.pools.process.forked_worker import ForkedWorkerHandle
 from executor_adapter.worker import resident
 
 MIN_INTERVAL = 0.02

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
@@ -11,15 +10,7 @@ from executor_adapter.pools.base import Assignment
 from executor_adapter.worker import EXIT_SETUP_FAILED, EXIT_SOCKET_LOST
 
 
-def record_exit(assignment: Assignment, si_code: int, si_status: int) -> None:
-    """Record on the assignment how its worker exited; the numbers are those of waitid(2)."""
-    if si_code == os.CLD_EXITED:
-        assignment.exit_code = si_status
-    else:
-        assignment.exit_signal = si_status
-
-
-def record_returncode(assignment: Assignment, returncode: int) -> None:
+def record_exit(assignment: Assignment, returncode: int) -> None:
     """Record on the assignment how its worker exited; the number is that of `subprocess.Popen.returncode`."""
     if returncode >= 0:
         assignment.exit_code = returncode

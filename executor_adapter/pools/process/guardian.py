@@ -50,8 +50,11 @@ class GuardianListener(Protocol):
         `kill_worker`: the guardian may have reaped it already, and its pid may belong to another process.
         """
 
-    def on_worker_exit(self, number: int, si_code: int, si_status: int) -> None:
-        """Take note that the worker has exited, and that nothing it started is alive."""
+    def on_worker_exit(self, number: int, returncode: int) -> None:
+        """Take note that the worker has exited, and that nothing it started is alive.
+
+        The code is that of `subprocess.Popen.returncode`.
+        """
 
     def on_fork_failed(self, number: int, errno: int) -> None:
         """Take note that the system refused to fork the worker, for several seconds."""
@@ -96,7 +99,7 @@ class GuardianClient:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                held = own_presence().fds + settings.get("held_fds", ())
+                held = own_presence().fds + settings["held_fds"]
                 of_host = {"host": os.getpid(), "path": current_path(), "presence": held}
                 self._process = self._start_process(theirs, settings | of_host)
             self._pidfd = self._open_pidfd()
@@ -271,7 +274,7 @@ class GuardianClient:
             self._listener.on_worker_forked(number, first, pidfd)
         elif kind == guardian.EXITED:
             self._on_answer(number)
-            self._listener.on_worker_exit(number, first, second)
+            self._listener.on_worker_exit(number, second if first == os.CLD_EXITED else -second)
         elif kind == guardian.FORK_FAILED:
             self._on_answer(number)
             self._listener.on_fork_failed(number, first)

@@ -10,15 +10,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
+from executor_adapter.pools.process.worker_handle import CallState, WorkerHandle
 from executor_adapter.pools.transport.importable import current_path
-from executor_adapter.pools.transport.payload import Payload
 from executor_adapter.pools.transport.send_buffer import SharedPath
-from executor_adapter.pools.transport.worker_handle import WorkerHandle
-from executor_adapter.worker import BOOTSTRAP, INTERRUPT, interpreter_command, own_presence, wire
+from executor_adapter.worker import BOOTSTRAP, INTERRUPT, interpreter_command, own_presence
 
 _MIN_CHECK_INTERVAL, _MAX_CHECK_INTERVAL = 0.001, 0.1
 """Seconds between two checks whether a worker has died: longer the longer it takes."""
@@ -26,33 +25,24 @@ _GROUP_EXIT_TIMEOUT = 1.0
 """Seconds to wait for what a dead worker left in its process group, once it is killed: the system may be slow."""
 
 
-class WorkerListener(Protocol):
-    """Is notified of a worker's events, on the supervisor's thread."""
-
-    def read_frames(self, worker: SpawnedWorkerHandle) -> Any:
-        """Read the worker's socket."""
-
-    def on_exit(self, worker: SpawnedWorkerHandle, returncode: int) -> None:
-        """Take note that the worker has exited, and that nothing of its process group is alive. Called once."""
-
-
 class SpawnedWorkerHandle(WorkerHandle):
     """One spawned worker. Its `queue` holds at most one assignment.
+
+    `on_exit(number, returncode)` is called once, when it has exited and nothing of its process group is alive.
 
     Raises:
         OSError: the worker cannot be started.
     """
 
     def __init__(
-        self, supervisor: PoolSupervisor, buffer: bytearray, listener: WorkerListener, settings: dict[str, Any]
+        self,
+        supervisor: PoolSupervisor,
+        buffer: bytearray,
+        settings: dict[str, Any],
+        on_exit: Callable[[int, int], None],
     ) -> None:
         super().__init__(supervisor, buffer)
-        self.call_started = False
-        """Whether it has reported that its call started."""
-        self.start_error: WorkerUnavailableError | None = None
-        """Why it was killed before it was ready, if it took too long."""
-        self._seq = 0
-        self._listener = listener
+        self._on_exit = on_exit
         self._exit_check: Timer | None = None
         self._check_interval = _MIN_CHECK_INTERVAL
         self._group_wait_until: float | None = None
@@ -66,55 +56,54 @@ class SpawnedWorkerHandle(WorkerHandle):
             their_lifeline, self._lifeline = _pipe(theirs, undo)
             their_stdout, stdout = _pipe(theirs, undo, host_reads=True)
             their_stderr, stderr = _pipe(theirs, undo, host_reads=True)
-            setup = settings | {"host": os.getpid(), "path": current_path(), "presence": own_presence().fds}
+            setup = settings | {
+                "host": os.getpid(),
+                "path": current_path(),
+                "presence": own_presence().fds + settings["held_fds"],
+            }
             fds = (their_socket.fileno(), their_lifeline, their_stdout, their_stderr)
             self._process = _start_process(fds, setup)
             undo.pop_all()
+        self.pid = self._process.pid
         self._connect(ours, stdout, stderr)
-        self._supervisor.watch(self.fd, lambda: self._listener.read_frames(self))
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     # --- calls ---
 
-    def send(self, assignment: Assignment, attempt_part: bytes, path: SharedPath) -> None:
-        """Send a call. `attempt_part`: what belongs to this attempt only, pickled."""
-        payload: Payload = assignment.payload
-        self.queue.append(assignment)
-        self.call_started = False
-        self._seq += 1
-        path.refresh()
-        frames = (
-            self.send_buffer.path_frame(path),
-            self.send_buffer.function_frame(payload.function, may_forget=True),
-            payload.header(assignment.number, self._seq, len(attempt_part)),
-            payload.body,
-            attempt_part,
-        )
-        self.send_buffer.send(b"".join(frames), payload.file)
+    def write(self, path: SharedPath) -> None:
+        if self.ready:  # Until then its assignment can be taken back, since it has no tickets.
+            self.unsent, self.call_started = 0, False
+            self._send_calls(1, path)
 
-    def assignment_of(self, seq: int) -> Assignment | None:
-        return self.queue[0] if self.queue and seq == self._seq & wire.MAX_WORD else None
+    def take_back(self, assignment: Assignment, *, or_those_behind: bool = False) -> tuple[CallState, list[Assignment]]:
+        if not self.unsent:
+            return CallState.RUNNING, []
+        self.unsent = 0
+        self.queue.clear()
+        self._attempt_parts.clear()
+        assignment.worker = None
+        return CallState.WAITING, [assignment]
+
+    def count_started(self) -> int:
+        return 0 if self.unsent else int(self.call_started or self.stopping is not None)
 
     # --- stopping ---
 
     def interrupt(self, assignment: Assignment) -> bool:
         if self.call_started and self._process.returncode is None:  # Until then no other process can have its pid.
-            os.kill(self.pid, INTERRUPT)
+            os.kill(self._process.pid, INTERRUPT)
         return self.call_started
 
     def kill(self) -> None:
-        """Send SIGKILL to the process group. The listener is notified of the exit."""
-        self.exit_expected = True
+        """Send SIGKILL to the process group."""
+        self.kill_requested = self.exit_expected = True
         self._signal_group(signal.SIGKILL)
-        self._expect_exit()
+        self.expect_exit()
 
-    def give_up(self, error: WorkerUnavailableError) -> None:
-        """Kill a worker that takes too long to be ready."""
-        self.start_error = error
-        self.kill()
+    def request_exit(self) -> None:
+        if self.ready:
+            super().request_exit()
+        else:
+            self.kill()  # It has run no function that might clean up.
 
     def _send_sigterm(self) -> None:
         self._signal_group(signal.SIGTERM)
@@ -122,27 +111,23 @@ class SpawnedWorkerHandle(WorkerHandle):
     def _signal_group(self, number: int) -> None:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+                os.killpg(self._process.pid, number)
 
     # --- exit ---
-
-    def on_disconnect(self) -> None:
-        """Expect the exit of a worker whose socket is closed."""
-        self.stop_listening()
-        self._expect_exit()
 
     def has_exited(self) -> bool:
         """Return whether its process has exited."""
         return self._process.poll() is not None
 
     def check_exit(self) -> None:
-        """Notify the listener if the process and its whole group have exited; otherwise check again later."""
+        """Report the exit if the process and its whole group have exited; otherwise check again later."""
         if self.has_exited() and self._is_group_empty():
-            self._listener.on_exit(self, self._process.returncode)
+            self._on_exit(self.number, self._process.returncode)
         else:
             self._schedule_check()
 
-    def _expect_exit(self) -> None:
+    def expect_exit(self) -> None:
+        """Look from now on whether it has exited."""
         self._check_interval = _MIN_CHECK_INTERVAL
         self._schedule_check()
 
@@ -158,7 +143,7 @@ class SpawnedWorkerHandle(WorkerHandle):
         if self._group_wait_until is None:
             self._group_wait_until = now + _GROUP_EXIT_TIMEOUT
         try:
-            os.killpg(self.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):  # Some systems raise the second if only zombies are left.
             return True
         return now >= self._group_wait_until
