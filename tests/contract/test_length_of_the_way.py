@@ -25,8 +25,8 @@ from tests.waiting import wait_for
 
 PACKAGE = "/executor_adapter/"
 BOUNDS = {
-    "process": {"files": 30, "changes": 100, "caller": 30, "supervisor": 56, "worker": 26},
-    "thread": {"files": 22, "changes": 78, "caller": 29, "supervisor": 43},
+    "process": {"files": 30, "changes": 100, "caller": 28, "supervisor": 49, "worker": 25},
+    "thread": {"files": 22, "changes": 76, "caller": 27, "supervisor": 36},
 }
 """Of one job, on an idle executor: files of the package that its threads enter, and changes from one to another.
 Of each job in a burst: calls of functions written in Python, those of other packages included."""
