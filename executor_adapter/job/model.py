@@ -272,7 +272,8 @@ class Job(Model):
             self.note_start(ago)
         elif status in TERMINAL:
             state.completed_at = self._time_since_start()
-            state.records_processed = records_processed
+            if records_processed is not None:
+                state.records_processed = records_processed
         elif status is JobStatus.PENDING:
             state.attempt -= 1
         state.status, state.retry_at = status, retry_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def test_a_line_names_three_of_the_failures(caplog: pytest.LogCaptureFixture) ->
     with InlineExecutor() as executor:
         for number in range(5):
             executor.submit(failing(f"job-{number}"))
+        gc.collect()  # The frames of the errors are those of the calls here, and hold the futures in cycles.
     (message,) = caplog.messages
     head, *named, more = message.split("; ")
     assert head.startswith("jobs that failed without anybody reading their future: 5: job-0")

@@ -29,7 +29,8 @@ class Screen:
         for status in states:
             previous = job.status
             if status is not JobStatus.PENDING:
-                job.advance(status, at=1000.0 if status is JobStatus.RUNNING else 1002.5)
+                job.advance(status)
+                job.state.started_at, job.state.completed_at = 1000.0, 1002.5 if status.is_terminal else None
             self.table(Transition(job, previous, status, 1000.0, 1))
 
 
