@@ -272,8 +272,7 @@ class Job(Model):
             self.note_start(ago)
         elif status in TERMINAL:
             state.completed_at = self._time_since_start()
-            if records_processed is not None:
-                state.records_processed = records_processed
+            state.records_processed = state.records_processed if records_processed is None else records_processed
         elif status is JobStatus.PENDING:
             state.attempt -= 1
         state.status, state.retry_at = status, retry_at
