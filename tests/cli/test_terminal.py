@@ -59,9 +59,12 @@ def test_in_a_narrow_terminal_jobs_are_told_apart_by_the_ends_of_their_ids(home:
         pane.run("jobs show …00000001")
         assert ids[0] in pane.wait_for("max_runtime")
         pane.run("jobs watch")
-        shown = pane.wait_for(lambda text: re.search(r"^…00000003 +failed", text, re.MULTILINE))
-        assert re.search(r"^…00000002 +running +collection +rest-flights +1 .* 25% ━+", shown, re.MULTILINE)
-        assert re.search(r"^…00000001 +failed +collection rest-flights 10.0 s +DATA_ERROR: a lo", shown, re.MULTILINE)
+        rows = (
+            r"^…00000003 +failed",
+            r"^…00000002 +running +collection +rest-flights +1 .* 25% ━+",
+            r"^…00000001 +failed +collection rest-flights 10.0 s +DATA_ERROR: a lo",
+        )
+        pane.wait_for(lambda text: all(re.search(row, text, re.MULTILINE) for row in rows))
         pane.press("C-c")
         pane.wait_for("ready>")
 
