@@ -57,31 +57,15 @@ class ReceivedCall(NamedTuple):
             os.close(self.fd)
 
 
-class FunctionTable:
-    """Holds the functions that were sent to this worker, by number. Each is decoded when it is first called."""
+Functions = dict[int, bytes | Callable[..., Any]]
+"""The functions that were sent to a worker, by number: encoded until they are first called."""
 
-    def __init__(self) -> None:
-        self._known: dict[int, bytes | Callable[..., Any]] = {}
 
-    def add(self, number: int, encoded: bytes, *, forget_others: bool) -> None:
-        if forget_others:
-            self._known.clear()
-        self._known[number] = encoded
-
-    def remove(self, number: int) -> None:
-        self._known.pop(number, None)
-
-    def get(self, number: int) -> Callable[..., Any]:
-        function = self._known[number]
-        if isinstance(function, bytes):
-            function = self._known[number] = self.decode(function)
-        return function
-
-    @staticmethod
-    def decode(encoded: bytes) -> Callable[..., Any]:
-        if encoded[:1] == PICKLE:
-            return pickle.loads(memoryview(encoded)[1:])  # type: ignore[no-any-return]
-        return import_reference(encoded[1:].decode())  # type: ignore[no-any-return]
+def decode_function(encoded: bytes) -> Callable[..., Any]:
+    """Return the function that was sent as a reference or a pickle."""
+    if encoded[:1] == PICKLE:
+        return pickle.loads(memoryview(encoded)[1:])  # type: ignore[no-any-return]
+    return import_reference(encoded[1:].decode())  # type: ignore[no-any-return]
 
 
 def import_reference(reference: str) -> Any:
@@ -110,7 +94,7 @@ class CallRunner:
     def __init__(
         self,
         call: ReceivedCall,
-        functions: FunctionTable,
+        functions: Functions,
         reporter: WorkerReporter,
         note_imports: Callable[[], object] = lambda: None,
     ) -> None:
@@ -121,6 +105,7 @@ class CallRunner:
         self._note_imports = note_imports
         self.end_requested = False
         self._has_checked = False
+        self._is_late = self._has_begun = False
         self._stage = "function"
         self._coroutine: types.CoroutineType[Any, Any, Any] | None = None
 
@@ -128,6 +113,12 @@ class CallRunner:
         """Set `current_job().cancelled`. Return True if the function never checked it, so an exception must end it."""
         self.end_requested = True
         return not self._has_checked
+
+    def pass_soft_timeout(self) -> None:
+        """Raise SoftTimeoutError in the function, or when it begins: amid an import it would leave half a module."""
+        self._is_late = True
+        if self._has_begun:
+            raise SoftTimeoutError("soft_timeout passed")
 
     def _cancelled(self) -> bool:
         self._has_checked = True
@@ -175,6 +166,9 @@ class CallRunner:
             raise SystemExit(EXIT_TERMINATED)  # The signal came too early to be raised in the function.
         with _NO_SCOPE if scope is None else _open_scope(scope, BoundCall(function, args, kwargs)):
             self._note_imports()
+            self._has_begun = True
+            if self._is_late:
+                self.pass_soft_timeout()
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:
                 self._coroutine = value
@@ -186,11 +180,13 @@ class CallRunner:
 
     def _function(self) -> Callable[..., Any]:
         self._stage = "function"
-        try:
-            return self._functions.get(self._call.function)
-        finally:
-            if self._call.flags & wire.USE_ONCE:
-                self._functions.remove(self._call.function)
+        number = self._call.function
+        function = self._functions.pop(number) if self._call.flags & wire.USE_ONCE else self._functions[number]
+        if isinstance(function, bytes):
+            function = decode_function(function)
+            if not self._call.flags & wire.USE_ONCE:
+                self._functions[number] = function
+        return function
 
     def _unpack(self) -> tuple[str, tuple[Any, Any], memoryview, tuple[Any, Any, Any]]:
         """Return the job's id and description, its encoded arguments, and what belongs to this attempt."""

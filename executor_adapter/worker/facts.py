@@ -5,6 +5,7 @@ Every worker may import this module, so it needs the standard library alone.
 
 from __future__ import annotations
 
+from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.error_facts import ErrorFacts, is_a, keep_facts, kept_facts, kinds_of
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, WorkerCrashedError
 from executor_adapter.exceptions.display import message_of, traceback_text
@@ -34,8 +35,6 @@ def read_facts(error: BaseException, trace: str | None = None) -> ErrorFacts:
 
     `trace`: its traceback as text, where that is not to be made.
     """
-    from executor_adapter.error_codes import error_code_of, retry_after_of  # A worker without failures needs no codes.
-
     keep_facts(error, None)  # It may have been raised in another job before.
     ended = error.context if type(error) is JobCancelledError or type(error) is JobTimeoutError else {}
     text = mask((_trace_of(error) if trace is None else trace).strip())

@@ -40,9 +40,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.worker import wire
-from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall
+from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, Functions, ReceivedCall, decode_function
 from executor_adapter.worker.reporter import Channel, WorkerReporter
 from executor_adapter.worker.state import COMPARE_SECONDS, ProcessState
 from executor_adapter.worker.stdio import PeakMemory, Stdio, move_up
@@ -112,7 +111,7 @@ def _apply_settings(setup: dict[str, Any]) -> None:
         # Python reseeds its own generator in a forked process; numpy's would give the same numbers in each worker.
         random.seed()
     if setup["initializer"] is not None:
-        FunctionTable().decode(setup["initializer"])()
+        decode_function(setup["initializer"])()
 
 
 def _run_exit_handlers() -> None:
@@ -139,7 +138,7 @@ class Worker:
         self._reader = wire.FrameReader(sock, bytearray(1 << 18))
         self._channel = Channel(sock)
         self._reporter = WorkerReporter(self._channel, log_level)
-        self._functions = FunctionTable()
+        self._functions: Functions = {}
         self._calls: deque[ReceivedCall] = deque()
         self._end_requested = False
         self._runner: CallRunner | None = None
@@ -227,7 +226,9 @@ class Worker:
                 fd = move_up(self._reader.fds.popleft()) if flags & wire.IN_FILE else -1
                 self._calls.append(ReceivedCall(flags, number, seq, word, first, body, fd))
             elif kind == wire.FUNCTION:
-                self._functions.add(word, body, forget_others=bool(flags & wire.FORGET_OTHERS))
+                if flags & wire.FORGET_OTHERS:
+                    self._functions.clear()
+                self._functions[word] = body
             elif kind == wire.PATH:
                 self._state.restore()
                 sys.path[:], managers_key = pickle.loads(body)
@@ -245,7 +246,7 @@ class Worker:
             call = self._calls.pop()
             call.discard()
             if call.flags & wire.USE_ONCE:
-                self._functions.remove(call.function)
+                self._functions.pop(call.function, None)
         self._channel.send(wire.HEADER.pack(0, wire.DROPPED, 0, 0, 0, 0, 0.0, 0.0))
 
     # --- signals ---
@@ -284,7 +285,7 @@ class Worker:
     def _raise_soft_timeout(self, position: str) -> None:
         if self._runner is not None and self._runner.interruptible:
             self._reporter.log("the function passed its soft_timeout here:\n" + position)
-            raise SoftTimeoutError("soft_timeout passed")
+            self._runner.pass_soft_timeout()
 
     def _detach(self) -> None:
         """Release everything of the worker in a process that the function forked."""

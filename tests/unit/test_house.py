@@ -122,7 +122,7 @@ BUDGETS = {
     "scheduler": 460,
     "store": 1_836,
     "supervision": 2_929,
-    "worker": 1_889,
+    "worker": 1_886,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

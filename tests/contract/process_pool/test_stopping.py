@@ -217,6 +217,29 @@ def test_a_soft_timeout_that_is_not_caught_is_the_error(pool: Harness, tmp_path:
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
+def test_a_soft_timeout_amid_an_import_is_raised_when_the_function_begins(
+    pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would leave half a module behind, and be another error: Python wraps what `__set_name__` raises."""
+    source = (
+        "import os\n"
+        "from executor_adapter.worker import INTERRUPT\n"
+        "class Attribute:\n"
+        "    def __set_name__(self, owner, name):\n"
+        f"        os.getpid() == {os.getpid()} or os.kill(os.getpid(), INTERRUPT)\n"
+        "class Owner:\n"
+        "    attribute = Attribute()\n"
+        "def nothing(): pass\n"
+    )
+    (tmp_path / "interrupts_its_import.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assignment = pool.submit("interrupts_its_import:nothing")
+    assert isinstance(pool.error(assignment), SoftTimeoutError)
+    (record,) = pool.messages_of(assignment, "log")
+    assert "in __set_name__" in record["message"]
+    assert pool.value(pool.submit("interrupts_its_import:nothing")) is None
+
+
 # --- memory ---
 
 
