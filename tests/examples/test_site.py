@@ -159,7 +159,7 @@ PUBLIC: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (store, ("stores",)),
     (monitoring, ("monitoring",)),
     (testing, ("testing",)),
-    (pipeline, ("pipeline",)),
+    (pipeline, ("pipeline", "pipeline-sources", "pipeline-tables")),
     (executor_adapter.pytest, ("testing",)),
     (exceptions, ("exceptions",)),
 )
