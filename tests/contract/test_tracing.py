@@ -20,7 +20,7 @@ from opentelemetry.trace import StatusCode
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.monitoring import tracer_in_use
-from tests.contract.conftest import MakeJob
+from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.contract.functions import collect, fail_until, fail_with_code
 from tests.waiting import PATIENCE, wait_for
 
@@ -41,9 +41,8 @@ def spans(provider: TracerProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.fixture
-def executor(spans: InMemorySpanExporter) -> Iterator[JobExecutor]:
-    with JobExecutor(2, config=Settings()) as executor:
-        yield executor
+def executor(spans: InMemorySpanExporter, make_executor: MakeExecutor) -> JobExecutor:
+    return make_executor()
 
 
 def by_name(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
