@@ -10,9 +10,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import TracebackType
 from typing import Protocol, Self
 
 from executor_adapter.config import MonitoringSettings, Settings
@@ -194,7 +194,9 @@ class HealthMonitor:
         if self._thread is None:
             self._stopping.clear()
             self._woken.clear()
-            self._thread = threading.Thread(target=self._watch, name="executor-health", daemon=True)
+            # In this context, since Prefect reads of which flow run the event of an alert is.
+            run = copy_context().run
+            self._thread = threading.Thread(target=run, args=(self._watch,), name="executor-health", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
@@ -218,9 +220,7 @@ class HealthMonitor:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     # --- in an event loop ---
@@ -243,9 +243,7 @@ class HealthMonitor:
         self._task = asyncio.create_task(self.run())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 from wsgiref.simple_server import WSGIServer
 
@@ -59,10 +60,8 @@ class MetricsPort:
                     self._server, _ = start_http_server(self._port, self._host, self._registry)
                     self._server.set_app(self._answer)
                 except OSError as error:
-                    where = f"{self._host}:{self._port}"
-                    logger.error(
-                        "cannot serve metrics at %s: %s: free the port, or set monitoring.metrics_port", where, error
-                    )
+                    message = "cannot serve metrics at %s:%d: %s: free the port, or set monitoring.metrics_port"
+                    logger.error(message, self._host, self._port, error)
 
     def leave_to_parent(self) -> None:
         """Close the socket in a forked process, so that the port is free when the parent ends."""
@@ -82,15 +81,18 @@ class MetricsPort:
             server.server_close()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        executors, wrong = tuple(self._executors), list[str]()
+        executors = tuple(self._executors)
         match environ["PATH_INFO"]:
             case "/live":
-                wrong = [line for executor in executors for line in executor.stuck()]
+                checks = [executor.stuck for executor in executors]
             case "/ready":
-                wrong = [line for executor in executors for line in (*executor.stuck(), *executor.unready())]
+                checks = [check for executor in executors for check in (executor.stuck, executor.unready)]
             case _:
                 metrics: Iterable[bytes] = make_wsgi_app(self._registry)(environ, start_response)
                 return metrics
+        # Side by side: each may take its whole time, and a probe waits for one such time only.
+        with ThreadPoolExecutor(len(checks) or 1) as asking:
+            wrong = [line for lines in asking.map(lambda check: check(), checks) for line in lines]
         start_response("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain")])
         return [f"{line}\n".encode() for line in dict.fromkeys(wrong) or ["fine"]]
 

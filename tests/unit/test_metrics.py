@@ -272,6 +272,20 @@ def test_a_program_is_ready_while_its_store_and_what_else_it_needs_answer(monkey
         assert health(executor, "/live") == (200, "fine\n")
 
 
+def test_the_executors_of_a_program_are_asked_side_by_side(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several executors that do not answer take a probe no longer than one of them."""
+    all_asked, number = threading.Barrier(3), free_port()
+
+    def check() -> None:
+        all_asked.wait(PATIENCE)
+
+    monkeypatch.setitem(ready_checks, "the others", check)
+    executors = [make_executor(number) for _ in range(3)]
+    assert health(executors[0], "/ready") == (200, "fine\n")
+
+
 def test_without_a_port_nothing_is_served_and_nothing_counted() -> None:
     """Without a port there is no server and no observer."""
     with JobExecutor(1, config=Settings()) as executor:
