@@ -38,9 +38,10 @@ def known_deployment(client: SyncPrefectClient, entry: dict[str, Any]) -> Deploy
         return None
 
 
-def times_of(schedule: Any) -> tuple[Any, ...]:
-    """Return when a schedule is due, of the file or of the server."""
-    return tuple(getattr(schedule, name, None) for name in ("cron", "interval", "rrule"))
+def times_of(schedule: Any) -> tuple[str, Any]:
+    """Return when a schedule is due, of the file or of the server: `("cron", "0 2 * * *")`."""
+    times = ((name, getattr(schedule, name, None)) for name in ("cron", "interval", "rrule"))
+    return next((name, value) for name, value in times if value is not None)
 
 
 def keep_pauses(entry: dict[str, Any], known: DeploymentResponse | None) -> Iterator[str]:
@@ -57,7 +58,7 @@ def keep_pauses(entry: dict[str, Any], known: DeploymentResponse | None) -> Iter
                 yield f"stays paused: {shown}"
         elif known is not None:
             yield f"gets a new schedule, which is active: {shown}"
-    yield from (f"loses a schedule: {times}" for times in active)
+    yield from (f"loses a schedule: {name} {value}" for name, value in active)
 
 
 def main() -> None:

@@ -140,6 +140,7 @@ def test_deploying_again_keeps_what_is_paused(server: Server, deployed: dict[str
     assert is_active() == {"flights": False, "prefect": True, "maintenance": False}
     assert "flights stays paused: cron 0 2 * * *" in said
     assert "maintenance gets a new schedule, which is active: cron 30 3 * * 0" in said
+    assert "maintenance loses a schedule: cron 1 1 * * 1\n" in said
     assert "prefect" not in said
     server.run(sys.executable, "deployments/deploy.py")
     assert is_active() == {"flights": False, "prefect": True, "maintenance": True}
