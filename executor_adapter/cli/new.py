@@ -19,5 +19,5 @@ def new(folder: Annotated[Path, typer.Argument(help="The new folder.")]) -> None
     folder.mkdir(parents=True)
     for source in (files("executor_adapter.cli") / "first_flow").iterdir():
         (folder / source.name.removesuffix(".txt")).write_text(source.read_text())
-    for name, what in {"run": "flow.py", "test": "-m pytest", "serve": "serve.py"}.items():
-        console().print(f"{name} it: cd {folder} && python {what}", soft_wrap=True)
+    for how, what in {"run": "flow.py", "with pytest, test": "-m pytest", "serve": "serve.py"}.items():
+        console().print(f"{how} it: cd {folder} && python {what}", soft_wrap=True)

@@ -25,6 +25,7 @@ def test_the_files_of_a_first_flow_run(api: Api, tmp_path: Path) -> None:
     """The flow runs with jobs, its test passes, its deployment is served; a folder that exists is refused."""
     said = run("-m", "executor_adapter.cli", "new", "first/flow", cwd=tmp_path)
     assert "run it: cd first/flow && python flow.py" in said
+    assert "with pytest, test it: cd first/flow && python -m pytest" in said
     folder = tmp_path / "first" / "flow"
     assert "6 words" in run("flow.py", cwd=folder)
     assert "1 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
