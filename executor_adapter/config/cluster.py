@@ -38,16 +38,21 @@ class SshSettings(Section):
     """The ssh program and options for it, such as ["ssh", "-F", "/srv/ssh_config"]."""
 
 
-class DaskSettings(Section):
+class EngineSettings(Section):
+    """Sets what the clusters of all engines have."""
+
+    listen_host: str | None = None
+    """The address of this machine at which it listens for nodes; null: that by which it reaches the cluster."""
+    resources: dict[str, Annotated[Number, Field(gt=0)]] | None = None
+    """What each running job takes of its node's resources, by name, unless its own say otherwise; null: a thread of a
+    Dask worker, or one CPU of Ray."""
+
+
+class DaskSettings(EngineSettings):
     """Sets the cluster of `pool: dask`."""
 
     address: str | None = None
     """The scheduler, such as tcp://scheduler:8786; null: a local cluster that is started when it is needed."""
-    listen_host: str | None = None
-    """The address of this machine at which the workers reach it; null: that by which it reaches the scheduler."""
-    resources: dict[str, Annotated[Number, Field(gt=0)]] | None = None
-    """What each running job takes of the workers' resources, by name, unless its own say otherwise; null: nothing but a
-    thread."""
 
     @field_validator("address")
     @classmethod
@@ -57,16 +62,12 @@ class DaskSettings(Section):
         return address
 
 
-class RaySettings(Section):
+class RaySettings(EngineSettings):
     """Sets the cluster of `pool: ray`."""
 
     address: str | None = None
     """The cluster, such as 10.0.0.5:6379 or "auto" for the one of this machine; null: the one that the program is
     connected to, or RAY_ADDRESS names, or else a local one that is started when it is needed."""
-    listen_host: str | None = None
-    """The address of this machine at which the nodes reach it; null: that by which it reaches the cluster."""
-    resources: dict[str, Annotated[Number, Field(gt=0)]] | None = None
-    """What each running job takes of the nodes' resources, by name, unless its own say otherwise; null: one CPU."""
 
     @field_validator("address")
     @classmethod
@@ -87,6 +88,8 @@ class ClusterSettings(Section):
     """The cluster of `pool: ray`."""
     lease_idle: Seconds = 10.0
     """Time after which a slot of a Dask or Ray cluster that no job uses is given back."""
+    max_grant_seconds: Seconds = 2.0
+    """Time after which a slot of a Dask or Ray cluster goes back between two jobs, where others wait for it."""
     lost_after: Seconds = 15.0
     """Time without contact after which a node ends its attempts; a moment later they are retried elsewhere."""
     node_timeout: Seconds | None = 60.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class LeaseHolder(Protocol):
         `why`: in words, why none could, or "". `is_fixed`: no further node will join.
         """
 
+    def others_wait(self, waiting: Mapping[str, int]) -> None:
+        """Take note for how many slots others wait on each node, by the engine's books."""
+
     def refused(self, why: str) -> None:
         """Take note that no further try can help: what waits for a lease fails with `why`."""
 
@@ -57,6 +60,9 @@ class LeaseSource(ABC):
     @abstractmethod
     def explain_lack(self) -> None:
         """Report soon by `LeaseHolder.nodes_sought` which nodes could hold a plain lease, or why there is none."""
+
+    def look_for_others(self) -> None:  # noqa: B027
+        """Report soon by `LeaseHolder.others_wait` what others wait for, where others can."""
 
     def shape_of(self, lease: int) -> Shape:
         """Return the shape of a lease that was asked for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.pools.base import Assignment, LeasingPool, PoolSupervisor, Recall, Timer
@@ -13,7 +13,7 @@ from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.leasing.placement import SlotQueue, agent_with_free_slot, agent_with_room
 from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease
 from executor_adapter.pools.cluster.leasing.shapes import ShapedLeases
-from executor_adapter.pools.cluster.leasing.turns import LeaseWatch
+from executor_adapter.pools.cluster.leasing.watch import LeaseWatch
 from executor_adapter.pools.cluster.link import LinkEnd
 from executor_adapter.pools.cluster.references import remote_payload
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
@@ -37,7 +37,8 @@ class RemotePool(LeasingPool):
     """Runs attempts on other machines; see `pools.cluster`.
 
     `make_source`: makes the source of leases. `lost_after`: seconds without contact after which a node's attempts are
-    killed. `lease_idle`: seconds after which an unused lease is given back. `node_timeout`: seconds for which an
+    killed. `lease_idle`: seconds after which an unused lease is given back. `max_grant_seconds`: seconds after which a
+    used one is, between two attempts, while others wait for its place. `node_timeout`: seconds for which an
     attempt waits while there is no node at all; None for any time. The others are as in the process pool of one
     machine, and apply on each node.
     """
@@ -56,6 +57,7 @@ class RemotePool(LeasingPool):
         *,
         lost_after: float = 15.0,
         lease_idle: float = 10.0,
+        max_grant_seconds: float = 2.0,
         node_timeout: float | None = 60.0,
         initializer: Initializer | bytes | None = None,
         **worker_options: Any,
@@ -72,7 +74,7 @@ class RemotePool(LeasingPool):
         self.queue = SlotQueue(self, node_timeout)
         self.shapes = ShapedLeases(self, node_timeout)
         self._store_lease_until = math.inf
-        self._watch = LeaseWatch(self, lease_idle)
+        self._watch = LeaseWatch(self, self.queue, self.shapes, lease_idle, max_grant_seconds)
         self._close_timer: Timer | None = None
         self._on_closed: Callable[[], None] | None = None
         self._source = make_source(self)
@@ -208,7 +210,6 @@ class RemotePool(LeasingPool):
         self.queue.on_granted()
         agent.add_lease(lease)
         self._source.on_granted(agent, lease)
-        self._watch.on_granted(())
         if self.slots > self.max_workers or self.is_closing:
             self.release(agent)
             return
@@ -220,7 +221,7 @@ class RemotePool(LeasingPool):
             return  # Its end gives all its leases back, and says why.
         if self._source.accepts(lease):
             if shape := self._source.shape_of(lease):
-                self._on_shaped_lease(agent, ShapedLease(lease, shape, environment))
+                self._on_shaped_lease(agent, ShapedLease(lease, shape, self.supervisor.now(), environment))
             else:
                 self.granted(agent, lease)
         else:  # It was withdrawn meanwhile, or its engine has granted it a second time.
@@ -230,7 +231,6 @@ class RemotePool(LeasingPool):
         agent.shaped.add(lease)
         self._source.on_granted(agent, lease.number)
         self.shapes.granted(agent, lease)
-        self._watch.on_granted(lease.shape)
         self._look_for_idle()
 
     def release(self, agent: RemoteAgent) -> None:
@@ -239,7 +239,7 @@ class RemotePool(LeasingPool):
 
     def release_shaped(self, agent: RemoteAgent, lease: ShapedLease) -> None:
         if lease.is_retiring:
-            self._watch.on_retired(agent, lease.shape)
+            self._watch.on_retired(lease.shape)
         agent.shaped.remove(lease)
         agent.return_lease(lease.number)
         self._source.release(agent, lease.number)
@@ -265,6 +265,13 @@ class RemotePool(LeasingPool):
     def _look_for_idle(self) -> None:
         if not self._source.keeps_idle and not self.is_closing and not all(agent.is_unused for agent in self.agents):
             self._watch.begin()
+
+    def look_for_others(self) -> None:
+        self._source.look_for_others()
+
+    def others_wait(self, waiting: Mapping[str, int]) -> None:
+        if not self.is_closing:
+            self._watch.on_others(waiting)
 
     def explain_lack(self) -> None:
         self._source.explain_lack()

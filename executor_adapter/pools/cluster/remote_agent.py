@@ -56,12 +56,13 @@ class RemoteAgent:
     def __init__(self, owner: AgentOwner, end: LinkEnd, node: str, lost_after: float) -> None:
         self.node = node
         self.pid = 0
-        self.leases: list[int] = []
+        self.leases: dict[int, float] = {}
+        """Its slots, the oldest first, and when the pool got each."""
         self.shaped: set[ShapedLease] = set()
         """The leases of attempts that need more than a slot."""
         self.live: dict[int, Assignment] = {}
         self.retiring = 0
-        """Slots that go back as soon as no attempt uses them, for the sake of another shape."""
+        """Slots that go back as soon as no attempt uses them, for the sake of others."""
         self.leaving = False
         self.is_closing = False
         """Whether it was asked to end."""
@@ -130,13 +131,14 @@ class RemoteAgent:
 
     def add_lease(self, lease: int) -> None:
         """Let one more attempt run there."""
-        self.leases.append(lease)
+        self.leases[lease] = self._supervisor.now()
         self.fewest_plain += 1  # It is about to be used.
         self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
 
     def remove_lease(self) -> int:
-        """Let one attempt less run there, and return the lease that is free now."""
-        lease = self.leases.pop()
+        """Let one attempt less run there, and return the lease that is free now: the oldest."""
+        lease = next(iter(self.leases))
+        del self.leases[lease]
         self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
         self.return_lease(lease)
         return lease

@@ -190,13 +190,13 @@ class Crowd:
         self._goes_on = False
 
 
-CROWDS: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None, str]] = {
-    "plain jobs": (None, {"GPU": 1}, "GPU 1"),
-    "another shape": ({"GPU": 1, "license": 1}, {"GPU": 1}, "GPU 1"),
-    "a shape that takes all slots": ({"CPU": 1}, None, "a slot"),
-    "plain jobs on all of a node": (None, {"CPU": 2}, "CPU 2"),
+CROWDS: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None]] = {
+    "plain jobs": (None, {"GPU": 1}),
+    "another shape": ({"GPU": 1, "license": 1}, {"GPU": 1}),
+    "a shape that takes all slots": ({"CPU": 1}, None),
+    "plain jobs on all of a node": (None, {"CPU": 2}),
 }
-"""What the jobs need that never cease, and what the one that waits needs, also in the words of the log."""
+"""What the jobs need that never cease, and what the one that waits needs."""
 
 
 @pytest.mark.parametrize(
@@ -209,13 +209,13 @@ CROWDS: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None, str]] = {
     ],
 )
 def test_jobs_that_never_cease_keep_nothing_from_another_shape(
-    engine: OnDask | OnRay, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    engine: OnDask | OnRay, kind: str, tmp_path: Path
 ) -> None:
     """A job gets its turn though others of another shape keep its node busy without end, and they go on after it."""
-    others, needs, words = CROWDS[kind]
+    others, needs = CROWDS[kind]
     if kind == "plain jobs on all of a node" and engine.name == "dask":
         pytest.skip("workers of Dask have no more processors than they were started with")
-    with executor_of(engine, 8) as executor, caplog.at_level(logging.INFO):
+    with executor_of(engine, 8) as executor:
         crowd = Crowd(executor, engine, 20, others)
         try:
             wait_for(lambda: crowd.ended > 20)
@@ -226,8 +226,6 @@ def test_jobs_that_never_cease_keep_nothing_from_another_shape(
             wait_for(lambda: crowd.ended > so_far + 20)
         finally:
             crowd.stop()
-    assert f"jobs that need {words} get the next free places: they have waited " in caplog.text
-    assert f"jobs that need {words} get no more places than others: one is granted" in caplog.text
 
 
 @pytest.mark.nightly

@@ -7,9 +7,13 @@ No attempt is a task of Dask's. So neither its retries nor its work stealing con
 from __future__ import annotations
 
 import contextlib
+import platform
+import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import cloudpickle
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import text_of
@@ -64,7 +68,9 @@ def _node_value(future: Any, shown: str) -> NodeValue:
 
 
 ANSWER_TIMEOUT = 2.0
-"""Seconds in which a worker must say why an agent on it has ended."""
+"""Seconds in which a worker must say why an agent on it has ended, and the scheduler what waits there."""
+REFUSAL_SECONDS = 60.0
+"""Seconds after which a scheduler that did not say what waits there is asked again."""
 
 
 class DaskCluster(Engine):
@@ -83,6 +89,8 @@ class DaskCluster(Engine):
         """The tasks that are not done, by the number of their lease."""
         self._keeper: Any = None
         """The client whose futures the kept results are: that of the program, if it has one of this cluster."""
+        self._ask_again_at = 0.0
+        """When the scheduler may be asked again what waits there."""
         self._head = ""
         """The name under which nodes know this program."""
 
@@ -128,7 +136,8 @@ class DaskCluster(Engine):
             head,
             lease,
             needs.get(GPU, 0),
-            key=f"executor-adapter-lease-{head['token'][:8]}-{lease}",
+            # Each is a group of its own: tasks of a large group wait at the scheduler behind those of others.
+            key=(f"{self._name_of_leases}{lease}", 0),
             pure=False,
             retries=0,
             resources=self._counted(needs) or None,
@@ -161,6 +170,27 @@ class DaskCluster(Engine):
         # Dask reads an amount as a number, and so text such as 4GiB is none.
         amounts = " ".join(f"{name}={amount:.10g}" for name, amount in counted.items())
         return [], f"{lack} (dask worker --resources {amounts!r})"
+
+    def others(self) -> dict[str, int]:
+        if (now := time.monotonic()) < self._ask_again_at:
+            return {}
+        self._ask_again_at = now + REFUSAL_SECONDS
+        # What is sent by value runs on the same version of Python alone.
+        if self._on_scheduler(platform.python_version_tuple)[:2] != platform.python_version_tuple()[:2]:
+            return {}
+        waiting: dict[str, int] = self._on_scheduler(_waiting_tasks(), self._name_of_leases)
+        self._ask_again_at = 0.0
+        return waiting
+
+    def _on_scheduler(self, function: Callable[..., Any], *args: Any) -> Any:
+        parts = {"function": function, "args": args, "kwargs": {}}
+        encoded = {name: cloudpickle.dumps(part) for name, part in parts.items()}
+        asked = self._client.scheduler.run_function
+        return self._client.sync(asked, **encoded, callback_timeout=ANSWER_TIMEOUT)["result"]
+
+    @property
+    def _name_of_leases(self) -> str:
+        return f"executor-adapter-lease-{self._head[:8]}-"
 
     def note_end(self, lease: int, future: Any) -> None:
         self._futures.pop(lease, None)
@@ -200,6 +230,30 @@ class DaskCluster(Engine):
         for each in (self._client, self._local):
             if each is not None:
                 each.close()
+
+
+def _waiting_tasks() -> Callable[..., dict[str, int]]:
+    """Return a function that runs on the scheduler, which may lack this package: cloudpickle writes it by value."""
+
+    def count(ours: str, dask_scheduler: Any = None) -> dict[str, int]:
+        """Return how many tasks of others wait, by worker; those that no worker has yet wait for each."""
+        import itertools
+
+        found = {}
+        for address, worker in dask_scheduler.workers.items():
+            is_full = len(worker.processing) - len(worker.long_running) > worker.nthreads
+            waiting = [
+                task
+                for task in itertools.islice(worker.processing, 1000)
+                if (is_full or task.resource_restrictions)
+                and task not in worker.executing
+                and task not in worker.long_running
+                and ours not in str(task.key)
+            ]
+            found[address] = len(waiting) + len(dask_scheduler.queued)
+        return found
+
+    return count
 
 
 def _default_client(engine: Any, scheduler: Any) -> Any:

@@ -86,6 +86,14 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def others(self) -> dict[str, int]:
+        """Return for how many slots others wait on each node, by the name of its agent.
+
+        Raises:
+            Exception: the engine does not say so now.
+        """
+
+    @abstractmethod
     def drop(self, lease: int) -> None:
         """Give a lease back, held or not; nothing where it is not known any more."""
 
@@ -154,6 +162,9 @@ class EngineLeases(LeaseSource):
             self._commands.put(lambda: self._look_at_nodes({()}))
         else:
             self._pool.nodes_sought((), (), f"the {self._engine.name} cluster has not answered yet", False)
+
+    def look_for_others(self) -> None:
+        self._commands.put(self._look_for_others)
 
     def withdraw(self, count: int, shape: Shape = ()) -> None:
         waiting = [lease for lease in self._not_granted() if self.shape_of(lease) == shape]
@@ -323,6 +334,14 @@ class EngineLeases(LeaseSource):
         for shape in shapes:
             nodes, why = self._engine.find_nodes(amounts_of(shape))
             self._supervisor.call_soon(self._pool.nodes_sought, shape, nodes, why, self._engine.is_fixed)
+
+    def _look_for_others(self) -> None:
+        try:
+            waiting = self._engine.others()
+        except Exception as error:
+            logger.debug("the %s cluster does not say what waits there: %s", self._engine.name, text_of(error))
+            waiting = {}
+        self._supervisor.call_soon(self._pool.others_wait, waiting)
 
     def _try_to_ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
         try:

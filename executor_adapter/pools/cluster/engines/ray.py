@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +18,7 @@ from executor_adapter.job import CPU, GPU
 from executor_adapter.pools.cluster.engines.leases import Engine, LeaseEnds
 from executor_adapter.pools.cluster.engines.needs import Amounts, able_nodes, lack_in_words
 from executor_adapter.pools.cluster.engines.pool import EnginePool
-from executor_adapter.pools.cluster.engines.ray_connection import SLOT, RayUser, node_name
+from executor_adapter.pools.cluster.engines.ray_connection import PROBE_TIMEOUT, SLOT, RayUser, node_name
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor, certificates_of_ray, gpus_of_bundle
 from executor_adapter.pools.cluster.engines.tls import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
@@ -94,6 +95,7 @@ class RayCluster(Engine):
         self._resources = resources
         self._slots = slots
         self._bundle: dict[str, float] = {}
+        self._scheduler = ""
         self._ray: Any = None
         self._user = RayUser()
         self._head: dict[str, Any] = {}
@@ -112,7 +114,7 @@ class RayCluster(Engine):
 
         # A local cluster has what these leases take, whatever processors there are.
         processors = math.ceil(self._slots * (self._resources or {}).get("CPU", 1))
-        scheduler = self._user.join(self._address, processors)
+        scheduler = self._scheduler = self._user.join(self._address, processors)
         self._ray = ray
         self._bundle = dict(self._resources or {SLOT if self._user.is_local else CPU: 1})
         self.is_fixed = self._user.is_local
@@ -139,6 +141,23 @@ class RayCluster(Engine):
         bundle = {**self._bundle, **needs}
         found = able_nodes(bundle, nodes)
         return found, "" if found else lack_in_words(bundle, nodes.values(), "node")
+
+    def others(self) -> dict[str, int]:
+        from ray.autoscaler.v2.sdk import get_cluster_status
+
+        if not self._user.answers():
+            return {}
+        status: Any = get_cluster_status(self._scheduler, math.ceil(PROBE_TIMEOUT))
+        ours = {group.id.hex() for group in self._groups.values()}
+        demands = status.resource_demands
+        groups = [each for each in demands.placement_group_demand if each.pg_id not in ours]
+        nodes = {node_name(node): node["Resources"] for node in self._ray.nodes() if node["Alive"]}
+        waiting: Counter[str] = Counter()
+        for demand in (*demands.ray_task_actor_demand, *groups):
+            for each in demand.bundles_by_count:
+                for node in able_nodes(each.bundle, nodes) if each.bundle else ():
+                    waiting[node] += each.count * max(1, math.ceil(each.bundle.get(CPU, 1)))
+        return waiting
 
     def drop(self, lease: int) -> None:
         self._pending.discard(lease)

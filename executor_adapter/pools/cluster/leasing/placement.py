@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import ClassVar, Protocol
 
 from executor_adapter.exceptions import WorkerUnavailableError
-from executor_adapter.job import Shape
-from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
+from executor_adapter.pools.base import Assignment, Timer
+from executor_adapter.pools.cluster.leasing.owner import LeasesOwner
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from executor_adapter.pools.transport.envelope import crashed
 
@@ -24,46 +23,13 @@ _MAX_KNOWN_FAILURES = 100
 """Failures of which another one with the same words is no news."""
 
 
-class SlotsOwner(Protocol):
-    """Defines what the queue of plain attempts needs of its pool. Supervisor thread only."""
-
-    name: ClassVar[str]
-    supervisor: PoolSupervisor
-    agents: list[RemoteAgent]
-    busy: int
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether no attempt will be started any more."""
-
-    @property
-    def missing_slots(self) -> int:
-        """Number of slots that the pool may have beside those that it has."""
-
-    @property
-    def slots(self) -> int:
-        """Number of slots that the pool has."""
-
-    def give(self, agent: RemoteAgent, assignment: Assignment) -> None:
-        """Send an attempt."""
-
-    def may_ask_for(self, shape: Shape) -> bool:
-        """Return whether leases of a shape may be asked for now."""
-
-    def ask_for(self, count: int, shape: Shape) -> None:
-        """Ask for so many leases more, or less where the number is negative."""
-
-    def explain_lack(self) -> None:
-        """Find out why there is no slot; `SlotQueue.on_nodes_sought` is told."""
-
-
 class SlotQueue:
     """Keeps the attempts that hold a slot of the executor and wait for a lease, and asks for as many as they need.
 
     `node_timeout`: seconds for which they wait while there is no node at all; None for any time.
     """
 
-    def __init__(self, pool: SlotsOwner, node_timeout: float | None) -> None:
+    def __init__(self, pool: LeasesOwner, node_timeout: float | None) -> None:
         self.waiting: deque[Assignment] = deque()
         self._pool = pool
         self._node_timeout = node_timeout

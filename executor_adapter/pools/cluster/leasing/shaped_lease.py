@@ -15,12 +15,14 @@ class ShapedLease:
 
     number: int
     shape: Shape
+    since: float = 0.0
+    """When the pool got it."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of the environment of its attempts, such as those that name its GPUs."""
     was_idle: bool = False
     """Whether it was free when the pool last looked for idle leases."""
     is_retiring: bool = False
-    """Whether it goes back as soon as no attempt uses it, for the sake of another shape."""
+    """Whether it goes back as soon as no attempt uses it, for the sake of others."""
 
 
 class Starving(NamedTuple):

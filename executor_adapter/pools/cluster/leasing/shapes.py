@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Collection
-from typing import ClassVar, Protocol
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.job import Job, Shape, shape_of, shape_text
-from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
+from executor_adapter.pools.base import Assignment, Timer
+from executor_adapter.pools.cluster.leasing.owner import LeasesOwner
 from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease, Starving
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from executor_adapter.pools.transport.envelope import crashed
@@ -17,33 +17,10 @@ from executor_adapter.pools.transport.envelope import crashed
 logger = logging.getLogger("executor_adapter.cluster")
 
 
-class ShapesOwner(Protocol):
-    """Defines what the leases of all shapes need of their pool. Supervisor thread only."""
-
-    name: ClassVar[str]
-    supervisor: PoolSupervisor
-    busy: int
-
-    def give(self, agent: RemoteAgent, assignment: Assignment, lease: ShapedLease | None = None) -> None:
-        """Send an attempt that runs on a lease."""
-
-    def ask_for(self, count: int, shape: Shape) -> None:
-        """Ask for so many leases more, or less where the number is negative."""
-
-    def may_ask_for(self, shape: Shape) -> bool:
-        """Return whether leases of a shape may be asked for now."""
-
-    def count_leases(self, shape: Shape) -> int:
-        """Return the number of leases of a shape, used or free."""
-
-    def release_shaped(self, agent: RemoteAgent, lease: ShapedLease) -> None:
-        """Give a free lease back."""
-
-
 class ShapedLeases:
     """Keeps the books of all shapes. `node_timeout`: seconds for which jobs wait while no node could ever run them."""
 
-    def __init__(self, pool: ShapesOwner, node_timeout: float | None) -> None:
+    def __init__(self, pool: LeasesOwner, node_timeout: float | None) -> None:
         self._pool = pool
         self._node_timeout = node_timeout
         self._shapes: dict[Shape, _Books] = {}

@@ -1,4 +1,4 @@
-"""Tests which leases go back for a shape that gets none, and for how long nothing else is asked for."""
+"""Tests which leases of a pool go back to their engine, and for how long they are not asked for again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from executor_adapter.job import UNITS, Shape, shape_of
 from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease, Starving
-from executor_adapter.pools.cluster.leasing.turns import FIRST_TURN, PATIENCE, LeaseWatch
+from executor_adapter.pools.cluster.leasing.watch import LeaseWatch
 
 TWO_CPUS = shape_of({"CPU": 2 * UNITS})
 GPU = shape_of({"GPU": UNITS})
-GPU_AND_LICENSE = shape_of({"GPU": UNITS, "license": UNITS})
+MAX_GRANT = 2.0
 
 
 @dataclass(eq=False)
@@ -23,27 +23,30 @@ class Agent:
     node: str
     slots: int
     shaped: set[ShapedLease] = field(default_factory=set)
+    leases: dict[int, float] = field(default_factory=dict)
     retiring: int = 0
     free: int = 0
     is_unused: bool = False
 
     def __post_init__(self) -> None:
         self.plain = self.fewest_plain = self.slots
+        self.leases = dict.fromkeys(range(self.slots), 0.0)
 
 
 class Pool:
-    """A pool with a clock that tests move, and shapes that tests let starve."""
+    """A pool with a clock that tests move, beside others that tests let wait."""
 
     def __init__(self, *agents: Agent) -> None:
         self.agents = list(agents)
         self.time = 0.0
+        self.others: dict[str, int] = {}
         self.wanted: dict[Shape, Starving] = {}
         self.released: list[str] = []
         self.due: list[tuple[float, Any]] = []
-        self.supervisor = self.queue = self.shapes = cast("Any", self)
+        self.supervisor = cast("Any", self)
         self.waiting: list[Any] = []
         self.are_awaited = True
-        self.watch = LeaseWatch(cast("Any", self), lease_idle=10.0)
+        self.watch = LeaseWatch(*[cast("Any", self)] * 3, 10.0, MAX_GRANT)
         self.watch.begin()
 
     # What the watch asks of the supervisor.
@@ -60,8 +63,12 @@ class Pool:
 
     # What it asks of the pool, its queue and its shapes.
 
+    def look_for_others(self) -> None:
+        self.watch.on_others(self.others)
+
     def release(self, agent: Agent) -> None:
         agent.slots -= 1
+        agent.leases.popitem()
         self.released.append(agent.node)
 
     def starving(self) -> dict[Shape, Starving]:
@@ -100,63 +107,65 @@ def two_nodes() -> Pool:
     return Pool(Agent("a", 4), Agent("b", 4))
 
 
-def test_as_many_slots_go_back_as_are_needed(two_nodes: Pool) -> None:
-    """A lease of two processors gets two slots of one node, and nothing else is asked for until it is granted."""
-    two_nodes.wanted = {TWO_CPUS: Starving(1, {"b"})}
-    node = two_nodes.agents[1]
-    two_nodes.let(PATIENCE + 2)
-    assert node.retiring == 2
+def test_as_many_slots_go_back_as_others_wait_for(two_nodes: Pool) -> None:
+    """Of the old leases on a node as many go back as are waited for there, and no slot is asked for in that time."""
+    two_nodes.others = {"b": 2}
+    first, second = two_nodes.agents
+    two_nodes.let(MAX_GRANT - 0.1)
+    assert second.retiring == 0
+    two_nodes.let(1)
+    assert (first.retiring, second.retiring) == (0, 2)
     assert two_nodes.watch.may_ask_for(())
     for _ in range(4):
-        two_nodes.end_plain(node)
-    two_nodes.let(2)
-    assert (two_nodes.released, node.retiring) == (["b", "b"], 0)
+        two_nodes.end_plain(second)
+    two_nodes.others = {}
+    assert (two_nodes.released, second.retiring) == (["b", "b"], 0)
     assert not two_nodes.watch.may_ask_for(())
-    assert two_nodes.watch.may_ask_for(TWO_CPUS)
-    two_nodes.wanted = {}
-    two_nodes.watch.on_granted(TWO_CPUS)
+    assert two_nodes.watch.may_ask_for(GPU)
+    two_nodes.let(MAX_GRANT + 0.5)
     assert two_nodes.watch.may_ask_for(())
     two_nodes.let(60)
     assert len(two_nodes.released) == 2
 
 
-def test_what_is_rare_goes_back_and_nothing_beside_it() -> None:
-    """A lease that holds the GPU retires, and no slot, since it holds one too."""
-    holder = ShapedLease(1, GPU_AND_LICENSE)
-    pool = Pool(Agent("a", 4, shaped={holder, ShapedLease(2, shape_of({"license": UNITS}))}))
-    pool.wanted = {GPU: Starving(1, {"a"})}
-    pool.let(PATIENCE + 2)
-    assert [lease for lease in pool.agents[0].shaped if lease.is_retiring] == [holder]
-    assert pool.agents[0].retiring == 0
+def test_a_young_lease_stays(two_nodes: Pool) -> None:
+    """What the pool has got just now stays, whoever waits."""
+    two_nodes.others = {"a": 9}
+    first = two_nodes.agents[0]
+    first.leases = {0: 0.0, 1: 3.0, 2: 3.0, 3: 3.0}
+    two_nodes.let(MAX_GRANT + 1)
+    assert first.retiring == 1
 
 
-def test_a_turn_in_vain_is_followed_by_a_rest_and_by_another_node(two_nodes: Pool) -> None:
-    """Where no lease is granted, the others get as long, and then the next node gives slots back, for twice as long."""
-    two_nodes.wanted = {GPU: Starving(1, None)}
+def test_leases_with_a_shape_go_back_too() -> None:
+    """An old lease with a shape retires where others wait, and a young one does not."""
+    old, young = ShapedLease(1, GPU), ShapedLease(2, GPU, since=3.0)
+    pool = Pool(Agent("a", 0, shaped={old, young}))
+    pool.others = {"a": 1}
+    pool.let(MAX_GRANT + 1)
+    assert (old.is_retiring, young.is_retiring) == (True, False)
+
+
+def test_a_shape_of_the_pool_that_has_no_lease_counts_as_others(two_nodes: Pool) -> None:
+    """Jobs for two processors get two slots of one node that could hold them, the one with the oldest lease."""
+    two_nodes.wanted = {TWO_CPUS: Starving(1, {"a", "b"})}
     first, second = two_nodes.agents
-    two_nodes.let(PATIENCE + 2)
-    two_nodes.end_plain(first)
-    assert not two_nodes.watch.may_ask_for(())
-    two_nodes.let(FIRST_TURN + 1)
-    assert two_nodes.watch.may_ask_for(())
-    assert (first.retiring, second.retiring) == (0, 0)
-    two_nodes.let(FIRST_TURN + 1)
-    assert (first.retiring, second.retiring) == (0, 1)
-    two_nodes.end_plain(second)
-    two_nodes.let(2 * FIRST_TURN - 1)
-    assert not two_nodes.watch.may_ask_for(())
-    two_nodes.let(3)
-    assert two_nodes.watch.may_ask_for(())
+    first.leases[0] = 1.0
+    second.leases[0] = 0.5
+    for lease in range(1, 4):
+        first.leases[lease] = second.leases[lease] = 1.0
+    two_nodes.let(MAX_GRANT + 2)
+    assert (first.retiring, second.retiring) == (0, 2)
 
 
-def test_nothing_goes_back_for_a_shape_that_waits_a_moment_only(two_nodes: Pool) -> None:
-    """A shape that gets its lease soon takes none of others."""
-    two_nodes.wanted = {GPU: Starving(1, None)}
-    two_nodes.let(PATIENCE - 0.1)
-    two_nodes.wanted = {}
-    two_nodes.let(1.5)
-    two_nodes.wanted = {GPU: Starving(1, None)}
-    two_nodes.let(PATIENCE - 0.1)
+def test_nothing_goes_back_for_what_waits_a_moment_only(two_nodes: Pool) -> None:
+    """What is not seen to wait at two looks in a row takes nothing."""
+    two_nodes.let(MAX_GRANT)
+    for _ in range(3):
+        two_nodes.others = {"a": 1}
+        two_nodes.let(0.5)
+        two_nodes.others = {}
+        two_nodes.let(0.5)
     assert [agent.retiring for agent in two_nodes.agents] == [0, 0]
 
 
