@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from executor_adapter.config.sections import Names, Section
 from executor_adapter.job import Count, Number, Seconds
 
 
+def _must(pattern: str, be: str) -> Any:
+    """Return what checks a value by its text, and says what it must `be`."""
+
+    def check(value: int | str) -> int | str:
+        if not re.fullmatch(pattern, str(value)):
+            raise ValueError(f"must be {be}")
+        return value
+
+    return AfterValidator(check)
+
+
 class SshHostSettings(Section):
     """Describes a host that runs jobs of `pool: ssh`."""
 
-    host: str = Field(min_length=1, description="what ssh is given: a name, user@name, or a Host of its configuration")
+    host: Annotated[str, _must(r"[^-\s]\S*", "a name, user@name or a Host of ssh's configuration")] = Field(
+        min_length=1, description="what ssh is given: a name, user@name, or a Host of its configuration"
+    )
     slots: Count = Field(default=1, ge=1)
     """Attempts that may run there at once."""
     python: str = "python3"
     """The command that runs Python there, with this package installed; the host's shell reads it."""
     directory: str | None = None
     """The directory in which jobs run there; null: that of the login."""
-
-    @field_validator("host")
-    @classmethod
-    def _check_host(cls, host: str) -> str:
-        if host.startswith("-") or any(character.isspace() for character in host):
-            raise ValueError("must be a name, user@name or a Host of ssh's configuration")
-        return host
 
 
 class SshSettings(Section):
@@ -51,30 +58,19 @@ class EngineSettings(Section):
 class DaskSettings(EngineSettings):
     """Sets the cluster of `pool: dask`."""
 
-    address: str | None = None
+    address: Annotated[str, _must(r".*://.*", "like tcp://scheduler:8786")] | None = None
     """The scheduler, such as tcp://scheduler:8786; null: a local cluster that is started when it is needed."""
-
-    @field_validator("address")
-    @classmethod
-    def _check_address(cls, address: str | None) -> str | None:
-        if address is not None and "://" not in address:
-            raise ValueError("must be like tcp://scheduler:8786")
-        return address
 
 
 class RaySettings(EngineSettings):
     """Sets the cluster of `pool: ray`."""
 
-    address: str | None = None
+    address: (
+        Annotated[str, _must(r"auto|(?!.*://).*:.*", "host:port of a Ray cluster, such as 10.0.0.5:6379, or auto")]
+        | None
+    ) = None
     """The cluster, such as 10.0.0.5:6379 or "auto" for the one of this machine; null: the one that the program is
     connected to, or RAY_ADDRESS names, or else a local one that is started when it is needed."""
-
-    @field_validator("address")
-    @classmethod
-    def _check_address(cls, address: str | None) -> str | None:
-        if address is not None and ("://" in address or (address != "auto" and ":" not in address)):
-            raise ValueError("must be host:port of a Ray cluster, such as 10.0.0.5:6379, or auto")
-        return address
 
 
 class ClusterSettings(Section):
@@ -86,6 +82,11 @@ class ClusterSettings(Section):
     """The cluster of `pool: dask`."""
     ray: RaySettings = RaySettings()
     """The cluster of `pool: ray`."""
+    listen_port: Annotated[int | str, _must(r"\d+(-\d+)?", "a port or a range, such as 8790-8799")] | None = None
+    """The port, or the range of ports such as 8790-8799, at which the program listens for nodes of a Dask or Ray
+    cluster; null: any."""
+    advertise: str | None = None
+    """What such nodes connect to in place of the address at which the program listens: a host, or host:port."""
     lease_idle: Seconds = 10.0
     """Time after which a slot of a Dask or Ray cluster that no job uses is given back."""
     max_grant_seconds: Seconds = 2.0

@@ -217,7 +217,7 @@ def _cluster_options(name: str, config: Settings) -> dict[str, Any]:
         options |= {"hosts": hosts, "ssh_command": cluster.ssh.command}
     else:
         engine = cluster.dask if name == "dask" else cluster.ray
-        options |= engine.model_dump() | cluster.model_dump(include={"lease_idle", "max_grant_seconds"})
+        options |= engine.model_dump() | cluster.model_dump(exclude={"ssh", "dask", "ray"})
     return options
 
 

@@ -104,7 +104,7 @@ MAY_IMPORT = {
 }
 BUDGETS = {
     "cli": 1_852,
-    "config": 1_150,
+    "config": 1_146,
     "exceptions": 170,
     "executor": 1_110,
     "job": 1_227,
@@ -113,11 +113,11 @@ BUDGETS = {
     "persistence": 1_180,
     "pipeline": 5_801,
     "pools": 634,
-    "pools/cluster": 3_689,
+    "pools/cluster": 3_688,
     "pools/in_process": 671,
     "pools/memory": 416,
     "pools/process": 1_667,
-    "pools/transport": 604,
+    "pools/transport": 597,
     "prefect": 6_864,
     "scheduler": 460,
     "store": 1_836,

@@ -26,6 +26,6 @@ them. When an agent is lost, these attempts end as NODE_LOST, and all others are
 | `leases` | what a source of leases offers |
 | `placement` | which agent gets an attempt |
 | `references`, `node_data` | arguments and results that are data of an engine |
-| `portable` | functions as a node without the program's files can load them |
+| `portable`, `program` | the program's modules, for nodes that lack them or have other ones |
 | `ssh` | leases on hosts that are reached by ssh |
 """

@@ -20,6 +20,7 @@ from executor_adapter.pools.base import Assignment, Recall
 from executor_adapter.pools.cluster import frames, portable
 from executor_adapter.pools.cluster.hello import hello
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
+from executor_adapter.pools.cluster.program import Source
 from executor_adapter.pools.cluster.remote_attempt import RemoteAttempt, pack_end, unpack_call
 from executor_adapter.pools.kinds import pool_kinds
 from executor_adapter.pools.loop import SupervisorLoop
@@ -62,6 +63,7 @@ class Agent:
         """Attempts that have started, of which the head does not know yet."""
         self._functions: dict[int, EncodedFunction] = {}
         self._refused_functions: dict[int, str] = {}
+        self._sources: dict[str, Source] = {}
         self._files = ArrivingFiles()
         self._relieve_at = math.inf
         self._ending = False
@@ -141,8 +143,10 @@ class Agent:
         if flags & wire.FORGET_OTHERS:
             self._functions.clear()
             self._refused_functions.clear()
-        if flags & frames.PORTABLE:
-            body, refusal = portable.choose(portable.unpack(body))
+        if flags & frames.WITH_SOURCES:
+            body, names, new = pickle.loads(body)
+            self._sources.update((source[0], Source(*source)) for source in new)
+            body, refusal = portable.choose(body, [self._sources[name] for name in names])
             if refusal:
                 self._refused_functions[number] = refusal
                 return

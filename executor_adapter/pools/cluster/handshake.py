@@ -10,22 +10,26 @@ cluster uses TLS, all this happens inside it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
-
-from executor_adapter.pools.base import PoolSupervisor, Timer
 
 NONCE_SIZE = 32
 TOKEN_SIZE = 32
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that a connection may take to prove itself."""
+MAX_GUESTS = 64
+"""Connections that may be proving themselves at once."""
+ACCEPT_PAUSE = 0.1
+"""Seconds without an attempt to accept a connection after one that failed."""
 _PROOF_SIZE = hashlib.sha256().digest_size
-_ANSWER_SIZE = NONCE_SIZE + _PROOF_SIZE
 
 
 def _proof(token: bytes, role: bytes, nonces: bytes) -> bytes:
@@ -37,19 +41,32 @@ def prove(sock: socket.socket, token: bytes) -> None:
 
     Raises:
         ConnectionError: the head does not know it, or has closed the connection.
+        TimeoutError: it takes too long.
     """
-    sock.settimeout(HANDSHAKE_TIMEOUT)
-    theirs = _receive(sock, NONCE_SIZE)
+    until = time.monotonic() + HANDSHAKE_TIMEOUT
+    theirs = _receive(sock, NONCE_SIZE, until)
     ours = secrets.token_bytes(NONCE_SIZE)
     sock.sendall(ours + _proof(token, b"agent", theirs + ours))
-    if not hmac.compare_digest(_receive(sock, _PROOF_SIZE), _proof(token, b"head", theirs + ours)):
+    if not hmac.compare_digest(_receive(sock, _PROOF_SIZE, until), _proof(token, b"head", theirs + ours)):
         raise ConnectionError("what listens at the head's address does not know the token")
     sock.settimeout(None)
 
 
-def _receive(sock: socket.socket, size: int) -> bytes:
+def _check(sock: socket.socket, token: bytes, until: float) -> None:
+    """Do the same for the head."""
+    ours = secrets.token_bytes(NONCE_SIZE)
+    sock.sendall(ours)
+    answer = _receive(sock, NONCE_SIZE + _PROOF_SIZE, until)
+    nonces = ours + answer[:NONCE_SIZE]
+    if not hmac.compare_digest(answer[NONCE_SIZE:], _proof(token, b"agent", nonces)):
+        raise ConnectionError("what has connected does not know the token")
+    sock.sendall(_proof(token, b"head", nonces))
+
+
+def _receive(sock: socket.socket, size: int, until: float) -> bytes:
     received = b""
     while len(received) < size:
+        sock.settimeout(max(0.001, until - time.monotonic()))
         part = sock.recv(size - len(received))
         if not part:
             raise ConnectionError("the head has closed the connection: it does not know this agent's token")
@@ -58,140 +75,88 @@ def _receive(sock: socket.socket, size: int) -> bytes:
 
 
 class Door:
-    """Listens for agents, and passes on each connection that has proved itself. Supervisor thread only.
+    """Listens for agents, and passes on each connection that has proved itself.
 
-    `on_agent(sock)` is called for each of these. All others are closed. `context`: that of TLS, where it is used.
+    `on_agent(sock)` is called for each of these on the supervisor's thread. All others are closed: those that prove
+    nothing in time, and the one that has waited longest where more than MAX_GUESTS wait. `ports`: the first that is
+    free is taken; 0 stands for any. `context`: that of TLS, where it is used.
     """
 
     def __init__(
         self,
-        supervisor: PoolSupervisor,
+        call_soon: Callable[..., None],
         host: str,
         token: bytes,
         on_agent: Callable[[socket.socket], None],
         context: ssl.SSLContext | None = None,
+        ports: Sequence[int] = (0,),
     ) -> None:
-        self._context = context
-        self._supervisor = supervisor
+        self._call_soon = call_soon
         self._token = token
         self._on_agent = on_agent
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, 0), family=family)
-        self._socket.setblocking(False)
+        self._context = context
+        self._socket = _listen(host, ports)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        self._guests: set[_Guest] = set()
-        supervisor.watch(self._socket.fileno(), self._accept)
+        self._guests: dict[socket.socket, None] = {}
+        """The connections that have not proved themselves yet, the oldest first."""
+        self._is_closed = threading.Event()
+        threading.Thread(target=self._accept, name="executor-adapter-door", daemon=True).start()
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._socket.accept()
-        except OSError:  # The other side has gone, or no descriptor is left.
-            return
-        if self._context is not None:
-            sock = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        guest = _Guest(self._supervisor, sock, self._token, self._on_proved)
-        self._guests.add(guest)
-        guest.begin()
+        while not self._is_closed.is_set():
+            try:
+                guest = self._socket.accept()[0]
+                if self._context is not None:
+                    guest = self._context.wrap_socket(guest, server_side=True, do_handshake_on_connect=False)
+            except OSError:  # It is closed, or the other side has gone, or no descriptor is left.
+                self._is_closed.wait(ACCEPT_PAUSE)
+                continue
+            waiting = [*self._guests]
+            self._guests[guest] = None
+            for oldest in waiting[: len(waiting) + 1 - MAX_GUESTS]:
+                _end(oldest)
+            threading.Thread(target=self._meet, args=(guest,), name="executor-adapter-guest", daemon=True).start()
 
-    def _on_proved(self, guest: _Guest, sock: socket.socket | None) -> None:
-        self._guests.discard(guest)
-        if sock is not None:
+    def _meet(self, guest: socket.socket) -> None:
+        until = time.monotonic() + HANDSHAKE_TIMEOUT
+        try:
+            guest.settimeout(HANDSHAKE_TIMEOUT)
+            if isinstance(guest, ssl.SSLSocket):
+                guest.do_handshake()
+            _check(guest, self._token, until)
+        except OSError:  # It does not know the token, or has no certificate of the cluster.
+            guest.close()
+        else:
+            self._call_soon(self._pass_on, guest)
+        finally:
+            del self._guests[guest]
+
+    def _pass_on(self, sock: socket.socket) -> None:
+        if self._is_closed.is_set():
+            sock.close()
+        else:
             self._on_agent(sock)
 
     def close(self) -> None:
-        """Listen no more."""
-        self._supervisor.unwatch(self._socket.fileno())
+        """Listen no more. Supervisor thread only."""
+        self._is_closed.set()
+        for sock in (self._socket, *list(self._guests)):
+            _end(sock)
         self._socket.close()
-        for guest in list(self._guests):
-            guest.refuse()
 
 
-class _Guest:
-    """A connection that has not proved itself yet."""
+def _listen(host: str, ports: Sequence[int]) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in ports[:-1]:
+        with contextlib.suppress(OSError):
+            return socket.create_server((host, port), family=family)
+    return socket.create_server((host, ports[-1]), family=family)
 
-    def __init__(
-        self,
-        supervisor: PoolSupervisor,
-        sock: socket.socket,
-        token: bytes,
-        on_end: Callable[[_Guest, socket.socket | None], None],
-    ) -> None:
-        self._supervisor = supervisor
-        self._socket = sock
-        self._token = token
-        self._on_end = on_end
-        self._nonce = secrets.token_bytes(NONCE_SIZE)
-        self._received = b""
-        self._has_ended = False
-        self._in_tls: ssl.SSLSocket | None = None
-        """The socket while TLS begins."""
-        sock.setblocking(False)
-        supervisor.watch(sock.fileno(), self._read)
-        self._timer: Timer = supervisor.call_at(supervisor.now() + HANDSHAKE_TIMEOUT, self.refuse)
 
-    def begin(self) -> None:
-        """Begin TLS, where it is used, and send the first bytes then."""
-        if isinstance(self._socket, ssl.SSLSocket):
-            self._in_tls = self._socket
-            self._continue_tls(self._socket)
-        else:
-            self._send(self._nonce)
-
-    def _continue_tls(self, sock: ssl.SSLSocket) -> None:
-        fd = sock.fileno()
-        try:
-            sock.do_handshake()
-        except ssl.SSLWantReadError:
-            self._supervisor.watch_writable(fd, None)
-        except ssl.SSLWantWriteError:
-            self._supervisor.watch_writable(fd, self._read)
-        except OSError:  # Its certificate is none of the cluster, or it does not speak TLS.
-            self.refuse()
-        else:
-            self._in_tls = None
-            self._supervisor.watch_writable(fd, None)
-            self._send(self._nonce)
-
-    def _send(self, data: bytes) -> None:
-        try:
-            self._socket.send(data)  # A new connection has room for so little.
-        except OSError:
-            self.refuse()
-
-    def _read(self) -> None:
-        if self._in_tls is not None:
-            self._continue_tls(self._in_tls)
-            return
-        try:
-            part = self._socket.recv(_ANSWER_SIZE - len(self._received))
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return
-        except OSError:
-            part = b""
-        self._received += part
-        if not part:
-            self.refuse()
-        elif len(self._received) == _ANSWER_SIZE:
-            nonces = self._nonce + self._received[:NONCE_SIZE]
-            if hmac.compare_digest(self._received[NONCE_SIZE:], _proof(self._token, b"agent", nonces)):
-                self._send(_proof(self._token, b"head", nonces))
-                self._end(self._socket)
-            else:
-                self.refuse()
-
-    def refuse(self) -> None:
-        """Close the connection."""
-        if self._end(None):
-            self._socket.close()
-
-    def _end(self, sock: socket.socket | None) -> bool:
-        if self._has_ended:
-            return False
-        self._has_ended = True
-        self._timer.cancel()
-        self._supervisor.unwatch(self._socket.fileno())
-        self._on_end(self, sock)
-        return True
+def _end(sock: socket.socket) -> None:
+    """Let the thread that waits for a socket go on: its stream is over."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def host_towards(address: str) -> str:

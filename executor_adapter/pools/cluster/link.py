@@ -79,6 +79,16 @@ class PipeEnd:
         os.close(self.write_fd)
 
 
+def take_stdio() -> tuple[int, int]:
+    """Return copies of stdin and stdout for frames; what anything here prints goes to stderr from now on."""
+    taken = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return taken
+
+
 class _Sending:
     """A large value that is being sent. `owner` keeps its file open; without one it is closed after the last chunk."""
 

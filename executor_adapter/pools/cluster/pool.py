@@ -89,10 +89,6 @@ class RemotePool(LeasingPool):
         return self._on_closed is not None
 
     @property
-    def missing_slots(self) -> int:
-        return self.max_workers - self.slots
-
-    @property
     def slots(self) -> int:
         """Number of plain attempts that its leases allow; a node that is about to go counts with what runs there."""
         return sum(agent.plain if agent.leaving else agent.slots for agent in self.agents)
@@ -199,14 +195,16 @@ class RemotePool(LeasingPool):
                 self.release(agent)
         self.queue.ask_again()
 
-    # --- leases (LeaseHolder) ---
+    # --- what a source of leases asks and reports ---
 
     def connect(self, end: LinkEnd, node: str = "") -> RemoteAgent:
+        """Speak with the agent at the other end of a stream. `node`: its name; by default the one that it says."""
         agent = RemoteAgent(self, end, node, self._lost_after)
         self.agents.append(agent)
         return agent
 
     def granted(self, agent: RemoteAgent, lease: int) -> None:
+        """Take a lease on the agent's node: one more attempt may run there."""
         self.queue.on_granted()
         agent.add_lease(lease)
         self._source.on_granted(agent, lease)
@@ -270,6 +268,7 @@ class RemotePool(LeasingPool):
         self._source.look_for_others()
 
     def others_wait(self, waiting: Mapping[str, int]) -> None:
+        """Take note for how many slots others wait on each node, by the engine's books."""
         if not self.is_closing:
             self._watch.on_others(waiting)
 
@@ -277,16 +276,22 @@ class RemotePool(LeasingPool):
         self._source.explain_lack()
 
     def not_granted(self, why: str) -> None:
+        """Take note that leases cannot be had now; the source keeps trying. `why` is shown, and logged once."""
         if self.queue.note_failure(why):
             logger.warning("%s", why)
 
     def refused(self, why: str) -> None:
+        """Take note that no further try can help: what waits for a lease fails with `why`."""
         logger.error("%s", why)
         self.queue.note_failure(why)
         self.shapes.refuse_all(why)
         self.queue.refuse()
 
     def nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, is_fixed: bool) -> None:
+        """Take note which nodes could hold a lease of a shape that was asked for.
+
+        `why`: in words, why none could, or "". `is_fixed`: no further node will join.
+        """
         if not shape:
             self.queue.on_nodes_sought(nodes, why)
         elif why:

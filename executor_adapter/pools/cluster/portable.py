@@ -1,92 +1,95 @@
-"""Functions in a form that a node can load which may lack the program's files, or have other ones.
+"""The modules of the program that a function reaches: a node runs them as the program has them, or not at all.
 
-A function of an installed package goes by reference. One of the program's own modules goes by reference with the hash
-of its module's file, and by value. The agent takes the reference if its own file of that name has the same hash, so
-that a node never runs another version of the code; otherwise it takes the value.
+A program sends each such module once to an agent. Where the node's own file of that name is another one, or there is
+none, workers import the module from what was sent. Modules of installed packages are imported from the node.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
 
-from executor_adapter.exceptions.display import text_of
-from executor_adapter.job import resolve
-from executor_adapter.pools.transport.functions import EncodedFunction, dump_with_program
+from executor_adapter.pools.cluster.program import FunctionOfProgram, Source
+from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.importable import file_of_program, find_file
-from executor_adapter.worker import PICKLE, REFERENCE, wire
+from executor_adapter.worker import PICKLE, REFERENCE
 
-_DIGEST_SIZE = hashlib.sha256().digest_size
-
-
-class Portable(NamedTuple):
-    """A function of the program, as it is sent to an agent."""
-
-    reference: str
-    digest: bytes
-    """The hash of the file of its module."""
-    by_value: bytes
-    """The pickle of the function; empty if it cannot be pickled."""
-    refusal: str
-    """Why it cannot be pickled."""
+_SHORT_TEXT = b"\x8c"
+"""Stands in a pickle before a text of fewer than 256 bytes, and the byte that says how many."""
 
 
-def pack(encoded: EncodedFunction, function: Callable[..., Any] | str) -> None:
-    """Prepare a function to be sent to agents. Called on the submitter's thread."""
-    if encoded.portable is None:
-        is_reference = encoded.encoded[:1] == REFERENCE and not encoded.once
-        encoded.portable = _pack(encoded.encoded[1:].decode(), resolve(function)) if is_reference else b""
+def pack(encoded: EncodedFunction) -> None:
+    """Find the sources of the modules that a function reaches. Called on the submitter's thread."""
+    if encoded.sources is None:
+        modules = _modules_of_program(len(sys.modules), id(next(reversed(sys.modules.values()))))
+        encoded.sources = tuple(_reached(_roots(encoded.encoded, modules), modules))
 
 
-def _pack(reference: str, function: Callable[..., Any]) -> bytes:
-    file = file_of_program(sys.modules[reference.partition(":")[0]])
-    if file is None:
-        return b""
-    by_value, refusal = b"", ""
+@functools.lru_cache(maxsize=1)
+def _modules_of_program(count: int, last: int) -> dict[str, tuple[ModuleType, str]]:
+    """Return the imported modules of the program, each with its file, by name.
+
+    `count`: how many modules there are. `last`: the identity of the one that was imported last.
+    """
+    imported = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    files = {name: (module, file_of_program(module)) for name, module in imported if module.__name__ == name}
+    return {name: (module, file) for name, (module, file) in files.items() if file is not None}
+
+
+def _roots(encoded: bytes, names: Iterable[str]) -> list[str]:
+    """Return the modules that a reference or a pickle names."""
+    if encoded[:1] == REFERENCE:
+        return [encoded[1:].decode().partition(":")[0]]
+    texts = {name: name.encode() for name in names if len(name) < 64}
+    return [name for name, text in texts.items() if _SHORT_TEXT + bytes([len(text)]) + text in encoded]
+
+
+def _reached(names: list[str], modules: Mapping[str, tuple[ModuleType, str]]) -> Iterator[Source]:
+    """Yield the modules of the program among these, those that their globals show to be imported, and so on."""
+    seen: set[str] = set()
+    while names:
+        name = names.pop()
+        if name in seen or name not in modules:
+            continue
+        seen.add(name)
+        module, file = modules[name]
+        if name not in ("__main__", "__mp_main__"):  # A function of theirs is sent by value.
+            yield Source(name, file, _content_of(file), hasattr(module, "__path__"))
+        names.append(name.rpartition(".")[0])
+        for value in list(vars(module).values()):
+            found = getattr(value, "__name__" if isinstance(value, ModuleType) else "__module__", None)
+            if isinstance(found, str):
+                names.append(found)
+
+
+def choose(encoded: bytes, sources: Iterable[Source]) -> tuple[bytes, str]:
+    """Return the function as a worker of this node is to decode it, and why it cannot run here, or ""."""
+    lacking = []
+    for source in sources:
+        file = find_file(source.name)
+        if file is None or source.content is None or _content_of(file) != source.content:
+            lacking.append(source)
+            if source.content is None or not source.file.endswith(".py"):
+                state = "is not on this node" if file is None else f"is another version on this node ({file})"
+                return b"", f"the module {source.name} {state}: copy it there, since only sources can be sent"
+    return (PICKLE + pickle.dumps(FunctionOfProgram(lacking, encoded), 5) if lacking else encoded), ""
+
+
+def _content_of(file: str) -> bytes | None:
+    """Return what tells whether two files are the same: the text of a source, or a hash; None if it cannot be read."""
     try:
-        by_value = dump_with_program(function)
-    except Exception as error:
-        refusal = text_of(error)
-    parts = (reference.encode(), by_value, refusal.encode())
-    sizes = wire.CALL_SIZES.pack(*map(len, parts))
-    return b"".join((sizes, digest_of(file), *parts))
-
-
-def unpack(body: bytes) -> Portable:
-    """Return the function that an agent has received."""
-    sizes = wire.CALL_SIZES.unpack_from(body)
-    at = wire.CALL_SIZES.size + _DIGEST_SIZE
-    parts = []
-    for size in sizes:
-        parts.append(body[at : at + size])
-        at += size
-    digest = body[wire.CALL_SIZES.size : wire.CALL_SIZES.size + _DIGEST_SIZE]
-    return Portable(parts[0].decode(), digest, parts[1], parts[2].decode())
-
-
-def choose(portable: Portable) -> tuple[bytes, str]:
-    """Return the function as a worker of this node is to decode it, and why there is no such form, or ""."""
-    module = portable.reference.partition(":")[0]
-    file = find_file(module)
-    if file is not None and digest_of(file) == portable.digest:
-        return REFERENCE + portable.reference.encode(), ""
-    if portable.by_value:
-        return PICKLE + portable.by_value, ""
-    state = "is not on this node" if file is None else f"is another version on this node ({file})"
-    why = f"the module {module} {state}, and {portable.reference} cannot be sent by value: {portable.refusal}"
-    return b"", f"{why}: copy the program's files there, or change the function"
-
-
-def digest_of(file: str) -> bytes:
-    """Return the hash of a file's content."""
-    status = Path(file).stat()
-    return _digest(file, status.st_mtime_ns, status.st_size)
+        status = Path(file).stat()
+        return _content(file, status.st_mtime_ns, status.st_size)
+    except OSError:
+        return None
 
 
 @functools.lru_cache(maxsize=1024)
-def _digest(file: str, mtime_ns: int, size: int) -> bytes:
-    return hashlib.sha256(Path(file).read_bytes()).digest()
+def _content(file: str, mtime_ns: int, size: int) -> bytes:
+    content = Path(file).read_bytes()
+    return content if file.endswith(".py") else hashlib.sha256(content).digest()

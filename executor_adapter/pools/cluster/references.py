@@ -32,7 +32,7 @@ def remote_payload(
     payload = make_payload(job, arguments)
     payload.flags |= wire.KEEP if job.keep else 0
     payload.near, payload.lent = near, lent
-    portable.pack(payload.function, job.function)
+    portable.pack(payload.function)
     return payload
 
 

@@ -12,6 +12,7 @@ from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
+from executor_adapter.pools.cluster.program import Source
 from executor_adapter.pools.cluster.remote_attempt import pack_call, unpack_end
 from executor_adapter.pools.transport.envelope import STOPPED, crashed, received
 from executor_adapter.pools.transport.functions import EncodedFunction
@@ -354,6 +355,7 @@ class SentFunctions:
 
     def __init__(self) -> None:
         self._known: set[int] = set()
+        self._sources: set[Source] = set()
 
     def frame(self, function: EncodedFunction, *, may_forget: bool) -> bytes:
         """Return the frame that must precede a call of `function`; empty if the agent has the function.
@@ -368,6 +370,10 @@ class SentFunctions:
             flags |= wire.FORGET_OTHERS
         if not function.once:
             self._known.add(function.number)
-        if function.portable:
-            flags |= frames.PORTABLE
-        return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=function.portable or function.encoded)
+        if not function.sources:
+            return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=function.encoded)
+        new = [source for source in function.sources if source not in self._sources]
+        self._sources.update(new)
+        names = [source.name for source in function.sources]
+        body = pickle.dumps((function.encoded, names, [tuple(source) for source in new]), 5)
+        return wire.pack_frame(wire.FUNCTION, flags | frames.WITH_SOURCES, word=function.number, body=body)

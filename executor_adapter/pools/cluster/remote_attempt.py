@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
+from typing import Any
 
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.pools.base import Assignment
@@ -13,22 +15,14 @@ from executor_adapter.pools.transport.payload import Payload
 from executor_adapter.worker import values, wire
 
 
-class _Named:
-    """Stands for the job of an attempt, of which this process knows the id alone."""
-
-    __slots__ = ("job_id",)
-
-    def __init__(self, job_id: str) -> None:
-        self.job_id = job_id
-
-
 class RemoteAttempt(Assignment):
     """An attempt that a head has sent."""
 
     __slots__ = ("is_on_lease", "is_told", "returns", "seq")
 
     def __init__(self, seq: int, number: int, job_id: str, payload: Payload, flags: int = 0) -> None:
-        super().__init__(_Named(job_id), number, payload)  # type: ignore[arg-type]
+        job: Any = SimpleNamespace(job_id=job_id)  # All that this process knows of it.
+        super().__init__(job, number, payload)
         self.seq = seq
         self.short = bool(flags & frames.SHORT)
         self.is_on_lease = bool(flags & frames.ON_LEASE)

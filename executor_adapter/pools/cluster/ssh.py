@@ -21,7 +21,7 @@ from executor_adapter.job import Shape
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.hosts import SshHost, agent_command
-from executor_adapter.pools.cluster.leases import LeaseHolder, LeaseSource
+from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import LinkEnd, SocketEnd
 from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
@@ -66,7 +66,7 @@ class SshHosts(LeaseSource):
 
     keeps_idle = True
 
-    def __init__(self, pool: LeaseHolder, hosts: Sequence[SshHost], ssh_command: Sequence[str]) -> None:
+    def __init__(self, pool: RemotePool, hosts: Sequence[SshHost], ssh_command: Sequence[str]) -> None:
         self._pool = pool
         self._supervisor = pool.supervisor
         self._connections = [_Connection(self, host, ssh_command) for host in hosts]
@@ -137,7 +137,7 @@ class SshHosts(LeaseSource):
         except OSError as error:
             self._on_failure(connection, f"ssh cannot be started: {error}")
         else:
-            end = AfterGreeting(SocketEnd(sock), connection.on_greeting)
+            end = AfterGreeting(SocketEnd(sock), connection.note)
             connection.agent = self._pool.connect(end, connection.host.host)
 
     def on_ready(self, agent: RemoteAgent) -> None:
@@ -199,7 +199,7 @@ class SshHosts(LeaseSource):
 class AfterGreeting:
     """The end of a link that passes over what the host's shell prints before the agent starts, such as a greeting."""
 
-    def __init__(self, end: LinkEnd, on_greeting: Callable[[bytes], None]) -> None:
+    def __init__(self, end: LinkEnd, on_greeting: Callable[[list[bytes]], None]) -> None:
         self._end = end
         self._on_greeting = on_greeting
         self._before: bytearray | None = bytearray()
@@ -221,7 +221,7 @@ class AfterGreeting:
         if not start and count and len(greeting) <= _MAX_GREETING:
             raise BlockingIOError
         self._before = None
-        self._on_greeting(bytes(greeting))
+        self._on_greeting(bytes(greeting).splitlines())
         if start and not after:
             raise BlockingIOError
         buffer[: len(after)] = after
@@ -289,14 +289,11 @@ class _Connection:
         if not chunk:
             lines.append(self._partial)
             self._close_stderr(supervisor)
-        self._note(lines)
+        self.note(lines)
         return bool(chunk)
 
-    def on_greeting(self, greeting: bytes) -> None:
-        """Take note of what the host's shell has printed."""
-        self._note(greeting.splitlines())
-
-    def _note(self, lines: Iterable[bytes]) -> None:
+    def note(self, lines: Iterable[bytes]) -> None:
+        """Take note of what the host has printed."""
         for line in lines:
             if text := line.decode(errors="replace").strip():
                 self._lines.append(text)

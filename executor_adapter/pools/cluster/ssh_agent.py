@@ -9,7 +9,7 @@ import sys
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.agent import Agent
 from executor_adapter.pools.cluster.descriptions import print_description
-from executor_adapter.pools.cluster.link import PipeEnd
+from executor_adapter.pools.cluster.link import PipeEnd, take_stdio
 
 
 def main() -> int:
@@ -17,11 +17,7 @@ def main() -> int:
     if sys.argv[1:] == ["--describe"]:
         return print_description()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    read_fd, write_fd = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    os.dup2(2, 1)  # What anything here prints must not get into the stream.
+    read_fd, write_fd = take_stdio()
     os.write(write_fd, frames.START)
     agent = Agent(PipeEnd(read_fd, write_fd), held_fds=(write_fd,))
     agent.run()

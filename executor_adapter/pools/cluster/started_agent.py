@@ -20,6 +20,7 @@ from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.agent import Agent
 from executor_adapter.pools.cluster.engines.tls import end_of, tls_context
 from executor_adapter.pools.cluster.handshake import HANDSHAKE_TIMEOUT, prove
+from executor_adapter.pools.cluster.link import take_stdio
 from executor_adapter.worker import wire
 
 BOOTSTRAP = (
@@ -61,11 +62,7 @@ class _Worker:
     """The pipes to the engine's worker that has started this process."""
 
     def __init__(self) -> None:
-        self._reader, self._writer = os.dup(0), os.dup(1)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        os.dup2(2, 1)
+        self._reader, self._writer = take_stdio()
         self._partial = b""
 
     def tell(self, message: dict[str, Any]) -> None:

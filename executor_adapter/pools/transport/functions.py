@@ -41,15 +41,15 @@ class EncodedFunction:
     `number`: identifies it in this process. `once`: it is for one call only, so the worker does not keep it.
     """
 
-    __slots__ = ("encoded", "number", "once", "portable")
+    __slots__ = ("encoded", "number", "once", "sources")
 
     numbers = itertools.count(1)
 
     def __init__(self, encoded: bytes, *, once: bool) -> None:
         self.encoded = encoded
         self.once = once
-        self.portable: bytes | None = None
-        """The form for nodes that may lack the program's files: b"" if it goes as it is, None if it is not made yet."""
+        self.sources: tuple[Any, ...] | None = None
+        """The modules of the program that it reaches, for nodes that may lack them; None if they are not known yet."""
         self.number = next(self.numbers) & 0xFFFFFFFF
 
 
@@ -167,13 +167,6 @@ def _dumps_by_value(value: Any, buffers: values.LargeBuffers | None) -> bytes:
         return file.getvalue()
 
 
-def dump_with_program(function: Callable[..., Any]) -> bytes:
-    """Pickle a function with all code of the program that it uses, for a machine that lacks the program's files."""
-    with io.BytesIO() as file, _ProgramPickler(file, protocol=5) as pickler:
-        pickler.dump(function)
-        return file.getvalue()
-
-
 class _ByValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
     """Writes functions and classes by value if they are in modules that a child process cannot import."""
 
@@ -194,25 +187,14 @@ class _ByValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
             return _with_file_name(obj, self.dispatch_table[types.CodeType](obj))
         if isinstance(obj, type | types.FunctionType):
             module = sys.modules.get(obj.__module__)
-            if module is not None and module.__name__ != "__main__" and self._is_missing(module):
+            if module is not None and module.__name__ != "__main__" and not importable.is_importable(module):
                 self._register(module)
         return super().reducer_override(obj)
-
-    def _is_missing(self, module: types.ModuleType) -> bool:
-        """Return whether the receiver cannot import the module."""
-        return not importable.is_importable(module)
 
     def _register(self, module: types.ModuleType) -> None:
         if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
             cloudpickle.register_pickle_by_value(module)
             self._registered.append(module)
-
-
-class _ProgramPickler(_ByValuePickler):
-    """Writes all functions and classes of the program's own modules by value."""
-
-    def _is_missing(self, module: types.ModuleType) -> bool:
-        return importable.file_of_program(module) is not None or super()._is_missing(module)
 
 
 def _with_file_name(code: types.CodeType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ module that another file on the path now hides.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pkgutil
 import sys
@@ -90,6 +91,7 @@ def file_of_program(module: ModuleType) -> str | None:
     return os.path.abspath(file)
 
 
+@functools.lru_cache(maxsize=4096)
 def is_in_library(place: str) -> bool:
     """Return whether a path is in the standard library or in an installed package."""
     path = Path(place).resolve()

@@ -24,10 +24,8 @@ from executor_adapter.cli.checks import check_cluster
 from executor_adapter.config import ClusterSettings, DaskSettings, Settings
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError
 from executor_adapter.monitoring import Level
-from executor_adapter.pools.cluster.handshake import Door
 from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
-from executor_adapter.pools.loop import SupervisorLoop
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import Runs, guardian_of
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
@@ -228,6 +226,19 @@ def test_an_executor_can_name_the_cluster(cluster: DaskCluster) -> None:
         JobExecutor(1, config=Settings(), address="scheduler")
 
 
+def test_workers_connect_to_what_the_program_advertises(cluster: DaskCluster) -> None:
+    """A program listens at the port of its settings, and workers connect to the name that it gives them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    cluster_settings = ClusterSettings(
+        dask=DaskSettings(address=cluster.address), listen_port=port, advertise=f"localhost:{port}"
+    )
+    with JobExecutor(1, config=Settings(cluster=cluster_settings)) as executor:
+        executor.submit(Job(function="os:getpid", pool="dask")).result(timeout=PATIENCE)
+        (agent,) = agents_of(executor)
+        assert f":{port:04X} " in Path(f"/proc/{agent.pid}/net/tcp").read_text()
+
+
 def test_doctor_asks_the_workers(cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks of `doctor` find workers fine that are like this machine, and say which do not reach it."""
     settings = DaskSettings(address=cluster.address)
@@ -299,41 +310,3 @@ def test_closing_withdraws_the_leases_that_were_not_granted(
     with distributed.Client(cluster.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
         wait_for(lambda: not any(client.call_stack().values()))
         assert not any(client.processing().values())
-
-
-# --- who may connect ---
-
-
-@pytest.mark.parametrize("answer", [b"x" * 64, b"", b"x" * 10], ids=["wrong", "silent", "short"])
-def test_a_connection_that_does_not_know_the_token_is_closed(answer: bytes) -> None:
-    """What connects without the token gets no agent: only its 64 bytes of proof are ever read."""
-    loop = SupervisorLoop()
-    accepted: list[socket.socket] = []
-    door = Door(_Supervisor(loop), "127.0.0.1", b"t" * 32, accepted.append)  # type: ignore[arg-type]
-    with socket.create_connection(door.address) as sock:
-        loop.run_due()
-        sock.sendall(answer)
-        sock.shutdown(socket.SHUT_WR)
-        wait_for(lambda: loop.run_due() or _is_closed(sock))
-    assert accepted == []
-    door.close()
-    loop.close()
-
-
-def _is_closed(sock: socket.socket) -> bool:
-    sock.settimeout(0.01)
-    try:
-        while sock.recv(100):
-            pass
-    except TimeoutError:
-        return False
-    except ConnectionError:
-        pass
-    return True
-
-
-class _Supervisor:
-    """What a Door needs of a supervisor, on a loop that the test turns."""
-
-    def __init__(self, loop: SupervisorLoop) -> None:
-        self.watch, self.unwatch, self.call_at, self.now = loop.watch, loop.unwatch, loop.call_at, loop.now

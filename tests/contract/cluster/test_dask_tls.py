@@ -110,7 +110,7 @@ class Listening:
         self.accepted: list[socket.socket] = []
         self._loop = loop = SupervisorLoop()
         context = tls_context(authority.certificates, listens=True)
-        self._door = Door(_Supervisor(loop), "127.0.0.1", TOKEN, self.accepted.append, context)  # type: ignore[arg-type]
+        self._door = Door(loop.call_soon, "127.0.0.1", TOKEN, self.accepted.append, context)
         self.address = self._door.address
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -125,14 +125,6 @@ class Listening:
         self._thread.join()
         self._door.close()
         self._loop.close()
-
-
-class _Supervisor:
-    """What a Door needs of a supervisor."""
-
-    def __init__(self, loop: SupervisorLoop) -> None:
-        self.watch, self.unwatch, self.watch_writable = loop.watch, loop.unwatch, loop.watch_writable
-        self.call_at, self.now = loop.call_at, loop.now
 
 
 @pytest.fixture

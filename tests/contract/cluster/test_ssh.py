@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from executor_adapter.monitoring import Level
 from executor_adapter.pools.cluster.descriptions import describe, differences
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import MakeSshExecutor, Runs, guardian_of
-from tests.contract.cluster.sshd import SshServer
+from tests.contract.cluster.sshd import ROOT, SshServer
 from tests.contract.functions import wait_for_file
 from tests.waiting import PATIENCE, wait_for
 
@@ -230,32 +229,57 @@ def test_doctor_says_what_differs_on_hosts(two_ssh_hosts: SshServer) -> None:
 # --- code ---
 
 
+MODULES = {
+    "only_here": "import helper_of_program as helper\ndef double(value):\n    return helper.times(value, 2)\n",
+    "helper_of_program": "import only_here\ndef times(value, step):\n    return value * step\n",
+}
+
+
 @pytest.fixture
-def module_of_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """A module of the program that no node has."""
-    (tmp_path / "only_here.py").write_text("STEP = 2\ndef double(value):\n    return value * STEP\n")
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module of the program that no node has, which imports another one."""
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     yield importlib.import_module("only_here")
-    del sys.modules["only_here"]
+    for name in MODULES:
+        del sys.modules[name]
 
 
-def test_functions_that_a_node_lacks_are_sent_by_value(
-    make_ssh_executor: MakeSshExecutor, module_of_program: ModuleType
-) -> None:
-    """A function whose module is not on the node runs there with the globals that it uses."""
+@pytest.fixture
+def old_helper(tmp_path: Path, two_ssh_hosts: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that have an older version of the helper."""
+    folder = tmp_path / "node"
+    folder.mkdir()
+    (folder / "helper_of_program.py").write_text("def times(value, step):\n    return 'old'\n")
+    python = f"env PYTHONPATH={ROOT}:{folder} {sys.executable}"
+    monkeypatch.setattr(SshServer, "python", property(lambda server: python))
+
+
+def test_modules_that_a_node_lacks_are_sent(make_ssh_executor: MakeSshExecutor, program: ModuleType) -> None:
+    """A function whose module is not on the node runs there, with the modules that it imports."""
     executor = make_ssh_executor(1)
-    assert (
-        executor.submit(Job(function=module_of_program.double, args=(21,), pool="ssh")).result(timeout=PATIENCE) == 42
-    )
+    assert executor.submit(Job(function=program.double, args=(21,), pool="ssh")).result(timeout=PATIENCE) == 42
 
 
-def test_another_version_of_a_module_on_a_node_is_not_run(
-    make_ssh_executor: MakeSshExecutor, module_of_program: ModuleType
+@pytest.mark.parametrize("way", ["by reference", "by value"])
+@pytest.mark.usefixtures("old_helper")
+def test_a_node_runs_no_other_version_of_a_module(
+    make_ssh_executor: MakeSshExecutor, program: ModuleType, way: str
 ) -> None:
-    """A function that a node lacks, and that cannot be sent by value, fails with what to do."""
-    module_of_program.STEP = threading.Lock()  # No pickle can hold it.
+    """Where a node has an older helper of the function, it runs the program's, also for a function without a module."""
+    function = {"by reference": program.double, "by value": lambda value: program.double(value)}[way]
     executor = make_ssh_executor(1)
-    job = Job(function=module_of_program.double, args=(21,), pool="ssh")
-    with pytest.raises(JobSerializationError, match="the module only_here is not on this node, and only_here:double"):
+    assert executor.submit(Job(function=function, args=(21,), pool="ssh")).result(timeout=PATIENCE) == 42
+
+
+def test_a_module_that_cannot_be_sent_is_named(
+    make_ssh_executor: MakeSshExecutor, program: ModuleType, tmp_path: Path
+) -> None:
+    """A function that reaches a module which a node lacks, and of which there is no source, fails with its name."""
+    (tmp_path / "helper_of_program.py").unlink()
+    executor = make_ssh_executor(1)
+    job = Job(function=program.double, args=(21,), pool="ssh")
+    with pytest.raises(JobSerializationError, match="the module helper_of_program is not on this node: copy it there"):
         executor.submit(job).result(timeout=PATIENCE)

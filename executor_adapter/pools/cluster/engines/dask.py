@@ -10,7 +10,7 @@ import contextlib
 import platform
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
@@ -19,9 +19,8 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import CPU, GPU, Shape
 from executor_adapter.pools.cluster.engines.dask_worker import hold_lease
-from executor_adapter.pools.cluster.engines.leases import Engine, LeaseEnds
+from executor_adapter.pools.cluster.engines.leases import Engine, EnginePool
 from executor_adapter.pools.cluster.engines.needs import Amounts, able_nodes, lack_in_words
-from executor_adapter.pools.cluster.engines.pool import EnginePool
 from executor_adapter.pools.cluster.engines.tls import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
 from executor_adapter.pools.cluster.references import imported_engine, remote_payload, replace_references
@@ -29,29 +28,6 @@ from executor_adapter.pools.transport.payload import Payload
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job
-
-
-class DaskPool(EnginePool):
-    """Runs attempts on the workers of a Dask cluster; without an address, on a local one that it starts."""
-
-    name: ClassVar[str] = "dask"
-
-    @staticmethod
-    def make_engine(ends: LeaseEnds, address: str | None, resources: Mapping[str, float] | None, slots: int) -> Engine:
-        return DaskCluster(ends, address, resources, slots)
-
-    @classmethod
-    def prepare(cls, job: Job) -> Payload:
-        dask = imported_engine("distributed") if job.args or job.kwargs else None
-        if dask is None:
-            return remote_payload(job)
-        nodes: list[str] = []
-
-        def replace(future: Any, shown: str) -> NodeValue:
-            nodes.extend(filter(None, [_kept_on.get(future)]))
-            return _node_value(future, shown)
-
-        return remote_payload(job, replace_references(job, dask.Future, replace), next(iter(nodes), None))
 
 
 _kept_on: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -78,11 +54,8 @@ class DaskCluster(Engine):
 
     name = "Dask"
 
-    def __init__(self, ends: LeaseEnds, address: str | None, resources: Mapping[str, float] | None, slots: int) -> None:
-        self._ends = ends
-        self._address = address
-        self._resources = resources
-        self._slots = slots
+    def __init__(self, *of_engine: Any) -> None:
+        super().__init__(*of_engine)
         self._local: Any = None
         self._client: Any = None
         self._futures: dict[int, Any] = {}
@@ -263,3 +236,24 @@ def _default_client(engine: Any, scheduler: Any) -> Any:
     except ValueError:  # It has none.
         return None
     return client if client.status == "running" and client.scheduler.address == scheduler else None
+
+
+class DaskPool(EnginePool):
+    """Runs attempts on the workers of a Dask cluster; without an address, on a local one that it starts."""
+
+    name: ClassVar[str] = "dask"
+
+    engine: ClassVar[type[Engine]] = DaskCluster
+
+    @classmethod
+    def prepare(cls, job: Job) -> Payload:
+        dask = imported_engine("distributed") if job.args or job.kwargs else None
+        if dask is None:
+            return remote_payload(job)
+        nodes: list[str] = []
+
+        def replace(future: Any, shown: str) -> NodeValue:
+            nodes.extend(filter(None, [_kept_on.get(future)]))
+            return _node_value(future, shown)
+
+        return remote_payload(job, replace_references(job, dask.Future, replace), next(iter(nodes), None))

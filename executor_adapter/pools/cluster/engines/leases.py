@@ -6,23 +6,26 @@ finds comes back by `call_soon`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import socket
 import ssl
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import urlsplit
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import Shape
-from executor_adapter.pools.base import Timer
+from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.cluster.engines.needs import Amounts, amounts_of
 from executor_adapter.pools.cluster.engines.tls import Certificates, end_of, tls_context
 from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door, host_towards
-from executor_adapter.pools.cluster.leases import LeaseHolder, LeaseSource
+from executor_adapter.pools.cluster.leases import LeaseSource
+from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 
 logger = logging.getLogger("executor_adapter.cluster")
@@ -34,24 +37,22 @@ RETRY_SECONDS = 1.0
 """Seconds after which a lease that a node could not hold is asked for again."""
 
 
-class LeaseEnds(Protocol):
-    """Receives what an engine finds out. Any thread may call it."""
-
-    def lease_ended(self, lease: int, why: str, *, is_final: bool = False) -> None:
-        """Take note that nothing holds a lease any more; `why` is "" if nothing was wrong.
-
-        `is_final`: no further try can help.
-        """
-
-    def call(self, command: Callable[[], None]) -> None:
-        """Make a call in the engine's thread."""
-
-
 class Engine(ABC):
-    """The client of one engine. All methods are called in the thread that is its own, and may block."""
+    """The client of one engine. All methods are called in the thread that is its own, and may block.
+
+    `address`: that of its cluster; None for a local one, with so many `slots`. `resources`: what a plain lease takes.
+    """
 
     name: str
     """What users call it."""
+
+    def __init__(
+        self, ends: EngineLeases, address: str | None, resources: Mapping[str, float] | None, slots: int
+    ) -> None:
+        self._ends = ends
+        self._address = address
+        self._resources = resources
+        self._slots = slots
 
     @abstractmethod
     def connect(self) -> str:
@@ -120,14 +121,34 @@ class Engine(ABC):
         """Give all leases back, and end what was started here."""
 
 
+class Listen(NamedTuple):
+    """Where a program listens for agents, as the settings have it; None for what is found out."""
+
+    host: str | None = None
+    port: int | str | None = None
+    """A port, or the first and the last one of a range."""
+    advertise: str | None = None
+    """What agents connect to: a host, or host:port."""
+
+    def ports(self) -> range:
+        """Return the ports to try."""
+        first, _, last = str(self.port or 0).partition("-")
+        return range(int(first), int(last or first) + 1)
+
+    def address(self, host: str, port: int) -> list[Any]:
+        """Return what agents connect to where the program listens at a host and port."""
+        parts = urlsplit(f"//{self.advertise}")
+        return [host, port] if self.advertise is None else [parts.hostname, parts.port or port]
+
+
 class EngineLeases(LeaseSource):
     """Asks an engine for leases, and listens for the agents that it starts."""
 
-    def __init__(self, pool: LeaseHolder, make_engine: Callable[[LeaseEnds], Engine], listen_host: str | None) -> None:
+    def __init__(self, pool: RemotePool, make_engine: Callable[[EngineLeases], Engine], listen: Listen) -> None:
         self._pool = pool
         self._supervisor = pool.supervisor
         self._engine = make_engine(self)
-        self._listen_host = listen_host
+        self._listen = listen
         self._token = secrets.token_bytes(TOKEN_SIZE)
         self._door: Door | None = None
         self._last = 0
@@ -224,12 +245,13 @@ class EngineLeases(LeaseSource):
         self._is_connecting = False
         if self._closing:
             return
-        host = self._listen_host or host_towards(scheduler)
+        host = self._listen.host or host_towards(scheduler)
         try:
-            self._door = Door(self._supervisor, host, self._token, self._on_agent, context)
+            call_soon, ports = self._supervisor.call_soon, self._listen.ports()
+            self._door = Door(call_soon, host, self._token, self._on_agent, context, ports)
         except OSError as error:
-            key = f"cluster.{self._engine.name.lower()}.listen_host"
-            self._pool.refused(f"cannot listen for agents on {host}: {text_of(error)}: set {key}")
+            keys = f"cluster.{self._engine.name.lower()}.listen_host or cluster.listen_port"
+            self._pool.refused(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
             return
         for lease in self._wanted:
             self._ask(lease)
@@ -262,14 +284,19 @@ class EngineLeases(LeaseSource):
 
     def _ask(self, lease: int) -> None:
         assert self._door is not None
-        head = {"address": list(self._door.address), "token": self._token.hex()}
+        head = {"address": self._listen.address(*self._door.address), "token": self._token.hex()}
         needs = amounts_of(self.shape_of(lease))
         self._commands.put(lambda: self._try_to_ask(head, lease, needs))
 
     def call(self, command: Callable[[], None]) -> None:
+        """Make a call in the engine's thread. Any thread may ask for it."""
         self._commands.put(command)
 
     def lease_ended(self, lease: int, why: str, *, is_final: bool = False) -> None:
+        """Take note that nothing holds a lease any more; `why` is "" if nothing was wrong. Any thread may call it.
+
+        `is_final`: no further try can help.
+        """
         self._supervisor.call_soon(self._on_lease_ended, lease, why, is_final)
 
     def _on_lease_ended(self, lease: int, why: str, is_final: bool) -> None:
@@ -308,17 +335,14 @@ class EngineLeases(LeaseSource):
         wait: float | None = None
         while True:
             try:
-                command = self._commands.get(timeout=wait)
-            except Empty:
-                command = _nothing
-            if command is None:
-                return
-            try:
-                command()
+                with contextlib.suppress(Empty):
+                    if (command := self._commands.get(timeout=wait)) is None:
+                        return
+                    command()
                 wait = self._engine.poll()
             except Exception:
                 logger.exception("a command to the %s cluster failed", self._engine.name)
-            del command  # It may hold a future, whose result Dask keeps for as long, and the worker with it.
+            command = None  # It may hold a future, whose result Dask keeps for as long, and the worker with it.
 
     def _connect(self) -> None:
         try:
@@ -356,5 +380,27 @@ class EngineLeases(LeaseSource):
             self._supervisor.call_soon(on_closed)
 
 
-def _nothing() -> None:
-    """Do nothing but let the engine be polled."""
+class EnginePool(RemotePool):
+    """Runs attempts on the nodes of an engine's cluster; without an address, on a local one that it starts."""
+
+    can_keep: ClassVar[bool] = True
+    engine: ClassVar[type[Engine]]
+
+    def __init__(
+        self,
+        supervisor: PoolSupervisor,
+        max_workers: int,
+        *,
+        address: str | None = None,
+        resources: Mapping[str, float] | None = None,
+        listen_host: str | None = None,
+        listen_port: int | str | None = None,
+        advertise: str | None = None,
+        **options: Any,
+    ) -> None:
+        listen = Listen(listen_host, listen_port, advertise)
+
+        def make_source(pool: RemotePool) -> EngineLeases:
+            return EngineLeases(pool, lambda ends: self.engine(ends, address, resources, max_workers), listen)
+
+        super().__init__(supervisor, max_workers, make_source, **options)

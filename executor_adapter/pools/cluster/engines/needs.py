@@ -33,8 +33,4 @@ def lack_in_words(needs: Amounts, nodes: Iterable[Amounts], node: str) -> str:
         if most < amount:
             has = f"the most that one has is {amount_text(name, units_of(most))}" if most else f"none has {name}"
             return f"no {node} has {amount_text(name, units_of(amount))}: {has}"
-    return f"no {node} has {_text(needs)} together"
-
-
-def _text(needs: Amounts) -> str:
-    return ", ".join(amount_text(name, units_of(amount)) for name, amount in needs.items())
+    return f"no {node} has {', '.join(amount_text(name, units_of(each)) for name, each in needs.items())} together"

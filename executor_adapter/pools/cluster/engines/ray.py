@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import CPU, GPU
-from executor_adapter.pools.cluster.engines.leases import Engine, LeaseEnds
+from executor_adapter.pools.cluster.engines.leases import Engine, EnginePool
 from executor_adapter.pools.cluster.engines.needs import Amounts, able_nodes, lack_in_words
-from executor_adapter.pools.cluster.engines.pool import EnginePool
 from executor_adapter.pools.cluster.engines.ray_connection import PROBE_TIMEOUT, SLOT, RayUser, node_name
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor, certificates_of_ray, gpus_of_bundle
 from executor_adapter.pools.cluster.engines.tls import Certificates
@@ -36,33 +35,6 @@ WATCH_INTERVAL = 0.5
 
 TAKE_TIMEOUT = 60.0
 """Seconds that Ray may take to store a result which stays on a node."""
-
-
-class RayPool(EnginePool):
-    """Runs attempts on the nodes of a Ray cluster; without an address, on a local one that it starts."""
-
-    name: ClassVar[str] = "ray"
-
-    @staticmethod
-    def make_engine(ends: LeaseEnds, address: str | None, resources: Mapping[str, float] | None, slots: int) -> Engine:
-        return RayCluster(ends, address, resources, slots)
-
-    @classmethod
-    def prepare(cls, job: Job) -> Payload:
-        ray = imported_engine("ray") if job.args or job.kwargs else None
-        if ray is None:
-            return remote_payload(job)
-        lent: list[Any] = []
-
-        def replace(reference: Any, shown: str) -> NodeValue:
-            if not ray.wait([reference], timeout=0, fetch_local=False)[0]:
-                raise InvalidJobError(f"{shown} is an ObjectRef that is not ready: wait for it first (ray.wait)")
-            lent.append(reference)
-            return NodeValue(reference.hex(), f"{shown}, the ObjectRef {reference.hex()},")
-
-        arguments = replace_references(job, ray.ObjectRef, replace)
-        nodes = (_kept_on[each.hex()] for each in lent if each.hex() in _kept_on)
-        return remote_payload(job, arguments, next(nodes, None), tuple(lent))
 
 
 _kept_on: dict[str, str] = {}
@@ -89,11 +61,8 @@ class RayCluster(Engine):
 
     name = "Ray"
 
-    def __init__(self, ends: LeaseEnds, address: str | None, resources: Mapping[str, float] | None, slots: int) -> None:
-        self._ends = ends
-        self._address = address
-        self._resources = resources
-        self._slots = slots
+    def __init__(self, *of_engine: Any) -> None:
+        super().__init__(*of_engine)
         self._bundle: dict[str, float] = {}
         self._scheduler = ""
         self._ray: Any = None
@@ -330,3 +299,28 @@ def _first_line(error: Exception) -> str:
     lines = [line for line in text_of(error).splitlines() if line.strip()]
     hint = ": install prefect-executor-adapter on the nodes" if _lacks_package(error) else ""
     return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}{hint}"
+
+
+class RayPool(EnginePool):
+    """Runs attempts on the nodes of a Ray cluster; without an address, on a local one that it starts."""
+
+    name: ClassVar[str] = "ray"
+
+    engine: ClassVar[type[Engine]] = RayCluster
+
+    @classmethod
+    def prepare(cls, job: Job) -> Payload:
+        ray = imported_engine("ray") if job.args or job.kwargs else None
+        if ray is None:
+            return remote_payload(job)
+        lent: list[Any] = []
+
+        def replace(reference: Any, shown: str) -> NodeValue:
+            if not ray.wait([reference], timeout=0, fetch_local=False)[0]:
+                raise InvalidJobError(f"{shown} is an ObjectRef that is not ready: wait for it first (ray.wait)")
+            lent.append(reference)
+            return NodeValue(reference.hex(), f"{shown}, the ObjectRef {reference.hex()},")
+
+        arguments = replace_references(job, ray.ObjectRef, replace)
+        nodes = (_kept_on[each.hex()] for each in lent if each.hex() in _kept_on)
+        return remote_payload(job, arguments, next(nodes, None), tuple(lent))

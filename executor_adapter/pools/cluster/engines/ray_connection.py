@@ -6,12 +6,15 @@ when the last user has left.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import threading
 import time
 from typing import Any
+
+from executor_adapter.pools.cluster.handshake import host_towards
 
 logger = logging.getLogger("executor_adapter.cluster")
 
@@ -231,11 +234,7 @@ def _addresses_of(host: str) -> set[str]:
 
 
 def _is_here(address: str) -> bool:
-    """Return whether an address is one of this machine's."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
+    """Return whether an address is one of this machine's: then it is reached from there."""
+    with contextlib.suppress(OSError):
+        return host_towards(f"[{address}]" if ":" in address else address) == address
+    return False

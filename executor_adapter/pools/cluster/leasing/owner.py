@@ -17,14 +17,11 @@ class LeasesOwner(Protocol):
     supervisor: PoolSupervisor
     agents: list[RemoteAgent]
     busy: int
+    max_workers: int
 
     @property
     def is_closing(self) -> bool:
         """Whether no attempt will be started any more."""
-
-    @property
-    def missing_slots(self) -> int:
-        """Number of slots that the pool may have beside those that it has."""
 
     @property
     def slots(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.pools.base import Assignment, Timer
@@ -38,8 +38,8 @@ class SlotQueue:
         self._failure = self._lack = ""
         """Why no lease can be had, if that was told, and what is waited for otherwise."""
         self._known_failures: deque[str] = deque(maxlen=_MAX_KNOWN_FAILURES)
-        self._starved: Timer | None = None
         self._look: Timer | None = None
+        self._starving_since = 0.0
 
     def add(self, assignment: Assignment) -> None:
         """Keep an attempt until there is a slot for it."""
@@ -72,7 +72,7 @@ class SlotQueue:
     @property
     def _wanted(self) -> int:
         may_ask = self._pool.may_ask_for(())
-        return max(0, min(len(self.waiting), self._pool.missing_slots)) if may_ask else 0
+        return max(0, min(len(self.waiting), self._pool.max_workers - self._pool.slots)) if may_ask else 0
 
     def request(self) -> None:
         """Ask for more leases if more are wanted."""
@@ -122,6 +122,8 @@ class SlotQueue:
     def on_nodes_sought(self, nodes: Collection[str], why: str) -> None:
         """Say what is waited for, where there is no node at all and no failure was told."""
         lack = why or (f"{len(nodes)} could have it, and none gives it: others may use all" if nodes else self._lack)
+        if nodes and not self._failure:  # It is its turn as soon as others end.
+            self._starving_since = self._pool.supervisor.now()
         if self._is_starving and not self._failure and lack != self._lack:
             self._lack = lack
             logger.warning("no job of pool=%r can start yet: %s", self._pool.name, lack)
@@ -134,25 +136,25 @@ class SlotQueue:
         if not self._is_starving:
             self._end_starving()
         elif self._look is None:
+            self._starving_since = self._pool.supervisor.now()
             self._look_again()
-            if self._node_timeout is not None:
-                self._starved = self._call_in(self._node_timeout, self._fail)
 
     def _look_again(self) -> None:
-        self._look = self._call_in(LACK_SECONDS, self._explain_lack)
+        due = self._pool.supervisor.now() + min(LACK_SECONDS, self._node_timeout or LACK_SECONDS)
+        self._look = self._pool.supervisor.call_at(due, self._on_look)
 
-    def _explain_lack(self) -> None:
-        self._look_again()
-        self._pool.explain_lack()
-
-    def _call_in(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        return self._pool.supervisor.call_at(self._pool.supervisor.now() + seconds, callback)
+    def _on_look(self) -> None:
+        waited = self._pool.supervisor.now() - self._starving_since
+        if self._node_timeout is not None and waited >= self._node_timeout:
+            self._fail()
+        else:
+            self._look_again()
+            self._pool.explain_lack()
 
     def _end_starving(self) -> None:
-        for timer in (self._look, self._starved):
-            if timer is not None:
-                timer.cancel()
-        self._look = self._starved = None
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def _fail(self) -> None:
         self._end_starving()
@@ -175,9 +177,5 @@ def agent_with_free_slot(agents: Sequence[RemoteAgent], assignment: Assignment) 
 def agent_with_room(agents: Sequence[RemoteAgent], assignment: Assignment) -> RemoteAgent | None:
     """Return an agent that the attempt can be queued at; it has no room where none has."""
     near = assignment.payload.near
-
-    def fitness(agent: RemoteAgent) -> tuple[bool, int]:
-        room = agent.room_behind
-        return agent.node == near and room > 0, room
-
-    return max(agents, key=fitness, default=None)
+    rooms = {agent: agent.room_behind for agent in agents}
+    return max(agents, key=lambda agent: (agent.node == near and rooms[agent] > 0, rooms[agent]), default=None)

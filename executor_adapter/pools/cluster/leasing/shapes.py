@@ -153,18 +153,15 @@ class ShapedLeases:
             return
         if books.why != why:
             books.why = why
-            until = "" if is_final else self._until()
+            until = "" if is_final else ": it waits for a node that can"
+            if until and self._node_timeout is not None:
+                until += f", and fails after {self._node_timeout:g} s (cluster.node_timeout)"
             logger.warning("no job with resources %s can start: %s%s", shape_text(shape), why, until)
         if is_final:
             self._give_up(books)
         elif books.timer is None and self._node_timeout is not None:
             supervisor = self._pool.supervisor
             books.timer = supervisor.call_at(supervisor.now() + self._node_timeout, lambda: self._give_up(books))
-
-    def _until(self) -> str:
-        if self._node_timeout is None:
-            return ": it waits for a node that can"
-        return f": it waits for a node that can, and fails after {self._node_timeout:g} s (cluster.node_timeout)"
 
     def on_placeable(self, shape: Shape, nodes: Collection[str] = ()) -> None:
         """Take note that a node could hold a lease of this shape. `nodes`: their names, as far as they are known."""

@@ -1,0 +1,85 @@
+"""Imports modules of the program in a worker from their sources, where its node has none of them or other ones.
+
+Workers import this module, so it needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import pickle
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, NamedTuple
+
+
+class Source(NamedTuple):
+    """A module of the program."""
+
+    name: str
+    file: str
+    content: bytes | None
+    """Its source, or where it has none a hash of its file; None if that cannot be read."""
+    is_package: bool
+
+
+class FunctionOfProgram:
+    """Is unpickled as a function, once its modules can be imported from `sources`. `encoded`: the function itself."""
+
+    def __init__(self, sources: list[Source], encoded: bytes) -> None:
+        self._sources = [tuple(source) for source in sources]
+        self._encoded = encoded
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load, (self._sources, self._encoded)
+
+
+class _Finder:
+    """Finds and loads the modules that were sent, before those of the node."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, Source] = {}
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        source = self.sources.get(name)
+        if source is None and not any(each.startswith(f"{name}.") for each in self.sources):
+            return None
+        of_node = PathFinder.find_spec(name, path)
+        if source is None and of_node is not None:
+            return of_node
+        loader: Any = None if source is None else self
+        spec = ModuleSpec(name, loader, is_package=source is None or source.is_package)
+        if spec.submodule_search_locations is not None and of_node is not None:
+            spec.submodule_search_locations += of_node.submodule_search_locations or ()
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Let Python make the module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        source = self.sources[module.__name__]
+        module.__file__ = source.file
+        exec(compile(source.content or b"", source.file, "exec"), vars(module))
+
+    def get_source(self, name: str) -> str:
+        """Return what tracebacks show."""
+        return (self.sources[name].content or b"").decode()
+
+
+_finder = _Finder()
+
+
+def load(sources: list[tuple[Any, ...]], encoded: bytes) -> Any:
+    """Return a function that was sent as a reference or a pickle, with its modules from `sources`."""
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+    for source in map(Source._make, sources):
+        if _finder.sources.get(source.name) != source:
+            _finder.sources[source.name] = source
+            sys.modules.pop(source.name, None)
+    if encoded[:1] == b"P":
+        return pickle.loads(memoryview(encoded)[1:])
+    module, _, path = encoded[1:].decode().partition(":")
+    return operator.attrgetter(path)(importlib.import_module(module))

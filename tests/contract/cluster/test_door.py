@@ -1,0 +1,120 @@
+"""Tests who may connect to a program that listens for agents."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from executor_adapter.pools.cluster import handshake
+from executor_adapter.pools.cluster.engines.leases import Listen
+from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, prove
+from tests.waiting import wait_for
+
+TOKEN = b"t" * 32
+
+
+class Listening:
+    """A door whose calls are made at once."""
+
+    def __init__(self, ports: tuple[int, ...] = (0,)) -> None:
+        self.accepted: list[socket.socket] = []
+        self.door = Door(lambda call, sock: call(sock), "127.0.0.1", TOKEN, self.accepted.append, ports=ports)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.door.address)
+
+
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    made = Listening()
+    yield made
+    made.door.close()
+    for sock in made.accepted:
+        sock.close()
+
+
+@pytest.mark.parametrize("answer", [b"x" * 64, b"", b"x" * 10], ids=["wrong", "silent", "short"])
+def test_a_connection_that_does_not_know_the_token_is_closed(listening: Listening, answer: bytes) -> None:
+    """What connects without the token gets no agent: only its 64 bytes of proof are ever read."""
+    with listening.connect() as sock:
+        sock.sendall(answer)
+        sock.shutdown(socket.SHUT_WR)
+        wait_for(lambda: _is_closed(sock))
+    assert listening.accepted == []
+
+
+def test_one_that_says_nothing_is_closed_after_a_while(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle connection keeps its descriptor for the time of a handshake at most, whatever it sends byte by byte."""
+    monkeypatch.setattr(handshake, "HANDSHAKE_TIMEOUT", 0.2)
+    with listening.connect() as silent, listening.connect() as slow:
+        wait_for(lambda: _is_closed(silent))
+        wait_for(lambda: not slow.send(b"x") or _is_closed(slow))
+
+
+def test_idle_connections_take_few_descriptors_and_keep_nobody_out(listening: Listening) -> None:
+    """Of many connections that prove nothing the oldest are closed, and an agent is accepted among them."""
+    before = len(os.listdir("/proc/self/fd"))
+    idle = [listening.connect() for _ in range(3 * MAX_GUESTS)]
+    try:
+        with listening.connect() as agent:
+            prove(agent, TOKEN)
+            wait_for(lambda: listening.accepted)
+        wait_for(lambda: len(os.listdir("/proc/self/fd")) - before <= len(idle) + MAX_GUESTS + 2)
+    finally:
+        for sock in idle:
+            sock.close()
+
+
+def test_without_descriptors_it_waits_and_goes_on(listening: Listening) -> None:
+    """Where no descriptor is left, no connection is accepted until there is one again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as agent:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (agent.fileno() + 1, hard))
+        try:
+            agent.connect(listening.door.address)
+            with pytest.raises(OSError, match="Too many open files"):
+                socket.socket()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        prove(agent, TOKEN)
+    wait_for(lambda: listening.accepted)
+
+
+def test_the_first_free_port_of_a_range_is_taken(listening: Listening) -> None:
+    """A port that another program has is passed over; where none is free, that is said."""
+    taken = listening.door.address[1]
+    other = Listening((taken, 0))
+    other.door.close()
+    assert other.door.address[1] != taken
+    with pytest.raises(OSError, match="Address already in use"):
+        Listening((taken, taken))
+
+
+@pytest.mark.parametrize(
+    ("listen", "ports", "address"),
+    [
+        (Listen(), [0], ["10.0.0.1", 7]),
+        (Listen(port=8790, advertise="jobs.example.com"), [8790], ["jobs.example.com", 7]),
+        (Listen(port="8790-8792", advertise="jobs.example.com:99"), [8790, 8791, 8792], ["jobs.example.com", 99]),
+    ],
+)
+def test_nodes_connect_to_what_the_settings_say(listen: Listen, ports: list[int], address: list[object]) -> None:
+    """`listen_port` is one or a range; `advertise` replaces the host, and the port where it names one."""
+    assert list(listen.ports()) == ports
+    assert listen.address("10.0.0.1", 7) == address
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    sock.settimeout(0.01)
+    try:
+        while sock.recv(100):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
