@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, get_args, overload
 
 from prefect import State, Task
@@ -274,6 +274,8 @@ def job_task(function: Callable[P, Coroutine[Any, Any, T]], /) -> JobTask[P, Cor
 def job_task(function: Callable[P, R], /) -> JobTask[P, R]: ...
 @overload
 def job_task(**options: Unpack[JobTaskOptions]) -> JobTaskDecorator: ...
+@overload  # For no call: mypy compares a misspelt pool with this one, and else prints each option of the one above.
+def job_task(*, pool: Sequence[PoolName], **options: Any) -> JobTaskDecorator: ...
 def job_task(function: Any = None, /, **options: Any) -> Any:
     """Make a function a job task: write `@job_task`, or `@job_task(option=...)`, or `job_task(function)`.
 

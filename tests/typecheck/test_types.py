@@ -98,6 +98,15 @@ def test_what_a_checker_says_of_a_script(script: str, messages: Messages) -> Non
     assert {number: lines[number - 1] for number in expected - said.keys()} == {}
 
 
+def test_a_wrong_pool_is_answered_in_a_line(messages: Messages) -> None:
+    """A checker names the option, and not all that the function takes; but for `map`, which is overloaded."""
+    lines = (SCRIPTS / "user_mistakes.py").read_text().splitlines()
+    wrong = [number for number, line in enumerate(lines, 1) if 'pool="proces"' in line and ".map(" not in line]
+    said = {number: messages["user_mistakes.py"][number] for number in wrong}
+    assert len(said) == 6
+    assert {number: texts for number, texts in said.items() if not any('"pool"' in text for text in texts)} == {}
+
+
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_checker_says_nothing_of_the_code_of_a_page(page: Path, messages: Messages) -> None:
     """Readers copy it into programs that they check."""
