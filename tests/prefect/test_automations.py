@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,7 +14,9 @@ import pytest
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
+from prefect.flow_engine import run_flow
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import Settings
@@ -23,12 +25,14 @@ from executor_adapter.prefect import BootstrapPlan, emit_alert, job_events, run_
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.prefect.setup.automations import automations
 from tests.api_server import as_json, serving
-from tests.prefect.conftest import Api, own_id
+from tests.prefect.conftest import Api
 from tests.waiting import PATIENCE, wait_for
 
 HEARTBEAT_SECONDS = 4
 PENDING_SECONDS = 10
 POOL = "scheduled-again"
+
+OTHER = "of-another-team"
 
 Created = dict[str, UUID]
 
@@ -46,24 +50,27 @@ def webhook() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
         yield url, requests
 
 
+def create(plan: BootstrapPlan, notify: UUID | None = None) -> Created:
+    """Create the automations of a plan, and return their ids by the end of their names."""
+    with get_client(sync_client=True) as client:
+        return {each.name.partition(": ")[2]: client.create_automation(each) for each in automations(plan, notify)}
+
+
 @pytest.fixture(scope="module")
-def created(prefect_api: str, webhook: tuple[str, list[tuple[str, Any]]]) -> Iterator[Created]:
-    """The automations on the server, with a notification block, by the end of their names."""
+def created(prefect_api: str, webhook: tuple[str, list[tuple[str, Any]]]) -> Created:
+    """The automations of the pool on the server, with a notification block."""
     data = {"subject": "{{subject}}", "body": "{{body}}"}
     block = CustomWebhookNotificationBlock(name="ops", url=f"{webhook[0]}/", json_data=data)
     saved = block.save(f"ops-{uuid4().hex[:8]}")
     assert isinstance(saved, UUID)
-    with get_client(sync_client=True) as client:
-        quick = {"heartbeat_seconds": HEARTBEAT_SECONDS, "pending_seconds": PENDING_SECONDS}  # Too short to be allowed.
-        plan = BootstrapPlan(work_pool=POOL, crashes_rescheduled=2).model_copy(update=quick)
-        found = {each.name.partition(": ")[2]: each for each in automations(plan, saved)}
-        ids = {
-            name: client.create_automation(each.model_copy(update={"name": f"{each.name} (test)"}))
-            for name, each in found.items()
-        }
-        yield ids
-        for automation_id in ids.values():
-            client.delete_automation(automation_id)
+    quick = {"heartbeat_seconds": HEARTBEAT_SECONDS, "pending_seconds": PENDING_SECONDS}  # Too short to be allowed.
+    return create(BootstrapPlan(work_pool=POOL, crashes_rescheduled=2).model_copy(update=quick), saved)
+
+
+@pytest.fixture(scope="module")
+def of_others(prefect_api: str) -> Created:
+    """The automations of another team's pool on the server."""
+    return create(BootstrapPlan(work_pool=OTHER, crashes_rescheduled=2))
 
 
 def fired(api: Api, automation: UUID) -> list[str]:
@@ -106,20 +113,32 @@ def create_run(api: Api, deployment: str) -> str:
     return str(api.post(f"/deployments/{deployment}/create_flow_run", {})["id"])
 
 
+def run_in_pool(api: Api, function: Callable[[], None]) -> str:
+    """Run a function in a flow run of the pool, as its worker does, and return the id of the run."""
+    run = create_run(api, new_deployment(api, POOL))
+    set_state(api, run, "PENDING")
+    run_flow(flow(function), flow_run=FlowRun.model_validate(api.get(f"/flow_runs/{run}")))
+    return run
+
+
 def set_state(api: Api, flow_run_id: str, state_type: str, name: str | None = None) -> None:
     state = {"type": state_type} | ({} if name is None else {"name": name})
     api.post(f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": True})
 
 
-def test_failing_jobs_fire(api: Api, created: Created, webhook: tuple[str, list[tuple[str, Any]]]) -> None:
-    """A job past its limit, a quarantined one and a high failure rate fire and send a message; other jobs do not."""
+def test_failing_jobs_fire(
+    api: Api, created: Created, of_others: Created, webhook: tuple[str, list[tuple[str, Any]]]
+) -> None:
+    """A job past its limit, a quarantined one and a high failure rate fire and send a message; other jobs do not.
+
+    The automations of another pool do not fire.
+    """
     names = {name: f"{name}-{uuid4().hex[:8]}" for name in ("hangs", "fails", "crashes", "dies", "fine")}
     policies = {name: RetryPolicy(retry_attempts=0, crash_attempts=0 if name == "crashes" else 2) for name in names}
     limits = dict.fromkeys(names, 60.0) | {"hangs": 0.5}
     functions = {"hangs": hang, "fails": fail, "crashes": crash, "dies": crash, "fine": int}
 
-    @flow
-    def watched() -> UUID:
+    def watched() -> None:
         with JobExecutor(2, config=Settings()) as executor, job_events(executor=executor):
             jobs = [
                 Job(
@@ -134,20 +153,20 @@ def test_failing_jobs_fire(api: Api, created: Created, webhook: tuple[str, list[
             run_jobs(jobs, executor=executor)
             (alert,) = HealthMonitor(executor, on_alert=[emit_alert]).check()
             assert alert.value == 0.8
-        return own_id()
 
-    flow_run_id = watched()
+    flow_run_id = run_in_pool(api, watched)
     flush_events(10)
     wait_for(lambda: fired(api, created["quarantined job"]) == [f"executor-adapter.job.{names['crashes']}"])
     wait_for(lambda: fired(api, created["job past its limit"]) == [f"executor-adapter.job.{names['hangs']}"])
     wait_for(lambda: len(fired(api, created["high failure rate"])) == 1)
-    assert str(flow_run_id) not in str(fired(api, created["crashed flow run"]))
+    assert flow_run_id not in str(fired(api, created["crashed flow run"]))
+    assert [fired(api, of_others[name]) for name in of_others] == [[] for _ in of_others]
 
     wait_for(lambda: len(webhook[1]) >= 3)
     (limit,) = [body for _, body in webhook[1] if "job past its limit" in body["subject"]]
     assert "A job exceeded a time limit" in limit["body"]
     assert "Flow run: " in limit["body"]
-    assert str(flow_run_id) in limit["body"]
+    assert flow_run_id in limit["body"]
 
 
 def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created) -> None:
@@ -163,33 +182,60 @@ def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created) -
         if len(alerts) == 2:
             go_on.set()
 
-    with JobExecutor(3, config=Settings()) as executor, HealthMonitor(executor, on_alert=[on_alert]):
-        jobs = {name: Job(function=go_on.wait, job_id=names[name], pool="thread", **limits[name]) for name in names}
-        for future in [executor.submit(job) for job in jobs.values()]:
-            assert future.result(timeout=PATIENCE) is True, "it has not ended at its limit"
+    def watched() -> None:
+        with JobExecutor(3, config=Settings()) as executor, HealthMonitor(executor, on_alert=[on_alert]):
+            jobs = {name: Job(function=go_on.wait, job_id=names[name], pool="thread", **limits[name]) for name in names}
+            for future in [executor.submit(job) for job in jobs.values()]:
+                assert future.result(timeout=PATIENCE) is True, "it has not ended at its limit"
+
+    run_in_pool(api, watched)
     flush_events(10)
     near = {f"executor-adapter.job.{names[name]}" for name in ("runtime", "deadline")}
     wait_for(lambda: near <= set(fired(api, created["job near its limit"])))
     assert f"executor-adapter.job.{names['fine']}" not in fired(api, created["job near its limit"])
 
 
-def test_a_crashed_and_a_failed_flow_run_fire(api: Api, created: Created) -> None:
-    """Each of the two fires for its own flow runs alone, a time-out among the failed ones; none for other ends."""
+@pytest.fixture
+def created_for_all(prefect_api: str) -> Created:
+    """The automations of a plan that also watches what its pool does not run."""
+    return create(BootstrapPlan(work_pool=f"pool-{uuid4().hex[:8]}", watch_all=True))
+
+
+def test_a_crashed_and_a_failed_flow_run_fire(
+    api: Api, created: Created, of_others: Created, created_for_all: Created
+) -> None:
+    """Each of the two fires for its own flow runs alone, a time-out among the failed ones; none for other ends.
+
+    Flow runs of another pool and by hand fire those of a plan with `watch_all` only.
+    """
     ends = {"completed": None, "cancelled": None, "crashed": None, "failed": None, "timed out": "TimedOut"}
-    runs = {end: new_flow_run(api, {"type": "RUNNING"}) for end in ends}
-    for end, name in ends.items():
-        set_state(api, runs[end], "FAILED" if name else end.upper(), name)
-    mine = {f"prefect.flow-run.{run}": end for end, run in runs.items()}
+    deployments = {"mine": new_deployment(api, POOL), "of others": new_deployment(api, OTHER), "by hand": None}
+    found: dict[str, str] = {}
+    for whose, deployment in deployments.items():
+        for end, name in ends.items():
+            run = create_run(api, deployment) if deployment else new_flow_run(api, {"type": "SCHEDULED"})
+            found[f"prefect.flow-run.{run}"] = f"{whose} {end}"
+            set_state(api, run, "PENDING")
+            set_state(api, run, "RUNNING")
+            set_state(api, run, "FAILED" if name else end.upper(), name)
 
-    def fired_for(automation: str) -> set[str]:
-        return {mine[each] for each in fired(api, created[automation]) if each in mine}
+    def fired_for(automation: UUID) -> set[str]:
+        return {found[each] for each in fired(api, automation) if each in found}
 
-    wait_for(lambda: fired_for("crashed flow run") == {"crashed"})
-    wait_for(lambda: fired_for("failed flow run") == {"failed", "timed out"})
-    assert fired_for("crashed flow run") == {"crashed"}
+    crashed = {whose: f"{whose} crashed" for whose in deployments}
+    failed = {whose: {f"{whose} failed", f"{whose} timed out"} for whose in deployments}
+    for automations_of, whose in ((created, "mine"), (of_others, "of others")):
+        wait_for(lambda: fired_for(automations_of["crashed flow run"]) == {crashed[whose]})  # noqa: B023
+        wait_for(lambda: fired_for(automations_of["failed flow run"]) == failed[whose])  # noqa: B023
+    wait_for(lambda: fired_for(created_for_all["crashed flow run"]) == set(crashed.values()))
+    wait_for(lambda: fired_for(created_for_all["failed flow run"]) == set[str]().union(*failed.values()))
+    assert fired_for(created["crashed flow run"]) == {crashed["mine"]}
+    assert fired_for(created["failed flow run"]) == failed["mine"]
 
 
-def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, created: Created) -> None:
+def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(
+    api: Api, created: Created, created_for_all: Created
+) -> None:
     """A run of the work pool that crashed is scheduled again as often as planned; one of another pool is not."""
     other = create_run(api, new_deployment(api, f"pool-{uuid4().hex[:8]}"))
     run = create_run(api, new_deployment(api, POOL))
@@ -202,8 +248,9 @@ def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, create
     set_state(api, other, "RUNNING")
     set_state(api, other, "CRASHED")
     # The automation on all crashes comes after the one that was not to fire.
-    wait_for(lambda: f"prefect.flow-run.{other}" in fired(api, created["crashed flow run"]))
-    assert fired(api, created["restart a crashed run"]) == [f"prefect.flow-run.{run}"] * 2
+    wait_for(lambda: f"prefect.flow-run.{other}" in fired(api, created_for_all["crashed flow run"]))
+    both = [f"prefect.flow-run.{each}" for each in (run, other)]
+    assert [each for each in fired(api, created["restart a crashed run"]) if each in both] == [both[0]] * 2
     assert [api.get(f"/flow_runs/{each}")["state_name"] for each in (run, other)] == ["Crashed", "Crashed"]
 
 
@@ -241,11 +288,12 @@ def test_a_flow_run_that_never_starts_is_scheduled_again(api: Api, created: Crea
 @pytest.mark.chaos
 def test_a_missed_schedule_fires(api: Api, created: Created) -> None:
     """A flow run that nobody has started in time fires; one that is not due yet does not."""
+    new_deployment(api, POOL)  # With the pool.
     runs = {}
     for name, hours in (("late", -1), ("later", 1)):
         due = datetime.now(UTC) + timedelta(hours=hours)
         state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
-        runs[name] = new_flow_run(api, state)
+        runs[name] = new_flow_run(api, state, work_pool_name=POOL)
     wait_for(lambda: f"prefect.flow-run.{runs['late']}" in fired(api, created["missed schedule"]))
     assert f"prefect.flow-run.{runs['later']}" not in fired(api, created["missed schedule"])
 

@@ -15,7 +15,7 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-from prefect.events import AutomationCore
+from prefect.events import Automation, AutomationCore
 from prefect.events.actions import DoNothing
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -46,7 +46,6 @@ SETTINGS = Settings.model_validate(
         "tools": {"radar": {"max_concurrent": 3, "rate": 10, "burst": 5}, "sonar": {"rate": 4, "buffer": 0.5}},
     }
 )
-LOST = "executor-adapter: flow run without heartbeat"
 
 
 @pytest.fixture
@@ -57,9 +56,18 @@ def client() -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture
 def plan() -> BootstrapPlan:
-    """A plan with names of its own; the automations and the limits are shared by the tests of this file."""
+    """A plan with names of its own; the limits are shared by the tests of this file."""
     name = uuid4().hex[:8]
     return BootstrapPlan(work_pool=f"pool-{name}", executor_block=f"block-{name}", variables={f"days_{name}": 30})
+
+
+def lost_of(plan: BootstrapPlan) -> str:
+    """Return the name of one of the automations of the plan."""
+    return f"executor-adapter {plan.work_pool}: flow run without heartbeat"
+
+
+def automations_of(plan: BootstrapPlan, client: SyncPrefectClient) -> dict[str, Automation]:
+    return {each.name: each for each in client.read_automations() if f" {plan.work_pool}: " in each.name}
 
 
 def outcomes(changes: list[BootstrapChange]) -> Counter[tuple[str, BootstrapOutcome]]:
@@ -84,7 +92,7 @@ def test_a_first_run_creates_everything_and_a_second_one_changes_nothing(
     (variable,) = plan.variables
     assert Variable.get(variable) == 30
     assert JobExecutorBlock.load(str(plan.executor_block)).max_workers == SETTINGS.executor.max_workers
-    trigger = client.read_automations_by_name(LOST)[0].trigger
+    trigger = client.read_automations_by_name(lost_of(plan))[0].trigger
     assert trigger.within.total_seconds() == 4 * 180
     assert trigger.match_related.model_dump() == {
         "prefect.resource.role": "work-pool",
@@ -115,7 +123,7 @@ def test_what_people_set_is_kept_and_what_the_plan_sets_is_corrected(
     queue = client.read_work_queue_by_name("pipeline", work_pool_name=plan.work_pool)
     client.update_work_queue(queue.id, priority=77)
     client.update_global_concurrency_limit("tool:radar", GlobalConcurrencyLimitUpdate(limit=50))
-    (lost,) = client.read_automations_by_name(LOST)
+    (lost,) = client.read_automations_by_name(lost_of(plan))
     own = {"actions": [{"type": "cancel-flow-run"}], "enabled": False, "description": "edited"}
     client.update_automation(
         lost.id, AutomationCore.model_validate(lost.model_dump(exclude={"id", "owner_resource"}) | own)
@@ -123,14 +131,14 @@ def test_what_people_set_is_kept_and_what_the_plan_sets_is_corrected(
 
     changed = {each.name: each for each in bootstrap(plan, settings=SETTINGS) if each.outcome != "unchanged"}
 
-    assert changed.keys() == {variable, f"{plan.work_pool}/pipeline", "tool:radar", LOST}
+    assert changed.keys() == {variable, f"{plan.work_pool}/pipeline", "tool:radar", lost_of(plan)}
     assert (changed[variable].outcome, changed[variable].detail) == (BootstrapOutcome.KEPT, "value: 7, not 30")
     assert changed["tool:radar"].detail == "limit: 50 -> 3"
-    assert changed[LOST].detail.startswith("description: edited -> ")
+    assert changed[lost_of(plan)].detail.startswith("description: edited -> ")
     assert Variable.get(variable) == 7
     assert JobExecutorBlock.load(str(plan.executor_block)).max_workers == 99
     assert client.read_work_queue_by_name("pipeline", work_pool_name=plan.work_pool).priority == 3
-    (lost,) = client.read_automations_by_name(LOST)
+    (lost,) = client.read_automations_by_name(lost_of(plan))
     assert ([each.type for each in lost.actions], lost.enabled) == (["cancel-flow-run"], False)
     client.delete_automation(lost.id)
 
@@ -138,22 +146,22 @@ def test_what_people_set_is_kept_and_what_the_plan_sets_is_corrected(
 def test_what_people_changed_in_a_trigger_is_kept_and_said(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
     """A trigger that people have changed stays as it is under another plan; one that they have not follows the plan."""
     bootstrap(plan, settings=SETTINGS)
-    (lost,) = client.read_automations_by_name(LOST)
+    (lost,) = client.read_automations_by_name(lost_of(plan))
     trigger = lost.trigger.model_copy(update={"within": timedelta(hours=1)})
     client.update_automation(lost.id, with_all_fields(lost, trigger=trigger))
     slower = plan.model_copy(update={"heartbeat_seconds": 600})
 
-    (kept,) = [each for each in bootstrap(slower, settings=SETTINGS) if each.name == LOST]
+    (kept,) = [each for each in bootstrap(slower, settings=SETTINGS) if each.name == lost_of(plan)]
     assert (kept.outcome, kept.detail) == (BootstrapOutcome.KEPT, "within: 3600.0, not 2400.0")
-    (lost,) = client.read_automations_by_name(LOST)
+    (lost,) = client.read_automations_by_name(lost_of(plan))
     assert lost.trigger.within == timedelta(hours=1)
 
     client.update_automation(
         lost.id, with_all_fields(lost, trigger=lost.trigger.model_copy(update={"within": timedelta(seconds=720)}))
     )
-    (changed,) = [each for each in bootstrap(slower, settings=SETTINGS) if each.name == LOST]
+    (changed,) = [each for each in bootstrap(slower, settings=SETTINGS) if each.name == lost_of(plan)]
     assert changed.outcome is BootstrapOutcome.CHANGED
-    assert client.read_automations_by_name(LOST)[0].trigger.within == timedelta(seconds=2400)
+    assert client.read_automations_by_name(lost_of(plan))[0].trigger.within == timedelta(seconds=2400)
     client.delete_automation(lost.id)
 
 
@@ -167,9 +175,9 @@ def test_the_longest_heartbeat_of_the_pool_counts(plan: BootstrapPlan, client: S
         env = {"env": variables}
         client.create_deployment(flow_id, name, work_pool_name=plan.work_pool, job_variables=env)
         bootstrap(plan, settings=SETTINGS)
-        return float(client.read_automations_by_name(LOST)[0].trigger.within.total_seconds())
+        return float(client.read_automations_by_name(lost_of(plan))[0].trigger.within.total_seconds())
 
-    assert client.read_automations_by_name(LOST)[0].trigger.within.total_seconds() == 120
+    assert client.read_automations_by_name(lost_of(plan))[0].trigger.within.total_seconds() == 120
     assert wait_with("slower", PREFECT_FLOWS_HEARTBEAT_FREQUENCY="60") == 240
     assert wait_with("default") == 720
 
@@ -184,15 +192,42 @@ def test_notifications_are_added_to_the_automations(plan: BootstrapPlan, client:
     with_messages = plan.model_copy(update={"notify": f"{slug}/{name}"})
     changes = bootstrap(with_messages, settings=SETTINGS)
     assert outcomes(changes)["automation", BootstrapOutcome.CHANGED] == 7
-    found = {each.name: each for each in client.read_automations() if each.name.startswith("executor-adapter: ")}
+    found = automations_of(plan, client)
     actions = {name: [each.type for each in automation.actions] for name, automation in found.items()}
-    assert actions.pop(LOST) == ["change-flow-run-state"]
+    assert actions.pop(lost_of(plan)) == ["change-flow-run-state"]
     assert set(map(tuple, actions.values())) == {("send-notification",)}
     assert {found[name].actions[-1].block_document_id for name in actions} == {saved}
     assert outcomes(bootstrap(with_messages, settings=SETTINGS))["automation", BootstrapOutcome.UNCHANGED] == 8
     for automation in found.values():
         client.delete_automation(automation.id)
     assert DoNothing().type not in {each.type for automation in found.values() for each in automation.actions}
+
+
+def test_two_plans_on_one_server_leave_each_other_alone(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
+    """The bootstrap of another pool changes no automation and no queue of the first one, whatever its plan says."""
+    block = CustomWebhookNotificationBlock(name="ops", url="http://127.0.0.1:9/")
+    name = f"ops-{uuid4().hex[:8]}"
+    block.save(name)
+    other = plan.model_copy(
+        update={
+            "work_pool": f"{plan.work_pool}-2",  # Its name begins like the first one's.
+            "work_queues": {"pipeline": 1},
+            "heartbeat_seconds": 600,
+            "crashes_rescheduled": 5,
+            "pending_seconds": 60,
+            "notify": f"{CustomWebhookNotificationBlock.get_block_type_slug()}/{name}",
+        }
+    )
+    bootstrap(plan, settings=SETTINGS)
+    mine, queues = automations_of(plan, client), client.read_work_queues(work_pool_name=plan.work_pool)
+    changes = bootstrap(other, settings=SETTINGS)
+    assert outcomes(changes)["automation", BootstrapOutcome.CREATED] == 11
+    assert automations_of(plan, client) == mine
+    assert {each.name: each.priority for each in client.read_work_queues(work_pool_name=plan.work_pool)} == {
+        each.name: each.priority for each in queues
+    }
+    for each in (plan, other):
+        assert {change.outcome for change in bootstrap(each, settings=SETTINGS)} == {BootstrapOutcome.UNCHANGED}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """The automations that watch jobs and flow runs. Their triggers fire on an open-source server.
 
 Each does nothing but fire, which the server records as an event and the UI shows, unless the plan names a notification
-block. A lost flow run of the plan's work pool also becomes Crashed, and where the plan says so, runs of the pool that
-crashed, or that nothing has started, are scheduled again. No automation changes a flow run outside the pool.
+block. A lost flow run also becomes Crashed, and where the plan says so, runs that crashed, or that nothing has started,
+are scheduled again. All of this is about the plan's work pool, whose name each automation has, so plans of two pools
+share a server. No automation changes a flow run outside the pool.
 
 A tag of each automation is the fingerprint of its trigger. It tells a trigger that people have changed from one that
-another plan has made.
+another plan of the pool has made.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def automations(plan: BootstrapPlan, notify: UUID | None = None) -> list[Automat
 
 def _watching(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCore]:
     failed = {RESOURCE_ID: f"{FLOW_RUNS}*", "prefect.state-type": StateType.FAILED.value}
+    related = {} if plan.watch_all else _runs_of_pool(plan)
     for name, event, labels, description in (
         ("job near its limit", f"{HEALTH}near-limit", {}, "A job is near its max_runtime or deadline, and ends at it."),
         ("job past its limit", f"{JOBS}timed-out", {}, "A job exceeded a time limit and is not retried."),
@@ -73,16 +75,8 @@ def _watching(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCo
         ("crashed flow run", CRASHED, {}, "A flow run crashed."),
         ("missed schedule", f"{FLOW_RUNS}Late", {}, "A flow run has not started in time: does a worker run?"),
     ):
-        # One for each resource that such an event is about.
-        trigger = EventTrigger(
-            posture=Posture.Reactive,
-            expect={event},
-            match=labels,
-            for_each={RESOURCE_ID},
-            threshold=1,
-            within=timedelta(0),
-        )
-        yield _automation(name, description, trigger, [], notify)
+        trigger = _trigger(plan, expect={event}, match=labels, match_related=related)
+        yield _automation(plan, name, description, trigger, [], notify)
     yield _lost(plan)
 
 
@@ -90,23 +84,20 @@ def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[Auto
     """Yield the automations that schedule a flow run of the plan's work pool once more."""
     if plan.crashes_rescheduled:
         # The server counts the starts of a flow run, so that one which always crashes is not run for ever.
-        trigger = _crashed(plan, range(1, plan.crashes_rescheduled + 1), threshold=1, within=timedelta(0))
+        trigger = _crashed(plan, range(1, plan.crashes_rescheduled + 1))
         description = (
             f"A flow run of the work pool {plan.work_pool} crashed, and has not been started more than "
             f"{plan.crashes_rescheduled} times. It is scheduled again."
         )
         again = _schedule("Scheduled again, because it crashed")
-        yield _automation("restart a crashed run", description, trigger, [again], notify)
+        yield _automation(plan, "restart a crashed run", description, trigger, [again], notify)
         yield _unstarted(plan, notify)
     if plan.pending_seconds is not None:
-        trigger = EventTrigger(
+        trigger = _trigger(
+            plan,
             posture=Posture.Proactive,
             after={f"{FLOW_RUNS}Pending"},
             expect=STARTS | ENDS | (PAUSES - {f"{FLOW_RUNS}Pending"}),
-            match={RESOURCE_ID: f"{FLOW_RUNS}*"},
-            match_related=_runs_of_pool(plan),
-            for_each={RESOURCE_ID},
-            threshold=1,
             within=timedelta(seconds=plan.pending_seconds),
         )
         description = (
@@ -114,7 +105,7 @@ def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[Auto
             f"{plan.pending_seconds} s. It is scheduled again."
         )
         again = _schedule(f"Scheduled again, because it had not started within {plan.pending_seconds} s")
-        yield _automation("restart a stuck run", description, trigger, [again], notify)
+        yield _automation(plan, "restart a stuck run", description, trigger, [again], notify)
 
 
 def _schedule(message: str) -> ChangeFlowRunState:
@@ -122,21 +113,21 @@ def _schedule(message: str) -> ChangeFlowRunState:
 
 
 def _runs_of_pool(plan: BootstrapPlan) -> dict[str, str]:
-    """Return the label of the events of flow runs that the plan's work pool runs."""
+    """Return the label of the events of flow runs that the plan's work pool runs, and of their jobs."""
     return {"prefect.resource.role": "work-pool", "prefect.resource.name": plan.work_pool}
 
 
-def _crashed(plan: BootstrapPlan, starts: Iterable[int], *, threshold: int, within: timedelta) -> EventTrigger:
+def _trigger(plan: BootstrapPlan, **fields: Any) -> EventTrigger:
+    """Return a trigger that fires at each event of a flow run of the pool, unless `fields` say otherwise."""
+    each: dict[str, Any] = {"posture": Posture.Reactive, "threshold": 1, "within": timedelta(0)}
+    each |= {"match": {RESOURCE_ID: f"{FLOW_RUNS}*"}, "match_related": _runs_of_pool(plan), "for_each": {RESOURCE_ID}}
+    return EventTrigger(**each | fields)
+
+
+def _crashed(plan: BootstrapPlan, starts: Iterable[int], **fields: Any) -> EventTrigger:
     """Return the trigger on crashes of flow runs of the pool that were started so often."""
-    return EventTrigger(
-        posture=Posture.Reactive,
-        expect={CRASHED},
-        match={RESOURCE_ID: f"{FLOW_RUNS}*", "prefect.run-count": [str(count) for count in starts]},
-        match_related=_runs_of_pool(plan),
-        for_each={RESOURCE_ID},
-        threshold=threshold,
-        within=within,
-    )
+    match = {RESOURCE_ID: f"{FLOW_RUNS}*", "prefect.run-count": [str(count) for count in starts]}
+    return _trigger(plan, expect={CRASHED}, match=match, **fields)
 
 
 def _unstarted(plan: BootstrapPlan, notify: UUID | None) -> AutomationCore:
@@ -150,7 +141,7 @@ def _unstarted(plan: BootstrapPlan, notify: UUID | None) -> AutomationCore:
     )
     again = _schedule("Scheduled again, because it crashed before it started")
     trigger = CompoundTrigger(require="any", triggers=triggers, within=timedelta(0))
-    return _automation("restart an unstarted run", description, trigger, [again], notify)
+    return _automation(plan, "restart an unstarted run", description, trigger, [again], notify)
 
 
 def _lost(plan: BootstrapPlan) -> AutomationCore:
@@ -160,14 +151,11 @@ def _lost(plan: BootstrapPlan) -> AutomationCore:
     The message on a flow run that it has crashed is that of "crashed flow run".
     """
     seconds = MISSED_HEARTBEATS * plan.heartbeat_seconds
-    trigger = EventTrigger(
+    trigger = _trigger(
+        plan,
         posture=Posture.Proactive,
         after={HEARTBEAT},
         expect={HEARTBEAT, *ENDS, *PAUSES},
-        match={RESOURCE_ID: f"{FLOW_RUNS}*"},
-        match_related=_runs_of_pool(plan),
-        for_each={RESOURCE_ID},
-        threshold=1,
         within=timedelta(seconds=seconds),
     )
     # Bootstrap keeps the actions that an automation has, so the message must hold for other plans too.
@@ -176,16 +164,21 @@ def _lost(plan: BootstrapPlan) -> AutomationCore:
         f"A flow run of the work pool {plan.work_pool} has sent no heartbeat for {seconds} s, four times the longest "
         "interval of the pool, and has not ended. It becomes Crashed."
     )
-    return _automation("flow run without heartbeat", description, trigger, [crash])
+    return _automation(plan, "flow run without heartbeat", description, trigger, [crash])
 
 
 def _automation(
-    name: str, description: str, trigger: EventTrigger | CompoundTrigger, actions: list[Any], notify: UUID | None = None
+    plan: BootstrapPlan,
+    name: str,
+    description: str,
+    trigger: EventTrigger | CompoundTrigger,
+    actions: list[Any],
+    notify: UUID | None = None,
 ) -> AutomationCore:
     if notify is not None:
         actions = [*actions, SendNotification(block_document_id=notify, subject=SUBJECT, body=BODY)]
     automation = AutomationCore(
-        name=f"executor-adapter: {name}",
+        name=f"executor-adapter {plan.work_pool}: {name}",  # Each pool's own: plans of two teams share a server.
         description=description,
         tags=[TAG],
         trigger=trigger,

@@ -44,7 +44,10 @@ class BootstrapPlan(BaseModel):
     executor_block: str | None = "default"
     """The name of a JobExecutorBlock with the configuration's number of workers. One that exists stays as it is."""
     automations: bool = True
-    """Whether the automations that watch jobs and flow runs are created."""
+    """Whether the automations that watch jobs and flow runs of the pool are created."""
+    watch_all: bool = False
+    """Whether those that change no flow run also watch what the pool does not run: what other pools do, `serve`, and a
+    flow run by hand."""
     heartbeat_seconds: Annotated[int, Field(ge=30)] = DEFAULT_HEARTBEAT_SECONDS
     """The longest interval between two heartbeats of the pool's flow runs; a deployment of the pool may have a longer
     one. After four without one a flow run becomes Crashed."""
