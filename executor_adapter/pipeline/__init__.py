@@ -6,8 +6,8 @@
 | step | module | gives |
 | --- | --- | --- |
 | land | `sources/` | the bytes as received, one file a page or source file, with a manifest: `Landing` |
-| read | `sources/` | record batches in which every column is text, and rejects with line numbers: `text_rows` |
-| cast | `schema` | rows with the types that the table's schema declares, and rejects with row numbers: `Caster` |
+| read | `sources/` | rows in which every column is text, and rejects with line numbers: `Text` |
+| load | `loading`, `casts` | rows with the types that the table's schema declares, by window, and rejects: `Loader` |
 | store | `lake/`, `storing` | Parquet in whole windows, which every reader reads: `LakeTable`, `store_landing` |
 | process | `steps`, `processing` | steps over whole windows, with an account of each row: `process_window` |
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         settle_windows,
     )
     from executor_adapter.pipeline.lake.writer import Writer, Written
+    from executor_adapter.pipeline.loading import CAST_REJECTS, Loaded, Loader
     from executor_adapter.pipeline.processing import (
         Balance,
         Processed,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
         process_window,
         reject_reasons,
     )
-    from executor_adapter.pipeline.schema import CAST_REJECTS, Cast, Caster
     from executor_adapter.pipeline.sources.files import find_files, land_file
     from executor_adapter.pipeline.sources.functions import land_function
     from executor_adapter.pipeline.sources.land import land
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         read_landing,
         receiving,
     )
-    from executor_adapter.pipeline.sources.reading import divide, read_rows
+    from executor_adapter.pipeline.sources.reading import read_rows, read_texts
     from executor_adapter.pipeline.sources.rest.resource import land_resource
     from executor_adapter.pipeline.sources.sql import land_query
     from executor_adapter.pipeline.sources.windows import Window
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.steps import Step, read_step
     from executor_adapter.pipeline.storing import Collected, store_landing
     from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tools
-    from executor_adapter.pipeline.text_rows import REJECTS, OnRejects, Reject
+    from executor_adapter.pipeline.text_rows import REJECTS, OnRejects, Reject, Text, connected
     from executor_adapter.pipeline.upkeep import clean_lake, keep_table, settle_table
 
 _HOMES = {
@@ -98,9 +98,9 @@ _HOMES = {
     "is_expired": "executor_adapter.pipeline.lake.upkeep",
     "remove_windows": "executor_adapter.pipeline.lake.upkeep",
     "settle_windows": "executor_adapter.pipeline.lake.upkeep",
-    "CAST_REJECTS": "executor_adapter.pipeline.schema",
-    "Cast": "executor_adapter.pipeline.schema",
-    "Caster": "executor_adapter.pipeline.schema",
+    "CAST_REJECTS": "executor_adapter.pipeline.loading",
+    "Loaded": "executor_adapter.pipeline.loading",
+    "Loader": "executor_adapter.pipeline.loading",
     "REJECTS": "executor_adapter.pipeline.text_rows",
     "LandedFile": "executor_adapter.pipeline.sources.landing",
     "Landing": "executor_adapter.pipeline.sources.landing",
@@ -109,7 +109,9 @@ _HOMES = {
     "OnRejects": "executor_adapter.pipeline.text_rows",
     "Reject": "executor_adapter.pipeline.text_rows",
     "Window": "executor_adapter.pipeline.sources.windows",
-    "divide": "executor_adapter.pipeline.sources.reading",
+    "read_texts": "executor_adapter.pipeline.sources.reading",
+    "Text": "executor_adapter.pipeline.text_rows",
+    "connected": "executor_adapter.pipeline.text_rows",
     "find_files": "executor_adapter.pipeline.sources.files",
     "find_landing": "executor_adapter.pipeline.sources.landing",
     "land_resource": "executor_adapter.pipeline.sources.rest.resource",
@@ -126,19 +128,20 @@ __all__ = [
     "CAST_REJECTS",
     "REJECTS",
     "Balance",
-    "Cast",
-    "Caster",
     "Collected",
     "ConfiguredTable",
     "LakeTable",
     "LandedFile",
     "Landing",
+    "Loaded",
+    "Loader",
     "Manifest",
     "OnRejects",
     "Processed",
     "Receiver",
     "Reject",
     "Step",
+    "Text",
     "Window",
     "WindowEntry",
     "Writer",
@@ -147,7 +150,7 @@ __all__ = [
     "clean_lake",
     "collect_window",
     "configured_tables",
-    "divide",
+    "connected",
     "expire_windows",
     "find_files",
     "find_landing",
@@ -165,6 +168,7 @@ __all__ = [
     "read_landing",
     "read_rows",
     "read_step",
+    "read_texts",
     "rebuild_table",
     "receiving",
     "reject_reasons",

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from executor_adapter.config import FilesTool, FileTable, Format, RestTool
+from executor_adapter.config import FilesTool, FileTable, RestTool
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
 from executor_adapter.pipeline.sources.landing import Landing, landings_of
-from executor_adapter.pipeline.sources.reading import read_rows
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
 from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW, Window
 from executor_adapter.pipeline.storing import Collected, store_landing
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.pipeline.text_rows import OnRejects
 
 SETTLE_TIME = 3600.0
 """Seconds after the end of a day after which no late object is added to it, so that it is not asked for again."""
@@ -109,17 +106,19 @@ def collect_window(
 
 def store(table: ConfiguredTable, landing: Landing) -> Collected:
     """Store what was landed of a table, as its settings say: see `store_landing`."""
-    rows = _Rows(table, landing)
+    of_files = table.settings if isinstance(table.settings, FileTable) else None
     return store_landing(
         landing,
-        rows.read,
         table=table.raw,
         rejects=table.unfit,
+        format=table.format,
+        member=of_files.member if of_files else None,
+        max_bytes=getattr(table.tool, "max_bytes", MAX_UNPACKED),
         schema=table.schema,
-        partition=rows.partition,
-        period=rows.period,
-        window=rows.window,
-        version=rows.version,
+        partition=of_files.partition if of_files else (),
+        period=of_files.period if of_files else None,
+        # Of several files each is a window, where nothing divides them.
+        window=SINGLE_WINDOW if of_files and not _is_pattern(table) else landing.manifest.window.name,
         wanted=lambda name: table.wants(name, _today()),
     )
 
@@ -173,41 +172,6 @@ def _late_days(table: ConfiguredTable, first: date, today: date) -> list[Window]
 def _final_mark(table: ConfiguredTable, day: Window) -> Path:
     """Return the file that says that a day was collected after its end, and stored."""
     return table.raw.place.state / "days" / day.name
-
-
-class _Rows:
-    """Reads a landing as the table says."""
-
-    def __init__(self, table: ConfiguredTable, landing: Landing) -> None:
-        self._table, self._landing, self._settings = table, landing, table.settings
-
-    @property
-    def version(self) -> str:
-        """Changes with the settings by which the rows are read."""
-        how = {*Format.model_fields, "member"}
-        return json.dumps(self._table.format.model_dump(mode="json", include=how), sort_keys=True)
-
-    @property
-    def partition(self) -> tuple[str, ...]:
-        """The columns that divide the rows into windows."""
-        return self._settings.partition if isinstance(self._settings, FileTable) else ()
-
-    @property
-    def period(self) -> str | None:
-        """How much of a date makes a window."""
-        return self._settings.period if isinstance(self._settings, FileTable) else None
-
-    @property
-    def window(self) -> str:
-        """The window of rows that nothing divides."""
-        is_file = isinstance(self._settings, FileTable) and not _is_pattern(self._table)
-        return SINGLE_WINDOW if is_file else self._landing.manifest.window.name
-
-    def read(self, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
-        """Yield the rows as text."""
-        member = self._settings.member if isinstance(self._settings, FileTable) else None
-        limit = getattr(self._table.tool, "max_bytes", MAX_UNPACKED)
-        return read_rows(self._landing, self._table.format, on_rejects, member, limit)
 
 
 def _check_division(table: ConfiguredTable) -> None:

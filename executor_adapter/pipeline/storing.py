@@ -12,25 +12,23 @@ from typing import Literal
 
 import pyarrow as pa
 
-from executor_adapter.config import TableSchema
+from executor_adapter.config import Format, TableSchema
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline.disk import writing
+from executor_adapter.pipeline.disk import TEMPORARY, writing
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.writer import Writer
-from executor_adapter.pipeline.schema import CAST_REJECTS, Caster
+from executor_adapter.pipeline.loading import CAST_REJECTS, Loader, by_window
 from executor_adapter.pipeline.sources.landing import Landing
-from executor_adapter.pipeline.sources.reading import divide
+from executor_adapter.pipeline.sources.reading import read_texts
+from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
 from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW, Window
-from executor_adapter.pipeline.text_rows import REJECTS, OnRejects
+from executor_adapter.pipeline.text_rows import REJECTS, Text, connected
 
 MAX_WAITING = 500_000
 """Rows of all windows that wait in memory, at most."""
 
-Read = Callable[[OnRejects], Iterable[pa.RecordBatch]]
-"""Reads a landing: yields rows of text, and gives the rejects to its argument."""
 Wanted = Callable[[str], bool]
-Divided = Callable[[pa.RecordBatch], Iterable[tuple[str, pa.RecordBatch]]]
 ALL_REJECTS = pa.unify_schemas([REJECTS, CAST_REJECTS])
 """The columns of the table of rejects: those of lines that are no rows, and of rows that do not fit."""
 
@@ -54,46 +52,49 @@ class Collected:
 
 def store_landing(
     landing: Landing,
-    read: Read,
     *,
     table: LakeTable,
     rejects: LakeTable,
+    format: Format,
+    member: str | None = None,
+    max_bytes: int = MAX_UNPACKED,
     schema: TableSchema | None = None,
     partition: Sequence[str] = (),
     period: str | None = None,
     window: str = SINGLE_WINDOW,
-    version: str = "",
     wanted: Wanted = lambda window: True,
 ) -> Collected:
     """Store the rows of a landing; each window of them is published by itself, completely or not at all.
 
-    A landing that is stored already, with the same schema, is not read again; of one that is stored in part, those
-    windows are stored that are missing. Its rejects are a window of their own, with the name of the landing's window:
-    when it is put right, they go.
+    A landing that is stored already, read and typed in the same way, is not read again; of one that is stored in part,
+    those windows are stored that are missing. Its rejects are a window of their own, with the name of the landing's
+    window: when it is put right, they go.
 
     Args:
         landing: what was received.
-        read: reads it, with `read_rows`.
         table: where its rows go.
         rejects: where what is not a row, or does not fit the schema, goes, with the columns of `ALL_REJECTS`.
+        format: how its bytes become rows.
+        member: the file inside ZIP archives that have several.
+        max_bytes: bytes of an unpacked file, at most.
         schema: the types of the columns; None: everything stays text.
         partition: the columns whose typed values divide the rows into windows; none: all are in `window`.
-        period: see `divide`; moments have their day in the zone of their column.
+        period: "year", "month" or "day": how much of a date or moment makes a window: see `Loader`.
         window: the window of the rows where nothing divides them.
-        version: a change of it lets the landing be stored again, as when the settings have changed by which it is read.
         wanted: whether a window is to be stored; rows of others are passed over.
 
     Raises:
-        DataProcessingException: see `Caster.cast` and `LakeTable.writing`.
-        DataCollectionException: CONFIGURATION_ERROR, two landings have rows of the same window and the table has no key
-            by which they are merged.
+        DataProcessingException: see `Loader.load` and `LakeTable.writing`.
+        DataCollectionException: see `read_texts`; CONFIGURATION_ERROR, two landings have rows of the same window and
+            the table has no key by which they are merged.
     """
     types = None if schema is None else schema.model_dump(mode="json")
-    made_of = [landing.manifest.content, types, partition, period, version]
+    how = [format.model_dump(mode="json", include={*Format.model_fields}), member]
+    made_of = [landing.manifest.content, types, partition, period, how]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     name = hashlib.sha256(landing.manifest.window.name.encode()).hexdigest()
     marker = table.place.state / "landings" / f"{name}.json"
-    storing = _Storing(landing, table, rejects, schema, fingerprint=f"{digest} {landing.manifest.window.name}")
+    storing = _Storing(landing, table, rejects, fingerprint=f"{digest} {landing.manifest.window.name}", wanted=wanted)
     before = json.loads(marker.read_bytes()) if marker.exists() else {}
     # Of an older content of the same file some rows may be there: what came between has replaced others.
     known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
@@ -101,32 +102,24 @@ def store_landing(
         log("%s: the landing is stored already", table.place)
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)
-    zone = _zone_of(schema, partition)
-
-    def divided(rows: pa.RecordBatch) -> Iterable[tuple[str, pa.RecordBatch]]:
-        return divide([rows], partition, period, zone) if partition else [(window, rows)]
-
-    collected = storing.store(read, divided, wanted, None if partition else window)
+    with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
+        loader = Loader(connection, schema, partition, period)
+        texts = read_texts(landing, format, storing.reject, member, max_bytes)
+        collected = storing.store(loader, texts, None if partition else window)
     with writing(marker) as file:
         file.write(json.dumps({"digest": digest, "windows": storing.created()}).encode())
     log("%s: %d rows stored, %d rejected", table.place, collected.rows, collected.rejected)
     return collected
 
 
-def _zone_of(schema: TableSchema | None, partition: Sequence[str]) -> str:
-    declared = {} if schema is None else schema.columns
-    return next((zone for name in partition if name in declared and (zone := declared[name].zone)), "UTC")
-
-
 class _Storing:
     """Writes the windows of one landing."""
 
     def __init__(
-        self, landing: Landing, table: LakeTable, rejects: LakeTable, schema: TableSchema | None, fingerprint: str
+        self, landing: Landing, table: LakeTable, rejects: LakeTable, fingerprint: str, wanted: Wanted
     ) -> None:
         self._landing, self._table, self._rejects = landing, table, rejects
-        self._caster = Caster(schema)
-        self._fingerprint = fingerprint
+        self._fingerprint, self._wanted = fingerprint, wanted
         self._asked_at = datetime.fromisoformat(landing.manifest.started_at)
         self._stack = ExitStack()
         self._writers: dict[str, Writer] = {}
@@ -150,20 +143,20 @@ class _Storing:
         entries = {name: self._table.find(name) for name in self._found}
         return {name: "" if entry is None else entry.created_at for name, entry in entries.items()}
 
-    def store(self, read: Read, divided: Divided, wanted: Wanted, window: str | None) -> Collected:
+    def store(self, loader: Loader, texts: Iterable[Text], window: str | None) -> Collected:
         """Write what is wanted, and publish it; `window` is that of all rows, None where they are divided."""
         with self._stack:
             if self._rejects.find(self._landing.manifest.window.name) is not None:
                 self._put_aside(ALL_REJECTS.empty_table())  # Those of the delivery before go.
-            for batch in read(self._reject):
-                cast = self._caster.cast(batch)
-                self._reject(cast.rejects)
-                for name, rows in divided(cast.rows):
-                    self._add(name, rows, wanted)
-                progress(self._caster.rows, None, "rows")
-            self._caster.finish()
+            for text in texts:
+                for loaded in loader.load(text):
+                    self.reject(loaded.rejects)
+                    for name, rows in by_window(loaded) if window is None else [(window, loaded.rows)]:
+                        self._add(name, rows)
+                    progress(loader.rows, None, "rows")
+            loader.finish()
             if window is not None and not self._found and self._table.policy == "delete":
-                self._empty(window, wanted)
+                self._empty(window)
         windows, unwanted = _divided(self._found)
         added = sum(writer.result.added for writer in self._writers.values())
         return Collected(
@@ -175,16 +168,16 @@ class _Storing:
             unwanted=unwanted,
         )
 
-    def _empty(self, window: str, wanted: Wanted) -> None:
+    def _empty(self, window: str) -> None:
         """Empty a window of which the source has no row any more."""
         schema = self._table.schema()
         if schema is not None and self._table.find(window) is not None:
             names = [name for name in schema.names if name not in self._table.extra_columns.names]
-            self._add(window, pa.RecordBatch.from_pylist([], pa.schema([schema.field(name) for name in names])), wanted)
+            self._add(window, pa.RecordBatch.from_pylist([], pa.schema([schema.field(name) for name in names])))
 
-    def _add(self, name: str, rows: pa.RecordBatch, wanted: Wanted) -> None:
+    def _add(self, name: str, rows: pa.RecordBatch) -> None:
         if name not in self._found:
-            self._found[name] = wanted(name)
+            self._found[name] = self._wanted(name)
             if self._found[name] and not self.has(name):
                 self._check_origin(name)
                 self._writers[name] = self._writer(self._table, name)
@@ -219,7 +212,8 @@ class _Storing:
                 error_code="CONFIGURATION_ERROR",
             )
 
-    def _reject(self, rejects: pa.RecordBatch) -> None:
+    def reject(self, rejects: pa.RecordBatch) -> None:
+        """Put aside what is not a row, or does not fit."""
         if rejects.num_rows:
             self._put_aside(pa.Table.from_batches([rejects]))
 

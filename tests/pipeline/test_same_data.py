@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from executor_adapter.config import FilesTool, Format, RestTool, SqlTool, TableSchema, Tool
-from executor_adapter.pipeline import LakeTable, Window, find_files, land, read_rows, store_landing
+from executor_adapter.pipeline import LakeTable, Window, find_files, land, store_landing
 from tests.pipeline.databases import database
 from tests.pipeline.hostile_server import Answer, Request, as_json, serving
 
@@ -77,7 +77,7 @@ def collected(tool: Tool, table: str, windows: list[Window], lake: Path, format:
         landing = land(lake, "nyc", tool, table, window)
         found = store_landing(
             landing,
-            lambda on_rejects: read_rows(landing, format, on_rejects),  # noqa: B023
+            format=format,
             table=raw,
             rejects=unfit,
             schema=schema,

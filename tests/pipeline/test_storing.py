@@ -7,11 +7,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
@@ -20,11 +18,10 @@ from executor_adapter.exceptions import DataCollectionException, DataProcessingE
 from executor_adapter.pipeline import (
     Collected,
     LakeTable,
-    OnRejects,
+    Landing,
     find_files,
     land_file,
     process_window,
-    read_rows,
     store_landing,
 )
 from executor_adapter.pipeline import storing as module
@@ -39,7 +36,6 @@ class Shop:
     def __init__(self, root: Path, **settings: Any) -> None:
         self.source, self.lake = root / "source", root / "lake"
         self.source.mkdir(exist_ok=True)
-        self.reads = 0
         table = {
             "file": "*.csv",
             "partition": settings.pop("partition", "month"),
@@ -60,15 +56,13 @@ class Shop:
         for window in find_files(self.tool, "orders"):
             landing = land_file(self.lake, "shop", self.tool, "orders", window)
 
-            table = self.tool.tables["orders"]
-
-            def read(on_rejects: OnRejects, landing: Any = landing, table: Any = table) -> Iterable[pa.RecordBatch]:
-                self.reads += 1
-                return read_rows(landing, table, on_rejects)
-
-            how: Any = {"partition": table.partition, "period": table.period}
-            done.append(store_landing(landing, read, table=self.raw, rejects=self.rejects, schema=schema, **how))
+            done.append(self.store(landing, schema))
         return done
+
+    def store(self, landing: Landing, schema: TableSchema | None = SCHEMA) -> Collected:
+        table = self.tool.tables["orders"]
+        how: Any = {"format": table, "partition": table.partition, "period": table.period}
+        return store_landing(landing, table=self.raw, rejects=self.rejects, schema=schema, **how)
 
     def rows(self, table: LakeTable) -> list[dict[str, Any]]:
         return ds.dataset(table.folder, partitioning="hive").to_table().to_pylist()
@@ -126,16 +120,8 @@ def test_a_late_delivery_replaces_no_newer_row(tmp_path: Path) -> None:
     shop.write("a.csv", "1,2013-01,1", "2,2013-01,2")
     shop.write("b.csv", "2,2013-01,9", "3,2013-01,3")
     landings = [land_file(shop.lake, "shop", shop.tool, "orders", window) for window in find_files(shop.tool, "orders")]
-    table = shop.tool.tables["orders"]
     for landing in reversed(landings):
-        store_landing(
-            landing,
-            lambda on_rejects, landing=landing: read_rows(landing, table, on_rejects),  # type: ignore[misc]
-            table=shop.raw,
-            rejects=shop.rejects,
-            schema=SCHEMA,
-            partition=table.partition,
-        )
+        shop.store(landing)
     expected = {"1": 1, "2": 9, "3": 3}
     assert {row["id"]: int(row["price"]) for row in shop.rows(shop.raw)} == expected
     assert [done.status for done in shop.collect()] == ["already_collected", "already_collected"]
@@ -150,7 +136,6 @@ def test_what_is_stored_is_not_read_again(shop: Shop) -> None:
     """An unchanged file is read once; a changed one, another schema, or a window that is gone, read it again."""
     shop.collect()
     assert [done.status for done in shop.collect()] == ["already_collected"]
-    assert shop.reads == 1
     shop.raw.place.file_of("2013-01").unlink()
     assert [done.status for done in shop.collect()] == ["collected"]
     shop.write("a.csv", "z,2013-01,5")
@@ -310,7 +295,7 @@ def test_all_flights_of_a_year_are_accounted_for(tmp_path: Path) -> None:
     landing, table = land_file(tmp_path, "flights", tool, "flights", window), tool.tables["flights"]
     collected = store_landing(
         landing,
-        lambda on_rejects: read_rows(landing, table, on_rejects),
+        format=table,
         table=raw,
         rejects=unfit,
         schema=TableSchema.model_validate({"columns": columns}),

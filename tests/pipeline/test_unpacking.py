@@ -8,14 +8,16 @@ import zipfile
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline.sources.reading import divide
+from executor_adapter.pipeline.loading import Loader, by_window
 from executor_adapter.pipeline.sources.unpacking import unpacked
+from executor_adapter.pipeline.text_rows import connected, in_batches
 from tests.pipeline.reading import failure, read
 
 ROWS = [{"a": "1", "b": "2"}]
@@ -150,18 +152,24 @@ def batch(**columns: list[str | None]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
-def test_one_pass_divides_rows_into_windows() -> None:
+def divide(space: Path, batches: list[pa.RecordBatch], *partition: str, period: str | None = None) -> list[Any]:
+    with connected(space) as connection:
+        loader = Loader(connection, None, partition, period)
+        loaded = [each for text in in_batches(batches) for each in loader.load(text)]
+    return [part for each in loaded for part in by_window(each)]
+
+
+def test_one_pass_divides_rows_into_windows(tmp_path: Path) -> None:
     """Each row is in the window of its values, in order, also where one is missing; months sort as text."""
     batches = [
         batch(y=["2013", "2013", "2014"], m=["1", "12", None], n=["a", "b", "c"]),
         batch(y=["2013"], m=["1"], n=["d"]),
     ]
-    found = [(name, rows["n"].to_pylist()) for name, rows in divide(iter(batches), ["y", "m"])]
-    assert found == [("2013-01", ["a"]), ("2013-12", ["b"]), ("2014-null", ["c"]), ("2013-01", ["d"])]
-    assert [name for name, _ in divide(iter(batches), [])] == ["all", "all"]
+    found = [(name, rows["n"].to_pylist()) for name, rows in divide(tmp_path, batches, "y", "m")]
+    assert found == [("2013-01", ["a", "d"]), ("2013-12", ["b"]), ("2014-null", ["c"])]
 
 
-def test_a_period_of_a_date_is_a_window() -> None:
+def test_a_period_of_a_date_is_a_window(tmp_path: Path) -> None:
     """Of a date only the year, the month or the day is taken; what is not a date has a window of its own."""
     rows = batch(t=["2013-01-31T05:00:00Z", "2013-02-01 06:00", "soon", None])
     for period, names in {
@@ -169,11 +177,11 @@ def test_a_period_of_a_date_is_a_window() -> None:
         "month": ["2013-01", "2013-02", "null"],
         "day": ["2013-01-31", "2013-02-01", "null"],
     }.items():
-        assert [name for name, _ in divide(iter([rows]), ["t"], period)] == names
+        assert [name for name, _ in divide(tmp_path, [rows], "t", period=period)] == names
 
 
-def test_a_missing_window_column_is_a_configuration_error() -> None:
+def test_a_missing_window_column_is_a_configuration_error(tmp_path: Path) -> None:
     """A column that the rows lack is named, with those that there are."""
     with pytest.raises(DataCollectionException, match="there is no column m: the columns are a, b") as caught:
-        next(divide(iter([batch(a=["1"], b=["2"])]), ["m"]))
+        divide(tmp_path, [batch(a=["1"], b=["2"])], "m")
     assert caught.value.error_code == "CONFIGURATION_ERROR"

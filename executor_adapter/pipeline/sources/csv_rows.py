@@ -10,22 +10,23 @@ from __future__ import annotations
 import csv
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
 
 from executor_adapter.config import Format
 from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.disk import TEMPORARY
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.sources.arrow_rows import check_names
 from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, OnRejects, Reject, rejects_batch
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, OnRejects, Query, Reject, rejects_batch
 
 MAX_REJECT_TEXT = 2_000
 """Characters of a rejected line that are kept."""
@@ -54,36 +55,58 @@ class Dialect:
     skip: int
 
 
-def read_csv(path: Path, name: str, format: Format, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of the CSV file at `path` as text; `name` is what rejects call it.
+class CsvText:
+    """The rows of one CSV file."""
+
+    def __init__(
+        self, path: Path, name: str, format: Format, encoding: str, on_rejects: OnRejects, added: Mapping[str, str]
+    ) -> None:
+        self._path, self._name, self._format, self._on_rejects, self._added = path, name, format, on_rejects, added
+        if path.stat().st_size == 0:
+            raise _data_error(f"{name} is empty: it has no header")
+        self._dialect = dialect = _dialect(path, name, format)
+        self.names = (*(each for each in dialect.columns if each not in added), *added)
+        log("%s: CSV, %s, delimiter %r, quote %r", name, encoding, dialect.delimiter, dialect.quote)
+
+    def select(self, connection: duckdb.DuckDBPyConnection, query: Query) -> Iterator[pa.RecordBatch]:
+        """Yield what a query gives that has a row for each row, and pass on the lines that are none.
+
+        Raises:
+            DataCollectionException: DATA_ERROR, it is not CSV, or a line is in no row and no reject.
+        """
+        ends = _count_ends(self._path)
+        with _with_equal_line_ends(self._path, self._name, self._dialect, ends) as equal:
+            try:
+                rows = 0
+                source = self._with_added(_source(equal, self._dialect, self._format.nulls))
+                for batch in connection.sql(query(source)).to_arrow_reader(BATCH_ROWS):
+                    rows += batch.num_rows
+                    yield batch
+                rejects, inside = _report(connection, equal, self._name, self._on_rejects)
+                _check_lines(connection, equal, self._name, self._dialect, ends, rows, rejects, inside)
+                connection.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
+            except duckdb.Error as error:
+                raise _data_error(f"{self._name} is not CSV: {_first_line(error)}") from error
+
+    def _with_added(self, source: str) -> str:
+        if not self._added:
+            return source
+        own = [f"c{number}" for number, name in enumerate(self._dialect.columns) if name not in self._added]
+        columns = [*own, *map(literal, self._added.values())]
+        return f"(SELECT {', '.join(f'{each} AS c{number}' for number, each in enumerate(columns))} FROM {source})"
+
+
+@contextmanager
+def read_csv(
+    path: Path, name: str, format: Format, on_rejects: OnRejects, added: Mapping[str, str] | None = None
+) -> Iterator[CsvText]:
+    """Open the CSV file at `path`; `name` is what rejects call it, and `added` columns have one value in all its rows.
 
     Raises:
         DataCollectionException: DATA_ERROR, it is not CSV; CONFIGURATION_ERROR, a setting is missing.
     """
-    with as_utf8(path, format.encoding) as (text, encoding), _connection(path.parent) as connection:
-        if text.stat().st_size == 0:
-            raise _data_error(f"{name} is empty: it has no header")
-        dialect = _dialect(text, name, format)
-        log("%s: CSV, %s, delimiter %r, quote %r", name, encoding, dialect.delimiter, dialect.quote)
-        ends = _count_ends(text)
-        with _with_equal_line_ends(text, name, dialect, ends) as equal:
-            try:
-                rows = 0
-                for batch in _read(connection, equal, dialect, format):
-                    rows += batch.num_rows
-                    yield batch
-                rejects, inside = _report(connection, equal, name, on_rejects)
-                _check_lines(connection, equal, name, dialect, ends, rows, rejects, inside)
-            except duckdb.Error as error:
-                raise _data_error(f"{name} is not CSV: {_first_line(error)}") from error
-
-
-@contextmanager
-def _connection(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    # One thread keeps the order of the rows; jobs run side by side instead.
-    config: dict[str, Any] = {"threads": 1, "memory_limit": "256MB", "autoinstall_known_extensions": False}
-    with duckdb.connect(config=config | {"temp_directory": str(folder / f"{TEMPORARY}duckdb")}) as connection:
-        yield connection
+    with as_utf8(path, format.encoding) as (text, encoding):
+        yield CsvText(text, name, format, encoding, on_rejects, added or {})
 
 
 def _dialect(path: Path, name: str, format: Format) -> Dialect:
@@ -137,26 +160,18 @@ def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
         "auto_detect": "false",
         "header": str(dialect.header).lower(),
         "skip": str(dialect.skip),
-        "delim": _literal(dialect.delimiter),
-        "quote": _literal(dialect.quote),
-        "escape": _literal(dialect.quote),
-        "nullstr": f"[{', '.join(map(_literal, nulls))}]",
+        "delim": literal(dialect.delimiter),
+        "quote": literal(dialect.quote),
+        "escape": literal(dialect.quote),
+        "nullstr": f"[{', '.join(map(literal, nulls))}]",
         "allow_quoted_nulls": "false",
         "max_line_size": str(MAX_LINE),
         "buffer_size": str(2 * MAX_LINE),
         "store_rejects": "true",
         "rejects_limit": "0",
     }
-    source = ", ".join([_literal(str(path)), *(f"{key} = {value}" for key, value in options.items())])
+    source = ", ".join([literal(str(path)), *(f"{key} = {value}" for key, value in options.items())])
     return f"read_csv({source})"
-
-
-def _read(
-    connection: duckdb.DuckDBPyConnection, path: Path, dialect: Dialect, format: Format
-) -> Iterator[pa.RecordBatch]:
-    source = _source(path, dialect, format.nulls)
-    for batch in connection.sql(f"FROM {source}").to_arrow_reader(BATCH_ROWS):
-        yield pa.RecordBatch.from_arrays(batch.columns, names=list(dialect.columns))
 
 
 def _report(connection: duckdb.DuckDBPyConnection, path: Path, name: str, on_rejects: OnRejects) -> tuple[int, int]:
@@ -304,10 +319,6 @@ def _count_ends(path: Path) -> _Ends:
 
 def _reason(kinds: str) -> str:
     return "; ".join(_REASONS.get(kind, kind.lower()) for kind in kinds.split(","))
-
-
-def _literal(value: object) -> str:
-    return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,197 @@
+"""The load: one statement of DuckDB numbers the rows of a delivery, casts them to their types and divides them.
+
+A value that does not fit rejects its row, with the reason, and nothing else. Rows keep their order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from executor_adapter.config import Column, TableSchema
+from executor_adapter.exceptions import DataCollectionException, DataProcessingException
+from executor_adapter.pipeline.casts import cast, cleaned, is_json, literal, reason_of, shown
+from executor_adapter.pipeline.job_log import log
+from executor_adapter.pipeline.text_rows import Text
+
+CAST_REJECTS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())])
+"""The columns of rejected rows: the number of the row among those that were read (counted from 1), everything that is
+wrong, and the whole row as JSON."""
+MAX_VALUE = 60
+"""Characters of a value in a reason."""
+
+_PERIODS = {"year": 4, "month": 7, "day": 10}
+
+
+class Loaded(NamedTuple):
+    """A part of what was loaded: typed rows with the window of each, and rejects with the columns of `CAST_REJECTS`."""
+
+    rows: pa.RecordBatch
+    windows: pa.Array
+    rejects: pa.RecordBatch
+
+
+class Loader:
+    """Loads the rows of one delivery.
+
+    Args:
+        connection: the database, which is used for nothing else.
+        schema: the types of the columns; None: everything stays text.
+        partition: the columns whose typed values make the name of the window, joined by "-"; none: it is empty.
+        period: "year", "month" or "day": of the one column, a date or a moment, only so much is taken; moments have
+            their day in the zone of their column.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        schema: TableSchema | None = None,
+        partition: Sequence[str] = (),
+        period: str | None = None,
+    ) -> None:
+        # Without a schema no column is declared, and all stay text; a schema in the configuration has at least one.
+        self._schema = schema or TableSchema.model_construct(columns={}, undeclared="text")
+        self._connection, self._partition, self._period = connection, partition, period
+        self._seen = set[str]()
+        self.rows = 0
+        """Rows that were typed or rejected."""
+        self.rejected = 0
+        """Rows that were rejected."""
+        if any(column.kind == "json" for column in self._schema.columns.values()):
+            connection.create_function("is_json", is_json, ["VARCHAR"], "BOOLEAN")
+
+    def load(self, text: Text) -> Iterator[Loaded]:
+        """Yield the typed rows and the rejects of a text.
+
+        A declared column that the text lacks is null. Columns that are not declared come last.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, a column is there twice, or is not declared and refused.
+            DataCollectionException: CONFIGURATION_ERROR, a column of `partition` is not there. See `read_texts`.
+        """
+        others = self._check_names(text.names)
+        names = [*self._schema.columns, *others]
+        for batch in text.select(self._connection, lambda source: self._statement(source, text.names, others)):
+            self.rows += batch.num_rows
+            rows = pa.RecordBatch.from_arrays(batch.columns[4:], names=names)
+            numbers, windows, reasons, texts = batch.columns[:4]
+            if reasons.null_count == batch.num_rows:
+                yield Loaded(rows, windows, _no_rejects())
+                continue
+            wrong, right = pc.is_valid(reasons), pc.is_null(reasons)
+            rejects = pa.RecordBatch.from_arrays([numbers, reasons, texts], schema=CAST_REJECTS).filter(wrong)
+            self.rejected += rejects.num_rows
+            yield Loaded(rows.filter(right), windows.filter(right), rejects)
+
+    def finish(self) -> None:
+        """Check that the delivery had every declared column, where it had a row.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, a declared column was in no text and is not optional.
+        """
+        declared = {name for name, column in self._schema.columns.items() if not column.optional}
+        missing = sorted(declared - self._seen)
+        if missing and self.rows:
+            raise _error(
+                f"missing columns: {', '.join(missing)}: correct their names in the schema, or set optional: true; "
+                f"the columns are {', '.join(sorted(self._seen))}"
+            )
+
+    def _check_names(self, names: Sequence[str]) -> list[str]:
+        """Return the columns that are kept without being declared."""
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        if twice:
+            raise _error(f"the column {twice[0]!r} is there twice: give each its own name at the source")
+        others = [name for name in names if name not in self._schema.columns]
+        if others and self._schema.undeclared == "refuse":
+            raise _error(f"the column {others[0]!r} is not declared: add it to the schema, or set undeclared: text")
+        new = sorted(set(others) - self._seen)
+        if new and self._schema.columns:
+            done = "left out" if self._schema.undeclared == "drop" else "kept as text"
+            log("columns that are not declared are %s: %s", done, ", ".join(new))
+        self._seen |= set(names)
+        return [] if self._schema.undeclared == "drop" else others
+
+    def _statement(self, source: str, names: Sequence[str], others: Sequence[str]) -> str:
+        """Return the statement; c0, c1 are the texts, x0, x1 without words that mean null, and t0, t1 the values."""
+        texts = {name: f"c{number}" for number, name in enumerate(names)}
+        declared = [(name, column, texts.get(name)) for name, column in self._schema.columns.items()]
+        clean: list[str] = []
+        values: list[str] = []
+        reasons: list[tuple[str, str]] = []
+        typed: dict[str, str] = {}
+        for number, (name, column, given) in enumerate(declared):
+            clean.append(f"{'CAST(NULL AS VARCHAR)' if given is None else cleaned(column, given)} AS x{number}")
+            values.append(f"{cast(column, f'x{number}')} AS t{number}")
+            reasons += _reasons(name, column, f"x{number}", f"t{number}")
+            typed[name] = f"t{number}"
+        typed |= {name: texts[name] for name in others}
+        row = ", ".join(f"{literal(name)}, {text}" for name, text in texts.items())
+        said = ", ".join(f"CASE WHEN {wrong} THEN {reason} END" for wrong, reason in reasons) or "NULL"
+        is_wrong = " OR ".join(wrong for wrong, _ in reasons) or "false"
+        numbered = f"SELECT {', '.join(['*', *clean])}, row_number() OVER () + {self.rows} AS _row FROM {source}"
+        valued = f"SELECT {', '.join(['*', *values])} FROM ({numbered})"
+        judged = f"SELECT *, CASE WHEN {is_wrong} THEN concat_ws('; ', {said}) END AS _reason FROM ({valued})"
+        text = f"CASE WHEN _reason IS NOT NULL THEN CAST(json_object({row}) AS VARCHAR) END"
+        return f"SELECT {', '.join(['_row', self._window(typed), '_reason', text, *typed.values()])} FROM ({judged})"
+
+    def _window(self, typed: dict[str, str]) -> str:
+        missing = next((each for each in self._partition if each not in typed), None)
+        if missing is not None:
+            raise DataCollectionException(
+                f"partition: there is no column {missing}: the columns are {', '.join(typed)}",
+                error_code="CONFIGURATION_ERROR",
+            )
+        return " || '-' || ".join(self._part_of_name(name, typed[name]) for name in self._partition) or "''"
+
+    def _part_of_name(self, name: str, value: str) -> str:
+        column = self._schema.columns.get(name)
+        if self._period is None:
+            # 2013-2 would come after 2013-10.
+            return rf"coalesce(regexp_replace(CAST({value} AS VARCHAR), '^(\d)$', '0\1'), 'null')"
+        kind = "text" if column is None else column.kind
+        if column is not None and kind == "timestamp":
+            value = f"CAST(timezone({literal(column.zone or 'UTC')}, {value}) AS DATE)"
+        text = f"CAST({value} AS VARCHAR)"
+        if kind not in ("date", "timestamp"):
+            # What is not a date has a window of its own.
+            text = rf"CASE WHEN regexp_matches({text}, '^\d{{4}}-\d\d-\d\d') THEN {text} END"
+        return f"coalesce({text}[:{_PERIODS[self._period]}], 'null')"
+
+
+def by_window(loaded: Loaded) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Yield the rows by the window they belong to; the rows of a window keep their order."""
+    rows, windows, _ = loaded
+    names = pc.unique(windows).to_pylist()
+    runs = pc.run_end_encode(windows)
+    if len(runs.values) > len(names):
+        for window in names:
+            yield window, rows.filter(pc.equal(windows, window))
+        return
+    # The rows of each window are together, as in most files: nothing is copied.
+    start = 0
+    for window, end in zip(names, runs.run_ends.to_pylist(), strict=True):
+        yield window, rows.slice(start, end - start)
+        start = end
+
+
+def _reasons(name: str, column: Column, text: str, value: str) -> Iterator[tuple[str, str]]:
+    """Yield SQL of what can be wrong with a value, and of what is said then."""
+    if not column.nullable:
+        yield f"{text} IS NULL", literal(f"{name}: is empty")
+    if column.kind != "text":
+        said = f"{literal(f'{name}: ')} || {shown(text, MAX_VALUE)} || {literal(f' {reason_of(column)}')}"
+        yield f"({text} IS NOT NULL AND {value} IS NULL)", said
+
+
+def _no_rejects() -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=CAST_REJECTS)
+
+
+def _error(message: str) -> DataProcessingException:
+    return DataProcessingException(message, error_code="DATA_ERROR", processing_stage="schema")
