@@ -24,24 +24,20 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pipeline.collecting import collect_window, find_windows, rebuild_table
+    from executor_adapter.pipeline.collecting import collect_window, collect_windows, find_windows, rebuild_table
     from executor_adapter.pipeline.lake.footers import WindowEntry
     from executor_adapter.pipeline.lake.layout import remove_leftovers
     from executor_adapter.pipeline.lake.table import LakeTable
-    from executor_adapter.pipeline.lake.upkeep import (
-        expire_windows,
-        is_expired,
-        remove_windows,
-        settle_windows,
-    )
+    from executor_adapter.pipeline.lake.upkeep import expire_windows, is_expired, remove_windows, settle_windows
     from executor_adapter.pipeline.lake.writer import Writer, Written
-    from executor_adapter.pipeline.loading import CAST_REJECTS, Loaded, Loader
+    from executor_adapter.pipeline.loading import CAST_REJECTS
     from executor_adapter.pipeline.processing import (
         Balance,
         Processed,
         balance,
         process_table,
         process_window,
+        process_windows,
         reject_reasons,
     )
     from executor_adapter.pipeline.sources.files import find_files, land_file
@@ -52,77 +48,45 @@ if TYPE_CHECKING:
         Landing,
         Manifest,
         Receiver,
+        Window,
         find_landing,
         read_landing,
         receiving,
     )
-    from executor_adapter.pipeline.sources.reading import read_rows, read_texts
+    from executor_adapter.pipeline.sources.reading import read_rows
     from executor_adapter.pipeline.sources.rest.resource import land_resource
     from executor_adapter.pipeline.sources.sql import land_query
-    from executor_adapter.pipeline.sources.windows import Window
     from executor_adapter.pipeline.starter import write_starter
     from executor_adapter.pipeline.steps import Step, read_step
     from executor_adapter.pipeline.storing import Collected, store_landing
     from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tools
-    from executor_adapter.pipeline.text_rows import REJECTS, OnRejects, Reject, Text, connected
+    from executor_adapter.pipeline.text_rows import REJECTS
     from executor_adapter.pipeline.upkeep import clean_lake, keep_table, settle_table
 
-_HOMES = {
-    "write_starter": "executor_adapter.pipeline.starter",
-    "ConfiguredTable": "executor_adapter.pipeline.tables",
-    "configured_tables": "executor_adapter.pipeline.tables",
-    "select_tools": "executor_adapter.pipeline.tables",
-    "import_references": "executor_adapter.pipeline.tables",
-    "find_windows": "executor_adapter.pipeline.collecting",
-    "collect_window": "executor_adapter.pipeline.collecting",
-    "rebuild_table": "executor_adapter.pipeline.collecting",
-    "process_table": "executor_adapter.pipeline.processing",
-    "Balance": "executor_adapter.pipeline.processing",
-    "balance": "executor_adapter.pipeline.processing",
-    "reject_reasons": "executor_adapter.pipeline.processing",
-    "keep_table": "executor_adapter.pipeline.upkeep",
-    "settle_table": "executor_adapter.pipeline.upkeep",
-    "clean_lake": "executor_adapter.pipeline.upkeep",
-    "Collected": "executor_adapter.pipeline.storing",
-    "store_landing": "executor_adapter.pipeline.storing",
-    "Step": "executor_adapter.pipeline.steps",
-    "read_step": "executor_adapter.pipeline.steps",
-    "Processed": "executor_adapter.pipeline.processing",
-    "process_window": "executor_adapter.pipeline.processing",
-    "LakeTable": "executor_adapter.pipeline.lake.table",
-    "WindowEntry": "executor_adapter.pipeline.lake.footers",
-    "Written": "executor_adapter.pipeline.lake.writer",
-    "Writer": "executor_adapter.pipeline.lake.writer",
-    "remove_leftovers": "executor_adapter.pipeline.lake.layout",
-    "expire_windows": "executor_adapter.pipeline.lake.upkeep",
-    "is_expired": "executor_adapter.pipeline.lake.upkeep",
-    "remove_windows": "executor_adapter.pipeline.lake.upkeep",
-    "settle_windows": "executor_adapter.pipeline.lake.upkeep",
-    "CAST_REJECTS": "executor_adapter.pipeline.loading",
-    "Loaded": "executor_adapter.pipeline.loading",
-    "Loader": "executor_adapter.pipeline.loading",
-    "REJECTS": "executor_adapter.pipeline.text_rows",
-    "LandedFile": "executor_adapter.pipeline.sources.landing",
-    "Landing": "executor_adapter.pipeline.sources.landing",
-    "Manifest": "executor_adapter.pipeline.sources.landing",
-    "Receiver": "executor_adapter.pipeline.sources.landing",
-    "OnRejects": "executor_adapter.pipeline.text_rows",
-    "Reject": "executor_adapter.pipeline.text_rows",
-    "Window": "executor_adapter.pipeline.sources.windows",
-    "read_texts": "executor_adapter.pipeline.sources.reading",
-    "Text": "executor_adapter.pipeline.text_rows",
-    "connected": "executor_adapter.pipeline.text_rows",
-    "find_files": "executor_adapter.pipeline.sources.files",
-    "find_landing": "executor_adapter.pipeline.sources.landing",
-    "land_resource": "executor_adapter.pipeline.sources.rest.resource",
-    "land": "executor_adapter.pipeline.sources.land:land",
-    "land_function": "executor_adapter.pipeline.sources.functions",
-    "land_query": "executor_adapter.pipeline.sources.sql",
-    "land_file": "executor_adapter.pipeline.sources.files",
-    "read_landing": "executor_adapter.pipeline.sources.landing",
-    "read_rows": "executor_adapter.pipeline.sources.reading",
-    "receiving": "executor_adapter.pipeline.sources.landing",
+_NAMES = {
+    "collecting": "collect_window collect_windows find_windows rebuild_table",
+    "lake.footers": "WindowEntry",
+    "lake.layout": "remove_leftovers",
+    "lake.table": "LakeTable",
+    "lake.upkeep": "expire_windows is_expired remove_windows settle_windows",
+    "lake.writer": "Writer Written",
+    "loading": "CAST_REJECTS",
+    "processing": "Balance Processed balance process_table process_window process_windows reject_reasons",
+    "sources.files": "find_files land_file",
+    "sources.functions": "land_function",
+    "sources.land": "land",
+    "sources.landing": "LandedFile Landing Manifest Receiver Window find_landing read_landing receiving",
+    "sources.reading": "read_rows",
+    "sources.rest.resource": "land_resource",
+    "sources.sql": "land_query",
+    "starter": "write_starter",
+    "steps": "Step read_step",
+    "storing": "Collected store_landing",
+    "tables": "ConfiguredTable configured_tables import_references select_tools",
+    "text_rows": "REJECTS",
+    "upkeep": "clean_lake keep_table settle_table",
 }
+_HOMES = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "CAST_REJECTS",
@@ -133,15 +97,10 @@ __all__ = [
     "LakeTable",
     "LandedFile",
     "Landing",
-    "Loaded",
-    "Loader",
     "Manifest",
-    "OnRejects",
     "Processed",
     "Receiver",
-    "Reject",
     "Step",
-    "Text",
     "Window",
     "WindowEntry",
     "Writer",
@@ -149,8 +108,8 @@ __all__ = [
     "balance",
     "clean_lake",
     "collect_window",
+    "collect_windows",
     "configured_tables",
-    "connected",
     "expire_windows",
     "find_files",
     "find_landing",
@@ -165,10 +124,10 @@ __all__ = [
     "land_resource",
     "process_table",
     "process_window",
+    "process_windows",
     "read_landing",
     "read_rows",
     "read_step",
-    "read_texts",
     "rebuild_table",
     "receiving",
     "reject_reasons",

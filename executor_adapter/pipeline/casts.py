@@ -98,8 +98,10 @@ def cast(column: Column, text: str) -> str:
         case "boolean":
             yes, no = (_texts(each.lower() for each in words) for words in (column.true_words, column.false_words))
             return f"CASE WHEN lower({text}) IN ({yes}) THEN true WHEN lower({text}) IN ({no}) THEN false END"
+        case "date" if column.format is None:
+            return _guarded(text, r"\d{4}-\d\d?-\d\d?", f"CASE WHEN {text} >= '0001' THEN TRY_CAST({text} AS DATE) END")
         case "date":
-            return _with_fields(column.format or "%Y-%m-%d", text, "TRY_CAST({date} AS DATE)")
+            return _with_fields(column.format or "", text, "TRY_CAST({date} AS DATE)")
         case "timestamp":
             return _timestamp(column, text)
         case "json":

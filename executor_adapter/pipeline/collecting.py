@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,22 @@ from typing import Any
 import pyarrow as pa
 
 from executor_adapter.config import FilesTool, FileTable, RestTool
-from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.error_codes import NEVER_RETRIED, error_code_of
+from executor_adapter.exceptions import DataCollectionException, JobError
 from executor_adapter.pipeline.disk import writing
+from executor_adapter.pipeline.job_log import progress
+from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
-from executor_adapter.pipeline.sources.landing import Landing, landings_of
+from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
-from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW, Window
 from executor_adapter.pipeline.storing import Collected, store_landing
 from executor_adapter.pipeline.tables import ConfiguredTable
 
 SETTLE_TIME = 3600.0
 """Seconds after the end of a day after which no late object is added to it, so that it is not asked for again."""
+MAX_SAID = 5
+"""Windows of a job that are named when they fail."""
 PARENT_ID = "parent_id"
 """The column of a resource with `for_each`: the id for which an object was asked."""
 
@@ -59,8 +63,48 @@ def find_windows(
     return [Window(since=table.raw.next_since(SINGLE_WINDOW, _look_back(table)) or table.start)]
 
 
+def collect_windows(
+    table: ConfiguredTable, windows: Sequence[Window], *, again: bool = False, headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Collect several windows one after another, as `collect_window` does; one that fails stops no other.
+
+    Raises:
+        JobError: windows failed; the code is that of one that may go well when it is tried again.
+    """
+    entries = table.raw.windows() if len(windows) > 1 else None
+    done: list[dict[str, Any]] = []
+    failed: list[tuple[Window, Exception]] = []
+    for number, window in enumerate(windows):
+        try:
+            done.append(collect_window(table, window, again=again, headers=headers, entries=entries))
+        except (JobError, OSError) as error:
+            if len(windows) == 1:
+                raise
+            failed.append((window, error))
+        progress(number + 1, len(windows), "windows")
+    if failed:
+        codes = [error_code_of(error) for _, error in failed]
+        said = "; ".join(f"{window.name}: {error}" for window, error in failed[:MAX_SAID])
+        more = f"; and {len(failed) - MAX_SAID} more" if len(failed) > MAX_SAID else ""
+        raise DataCollectionException(
+            f"{len(failed)} of {len(windows)} failed: {said}{more}",
+            error_code=next((code for code in codes if code not in NEVER_RETRIED), codes[0]),
+        )
+    return {
+        "records_collected": sum(each["records_collected"] for each in done),
+        "status": "collected" if any(each["status"] == "collected" for each in done) else "already_collected",
+        "rows": sum(each["rows"] for each in done),
+        "windows": list(dict.fromkeys(name for each in done for name in each["windows"])),
+    }
+
+
 def collect_window(
-    table: ConfiguredTable, window: Window, *, again: bool = False, headers: Mapping[str, str] | None = None
+    table: ConfiguredTable,
+    window: Window,
+    *,
+    again: bool = False,
+    headers: Mapping[str, str] | None = None,
+    entries: Mapping[str, WindowEntry] | None = None,
 ) -> dict[str, Any]:
     """Land a window and store its rows; what was collected already is neither asked for nor stored again.
 
@@ -69,6 +113,7 @@ def collect_window(
         window: one of `find_windows`.
         again: whether the source is asked for what is known already.
         headers: REST: further headers, for the API's own origin alone.
+        entries: the windows that the table has, where they are known; None: each is looked for.
 
     Returns:
         `records_collected`: new rows, those that do not fit included; `status`: `collected` or `already_collected`;
@@ -90,7 +135,7 @@ def collect_window(
         known_parents=() if again or table.parent is None or table.is_whole else _known_parents(table, window),
         settle_time=None if again else SETTLE_TIME,
     )
-    done = store(table, landing)
+    done = store(table, landing, entries)
     _check_selected(table, landing, done)
     if table.is_dated and landing.is_final(SETTLE_TIME):
         with writing(_final_mark(table, window)):
@@ -104,7 +149,7 @@ def collect_window(
     }
 
 
-def store(table: ConfiguredTable, landing: Landing) -> Collected:
+def store(table: ConfiguredTable, landing: Landing, entries: Mapping[str, WindowEntry] | None = None) -> Collected:
     """Store what was landed of a table, as its settings say: see `store_landing`."""
     of_files = table.settings if isinstance(table.settings, FileTable) else None
     return store_landing(
@@ -120,6 +165,7 @@ def store(table: ConfiguredTable, landing: Landing) -> Collected:
         # Of several files each is a window, where nothing divides them.
         window=SINGLE_WINDOW if of_files and not _is_pattern(table) else landing.manifest.window.name,
         wanted=lambda name: table.wants(name, _today()),
+        entries=entries,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import duckdb
 import pyarrow as pa
 
-from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.exceptions import DataProcessingException, JobError
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.lake.layout import workspace
@@ -215,6 +215,30 @@ def process_table(table: ConfiguredTable, window: str) -> dict[str, Any]:
         version=table.version,
     )
     return {"records_processed": done.kept, "status": done.status, "rejected": done.rejected}
+
+
+def process_windows(table: ConfiguredTable, windows: Sequence[str]) -> dict[str, Any]:
+    """Process several windows one after another, as `process_table` does; one that fails stops no other.
+
+    Raises:
+        JobError: a window failed; that of the first one.
+    """
+    done: list[dict[str, Any]] = []
+    failed: list[JobError] = []
+    for number, window in enumerate(windows):
+        try:
+            done.append(process_table(table, window))
+        except JobError as error:
+            failed.append(error)
+        if len(windows) > 1:
+            progress(number + 1, len(windows), "windows")
+    if failed:
+        raise failed[0]
+    return {
+        "records_processed": sum(each["records_processed"] for each in done),
+        "status": "processed" if any(each["status"] == "processed" for each in done) else "already_processed",
+        "rejected": sum(each["rejected"] for each in done),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

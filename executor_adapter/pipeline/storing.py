@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,13 +16,13 @@ from executor_adapter.config import Format, TableSchema
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import TEMPORARY, writing
 from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.loading import CAST_REJECTS, Loader, by_window
-from executor_adapter.pipeline.sources.landing import Landing
+from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window
 from executor_adapter.pipeline.sources.reading import read_texts
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
-from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW, Window
 from executor_adapter.pipeline.text_rows import REJECTS, Text, connected
 
 MAX_WAITING = 500_000
@@ -63,6 +63,7 @@ def store_landing(
     period: str | None = None,
     window: str = SINGLE_WINDOW,
     wanted: Wanted = lambda window: True,
+    entries: Mapping[str, WindowEntry] | None = None,
 ) -> Collected:
     """Store the rows of a landing; each window of them is published by itself, completely or not at all.
 
@@ -82,6 +83,7 @@ def store_landing(
         period: "year", "month" or "day": how much of a date or moment makes a window: see `Loader`.
         window: the window of the rows where nothing divides them.
         wanted: whether a window is to be stored; rows of others are passed over.
+        entries: the windows that the table has, where they are known; None: each is looked for.
 
     Raises:
         DataProcessingException: see `Loader.load` and `LakeTable.writing`.
@@ -98,7 +100,8 @@ def store_landing(
     before = json.loads(marker.read_bytes()) if marker.exists() else {}
     # Of an older content of the same file some rows may be there: what came between has replaced others.
     known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
-    if known and all(map(storing.has, filter(wanted, known))):
+    find = table.find if entries is None else entries.get
+    if known and all(storing.has(name, find(name)) for name in filter(wanted, known)):
         log("%s: the landing is stored already", table.place)
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)
@@ -129,9 +132,8 @@ class _Storing:
         self._reject_writer: Writer | None = None
         self._rejected = self._stored = 0
 
-    def has(self, window: str) -> bool:
-        """Return whether the table has this window as this landing made it, or merged into it."""
-        found = self._table.find(window)
+    def has(self, window: str, found: WindowEntry | None) -> bool:
+        """Return whether a window of the table is as this landing made it, or was merged into it."""
         if found is None:
             return False
         if self._table.policy == "keep" and self._table.key:
@@ -178,7 +180,7 @@ class _Storing:
     def _add(self, name: str, rows: pa.RecordBatch) -> None:
         if name not in self._found:
             self._found[name] = self._wanted(name)
-            if self._found[name] and not self.has(name):
+            if self._found[name] and not self.has(name, self._table.find(name)):
                 self._check_origin(name)
                 self._writers[name] = self._writer(self._table, name)
         if (writer := self._writers.get(name)) is None:

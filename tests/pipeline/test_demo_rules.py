@@ -12,15 +12,14 @@ import pytest
 from executor_adapter.config import load_config
 from executor_adapter.pipeline import (
     ConfiguredTable,
-    Loader,
     balance,
     configured_tables,
-    connected,
     process_table,
     reject_reasons,
     select_tools,
 )
-from executor_adapter.pipeline.text_rows import in_batches
+from executor_adapter.pipeline.loading import Loader
+from executor_adapter.pipeline.text_rows import connected, in_batches
 from tasks.summary import summarise_flights, summarise_runs
 
 ROOT = Path(__file__).resolve().parents[2]

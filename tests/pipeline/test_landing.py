@@ -15,8 +15,14 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy, current_job
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import locked, writing
-from executor_adapter.pipeline.sources.landing import RESUME_WITHIN, Landing, find_landing, read_landing, receiving
-from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.pipeline.sources.landing import (
+    RESUME_WITHIN,
+    Landing,
+    Window,
+    find_landing,
+    read_landing,
+    receiving,
+)
 from tests.waiting import PATIENCE
 
 MONTH = Window(name="2013-01", since="2013-01-01", until="2013-02-01")
@@ -152,7 +158,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from executor_adapter.pipeline.sources.landing import receiving
-from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.pipeline.sources.landing import Window
 
 def page():
     yield b"half"

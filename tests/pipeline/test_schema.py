@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from executor_adapter.config import TableSchema
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline import CAST_REJECTS, Loader, connected
 from executor_adapter.pipeline.casts import arrow_type
-from executor_adapter.pipeline.text_rows import in_batches
+from executor_adapter.pipeline.loading import CAST_REJECTS, Loader
+from executor_adapter.pipeline.text_rows import connected, in_batches
 
 
 def schema(**columns: Any) -> TableSchema:

@@ -14,7 +14,7 @@ from prefect.settings import get_current_settings
 from executor_adapter.config import RestTool
 from executor_adapter.pipeline import collecting, processing, upkeep
 from executor_adapter.pipeline.flows import summaries
-from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.pipeline.sources.landing import Window
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.prefect import job_task
 
@@ -36,19 +36,19 @@ def find_windows(table: ConfiguredTable, since: date | None, until: date | None)
 @job_task(
     pool="thread",
     job_type="collection",
-    name="collect window",
-    task_run_name="collect {table} {window.name}",
+    name="collect windows",
+    task_run_name="collect {table} {subject}",
     tool_name="{table.tool_name}",
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def collect_window(table: ConfiguredTable, window: Window, again: bool) -> dict[str, Any]:
-    """Land a window and store its rows; a REST tool without a URL reads the API of this run's Prefect server."""
+def collect_windows(table: ConfiguredTable, windows: list[Window], subject: str, again: bool) -> dict[str, Any]:
+    """Land windows and store their rows; a REST tool without a URL reads the API of this run's Prefect server."""
     if not isinstance(table.tool, RestTool) or table.tool.url is not None:
-        return collecting.collect_window(table, window, again=again)
+        return collecting.collect_windows(table, windows, again=again)
     # The headers hold the server's credentials, so they are made here and are no argument of the job.
     own, headers = _with_prefect_api(table, table.tool)
-    return collecting.collect_window(own, window, again=again, headers=headers)
+    return collecting.collect_windows(own, windows, again=again, headers=headers)
 
 
 @job_task(
@@ -65,15 +65,19 @@ def settle_windows(table: ConfiguredTable, present: list[str]) -> dict[str, Any]
     return {"gone": upkeep.settle_table(table, present)}
 
 
-process_window = job_task(
+@job_task(
     pool="process",
     job_type="processing",
-    name="process window",
-    task_run_name="process {table} {window}",
+    name="process windows",
+    task_run_name="process {table} {subject}",
     tool_name="{table.tool_name}",
     cache_policy=NO_CACHE,
     persist_result=False,
-)(processing.process_table)
+)
+def process_windows(table: ConfiguredTable, windows: list[str], subject: str) -> dict[str, Any]:
+    """Send windows through the table's steps."""
+    return processing.process_windows(table, windows)
+
 
 summarise = job_task(
     pool="process",

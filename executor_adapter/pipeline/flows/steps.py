@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect.events import emit_event
 
@@ -12,9 +13,15 @@ from executor_adapter.pipeline.collecting import find_windows
 from executor_adapter.pipeline.flows import assets, jobs
 from executor_adapter.pipeline.flows.run import Future, Run
 from executor_adapter.pipeline.processing import windows_to_process
-from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.pipeline.sources.landing import Window
 from executor_adapter.pipeline.tables import ConfiguredTable, in_order
 from executor_adapter.pipeline.upkeep import lateness
+
+MAX_BYTES = 64 << 20
+"""Bytes of the windows of one job, at most, where it has several."""
+MAX_WINDOWS = 500
+"""Windows of one job, at most."""
+T = TypeVar("T")
 
 
 def collect(run: Run, since: date | None = None, until: date | None = None) -> None:
@@ -78,13 +85,14 @@ class _Collections:
         """Submit a job for each window; None: they could not be found."""
         if windows and isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep":
             self._settled[str(table)] = table
-        for window in windows or ():
+        for some in _together(windows or [], lambda window: window.size if _is_local(table) else MAX_BYTES):
+            subject = _subject([window.name for window in some])
             future = self._run.submit(
-                jobs.collect_window,
+                jobs.collect_windows,
                 tool=table.tool_name,
                 stage="collect",
-                subject=f"{table.name} {window.name}",
-                arguments={"table": table, "window": window, "again": self._again},
+                subject=f"{table.name} {subject}",
+                arguments={"table": table, "windows": some, "subject": subject, "again": self._again},
             )
             self._running[future] = table
 
@@ -143,17 +151,43 @@ def process(run: Run) -> list[dict[str, Any]]:
 
 
 def _submit_windows(run: Run, tables: list[ConfiguredTable]) -> dict[Future, ConfiguredTable]:
-    return {
-        run.submit(
-            jobs.process_window,
-            tool=table.tool_name,
-            stage="process",
-            subject=f"{table.name} {window}",
-            arguments={"table": table, "window": window},
-        ): table
-        for table in tables
-        for window in windows_to_process(table)
-    }
+    submitted = {}
+    for table in tables:
+        file_of = table.raw.place.file_of
+        sizes = {window: file_of(window).stat().st_size for window in windows_to_process(table)}
+        for some in _together(list(sizes), sizes.__getitem__):
+            future = run.submit(
+                jobs.process_windows,
+                tool=table.tool_name,
+                stage="process",
+                subject=f"{table.name} {_subject(some)}",
+                arguments={"table": table, "windows": some, "subject": _subject(some)},
+            )
+            submitted[future] = table
+    return submitted
+
+
+def _together(windows: Sequence[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield the windows of each job: one large one, or several small ones."""
+    some: list[T] = []
+    total = 0
+    for window in windows:
+        size = size_of(window)
+        if some and (total + size > MAX_BYTES or len(some) == MAX_WINDOWS):
+            yield some
+            some, total = [], 0
+        some.append(window)
+        total += size
+    if some:
+        yield some
+
+
+def _subject(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
+
+
+def _is_local(table: ConfiguredTable) -> bool:
+    return isinstance(table.tool, FilesTool) and "://" not in table.tool.tables[table.name].file
 
 
 def _summarise(run: Run) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -22,9 +23,8 @@ from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import explained
 from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.sources.landing import LandedFile, Landing, find_landing, receiving
+from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Window, find_landing, receiving
 from executor_adapter.pipeline.sources.unpacking import CHUNK
-from executor_adapter.pipeline.sources.windows import Window
 from executor_adapter.terminal import escaped
 
 UNFINISHED = (".part", ".tmp", ".filepart", ".crdownload")
@@ -44,13 +44,13 @@ def find_files(tool: FilesTool, table: str) -> list[Window]:
     """
     place = _Place(tool, tool.tables[table].file)
     with _explained(str(place)):
-        names = [escaped(name) for name in place.names()]
-    if not names:
+        found = [Window(name=escaped(name), size=place.size(name)) for name in place.names()]
+    if not found:
         lack = "matches no file" if place.is_pattern else "does not exist"
         raise _error(f"{place} {lack}: wait until it is there, or correct tables.{table}.file", "SOURCE_UNAVAILABLE")
-    if len(set(names)) < len(names):
+    if len({window.name for window in found}) < len(found):
         raise _error(f"{place}: the names of two files differ in control characters alone: rename one", "DATA_ERROR")
-    return [Window(name=name) for name in names]
+    return found
 
 
 def land_file(root: Path, tool_name: str, tool: FilesTool, table: str, window: Window) -> Landing:
@@ -69,24 +69,40 @@ def land_file(root: Path, tool_name: str, tool: FilesTool, table: str, window: W
     """
     place = _Place(tool, tool.tables[table].file)
     origin = f"{place.shown_root}/{window.name}"
-    with _explained(origin), place.opened(window.name) as (file, size, fingerprint, is_same):
-        # What was there before the newest content is not what is there again: it is newer now.
+    with _explained(origin), place.opened(window.name) as (file, size, version):
+        before = version()
         existing = find_landing(root, tool_name, table, window)
-        if existing is not None and existing.manifest.fingerprint == fingerprint:
+        # What was there before the newest content is not what is there again: it is newer now.
+        if existing is not None and (
+            existing.manifest.fingerprint == before or _has_content(file, size, existing.files[0])
+        ):
             log("%s: not changed", origin)
             return existing
+        # A version that is too new does not tell the next one from it: then the content does.
+        fingerprint = before if _is_settled(file) else f"{before}, new"
         with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
             receiver.restart()
-            chunks = _chunks(file, size, origin, tool.max_bytes)
-            if not is_same(receiver.add(_suffixes(window.name), chunks, origin=origin)):
+            receiver.add(_suffixes(window.name), _chunks(file, size, origin, tool.max_bytes), origin=origin)
+            if version() != before:
                 raise DataCollectionException(f"{origin} changed while it was copied: wait until it is whole")
     landing = receiver.landing
     log("%s: %d bytes", origin, landing.files[0].size)
     return landing
 
 
-Opened = tuple[IO[bytes], int | None, str, Callable[[LandedFile], bool]]
-"""A file, its size in bytes, what identifies its content, and what says whether that is what was landed of it."""
+def _has_content(file: IO[bytes], size: int | None, landed: LandedFile) -> bool:
+    """Return whether a local file has the bytes that were landed: reinstalling a package changes its time alone."""
+    if not isinstance(file, BufferedReader) or size != landed.size:
+        return False
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return found == landed.checksum
+
+
+Opened = tuple[IO[bytes], int | None, Callable[[], str]]
+"""A file, its size in bytes, and what gives its version: where that is the same, so is the content."""
+MIN_AGE = 2.0
+"""Seconds after a write until the time of a local file tells a later write: clocks of disks are coarse."""
 
 
 class _Place:
@@ -123,6 +139,10 @@ class _Place:
         names = [each.removeprefix(self._root).lstrip("/") for each in found]
         return sorted(each for each in names if not _is_passed_over(each))
 
+    def size(self, name: str) -> int:
+        """Return the bytes of one of `names`; 0 where asking for it would take a request."""
+        return 0 if self._scheme else os.lstat(f"{self._root}/{name}").st_size
+
     @contextmanager
     def opened(self, name: str) -> Iterator[Opened]:
         """Open one of `names`, which may be escaped."""
@@ -134,15 +154,10 @@ class _Place:
             path = f"{self._root}/{names[name]}"
         if self._scheme:
             with self._system.open(path, "rb") as file:
-                content = _remote_content(self._system, path)
-                yield file, self._system.size(path), content, lambda _: content == _remote_content(self._system, path)
+                yield file, self._system.size(path), lambda: _remote_content(self._system, path)
             return
         with self._open_local(Path(path)) as local:
-            # Not the time: reinstalling a package changes the time of its files and not what is in them.
-            content = f"sha256 {hashlib.file_digest(local, 'sha256').hexdigest()}"
-            local.seek(0)
-            size = os.fstat(local.fileno()).st_size
-            yield local, size, content, lambda landed: content == f"sha256 {landed.checksum}"
+            yield local, os.fstat(local.fileno()).st_size, lambda: _local_version(local)
 
     def _exists(self, path: str) -> bool:
         return bool(self._system.exists(path)) if self._scheme else os.path.lexists(path)
@@ -197,6 +212,15 @@ def _options(tool: FilesTool) -> dict[str, Any]:
         name: value.replace("{credential}", secret) if isinstance(value, str) else value
         for name, value in tool.storage.items()
     }
+
+
+def _local_version(file: BufferedReader) -> str:
+    found = os.fstat(file.fileno())
+    return f"local {found.st_ino} {found.st_mtime_ns} {found.st_size}"
+
+
+def _is_settled(file: IO[bytes]) -> bool:
+    return not isinstance(file, BufferedReader) or time.time() - os.fstat(file.fileno()).st_mtime >= MIN_AGE
 
 
 def _remote_content(system: Any, path: str) -> str:

@@ -19,8 +19,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.arrow_rows import add_batch, as_text, check_names, text_array
-from executor_adapter.pipeline.sources.landing import Landing, receiving
-from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.pipeline.sources.landing import Landing, Window, receiving
 
 
 def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, window: Window) -> Landing:

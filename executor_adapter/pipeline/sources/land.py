@@ -8,8 +8,7 @@ from pathlib import Path
 from executor_adapter.config import FilesTool, FunctionTool, RestTool, SqlTool, Tool
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.sources.landing import Landing, find_landing
-from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.pipeline.sources.landing import Landing, Window, find_landing
 
 
 def land(

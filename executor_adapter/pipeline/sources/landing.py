@@ -26,14 +26,30 @@ from urllib.parse import quote
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import explained, locked, sync_folder, writing
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.sources.windows import Window
 from executor_adapter.worker import running_job
 
 RESUME_WITHIN = 3600.0
 """Seconds after its last file in which an interrupted landing is continued by another run; later it starts anew."""
 
+SINGLE_WINDOW = "all"
+"""The name of the only window of a table that is not divided."""
+
 _JOURNAL = "files.ndjson"
 _MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Names one part of a table, and its bounds where the source is asked for that part alone."""
+
+    name: str = SINGLE_WINDOW
+    since: str | None = None
+    """The first value of the column by which the source is asked, as text (a moment in ISO 8601, or a number); rows
+    with this value belong to the window. None: from the beginning."""
+    until: str | None = None
+    """The first value after the window. None: up to now."""
+    size: int = field(default=0, compare=False)
+    """The bytes that it has at the source, where these are known before it is asked: several small ones are one job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +100,8 @@ class Landing:
 
     folder: Path
     manifest: Manifest
+    is_new: bool = field(default=False, compare=False)
+    """Whether it was received just now, so that its bytes are as they were received."""
 
     @property
     def files(self) -> tuple[LandedFile, ...]:
@@ -202,7 +220,7 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
             sync_folder(folder)
         with writing(folder / _MANIFEST) as file:
             file.write(json.dumps(asdict(manifest), indent=1).encode())
-        receiver.landing = Landing(folder=folder, manifest=manifest)
+        receiver.landing = Landing(folder=folder, manifest=manifest, is_new=True)
 
 
 def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint: str | None = None) -> Landing | None:

@@ -71,7 +71,8 @@ def _parts(
     """Yield CSV as `CsvText`, and batches of all else."""
     for file in landing.files:
         path = landing.path_of(file)
-        _check_content(path, file)
+        if not landing.is_new:
+            _check_content(path, file)
         if file.rows == 0:
             continue
         encoding = format.encoding or file.details.get("encoding")

@@ -24,8 +24,7 @@ from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.arrow_rows import add_batch, check_names, text_array
-from executor_adapter.pipeline.sources.landing import Landing, receiving
-from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.pipeline.sources.landing import Landing, Window, receiving
 
 _CONFIGURATION_ERRORS = (exc.ProgrammingError, exc.NoSuchModuleError)
 _REFUSALS = (

@@ -16,12 +16,11 @@ from executor_adapter.config import Format, Paging, RestResource, RestTool, Tabl
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import checksum_of
 from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, find_landing, receiving
+from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, Window, find_landing, receiving
 from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
 from executor_adapter.pipeline.sources.rest.client import ApiClient, RequestRate, shown
 from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
 from executor_adapter.pipeline.sources.unpacking import unpacked
-from executor_adapter.pipeline.sources.windows import Window
 
 PARENT_ID = "parent_id"
 """The column that `for_each` adds: the id for which an object was asked."""
