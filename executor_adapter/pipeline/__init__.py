@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.lake.table import LakeTable
     from executor_adapter.pipeline.lake.upkeep import expire_windows, is_expired, remove_windows, settle_windows
     from executor_adapter.pipeline.lake.writer import Writer, Written
-    from executor_adapter.pipeline.loading import CAST_REJECTS
     from executor_adapter.pipeline.processing import (
         Balance,
         Processed,
@@ -60,7 +59,7 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.steps import Step, read_step
     from executor_adapter.pipeline.storing import Collected, store_landing
     from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tools
-    from executor_adapter.pipeline.text_rows import REJECTS
+    from executor_adapter.pipeline.text_rows import REJECTED
     from executor_adapter.pipeline.upkeep import clean_lake, keep_table, settle_table
 
 _NAMES = {
@@ -70,7 +69,6 @@ _NAMES = {
     "lake.table": "LakeTable",
     "lake.upkeep": "expire_windows is_expired remove_windows settle_windows",
     "lake.writer": "Writer Written",
-    "loading": "CAST_REJECTS",
     "processing": "Balance Processed balance process_table process_window process_windows reject_reasons",
     "sources.files": "find_files land_file",
     "sources.functions": "land_function",
@@ -83,14 +81,13 @@ _NAMES = {
     "steps": "Step read_step",
     "storing": "Collected store_landing",
     "tables": "ConfiguredTable configured_tables import_references select_tools",
-    "text_rows": "REJECTS",
+    "text_rows": "REJECTED",
     "upkeep": "clean_lake keep_table settle_table",
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "CAST_REJECTS",
-    "REJECTS",
+    "REJECTED",
     "Balance",
     "Collected",
     "ConfiguredTable",

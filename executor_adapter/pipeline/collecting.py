@@ -11,10 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from executor_adapter.config import FilesTool, FileTable, RestTool
-from executor_adapter.error_codes import NEVER_RETRIED, error_code_of
-from executor_adapter.exceptions import DataCollectionException, JobError
+from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import writing
-from executor_adapter.pipeline.job_log import progress
+from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
@@ -25,8 +24,6 @@ from executor_adapter.pipeline.tables import ConfiguredTable
 
 SETTLE_TIME = 3600.0
 """Seconds after the end of a day after which no late object is added to it, so that it is not asked for again."""
-MAX_SAID = 5
-"""Windows of a job that are named when they fail."""
 PARENT_ID = "parent_id"
 """The column of a resource with `for_each`: the id for which an object was asked."""
 
@@ -66,30 +63,9 @@ def find_windows(
 def collect_windows(
     table: ConfiguredTable, windows: Sequence[Window], *, again: bool = False, headers: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Collect several windows one after another, as `collect_window` does; one that fails stops no other.
-
-    Raises:
-        JobError: windows failed; the code is that of one that may go well when it is tried again.
-    """
+    """Collect several windows one after another, as `collect_window` does: see `do_each`."""
     entries = table.raw.windows() if len(windows) > 1 else None
-    done: list[dict[str, Any]] = []
-    failed: list[tuple[Window, Exception]] = []
-    for number, window in enumerate(windows):
-        try:
-            done.append(collect_window(table, window, again=again, headers=headers, entries=entries))
-        except (JobError, OSError) as error:
-            if len(windows) == 1:
-                raise
-            failed.append((window, error))
-        progress(number + 1, len(windows), "windows")
-    if failed:
-        codes = [error_code_of(error) for _, error in failed]
-        said = "; ".join(f"{window.name}: {error}" for window, error in failed[:MAX_SAID])
-        more = f"; and {len(failed) - MAX_SAID} more" if len(failed) > MAX_SAID else ""
-        raise DataCollectionException(
-            f"{len(failed)} of {len(windows)} failed: {said}{more}",
-            error_code=next((code for code in codes if code not in NEVER_RETRIED), codes[0]),
-        )
+    done = do_each(windows, lambda window: collect_window(table, window, again=again, headers=headers, entries=entries))
     return {
         "records_collected": sum(each["records_collected"] for each in done),
         "status": "collected" if any(each["status"] == "collected" for each in done) else "already_collected",

@@ -17,11 +17,8 @@ from executor_adapter.config import Column, TableSchema
 from executor_adapter.exceptions import DataCollectionException, DataProcessingException
 from executor_adapter.pipeline.casts import cast, cleaned, is_json, literal, reason_of, shown
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.text_rows import Text
+from executor_adapter.pipeline.text_rows import REJECTED, Text
 
-CAST_REJECTS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())])
-"""The columns of rejected rows: the number of the row among those that were read (counted from 1), everything that is
-wrong, and the whole row as JSON."""
 MAX_VALUE = 60
 """Characters of a value in a reason."""
 
@@ -29,11 +26,11 @@ _PERIODS = {"year": 4, "month": 7, "day": 10}
 
 
 class Loaded(NamedTuple):
-    """A part of what was loaded: typed rows with the window of each, and rejects with the columns of `CAST_REJECTS`."""
+    """A part of what was loaded: typed rows with the window of each, and rejects with the columns of `REJECTED`."""
 
     rows: pa.RecordBatch
     windows: pa.Array
-    rejects: pa.RecordBatch
+    rejects: pa.Table
 
 
 class Loader:
@@ -45,6 +42,7 @@ class Loader:
         partition: the columns whose typed values make the name of the window, joined by "-"; none: it is empty.
         period: "year", "month" or "day": of the one column, a date or a moment, only so much is taken; moments have
             their day in the zone of their column.
+        delivery: what rejects call the delivery.
     """
 
     def __init__(
@@ -53,10 +51,11 @@ class Loader:
         schema: TableSchema | None = None,
         partition: Sequence[str] = (),
         period: str | None = None,
+        delivery: str = "",
     ) -> None:
         # Without a schema no column is declared, and all stay text; a schema in the configuration has at least one.
         self._schema = schema or TableSchema.model_construct(columns={}, undeclared="text")
-        self._connection, self._partition, self._period = connection, partition, period
+        self._connection, self._partition, self._period, self._delivery = connection, partition, period, delivery
         self._seen = set[str]()
         self.rows = 0
         """Rows that were typed or rejected."""
@@ -81,10 +80,12 @@ class Loader:
             rows = pa.RecordBatch.from_arrays(batch.columns[4:], names=names)
             numbers, windows, reasons, texts = batch.columns[:4]
             if reasons.null_count == batch.num_rows:
-                yield Loaded(rows, windows, _no_rejects())
+                yield Loaded(rows, windows, REJECTED.empty_table())
                 continue
             wrong, right = pc.is_valid(reasons), pc.is_null(reasons)
-            rejects = pa.RecordBatch.from_arrays([numbers, reasons, texts], schema=CAST_REJECTS).filter(wrong)
+            found = [each.filter(wrong) for each in (numbers, reasons, texts)]
+            said = [pa.repeat(pa.scalar(each), len(found[0])) for each in ("type", self._delivery)]
+            rejects = pa.Table.from_arrays([*said, pa.nulls(len(found[0]), pa.int64()), *found], schema=REJECTED)
             self.rejected += rejects.num_rows
             yield Loaded(rows.filter(right), windows.filter(right), rejects)
 
@@ -187,10 +188,6 @@ def _reasons(name: str, column: Column, text: str, value: str) -> Iterator[tuple
     if column.kind != "text":
         said = f"{literal(f'{name}: ')} || {shown(text, MAX_VALUE)} || {literal(f' {reason_of(column)}')}"
         yield f"({text} IS NOT NULL AND {value} IS NULL)", said
-
-
-def _no_rejects() -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=CAST_REJECTS)
 
 
 def _error(message: str) -> DataProcessingException:

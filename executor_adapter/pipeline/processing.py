@@ -14,26 +14,26 @@ from typing import Any, Literal
 import duckdb
 import pyarrow as pa
 
-from executor_adapter.exceptions import DataProcessingException, JobError
-from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.casts import literal
+from executor_adapter.pipeline.job_log import do_each, log, progress
 from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.lake.layout import workspace
 from executor_adapter.pipeline.lake.table import LakeTable
+from executor_adapter.pipeline.lake.upkeep import remove_windows
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.steps import (
-    REJECTS,
     Account,
     Run,
     Spec,
     Step,
     digest,
     fingerprint_of,
-    literal,
     measures_query,
     read_step,
 )
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, ROW
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, ROW
 
 MAX_LOGGED_REASONS = 10
 MEMORY = "400MB"
@@ -76,7 +76,7 @@ def process_window(
         window: its window.
         steps: the steps, in their order: see `read_step`.
         target: the table of the rows that went through.
-        rejects: the table of the rejects, with the columns of `REJECTS`.
+        rejects: the table of the rejects, with the columns of `REJECTED`.
         group_by: the columns whose values make the groups of the measures.
         measures: measures of the rows that went through: name -> (column, count, sum, min, max or mean).
         aggregates: the table of the measures.
@@ -103,10 +103,12 @@ def process_window(
         rows = stack.enter_context(target.writing(window, fingerprint=fingerprint))
         rows.dropped, rows.merged = run.account.dropped.total(), run.account.merged
         _write(rows, database, f"SELECT * EXCLUDE ({ROW}) FROM {run.rows}")
-        put_aside = stack.enter_context(rejects.writing(window, fingerprint=fingerprint))
-        put_aside.add(REJECTS.empty_table())
-        for query in run.rejects:
-            _write(put_aside, database, f"{query} ORDER BY row")
+        if run.account.rejected:
+            put_aside = stack.enter_context(rejects.writing(window, fingerprint=fingerprint))
+            for query in run.rejects:
+                _write(put_aside, database, f"{query} ORDER BY row")
+        else:
+            remove_windows(rejects, [window])
         if measures and aggregates is not None:
             query = measures_query(run.rows, run.columns(run.rows), group_by, measures)
             writer = stack.enter_context(aggregates.writing(window, fingerprint=fingerprint))
@@ -218,22 +220,8 @@ def process_table(table: ConfiguredTable, window: str) -> dict[str, Any]:
 
 
 def process_windows(table: ConfiguredTable, windows: Sequence[str]) -> dict[str, Any]:
-    """Process several windows one after another, as `process_table` does; one that fails stops no other.
-
-    Raises:
-        JobError: a window failed; that of the first one.
-    """
-    done: list[dict[str, Any]] = []
-    failed: list[JobError] = []
-    for number, window in enumerate(windows):
-        try:
-            done.append(process_table(table, window))
-        except JobError as error:
-            failed.append(error)
-        if len(windows) > 1:
-            progress(number + 1, len(windows), "windows")
-    if failed:
-        raise failed[0]
+    """Process several windows one after another, as `process_table` does: see `do_each`."""
+    done = do_each(windows, lambda window: process_table(table, window))
     return {
         "records_processed": sum(each["records_processed"] for each in done),
         "status": "processed" if any(each["status"] == "processed" for each in done) else "already_processed",
@@ -277,9 +265,9 @@ def balance(tool: str, tables: Iterable[ConfiguredTable]) -> Balance:
     """Count the rows of a tool's tables."""
     counts: Counter[str] = Counter()
     for table in tables:
-        unfit = sum(entry.rows for entry in table.unfit.windows().values())
-        counts.update(collected=unfit, rejected=unfit)
         processed, rejects = table.processed.windows(), table.rejects.windows()
+        unfit = sum(entry.rows for window, entry in rejects.items() if window.startswith(READ))
+        counts.update(collected=unfit, rejected=unfit)
         steps = _steps_of(table)
         for window, entry in table.raw.windows().items():
             counts["collected"] += entry.rows
@@ -300,11 +288,9 @@ def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]
     found: Counter[tuple[str, str]] = Counter()
     for table in tables:
         raw, steps = table.raw.windows(), _steps_of(table)
-        for window in table.unfit.windows():
-            _count(found, table, table.unfit, window)
         for window, entry in table.rejects.windows().items():
             fingerprint = processing_fingerprint(raw.get(window), steps, table.version)
-            if entry.rows and window in raw and entry.fingerprint == fingerprint:
+            if window.startswith(READ) or (window in raw and entry.fingerprint == fingerprint):
                 _count(found, table, table.rejects, window)
     return _by_rule(found)
 

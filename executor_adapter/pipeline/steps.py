@@ -24,6 +24,7 @@ import duckdb
 import pyarrow as pa
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.text_rows import REASON, ROW
@@ -31,9 +32,6 @@ from executor_adapter.pipeline.text_rows import REASON, ROW
 BUILT_IN = ("check", "deduplicate", "enrich", "function", "sql")
 Spec = str | Mapping[str, Any]
 """A step in the configuration: `module:function`, or a mapping of the name of a step to its options."""
-REJECTS = pa.schema([("row", pa.int64()), ("step", pa.string()), ("reason", pa.string()), ("text", pa.string())])
-"""The columns of rejects: the number of the row in its window (counted from 1), the step, everything that is wrong,
-and the row as the step was given it, as JSON."""
 MISTAKES = (LookupError, TypeError, ValueError, AttributeError, NameError, ArithmeticError, AssertionError)
 """What a step raises that has a mistake, or that the rows do not suit: the same rows raise it again."""
 
@@ -182,7 +180,7 @@ class Run:
         """The view that has the rows now."""
         self.account = Account()
         self.rejects: list[str] = []
-        """Queries that give the rejects, with the columns of `REJECTS`."""
+        """Queries that give the rejects, with the columns of `REJECTED`."""
         database.execute(f"CREATE VIEW rows_0 AS {source}")
         self.account.given = self.account.kept = self._count("rows_0")
 
@@ -328,8 +326,9 @@ class Run:
             self.account.rejected[str(reason)] += number
             self.account.kept -= number
         self.rejects.append(
-            f"SELECT {ROW} AS row, {literal(step.name)} AS step, CAST({REASON} AS VARCHAR) AS reason, "
-            f"CAST(to_json(b) AS VARCHAR) AS text FROM (SELECT {ROW}, {REASON} {wrong}) "
+            f"SELECT {literal(step.name)} AS step, CAST(NULL AS VARCHAR) AS delivery, CAST(NULL AS BIGINT) AS line, "
+            f"CAST({ROW} AS BIGINT) AS row, CAST({REASON} AS VARCHAR) AS reason, CAST(to_json(b) AS VARCHAR) AS text "
+            f"FROM (SELECT {ROW}, {REASON} {wrong}) "
             f"JOIN (SELECT {ROW}, struct_pack({self._packed(before)}) AS b FROM {before}) USING ({ROW})"
         )
         view = f"{after}_kept"
@@ -460,11 +459,6 @@ def digest(*parts: Any) -> str:
 def quoted(name: str) -> str:
     """Return the name of a column in SQL."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def literal(value: object) -> str:
-    """Return a text in SQL."""
-    return "'" + str(value).replace("'", "''") + "'"
 
 
 def _names(given: Any) -> list[str]:

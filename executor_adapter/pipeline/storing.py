@@ -18,19 +18,18 @@ from executor_adapter.pipeline.disk import TEMPORARY, writing
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.lake.table import LakeTable
+from executor_adapter.pipeline.lake.upkeep import remove_windows
 from executor_adapter.pipeline.lake.writer import Writer
-from executor_adapter.pipeline.loading import CAST_REJECTS, Loader, by_window
+from executor_adapter.pipeline.loading import Loader, by_window
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window
 from executor_adapter.pipeline.sources.reading import read_texts
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
-from executor_adapter.pipeline.text_rows import REJECTS, Text, connected
+from executor_adapter.pipeline.text_rows import READ, Text, connected
 
 MAX_WAITING = 500_000
 """Rows of all windows that wait in memory, at most."""
 
 Wanted = Callable[[str], bool]
-ALL_REJECTS = pa.unify_schemas([REJECTS, CAST_REJECTS])
-"""The columns of the table of rejects: those of lines that are no rows, and of rows that do not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +67,13 @@ def store_landing(
     """Store the rows of a landing; each window of them is published by itself, completely or not at all.
 
     A landing that is stored already, read and typed in the same way, is not read again; of one that is stored in part,
-    those windows are stored that are missing. Its rejects are a window of their own, with the name of the landing's
-    window: when it is put right, they go.
+    those windows are stored that are missing. Its rejects are a window of their own: when it is put
+    right, they go.
 
     Args:
         landing: what was received.
         table: where its rows go.
-        rejects: where what is not a row, or does not fit the schema, goes, with the columns of `ALL_REJECTS`.
+        rejects: where what is not a row, or does not fit the schema, goes, with the columns of `REJECTED`.
         format: how its bytes become rows.
         member: the file inside ZIP archives that have several.
         max_bytes: bytes of an unpacked file, at most.
@@ -106,9 +105,12 @@ def store_landing(
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)
     with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
-        loader = Loader(connection, schema, partition, period)
+        delivery = landing.files[0].origin if len(landing.files) == 1 else landing.manifest.window.name
+        loader = Loader(connection, schema, partition, period, delivery)
         texts = read_texts(landing, format, storing.reject, member, max_bytes)
         collected = storing.store(loader, texts, None if partition else window)
+    if not collected.rejected and not rejects.key:
+        remove_windows(rejects, [READ + landing.manifest.window.name])  # Those of the delivery before go.
     with writing(marker) as file:
         file.write(json.dumps({"digest": digest, "windows": storing.created()}).encode())
     log("%s: %d rows stored, %d rejected", table.place, collected.rows, collected.rejected)
@@ -148,8 +150,6 @@ class _Storing:
     def store(self, loader: Loader, texts: Iterable[Text], window: str | None) -> Collected:
         """Write what is wanted, and publish it; `window` is that of all rows, None where they are divided."""
         with self._stack:
-            if self._rejects.find(self._landing.manifest.window.name) is not None:
-                self._put_aside(ALL_REJECTS.empty_table())  # Those of the delivery before go.
             for text in texts:
                 for loaded in loader.load(text):
                     self.reject(loaded.rejects)
@@ -214,15 +214,13 @@ class _Storing:
                 error_code="CONFIGURATION_ERROR",
             )
 
-    def reject(self, rejects: pa.RecordBatch) -> None:
+    def reject(self, rejects: pa.RecordBatch | pa.Table) -> None:
         """Put aside what is not a row, or does not fit."""
-        if rejects.num_rows:
-            self._put_aside(pa.Table.from_batches([rejects]))
-
-    def _put_aside(self, rejects: pa.Table) -> None:
+        if not rejects.num_rows:
+            return
         if self._reject_writer is None:
-            self._reject_writer = self._writer(self._rejects, self._landing.manifest.window.name)
-        self._reject_writer.add(pa.concat_tables([ALL_REJECTS.empty_table(), rejects], promote_options="default"))
+            self._reject_writer = self._writer(self._rejects, READ + self._landing.manifest.window.name)
+        self._reject_writer.add(rejects)
         self._rejected += rejects.num_rows
 
 

@@ -1,9 +1,8 @@
 """A table as the configuration describes it, and the tables of the lake that hold its rows.
 
 raw         rows as the source had them, in their declared types
-unfit       what is not a row, or does not fit its types
+rejected    what is not a row, does not fit its types, or was rejected by a step, with the reasons
 processed   rows that went through the steps
-rejects     rows that a step has rejected, with the reasons
 aggregates  the measures of each window
 """
 
@@ -199,9 +198,9 @@ class ConfiguredTable:
 
     @property
     def unfit(self) -> LakeTable:
-        """What is not a row, or does not fit the schema, with the reasons."""
+        """What is not a row, or does not fit the schema, with the reasons: windows of their own among the rejects."""
         # Where a part of a window is asked for at a time, the rejects of the parts before must stay.
-        return self._layer("unfit", key=("text",) if self.cursor or self.parent else ())
+        return self._layer("rejected", key=("text",) if self.cursor or self.parent else ())
 
     @property
     def processed(self) -> LakeTable:
@@ -211,7 +210,7 @@ class ConfiguredTable:
     @property
     def rejects(self) -> LakeTable:
         """The rows that a step has rejected."""
-        return self._layer("rejects")
+        return self._layer("rejected")
 
     @property
     def aggregates(self) -> LakeTable:
@@ -221,7 +220,7 @@ class ConfiguredTable:
     @property
     def layers(self) -> list[LakeTable]:
         """All of these."""
-        return [self.raw, self.unfit, self.processed, self.rejects, self.aggregates]
+        return [self.raw, self.processed, self.rejects, self.aggregates]
 
     def _layer(self, layer: str, **options: Any) -> LakeTable:
         return LakeTable(root=self.lake, layer=layer, tool=self.tool_name, name=self.name, **options)

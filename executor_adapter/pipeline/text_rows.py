@@ -21,11 +21,16 @@ ROW, REASON = "_row", "_reason"
 BATCH_ROWS = 50_000
 """Rows of a batch, at most."""
 
-REJECTS = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("text", pa.string())])
-"""The columns of rejects: where they were, the line there (counted from 1), what is wrong, and the line as it is.
+READ = "read "
+"""How the windows of the table of rejects begin that have what was wrong with a delivery, whose name follows."""
 
-`file` is the source file or the URL of the page; in an archive, followed by the name of the file in it.
-"""
+_TEXT, _NUMBER = pa.string(), pa.int64()
+REJECTED = pa.schema(
+    {"step": _TEXT, "delivery": _TEXT, "line": _NUMBER, "row": _NUMBER, "reason": _TEXT, "text": _TEXT}
+)
+"""The columns of rejects: the step (`read`, `type`, or one of the table), the delivery (a file, also inside an archive,
+or the URL of a page), the line there, or the number of the row in its delivery or window (both counted from 1),
+everything that is wrong, and the line as it is or the row as JSON."""
 
 
 class Reject(NamedTuple):
@@ -37,12 +42,13 @@ class Reject(NamedTuple):
 
 
 OnRejects = Callable[[pa.RecordBatch], None]
-"""Takes rejects, with the columns of `REJECTS`, in batches of bounded size."""
+"""Takes rejects, with the columns of `REJECTED`, in batches of bounded size."""
 
 
-def rejects_batch(file: str, rejects: Iterable[Reject]) -> pa.RecordBatch:
-    """Return the rejects of a file as a batch with the columns of `REJECTS`."""
-    return pa.RecordBatch.from_pylist([{"file": file, **each._asdict()} for each in rejects], schema=REJECTS)
+def rejects_batch(delivery: str, rejects: Iterable[Reject]) -> pa.RecordBatch:
+    """Return the lines of a delivery that are no rows as a batch with the columns of `REJECTED`."""
+    rows = [{"step": "read", "delivery": delivery, **each._asdict()} for each in rejects]
+    return pa.RecordBatch.from_pylist(rows, schema=REJECTED)
 
 
 Query = Callable[[str], str]

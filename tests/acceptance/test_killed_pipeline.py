@@ -79,7 +79,7 @@ class Place:
         The number of a reject counts the rows of one answer; after a kill, an answer has what was missing.
         """
         found: Lake = {}
-        for layer in ("raw", "unfit", "processed", "rejects", "aggregates"):
+        for layer in ("raw", "processed", "rejected", "aggregates"):
             for table in self.lake.glob(f"{layer}/*/*"):
                 parts = table.glob("window=*") if table.parent.name == "api" else [table]
                 rows = [ds.dataset(part, format="parquet", partitioning="hive").to_table() for part in parts]
@@ -184,12 +184,11 @@ def whole(server: Server, tmp_path_factory: pytest.TempPathFactory, source: Path
     counts = {name: [len(rows) for rows in windows] for name, windows in expected.items() if windows != {()}}
     assert {name: rows for name, rows in counts.items() if "aggregates" not in name} == {
         "raw/orders": [ORDERS - 6],
-        "unfit/orders": [7],
         "processed/orders": [ORDERS - 6 - 119],
-        "rejects/orders": [119],
+        "rejected/orders": [126],
         **{f"{layer}/items": [ITEMS] for layer in ("raw", "processed")},
         **{f"{layer}/lines": [ITEMS - 4] for layer in ("raw", "processed")},
-        "unfit/lines": [4],
+        "rejected/lines": [4],
     }
     return expected, took
 

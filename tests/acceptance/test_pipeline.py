@@ -181,7 +181,7 @@ def test_every_row_of_every_table_is_collected(home: Home, first: str) -> None:
 def test_rows_are_conserved_and_reported(home: Home, first: str) -> None:
     """All rows are processed or rejected; the year has eight impossible ones: tail numbers, a wind, airports."""
     for table, rows in home.period.tables.items():
-        kept, rejected = home.rows("processed", "flights", table), home.rows("rejects", "flights", table)
+        kept, rejected = home.rows("processed", "flights", table), home.rows("rejected", "flights", table)
         assert (kept + rejected, rejected) == (rows, home.period.rejects.get(table, 0))
     assert home.period.summed in first
     assert "rejected: 1 row of flights/weather: wind_speed" in first

@@ -35,13 +35,13 @@ COLUMNS = {
 def generate(folder: Path, rows: int = 2_500_000, files: int = 0) -> None:
     """Write the rows as one file, or as so many files of one day each."""
     folder.mkdir(parents=True, exist_ok=True)
+    part = rows // (files or 1)
     for number in range(files or 1):
-        first = f"TIMESTAMP '2026-01-01' + to_days({number})"
-        part = rows // (files or 1)
+        moment = f"TIMESTAMP '2026-01-01' + to_days({number}) + to_seconds(CAST(i * {SECONDS_APART} AS BIGINT))"
         duckdb.connect().execute(
             f"""COPY (
                 SELECT {number * part} + i AS id,
-                    strftime({first} + to_seconds(CAST(i * {SECONDS_APART} AS BIGINT)), '%Y-%m-%dT%H:%M:%SZ') AS sold_at,
+                    strftime({moment}, '%Y-%m-%dT%H:%M:%SZ') AS sold_at,
                     'country ' || (i * 7919 % 142) AS country,
                     i * 104729 % 1000 AS customer,
                     printf('%.2f', (i * 31 % 1000000) / 100.0) AS amount,

@@ -30,7 +30,7 @@ def read(
         assert {str(each) for each in batch.schema.types} <= {"string"}
         rows += batch.to_pylist()
     found = [each for batch in rejects for each in batch.to_pylist()]
-    assert {each["file"] for each in found} <= {"there", f"there: {member}"}
+    assert {each["delivery"] for each in found} <= {"there", f"there: {member}"}
     return rows, [(each["line"], each["reason"], each["text"]) for each in found]
 
 

@@ -183,7 +183,7 @@ def test_the_most_frequent_reasons_are_sentences() -> None:
     rejects = Counter({("shop", "orders", f"price: '{n}'\nis too much"): 10 - n for n in range(6)})
     sentences = report_text.reject_sentences(rejects)
     assert sentences[0] == "rejected: 10 rows of shop/orders: price: '0' is too much"
-    assert sentences[5:] == ["rejected: 5 rows for other reasons: see unfit and rejects in the lake"]
+    assert sentences[5:] == ["rejected: 5 rows for other reasons: see rejected in the lake"]
     assert report_text.reject_sentences(Counter({("shop", "orders", "x" * 300): 1})) == [
         f"rejected: 1 row of shop/orders: {'x' * 200}"
     ]

@@ -20,8 +20,8 @@ from executor_adapter.config import TableSchema
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.casts import arrow_type
-from executor_adapter.pipeline.loading import CAST_REJECTS, Loader
-from executor_adapter.pipeline.text_rows import connected, in_batches
+from executor_adapter.pipeline.loading import Loader
+from executor_adapter.pipeline.text_rows import REJECTED, connected, in_batches
 
 
 def schema(**columns: Any) -> TableSchema:
@@ -47,7 +47,7 @@ def load(columns: TableSchema, *batches: pa.RecordBatch, finish: bool = True) ->
         if finish:
             loader.finish()
     rows = [pa.Table.from_batches([each.rows]) for each in loaded]
-    rejects = pa.Table.from_batches([each.rejects for each in loaded], CAST_REJECTS)
+    rejects = pa.concat_tables([REJECTED.empty_table(), *(each.rejects for each in loaded)])
     return Cast(pa.concat_tables(rows, promote_options="default"), rejects, loader)
 
 
@@ -163,7 +163,7 @@ def test_a_reject_has_its_row_and_everything_that_is_wrong() -> None:
     cast = load(columns, first, batch(n=["3", "x" * 100], day=[None, "1.1.2013"], note=["c", "d"]))
     assert cast.rows.to_pylist()[2] == {"n": 3, "day": None, "note": "c"}
     (reject,) = cast.rejects.to_pylist()
-    assert reject["row"] == 4
+    assert (reject["step"], reject["row"]) == ("type", 4)
     assert reject["reason"] == (
         f"n: '{'x' * 60}...' is not an integer of 64 bits; day: '1.1.2013' is not a date as 2013-01-31"
     )

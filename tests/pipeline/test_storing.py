@@ -84,7 +84,7 @@ def test_rows_are_stored_by_window_and_the_rest_is_put_aside(shop: Shop) -> None
     typed, line = sorted(shop.rows(shop.rejects), key=lambda row: row["row"] or 99)
     assert (typed["row"], typed["reason"]) == (2, "price: 'much' is not a decimal(8, 2)")
     assert json.loads(typed["text"]) == {"id": "x", "month": "2013-02", "price": "much"}
-    assert (line["line"], line["text"], line["window"]) == (5, "broken,2013-02,1,9", "a.csv")
+    assert (line["line"], line["text"], line["window"]) == (5, "broken,2013-02,1,9", "read a.csv")
 
 
 def test_a_file_that_is_put_right_takes_its_rejects_away(shop: Shop) -> None:
@@ -92,7 +92,7 @@ def test_a_file_that_is_put_right_takes_its_rejects_away(shop: Shop) -> None:
     shop.collect()
     shop.write("a.csv", "00501,2013-01,1.50", "x,2013-02,2")
     assert [(done.rows, done.rejected) for done in shop.collect()] == [(2, 0)]
-    assert shop.rows(shop.rejects) == []
+    assert shop.rejects.windows() == {}
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def reject_sentences(rejects: Counter[tuple[str, str, str]]) -> list[str]:
         for (tool, table, reason), rows in shown
     ]
     rest = rejects.total() - sum(rows for _, rows in shown)
-    return [*found, f"rejected: {_rows(rest)} for other reasons: see unfit and rejects in the lake"] if rest else found
+    return [*found, f"rejected: {_rows(rest)} for other reasons: see rejected in the lake"] if rest else found
 
 
 def _rows(number: int) -> str:

@@ -16,6 +16,7 @@ from executor_adapter.pipeline.lake.files import FileWriter, publish
 from executor_adapter.pipeline.lake.layout import workspace
 from executor_adapter.pipeline.lake.merging import VANISHED_AT, marked
 from executor_adapter.pipeline.lake.table import LakeTable
+from executor_adapter.pipeline.text_rows import READ
 
 _DATED = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
 
@@ -86,6 +87,7 @@ def is_expired(window: str, before: date) -> bool:
     Whoever collects asks it too, so that what has expired is not collected again. A window of another name never
     expires.
     """
+    window = window.removeprefix(READ)
     if not _DATED.fullmatch(window):
         return False
     return window < before.isoformat()[: len(window)]
