@@ -295,15 +295,16 @@ def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]
     return _by_rule(found)
 
 
-def windows_to_process(table: ConfiguredTable) -> list[str]:
-    """Return the windows whose rows the table's steps have not processed as they are now."""
+def windows_to_process(table: ConfiguredTable) -> dict[str, int]:
+    """Return the windows that the table's steps have not processed as they are now, and how many rows each has."""
     steps, processed = _steps_of(table), table.processed.windows()
-    wanted = {
-        window: processing_fingerprint(entry, steps, table.version)
-        for window, entry in table.raw.windows().items()
-        if entry.rows  # A day without any event needs no job.
-    }
-    return [name for name, mark in wanted.items() if name not in processed or processed[name].fingerprint != mark]
+    found = {}
+    for window, entry in table.raw.windows().items():
+        done = processed.get(window)
+        # A day without any event needs no job.
+        if entry.rows and (done is None or done.fingerprint != processing_fingerprint(entry, steps, table.version)):
+            found[window] = entry.rows
+    return found
 
 
 _VALUE = re.compile(r"""(?<=: )('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[+-]?\d+)?)(?:\.\.\.)?(?= is )""")

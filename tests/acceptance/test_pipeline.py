@@ -226,8 +226,8 @@ def test_the_embedded_server_records_every_final_state(home: Home) -> None:
     assert home.query("select state_name, count(*) from flow_run group by 1") == [("Completed", 2)]
     states = home.query("select flow_run_id, state_type, count(*) from task_run group by 1, 2")
     assert {state for _, state, _ in states} == {"COMPLETED"}
-    # Five tables searched, 5 files and 4 resources of 2 days collected, all windows and those of the history processed.
-    assert all(count >= 5 + 5 + 4 * 2 + home.period.windows + 2 for _, _, count in states)
+    # Five tables searched, 5 files and 4 resources of 2 days collected, all tables and those of the history processed.
+    assert all(count >= 5 + 5 + 4 * 2 + 1 + len(OTHER_TABLES) + 2 for _, _, count in states)
 
 
 @pytest.mark.usefixtures("second")

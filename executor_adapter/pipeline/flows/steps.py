@@ -18,7 +18,9 @@ from executor_adapter.pipeline.tables import ConfiguredTable, in_order
 from executor_adapter.pipeline.upkeep import lateness
 
 MAX_BYTES = 64 << 20
-"""Bytes of the windows of one job, at most, where it has several."""
+"""Bytes of the files that one job collects, at most, where it has several."""
+MAX_ROWS = 100_000
+"""Rows of the windows that one job processes, at most, where it has several: jobs run side by side."""
 MAX_WINDOWS = 500
 """Windows of one job, at most."""
 T = TypeVar("T")
@@ -85,7 +87,7 @@ class _Collections:
         """Submit a job for each window; None: they could not be found."""
         if windows and isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep":
             self._settled[str(table)] = table
-        for some in _together(windows or [], lambda window: window.size if _is_local(table) else MAX_BYTES):
+        for some in _together(windows or [], lambda window: window.size if _is_local(table) else MAX_BYTES, MAX_BYTES):
             subject = _subject([window.name for window in some])
             future = self._run.submit(
                 jobs.collect_windows,
@@ -153,9 +155,8 @@ def process(run: Run) -> list[dict[str, Any]]:
 def _submit_windows(run: Run, tables: list[ConfiguredTable]) -> dict[Future, ConfiguredTable]:
     submitted = {}
     for table in tables:
-        file_of = table.raw.place.file_of
-        sizes = {window: file_of(window).stat().st_size for window in windows_to_process(table)}
-        for some in _together(list(sizes), sizes.__getitem__):
+        rows = windows_to_process(table)
+        for some in _together(list(rows), rows.__getitem__, MAX_ROWS):
             future = run.submit(
                 jobs.process_windows,
                 tool=table.tool_name,
@@ -167,13 +168,13 @@ def _submit_windows(run: Run, tables: list[ConfiguredTable]) -> dict[Future, Con
     return submitted
 
 
-def _together(windows: Sequence[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+def _together(windows: Sequence[T], size_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
     """Yield the windows of each job: one large one, or several small ones."""
     some: list[T] = []
     total = 0
     for window in windows:
         size = size_of(window)
-        if some and (total + size > MAX_BYTES or len(some) == MAX_WINDOWS):
+        if some and (total + size > limit or len(some) == MAX_WINDOWS):
             yield some
             some, total = [], 0
         some.append(window)
