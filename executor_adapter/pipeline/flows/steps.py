@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect.events import emit_event
 
@@ -23,7 +23,6 @@ MAX_ROWS = 100_000
 """Rows of the windows that one job processes, at most, where it has several: jobs run side by side."""
 MAX_WINDOWS = 500
 """Windows of one job, at most."""
-T = TypeVar("T")
 
 
 def collect(run: Run, since: date | None = None, until: date | None = None) -> None:
@@ -168,9 +167,9 @@ def _submit_windows(run: Run, tables: list[ConfiguredTable]) -> dict[Future, Con
     return submitted
 
 
-def _together(windows: Sequence[T], size_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+def _together(windows: Sequence[Any], size_of: Callable[[Any], int], limit: int) -> Iterator[list[Any]]:
     """Yield the windows of each job: one large one, or several small ones."""
-    some: list[T] = []
+    some: list[Any] = []
     total = 0
     for window in windows:
         size = size_of(window)
