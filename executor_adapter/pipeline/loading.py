@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from executor_adapter.config import Column, TableSchema
 from executor_adapter.exceptions import DataCollectionException, DataProcessingException
-from executor_adapter.pipeline.casts import cast, cleaned, is_json, literal, reason_of, shown
+from executor_adapter.pipeline.casts import cast, cleaned, literal, reason_of, shown
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.text_rows import REJECTED, Text
 
@@ -37,7 +37,7 @@ class Loader:
     """Loads the rows of one delivery.
 
     Args:
-        connection: the database, which is used for nothing else.
+        connection: what `connected` gives, which is used for nothing else.
         schema: the types of the columns; None: everything stays text.
         partition: the columns whose typed values make the name of the window, joined by "-"; none: it is empty.
         period: "year", "month" or "day": of the one column, a date or a moment, only so much is taken; moments have
@@ -61,8 +61,6 @@ class Loader:
         """Rows that were typed or rejected."""
         self.rejected = 0
         """Rows that were rejected."""
-        if any(column.kind == "json" for column in self._schema.columns.values()):
-            connection.create_function("is_json", is_json, ["VARCHAR"], "BOOLEAN")
 
     def load(self, text: Text) -> Iterator[Loaded]:
         """Yield the typed rows and the rejects of a text.
@@ -122,10 +120,7 @@ class Loader:
         """Return the statement; c0, c1 are the texts, x0, x1 without words that mean null, and t0, t1 the values."""
         texts = {name: f"c{number}" for number, name in enumerate(names)}
         declared = [(name, column, texts.get(name)) for name, column in self._schema.columns.items()]
-        clean: list[str] = []
-        values: list[str] = []
-        reasons: list[tuple[str, str]] = []
-        typed: dict[str, str] = {}
+        clean, values, reasons, typed = list[str](), list[str](), list[tuple[str, str]](), dict[str, str]()
         for number, (name, column, given) in enumerate(declared):
             clean.append(f"{'CAST(NULL AS VARCHAR)' if given is None else cleaned(column, given)} AS x{number}")
             values.append(f"{cast(column, f'x{number}')} AS t{number}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from executor_adapter.pipeline.steps import (
     read_step,
 )
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, ROW
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, ROW, connected
 
 MAX_LOGGED_REASONS = 10
 MEMORY = "400MB"
@@ -93,7 +93,7 @@ def process_window(
     if target.find(window, fingerprint) is not None:
         log("%s %s: already processed", target.place, window)
         return Processed(status="already_processed")
-    with workspace(source.root) as space, _database(space) as database, ExitStack() as stack:
+    with workspace(source.root) as space, connected(space / "spill", 2, MEMORY) as database, ExitStack() as stack:
         run = Run(database, _rows_of(source, window, space), source.root, space)
         for number, step in enumerate(ready):
             run.apply(step)
@@ -128,14 +128,6 @@ def processing_fingerprint(entry: WindowEntry | None, steps: str, version: str =
     return digest(
         entry and entry.fingerprint, entry and entry.collected_at, entry and entry.vanished_at, steps, version
     )
-
-
-@contextmanager
-def _database(space: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    config: dict[str, Any] = {"threads": 2, "memory_limit": MEMORY, "autoinstall_known_extensions": False}
-    with duckdb.connect(config=config | {"temp_directory": str(space / "spill")}) as database:
-        database.execute("SET TimeZone = 'UTC'")
-        yield database
 
 
 def _rows_of(source: LakeTable, window: str, space: Path) -> str:
@@ -221,7 +213,8 @@ def process_table(table: ConfiguredTable, window: str) -> dict[str, Any]:
 
 def process_windows(table: ConfiguredTable, windows: Sequence[str]) -> dict[str, Any]:
     """Process several windows one after another, as `process_table` does: see `do_each`."""
-    done = do_each(windows, lambda window: process_table(table, window))
+    with workspace(table.lake) as space, connected(space, 2, MEMORY):
+        done = do_each(windows, lambda window: process_table(table, window))
     return {
         "records_processed": sum(each["records_processed"] for each in done),
         "status": "processed" if any(each["status"] == "processed" for each in done) else "already_processed",

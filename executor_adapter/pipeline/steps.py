@@ -181,8 +181,11 @@ class Run:
         self.account = Account()
         self.rejects: list[str] = []
         """Queries that give the rejects, with the columns of `REJECTED`."""
-        database.execute(f"CREATE VIEW rows_0 AS {source}")
+        self._make_view("rows_0", source)
         self.account.given = self.account.kept = self._count("rows_0")
+
+    def _make_view(self, name: str, query: str) -> None:
+        self._database.execute(f"CREATE TEMP VIEW {name} AS {query}")
 
     def _count(self, view: str) -> int:
         return int(self._value(f"SELECT count(*) FROM {view}"))
@@ -220,7 +223,7 @@ class Run:
         file = self._space / f"{view}.parquet"
         # A file spills nothing, and is read as fast as a table.
         self._database.execute(f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION lz4_raw)")
-        self._database.execute(f"CREATE VIEW {view} AS FROM read_parquet({literal(file)})")
+        self._make_view(view, f"FROM read_parquet({literal(file)})")
 
     def _relations(self, step: Step, before: str) -> Iterator[duckdb.DuckDBPyRelation]:
         """Yield the rows that a function is called with: all of them, or `batch` at a time."""
@@ -307,7 +310,7 @@ class Run:
             self.account.merged += given - self.account.kept
             view = f"{after}_kept"
             rest = "* EXCLUDE (_reason)" if REASON in columns else "*"
-            self._database.execute(f"CREATE VIEW {view} AS SELECT {rest}, row_number() OVER () AS {ROW} FROM {after}")
+            self._make_view(view, f"SELECT {rest}, row_number() OVER () AS {ROW} FROM {after}")
             return view
         rows = self._count(after)
         is_own = step.kind in ("sql", "function", "check")
@@ -333,7 +336,7 @@ class Run:
             f"JOIN (SELECT {ROW}, struct_pack({self._packed(before)}) AS b FROM {before}) USING ({ROW})"
         )
         view = f"{after}_kept"
-        self._database.execute(f"CREATE VIEW {view} AS SELECT * EXCLUDE ({REASON}) FROM {after} WHERE {REASON} IS NULL")
+        self._make_view(view, f"SELECT * EXCLUDE ({REASON}) FROM {after} WHERE {REASON} IS NULL")
         return view
 
     def _packed(self, view: str) -> str:

@@ -7,6 +7,7 @@ declared schema of the table. DuckDB reads the rows: CSV by itself, and all else
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import duckdb
 import pyarrow as pa
+
+from executor_adapter.pipeline.casts import is_json
 
 ROW, REASON = "_row", "_reason"
 """The columns by which the rows of a window are accounted for: the number of a row, and why it is rejected."""
@@ -58,25 +61,37 @@ Query = Callable[[str], str]
 class Text(Protocol):
     """Rows of text with the same columns, as DuckDB reads them."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the columns."""
-        ...
+    names: tuple[str, ...]
+    """The names of the columns."""
 
     def select(self, connection: duckdb.DuckDBPyConnection, query: Query) -> Iterator[pa.RecordBatch]:
         """Yield what a query gives that has a row for each row of text."""
         ...
 
 
+_OPEN = threading.local()
+
+
 @contextmanager
 def connected(space: Path, threads: int = 1, memory: str = "256MB") -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a database in memory that puts into the folder `space` what does not fit."""
+    """Open a database in memory that puts into the folder `space` what does not fit.
+
+    In a block of another one of the same thread it is a connection of its own to that database: to make one for each
+    small window costs more than its rows.
+    """
+    outer: duckdb.DuckDBPyConnection | None = getattr(_OPEN, "connection", None)
     config: dict[str, Any] = {"threads": threads, "memory_limit": memory, "autoinstall_known_extensions": False}
     # It would look for tables in Python's variables, and load pandas for that.
     config |= {"python_enable_replacements": False, "temp_directory": str(space)}
-    with duckdb.connect(config=config) as connection:
+    with outer.cursor() if outer else duckdb.connect(config=config) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        yield connection
+        if outer is None:
+            connection.create_function("is_json", is_json, ["VARCHAR"], "BOOLEAN")
+            _OPEN.connection = connection
+        try:
+            yield connection
+        finally:
+            _OPEN.connection = outer
 
 
 class BatchText:
