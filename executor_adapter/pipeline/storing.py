@@ -22,7 +22,7 @@ from executor_adapter.pipeline.lake.upkeep import remove_windows
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.loading import Loader, by_window
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window
-from executor_adapter.pipeline.sources.reading import read_texts
+from executor_adapter.pipeline.sources.reading import check_content, read_texts
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
 from executor_adapter.pipeline.text_rows import READ, Text, connected
 
@@ -104,6 +104,8 @@ def store_landing(
         log("%s: the landing is stored already", table.place)
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)
+    if not landing.is_new:
+        check_content(landing)
     with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
         delivery = landing.files[0].origin if len(landing.files) == 1 else landing.manifest.window.name
         loader = Loader(connection, schema, partition, period, delivery)

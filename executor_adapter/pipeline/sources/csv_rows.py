@@ -86,7 +86,7 @@ class CsvText:
                 _check_lines(connection, equal, self._name, self._dialect, ends, rows, rejects, inside)
                 connection.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
             except duckdb.Error as error:
-                raise _data_error(f"{self._name} is not CSV: {_first_line(error)}") from error
+                raise _data_error(f"{self._name} is not CSV: {str(error).partition(chr(10))[0]}") from error
 
     def _with_added(self, source: str) -> str:
         if not self._added:
@@ -319,10 +319,6 @@ def _count_ends(path: Path) -> _Ends:
 
 def _reason(kinds: str) -> str:
     return "; ".join(_REASONS.get(kind, kind.lower()) for kind in kinds.split(","))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _data_error(message: str) -> DataCollectionException:

@@ -203,7 +203,7 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
     parent, started_at = _folder_of(root, tool, table, window), _now()
     with _claimed(parent, fingerprint) as folder:
         receiver = Receiver(folder, _read_journal(folder))
-        if receiver.files:
+        if is_resumed := bool(receiver.files):
             log("%s/%s %s: continues after %d files that were received", tool, table, window.name, len(receiver.files))
         yield receiver
         manifest = Manifest(
@@ -220,7 +220,7 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
             sync_folder(folder)
         with writing(folder / _MANIFEST) as file:
             file.write(json.dumps(asdict(manifest), indent=1).encode())
-        receiver.landing = Landing(folder=folder, manifest=manifest, is_new=True)
+        receiver.landing = Landing(folder=folder, manifest=manifest, is_new=not is_resumed)
 
 
 def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint: str | None = None) -> Landing | None:

@@ -15,7 +15,7 @@ from executor_adapter.pipeline.disk import TEMPORARY, checksum_of, explained
 from executor_adapter.pipeline.sources.arrow_rows import read_parquet
 from executor_adapter.pipeline.sources.csv_rows import read_csv
 from executor_adapter.pipeline.sources.json_rows import count_json, read_json, read_ndjson
-from executor_adapter.pipeline.sources.landing import LandedFile, Landing
+from executor_adapter.pipeline.sources.landing import Landing
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED, unpacked
 from executor_adapter.pipeline.text_rows import OnRejects, Text, connected, in_batches
 
@@ -35,6 +35,7 @@ def read_rows(
     landing: Landing, format: Format, on_rejects: OnRejects, member: str | None = None, max_bytes: int = MAX_UNPACKED
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of all files of a landing as batches of text columns, in their order: see `read_texts`."""
+    check_content(landing)
     with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
         for text in read_texts(landing, format, on_rejects, member, max_bytes):
             for batch in text.select(connection, lambda source: f"FROM {source}"):
@@ -71,8 +72,6 @@ def _parts(
     """Yield CSV as `CsvText`, and batches of all else."""
     for file in landing.files:
         path = landing.path_of(file)
-        if not landing.is_new:
-            _check_content(path, file)
         if file.rows == 0:
             continue
         encoding = format.encoding or file.details.get("encoding")
@@ -122,12 +121,18 @@ def _read_batches(path: Path, name: str, format: Format, on_rejects: OnRejects) 
             return read_parquet(path, name, format)
 
 
-def _check_content(path: Path, file: LandedFile) -> None:
-    with explained(path):
-        if not path.exists() or path.stat().st_size != file.size or checksum_of(path) != file.checksum:
-            raise DataCollectionException(
-                f"{path} is not as it was received: remove its folder, and collect it again", error_code="DATA_ERROR"
-            )
+def check_content(landing: Landing) -> None:
+    """Refuse a landing whose files are not as they were received.
+
+    Raises:
+        DataCollectionException: DATA_ERROR.
+    """
+    for file in landing.files:
+        path = landing.path_of(file)
+        with explained(path):
+            if not path.exists() or path.stat().st_size != file.size or checksum_of(path) != file.checksum:
+                said = f"{path} is not as it was received: remove its folder, and collect it again"
+                raise DataCollectionException(said, error_code="DATA_ERROR")
 
 
 def _with_columns(batch: pa.RecordBatch, added: Mapping[str, str]) -> pa.RecordBatch:
