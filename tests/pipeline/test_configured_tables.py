@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import os
 import random
 import shutil
 import subprocess
@@ -25,6 +27,7 @@ from executor_adapter.pipeline import (
     balance,
     clean_lake,
     collect_window,
+    collect_windows,
     configured_tables,
     find_windows,
     keep_table,
@@ -101,6 +104,32 @@ def test_a_file_is_collected_once(airports: ConfiguredTable) -> None:
     assert counts(collect(airports)) == [(0, "already_collected")]
     (airports.lake.parent / "airports.csv").write_text(AIRPORTS.rsplit("A03")[0])
     assert counts(collect(airports)) == [(3, "collected")]
+
+
+def test_one_job_collects_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is broken stops none of the others, and what has not changed is not even read."""
+    for name, text in {"a": "n\n1\n", "b": "n,n\n1,2\n", "c": "n\n2\nx\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+        os.utime(tmp_path / f"{name}.csv", (0, 0))  # What was written a moment ago is read to be sure.
+    described = {"file": "*.csv", "schema": {"columns": {"n": "integer"}}}
+    (table,) = tables(tmp_path / "lake", source="files", directory=tmp_path, tables={"t": described})
+    with pytest.raises(
+        DataCollectionException, match=r"1 of 3 windows failed: .*the column 'n' is there twice"
+    ) as caught:
+        collect_windows(table, find_windows(table))
+    assert caught.value.error_code == "DATA_ERROR"
+    assert set(table.raw.windows()) == {"a.csv", "c.csv"}
+    assert list(table.rejects.windows()) == ["read c.csv"]
+    (tmp_path / "b.csv").write_text("n\n3\n")
+    done = collect_windows(table, find_windows(table))
+    assert (done["records_collected"], done["windows"]) == (1, ["a.csv", "b.csv", "c.csv"])
+    os.utime(tmp_path / "b.csv", (1, 1))
+    collect_windows(table, find_windows(table))
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "file_digest", pytest.fail)
+        windows = find_windows(table)
+        assert [window.size for window in windows] == [4, 4, 6]
+        assert collect_windows(table, windows[:1] + windows[2:])["status"] == "already_collected"
 
 
 def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:

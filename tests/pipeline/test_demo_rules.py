@@ -19,7 +19,7 @@ from executor_adapter.pipeline import (
     select_tools,
 )
 from executor_adapter.pipeline.loading import Loader
-from executor_adapter.pipeline.text_rows import connected, in_batches
+from executor_adapter.pipeline.text_rows import READ, connected, in_batches
 from tasks.summary import summarise_flights, summarise_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def processed(lake: Path, name: str, *rows: dict[str, Any]) -> ConfiguredTable:
     with (
         connected(lake / "spill") as connection,
         found.raw.writing("all", fingerprint="a") as writer,
-        found.unfit.writing("all", fingerprint="a") as unfit,
+        found.unfit.writing(f"{READ}all", fingerprint="a") as unfit,
     ):
         loader = Loader(connection, found.schema)
         for loaded in (each for text in in_batches(batches) for each in loader.load(text)):

@@ -69,6 +69,18 @@ def test_new_rows_are_materialisations_of_assets(prefect_api: str, api: Api, tmp
     assert not any(name.startswith("materialise") for name in names)
 
 
+def test_small_windows_are_one_job(prefect_api: str, api: Api, tmp_path: Path) -> None:
+    """Small files are collected by one job, and small windows processed by one."""
+    for day in range(1, 4):
+        (tmp_path / f"{day}.csv").write_text(f"id,day\n{day},2024-01-{day:02}\n")
+    table = {"file": "*.csv", "steps": [STEP], "partition": "day", "period": "day"}
+    pipeline_flow(config=configure(tmp_path, {"small": files(tmp_path, **table)}))
+    (run, *_) = api.post("/flow_runs/filter", {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_DESC"})
+    names = {each["name"] for each in api.task_runs(run["id"]) if each["name"].startswith(("collect", "process"))}
+    collected, processed = "1.csv to orders.csv (4)", "2024-01-01 to 2024-02-01 (5)"
+    assert names == {f"collect small/orders {collected}", f"process small/orders {processed}"}
+
+
 def test_a_range_is_collected_again(prefect_api: str, tmp_path: Path) -> None:
     """`since` and `until` ask an API for the days of a range, also for those that are known."""
     asked: list[str] = []
