@@ -283,7 +283,7 @@ def _plain(text: str) -> bool:
 
 
 @given(
-    st.lists(st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)), max_size=5),
+    st.lists(st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)), min_size=1, max_size=5),
     st.sampled_from(["%Y-%m-%dT%H:%M:%S.%f%z", "%d.%m.%Y %I:%M:%S %p %f %z", "%Y %j %H%M%S.%f %z"]),
     st.integers(-14 * 60, 14 * 60),
 )
