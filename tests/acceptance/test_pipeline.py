@@ -102,7 +102,8 @@ class Home:
         )
 
     def rows(self, layer: str, tool: str, table: str) -> int:
-        return ds.dataset(self.lake / layer / tool / table, partitioning="hive").count_rows()
+        folder = self.lake / layer / tool / table
+        return ds.dataset(folder, partitioning="hive").count_rows() if folder.exists() else 0
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Query the database of the embedded server, which has ended."""
