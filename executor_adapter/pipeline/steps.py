@@ -220,10 +220,12 @@ class Run:
             self._database.register(view, _called(step, self._relations(step, before)))
             return
         query = {"sql": self._sql, "deduplicate": self._deduplicate, "enrich": self._enrich}[step.kind](step, before)
-        file = self._space / f"{view}.parquet"
-        # A file spills nothing, and is read as fast as a table.
-        self._database.execute(f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION lz4_raw)")
-        self._make_view(view, f"FROM read_parquet({literal(file)})")
+        if step.kind != "deduplicate":
+            file = self._space / f"{view}.parquet"
+            # A file spills nothing, and is read as fast as a table.
+            self._database.execute(f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION lz4_raw)")
+            query = f"FROM read_parquet({literal(file)})"
+        self._make_view(view, query)
 
     def _relations(self, step: Step, before: str) -> Iterator[duckdb.DuckDBPyRelation]:
         """Yield the rows that a function is called with: all of them, or `batch` at a time."""
@@ -262,7 +264,9 @@ class Run:
         parts = [part for name in map(quoted, order) for part in (f"{name} {known}", name)]
         packed = ", ".join(f"p{number} := {part}" for number, part in enumerate([*parts, ROW]))
         best = f"{'max' if highest else 'min'}(struct_pack({packed})).p{len(parts)}"
-        winners = f"SELECT {best} FROM {before} GROUP BY {', '.join(map(quoted, keys))}"
+        group = ", ".join(map(quoted, keys))
+        winners = f"FROM best_{self._number}"  # The numbers alone are kept, and no copy of the rows.
+        self._database.execute(f"CREATE TEMP TABLE best_{self._number} AS SELECT {best} FROM {before} GROUP BY {group}")
         if not options.get("reject", False):
             return f"FROM {before} WHERE {ROW} IN ({winners})"
         reason = literal(f"another row has this {', '.join(keys)}")

@@ -146,8 +146,7 @@ class _Storing:
 
     def created(self) -> dict[str, str]:
         """Return the windows that the landing has rows of, and when each was made for the first time."""
-        entries = {name: self._table.find(name) for name in self._found}
-        return {name: "" if entry is None else entry.created_at for name, entry in entries.items()}
+        return {name: entry.created_at if (entry := self._table.find(name)) else "" for name in self._found}
 
     def store(self, loader: Loader, texts: Iterable[Text], window: str | None) -> Collected:
         """Write what is wanted, and publish it; `window` is that of all rows, None where they are divided."""

@@ -27,10 +27,8 @@ BATCH_ROWS = 50_000
 READ = "read "
 """How the windows of the table of rejects begin that have what was wrong with a delivery, whose name follows."""
 
-_TEXT, _NUMBER = pa.string(), pa.int64()
-REJECTED = pa.schema(
-    {"step": _TEXT, "delivery": _TEXT, "line": _NUMBER, "row": _NUMBER, "reason": _TEXT, "text": _TEXT}
-)
+_TEXT, _INT = pa.string(), pa.int64()
+REJECTED = pa.schema({"step": _TEXT, "delivery": _TEXT, "line": _INT, "row": _INT, "reason": _TEXT, "text": _TEXT})
 """The columns of rejects: the step (`read`, `type`, or one of the table), the delivery (a file, also inside an archive,
 or the URL of a page), the line there, or the number of the row in its delivery or window (both counted from 1),
 everything that is wrong, and the line as it is or the row as JSON."""

@@ -86,7 +86,7 @@ class _Collections:
         """Submit a job for each window; None: they could not be found."""
         if windows and isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep":
             self._settled[str(table)] = table
-        for some in _together(windows or [], lambda window: window.size if _is_local(table) else MAX_BYTES, MAX_BYTES):
+        for some in _together(windows or [], lambda window: window.size, MAX_BYTES):
             subject = _subject([window.name for window in some])
             future = self._run.submit(
                 jobs.collect_windows,
@@ -184,10 +184,6 @@ def _together(windows: Sequence[Any], size_of: Callable[[Any], int], limit: int)
 
 def _subject(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
-
-
-def _is_local(table: ConfiguredTable) -> bool:
-    return isinstance(table.tool, FilesTool) and "://" not in table.tool.tables[table.name].file
 
 
 def _summarise(run: Run) -> list[dict[str, Any]]:

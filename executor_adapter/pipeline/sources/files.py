@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,7 +80,8 @@ def land_file(root: Path, tool_name: str, tool: FilesTool, table: str, window: W
             log("%s: not changed", origin)
             return existing
         # A version that is too new does not tell the next one from it: then the content does.
-        fingerprint = before if _is_settled(file) else f"{before}, new"
+        is_settled = not isinstance(file, BufferedReader) or time.time() - os.fstat(file.fileno()).st_mtime >= MIN_AGE
+        fingerprint = before if is_settled else f"{before}, new"
         with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
             receiver.restart()
             receiver.add(_suffixes(window.name), _chunks(file, size, origin, tool.max_bytes), origin=origin)
@@ -140,8 +142,8 @@ class _Place:
         return sorted(each for each in names if not _is_passed_over(each))
 
     def size(self, name: str) -> int:
-        """Return the bytes of one of `names`; 0 where asking for it would take a request."""
-        return 0 if self._scheme else os.lstat(f"{self._root}/{name}").st_size
+        """Return the bytes of one of `names`; the most where asking for it would take a request."""
+        return sys.maxsize if self._scheme else os.lstat(f"{self._root}/{name}").st_size
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Opened]:
@@ -217,10 +219,6 @@ def _options(tool: FilesTool) -> dict[str, Any]:
 def _local_version(file: BufferedReader) -> str:
     found = os.fstat(file.fileno())
     return f"local {found.st_ino} {found.st_mtime_ns} {found.st_size}"
-
-
-def _is_settled(file: IO[bytes]) -> bool:
-    return not isinstance(file, BufferedReader) or time.time() - os.fstat(file.fileno()).st_mtime >= MIN_AGE
 
 
 def _remote_content(system: Any, path: str) -> str:

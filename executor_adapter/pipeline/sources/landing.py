@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -48,8 +49,8 @@ class Window:
     with this value belong to the window. None: from the beginning."""
     until: str | None = None
     """The first value after the window. None: up to now."""
-    size: int = field(default=0, compare=False)
-    """The bytes that it has at the source, where these are known before it is asked: several small ones are one job."""
+    size: int = field(default=sys.maxsize, compare=False)
+    """The bytes that it has at the source, where they are known: several small windows are collected by one job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
