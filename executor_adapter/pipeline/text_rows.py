@@ -82,7 +82,7 @@ def connected(space: Path, threads: int = 1, memory: str = "256MB") -> Iterator[
     # It would look for tables in Python's variables, and load pandas for that.
     config |= {"python_enable_replacements": False, "temp_directory": str(space)}
     with outer.cursor() if outer else duckdb.connect(config=config) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         if outer is None:
             connection.create_function("is_json", is_json, ["VARCHAR"], "BOOLEAN")
             _OPEN.connection = connection
