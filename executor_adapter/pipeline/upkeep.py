@@ -13,6 +13,7 @@ from executor_adapter.pipeline.lake.layout import remove_leftovers
 from executor_adapter.pipeline.lake.upkeep import expire_windows, remove_windows, settle_windows
 from executor_adapter.pipeline.sources.landing import outdated_landings
 from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.text_rows import READ
 
 PERIODS = {"hourly": 3_600.0, "daily": 86_400.0, "weekly": 604_800.0, "monthly": 2_678_400.0}
 """Seconds within which new rows are expected, by what `expect` of a table says."""
@@ -51,7 +52,7 @@ def settle_table(table: ConfiguredTable, present: Collection[str]) -> list[str]:
     gone = settle_windows(table.raw, present, looked_for=lambda window: table.wants(window, today))
     if gone and table.settings.vanished_windows == "delete":
         for layer in table.layers[1:]:
-            remove_windows(layer, gone)
+            remove_windows(layer, [*gone, *(READ + window for window in gone)])
     return gone
 
 

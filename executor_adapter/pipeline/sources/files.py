@@ -101,8 +101,6 @@ def _has_content(file: IO[bytes], size: int | None, landed: LandedFile) -> bool:
     return found == landed.checksum
 
 
-Opened = tuple[IO[bytes], int | None, Callable[[], str]]
-"""A file, its size in bytes, and what gives its version: where that is the same, so is the content."""
 MIN_AGE = 2.0
 """Seconds after a write until the time of a local file tells a later write: clocks of disks are coarse."""
 
@@ -146,8 +144,8 @@ class _Place:
         return sys.maxsize if self._scheme else os.lstat(f"{self._root}/{name}").st_size
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[Opened]:
-        """Open one of `names`, which may be escaped."""
+    def opened(self, name: str) -> Iterator[tuple[IO[bytes], int | None, Callable[[], str]]]:
+        """Yield one of `names`, which may be escaped: the file, its bytes, and what gives its version."""
         path = f"{self._root}/{name}"
         if not self._exists(path):
             names = {escaped(each): each for each in self.names()}
