@@ -6,13 +6,11 @@ from prefect.settings import get_current_settings
 from executor_adapter.blocks import JobExecutorBlock
 from executor_adapter.executor import preload_in_workers, read_threads_from
 from executor_adapter.prefect.bulk.run_jobs import arun_jobs, run_jobs
-from executor_adapter.prefect.crashes.outbox_cleanup import OutboxCleanUp, clean_outbox
-from executor_adapter.prefect.crashes.sweep import SweptFlowRun, sweep
+from executor_adapter.prefect.crashes.sweep import OutboxCleanUp, SweptFlowRun, clean_outbox, sweep
 from executor_adapter.prefect.job_task import JobTask, job_task
-from executor_adapter.prefect.mirror.mirror import PrefectMirror
-from executor_adapter.prefect.mirror.reconcile import ReconcileReport, wait_until_recorded
-from executor_adapter.prefect.mirror.report import MirrorReport
-from executor_adapter.prefect.mirror.server_api import start_embedded_server
+from executor_adapter.prefect.mirror.mirror import MirrorReport, PrefectMirror
+from executor_adapter.prefect.mirror.runs import ReconcileReport, wait_until_recorded
+from executor_adapter.prefect.mirror.server import start_embedded_server
 from executor_adapter.prefect.options.job_options import JobTaskOptions
 from executor_adapter.prefect.options.plain_task import job_options
 from executor_adapter.prefect.reporting.alerts import emit_alert

@@ -10,7 +10,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.monitoring import Finding, fine, warning, wrong
 from executor_adapter.prefect.crashes.unreported import UnreportedDeaths
-from executor_adapter.prefect.mirror.server_api import recorder_settings, server_name, server_trouble, untested_prefect
+from executor_adapter.prefect.mirror.server import recorder_settings, server_name, server_trouble, untested_prefect
 
 RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
 MIN_BATCH_SIZE = 50

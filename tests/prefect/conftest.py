@@ -17,7 +17,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, Settings
 
 from executor_adapter import JobExecutor
-from executor_adapter.prefect.crashes import closing
+from executor_adapter.prefect.crashes import sweep
 from tests.servers import WITHOUT_SCHEDULES, api_client, new_user_env, prefect_server
 from tests.shared_server import shared_server
 
@@ -206,7 +206,7 @@ def cancel(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
 @pytest.fixture
 def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep waits for each flow run until states of its dead process may be recorded: here none are on their way."""
-    monkeypatch.setattr(closing, "SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(sweep, "SETTLE_SECONDS", 0.5)
 
 
 @pytest.fixture

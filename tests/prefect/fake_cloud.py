@@ -18,7 +18,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from executor_adapter.prefect.mirror.state_events import iso
+from executor_adapter.prefect.mirror.events import iso
 from tests.prefect.fake_server import FakeServer
 
 

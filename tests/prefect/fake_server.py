@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError
-from executor_adapter.prefect.mirror.state_events import StateEvent
+from executor_adapter.prefect.mirror.events import StateEvent
+from executor_adapter.prefect.mirror.server import Recorded, RejectedError
 
 
 class FakeServer:

@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent, related_resource
+from executor_adapter.prefect.mirror.events import FlowRunFacts, StateEvent, related_resource
 from executor_adapter.prefect.mirror.timeline import JobHistory, Step
 from executor_adapter.worker.facts import facts_of
 from tests.waiting import PATIENCE

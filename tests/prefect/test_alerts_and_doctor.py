@@ -19,7 +19,7 @@ from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor, ready_c
 from executor_adapter.monitoring.findings import Finding, Level
 from executor_adapter.prefect import emit_alert
 from executor_adapter.prefect.doctor import checks
-from executor_adapter.prefect.mirror import server_api
+from executor_adapter.prefect.mirror import server
 from executor_adapter.prefect.reporting.events import flush_events
 from tests.api_server import Answer, as_json, serving
 from tests.prefect.conftest import Api
@@ -92,11 +92,11 @@ def test_a_prefect_that_is_newer_than_was_tested_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says it once in a process, and doctor each time; this Prefect is none of these."""
-    assert server_api.untested_prefect() is None
-    monkeypatch.setattr(server_api, "NEWEST_TESTED", (3, 5))
-    server_api.warn_of_untested_prefect.cache_clear()
+    assert server.untested_prefect() is None
+    monkeypatch.setattr(server, "NEWEST_TESTED", (3, 5))
+    server.warn_of_untested_prefect.cache_clear()
     for _ in range(2):
-        server_api.warn_of_untested_prefect()
+        server.warn_of_untested_prefect()
     assert caplog.text.count("is newer than 3.5, the newest that executor_adapter was tested with") == 1
     assert by_name(checks())["prefect"].level is Level.WARNING
 

@@ -14,8 +14,8 @@ from prefect import flow
 from prefect.context import AsyncClientContext
 
 from executor_adapter.prefect import JobTaskRunner, MirrorReport, PrefectMirror, job_task
-from executor_adapter.prefect.mirror import flow_run_mirrors
-from executor_adapter.prefect.mirror.server_api import ServerApi
+from executor_adapter.prefect.mirror import runs
+from executor_adapter.prefect.mirror.server import ServerApi
 from executor_adapter.prefect.runners.async_end import await_at_flow_end
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
 from tests.prefect.conftest import Api
@@ -44,7 +44,7 @@ class SlowServer:
 def server(monkeypatch: pytest.MonkeyPatch) -> SlowServer:
     """The server, slow."""
     slow, send = SlowServer(), ServerApi.send
-    monkeypatch.setattr(flow_run_mirrors, "FLOW_END_STALL_TIMEOUT", 120.0)
+    monkeypatch.setattr(runs, "FLOW_END_STALL_TIMEOUT", 120.0)
 
     def send_later(self: ServerApi, bodies: Sequence[bytes]) -> None:
         slow.wait()

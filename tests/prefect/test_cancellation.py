@@ -22,8 +22,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs, wait_until_recorded
 from executor_adapter.prefect.cancellation import flow_end, watcher
-from executor_adapter.prefect.cancellation.watcher import watch_flow_run
-from executor_adapter.prefect.mirror.cancelled_runs import cancelled_runs
+from executor_adapter.prefect.cancellation.watcher import cancelled_runs, watch_flow_run
 from executor_adapter.prefect.runners import engine_threads
 from tests.prefect.conftest import Api, cancel, own_id
 from tests.waiting import PATIENCE, wait_for

@@ -23,7 +23,7 @@ from executor_adapter.prefect import PrefectMirror, run_jobs
 from executor_adapter.prefect.cancellation import watcher
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.crashes import sweep
-from executor_adapter.prefect.mirror import flow_run_facts
+from executor_adapter.prefect.mirror import events
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from tests.prefect.conftest import Api, cancel, own_id
 from tests.prefect.sample_events import COMPLETED, event
@@ -116,7 +116,7 @@ def test_a_death_is_reported_to_the_server_of_the_flow_run(
     api: Api, prefect_api: str, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture
 ) -> None:
     """A process that changes its settings for all its threads announces its flow runs with their own server."""
-    monkeypatch.setattr(flow_run_facts, "_inherited", [])
+    monkeypatch.setattr(events, "_inherited", [])
     announce = mocker.patch.object(sentinel_client, "announce")
     environments = []
     for url in (prefect_api, address(proxy), prefect_api):
@@ -126,6 +126,6 @@ def test_a_death_is_reported_to_the_server_of_the_flow_run(
             profile=prefect.context.GLOBAL_SETTINGS_CONTEXT.profile,
             settings=prefect.context.GLOBAL_SETTINGS_CONTEXT.settings,
         ):
-            flow(flow_run_facts.announce_flow_run)()
+            flow(events.announce_flow_run)()
         environments.append(announce.call_args.args[2].get("PREFECT_API_URL"))
     assert environments == [None, address(proxy), None]

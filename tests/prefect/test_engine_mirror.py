@@ -19,7 +19,7 @@ from prefect.task_runners import PrefectTaskRunner, ProcessPoolTaskRunner
 
 from executor_adapter import current_job
 from executor_adapter.prefect import JobTaskRunner, job_task
-from executor_adapter.prefect.mirror import flow_run_mirrors
+from executor_adapter.prefect.mirror import runs
 from tests.benchmarks.apart import apart
 from tests.prefect.conftest import Api
 from tests.prefect.offline_flow import TASKS, run_while_offline
@@ -155,10 +155,10 @@ def test_a_call_under_a_runner_without_an_end_is_recorded_when_it_returns(api: A
         return await asyncio.gather(*(double_async(x, return_state=True) for x in range(3)))
 
     before = count_mirrors()
-    for states in (run(), asyncio.run(run_async()), *(run() for _ in range(flow_run_mirrors.MAX_KEPT))):
+    for states in (run(), asyncio.run(run_async()), *(run() for _ in range(runs.MAX_KEPT))):
         for state in states:
             assert api.task_run(state.state_details.task_run_id)["state_name"] == "Completed"
-    assert count_mirrors() <= before + flow_run_mirrors.MAX_KEPT
+    assert count_mirrors() <= before + runs.MAX_KEPT
 
 
 def test_calls_of_one_flow_under_a_runner_without_an_end_share_a_mirror(api: Api) -> None:
@@ -169,7 +169,7 @@ def test_calls_of_one_flow_under_a_runner_without_an_end_share_a_mirror(api: Api
         mirrors: list[object] = []
         for number in range(2):
             state = double(number, return_state=True)
-            mirrors.append(flow_run_mirrors.find(state.state_details.flow_run_id))
+            mirrors.append(runs.find(state.state_details.flow_run_id))
         return mirrors
 
     first, second = run()

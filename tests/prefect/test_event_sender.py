@@ -15,6 +15,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from executor_adapter import Job
+from executor_adapter.prefect.mirror.events import FlowRunFacts, StateEvent
 from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
 from executor_adapter.prefect.mirror.sender import (
     INITIAL_WINDOW,
@@ -30,8 +31,7 @@ from executor_adapter.prefect.mirror.sender import (
     EventSender,
     SendWindow,
 )
-from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError, ServerApi
-from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
+from executor_adapter.prefect.mirror.server import Recorded, RejectedError, ServerApi
 from executor_adapter.prefect.mirror.timeline import JobHistory, Step, UnsentChanges
 from executor_adapter.testing import FakeClock
 from tests.prefect.fake_server import FakeServer

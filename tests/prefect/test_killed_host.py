@@ -19,14 +19,13 @@ import pytest
 
 from executor_adapter.cli import main
 from executor_adapter.prefect import doctor
-from executor_adapter.prefect.crashes.closing import Closing
 from executor_adapter.prefect.crashes.records import Records
 from executor_adapter.prefect.crashes.reporter import main as main_of_reporter
 from executor_adapter.prefect.crashes.reporter import report
-from executor_adapter.prefect.crashes.sweep import find_earlier_runs, sweep_earlier_starts
+from executor_adapter.prefect.crashes.sweep import Closing, find_earlier_runs, sweep_earlier_starts
 from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
-from executor_adapter.prefect.mirror.server_api import ServerApi, server_name
-from executor_adapter.prefect.mirror.state_events import iso, uuid7
+from executor_adapter.prefect.mirror.events import iso, uuid7
+from executor_adapter.prefect.mirror.server import ServerApi, server_name
 from tests.prefect.conftest import Api
 from tests.servers import ROOT
 from tests.waiting import wait_for

@@ -27,7 +27,7 @@ from prefect.settings import (
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
-from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_flow_run_facts
+from executor_adapter.prefect.mirror.events import flow_run_facts, read_flow_run_facts
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.timeline import uuid5_text
 from tests.benchmarks.apart import apart
@@ -115,7 +115,7 @@ def test_a_server_that_stays_unreachable_is_given_up_in_time(
     tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, was_reachable: bool
 ) -> None:
     """A server that stays unreachable is given up in time: neither attempts nor earlier records count as progress."""
-    monkeypatch.setattr("executor_adapter.prefect.mirror.sender_thread.RECONNECT_INTERVAL", 0.1)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.RECONNECT_INTERVAL", 0.1)
     with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(
             stall_timeout=3.0, outbox=OutboxFile(url, tmp_path / "outbox.db")
@@ -197,7 +197,7 @@ def test_a_small_flow_does_not_wait_for_the_states_of_others(
             self.queue.extend([each for each in _popped(self.queue) if not each["event"].endswith("Failed")])
             super().record(limit)
 
-    monkeypatch.setattr("executor_adapter.prefect.mirror.sender_thread.INHERITED_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.INHERITED_SECONDS", 0.5)
     left = OutboxFile("server", tmp_path / "outbox.db")
     left.write([event(FAILED) for _ in range(500)], is_held=False)
     left.release()

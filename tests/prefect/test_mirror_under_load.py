@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from executor_adapter.prefect.mirror.flow_run_mirrors import FLOW_END_STALL_TIMEOUT
+from executor_adapter.prefect.mirror.runs import FLOW_END_STALL_TIMEOUT
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
 from tests.prefect.many_jobs import failures_of, run_many_jobs

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
+from executor_adapter.prefect.mirror.events import StateEvent
 from executor_adapter.prefect.mirror.outbox import MAX_TRANSACTION_EVENTS, Outbox, OutboxFile
-from executor_adapter.prefect.mirror.state_events import StateEvent
 from tests.prefect.sample_events import COMPLETED, PENDING, event
 from tests.waiting import PATIENCE
 

@@ -13,8 +13,8 @@ from prefect.transactions import transaction
 from pytest_mock import MockerFixture
 
 from executor_adapter.prefect import job_task, wait_until_recorded
-from executor_adapter.prefect.mirror import flow_run_mirrors, sender
-from executor_adapter.prefect.mirror.server_api import ServerApi
+from executor_adapter.prefect.mirror import runs, sender
+from executor_adapter.prefect.mirror.server import ServerApi
 from tests.prefect.conftest import Api
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 def events_lost(mocker: MockerFixture) -> Iterator[None]:
     """Drop every event silently, as a server with a full queue does."""
     mocker.patch.object(sender, "RECORDING_STALL_TIMEOUT", 1.0)
-    mocker.patch.object(flow_run_mirrors, "FLOW_END_STALL_TIMEOUT", 0.5)
+    mocker.patch.object(runs, "FLOW_END_STALL_TIMEOUT", 0.5)
     mocker.patch.object(ServerApi, "send")
     try:
         yield

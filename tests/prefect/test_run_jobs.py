@@ -23,7 +23,7 @@ from executor_adapter import Job, JobExecutor, JobResult, JobStatus, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import PrefectMirror, arun_jobs, job_task, run_jobs
 from executor_adapter.prefect.mirror.outbox import OutboxFile
-from executor_adapter.prefect.mirror.server_api import server_name
+from executor_adapter.prefect.mirror.server import server_name
 from tests.contract.slow_code import return_only_there
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud

@@ -278,8 +278,8 @@ def test_always_without_any_server_is_a_warning(prefect_api: str, caplog: pytest
 @pytest.fixture
 def _short_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for an unreachable server for one second, not fourteen."""
-    monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.DRAIN_TIMEOUT", 0.5)
-    monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.HURRIED_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.runs.DRAIN_TIMEOUT", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.runs.HURRIED_CLOSE_SECONDS", 0.5)
 
 
 @pytest.mark.usefixtures("_short_end")

@@ -17,10 +17,8 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL, temporary_settings
 
 from executor_adapter.prefect import MirrorReport, PrefectMirror
-from executor_adapter.prefect.mirror import report as report_module
-from executor_adapter.prefect.mirror import sender_thread
+from executor_adapter.prefect.mirror.events import StateEvent
 from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
-from executor_adapter.prefect.mirror.state_events import StateEvent
 from executor_adapter.prefect.mirror.timeline import JobHistory
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import FakeCloud, at_cloud
@@ -148,7 +146,7 @@ def test_a_forked_child_leaves_its_parents_states_alone(tmp_path: Path) -> None:
 
 def test_memory_is_bounded_while_a_request_gets_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a server keeps a request waiting, what exceeds a number of task runs goes to disk."""
-    monkeypatch.setattr(sender_thread, "MAX_IN_MEMORY", 200)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.MAX_IN_MEMORY", 200)
     before = count_objects(JobHistory, StateEvent)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
@@ -164,7 +162,7 @@ def test_states_that_neither_server_nor_disk_takes_are_dropped_with_a_count(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond a limit the oldest states are dropped: the log and the report say how many."""
-    monkeypatch.setattr(sender_thread, "MAX_WITHOUT_FILE", 300)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.MAX_WITHOUT_FILE", 300)
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db", max_bytes=8_192))
@@ -181,7 +179,7 @@ def test_states_that_neither_server_nor_disk_takes_are_dropped_with_a_count(
 
 def test_a_server_that_is_far_behind_gets_all_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits in memory for a slow server is bounded: the rest waits on disk, and none is lost or sent twice."""
-    monkeypatch.setattr(sender_thread, "MAX_IN_MEMORY", 100)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.MAX_IN_MEMORY", 100)
     stored: list[int] = []
     store = Outbox.store
     monkeypatch.setattr(Outbox, "store", lambda self, events: stored.append(len(events)) or store(self, events))
@@ -196,7 +194,7 @@ def test_a_wait_for_the_server_says_how_far_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits for the server is told every few seconds what it has recorded, and how long the wait lasts."""
-    monkeypatch.setattr(report_module, "NOTICE_INTERVAL", 0.3)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.NOTICE_INTERVAL", 0.3)
     monkeypatch.setattr(logging.getLogger("prefect"), "propagate", True)
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}):

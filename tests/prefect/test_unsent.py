@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.prefect.mirror.state_events import FlowRunFacts
+from executor_adapter.prefect.mirror.events import FlowRunFacts
 from executor_adapter.prefect.mirror.timeline import (
     HOLD_BACK_LIMIT,
     HOLD_BACK_SECONDS,

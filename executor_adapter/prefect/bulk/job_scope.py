@@ -6,37 +6,48 @@ import contextvars
 import functools
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from prefect.context import FlowRunContext, TagsContext
+from prefect.logging.loggers import PrefectLogAdapter, get_logger
 
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, RetryPolicy, Transition
 from executor_adapter.pools import Assignment
-from executor_adapter.prefect.bulk.run_log import RunLog
-from executor_adapter.prefect.child.logs import patch_print
+from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, cancelled_runs
+from executor_adapter.prefect.child.logs import log_failed_attempt, log_message, patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
-from executor_adapter.prefect.mirror.cancelled_runs import FLOW_RUN_CANCELLED, cancelled_runs
+from executor_adapter.prefect.mirror.events import iso
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
-from executor_adapter.prefect.mirror.state_events import iso
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.mirror.timeline import JobHistory, step_of
 from executor_adapter.prefect.options.retries import prefect_retry_options
+from executor_adapter.prefect.reporting.batching_thread import BatchingThread
 
 IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
 """Pools whose functions see the flow run's own context; "auto" is resolved before a scope is used."""
+
+LOG_INTERVAL = 0.1
+"""Seconds between two batches of lines for the logs of task runs."""
 
 
 class FlowRunScope:
     """Holds what all jobs of one `run_jobs` share; it is made in the flow run's context."""
 
-    def __init__(self, log: RunLog, executor: JobExecutor) -> None:
+    def __init__(self, executor: JobExecutor) -> None:
         context = FlowRunContext.get()
         assert context is not None, "run_jobs is called in a flow run"
         assert context.flow_run is not None, "run_jobs is called in a flow run"
-        self.log = log
         self.executor = executor
+        # A line through Prefect's handlers takes longer than a short job, and the supervisor must not wait for it.
+        self.log: BatchingThread[Callable[[], None]] = BatchingThread(_write_all, LOG_INTERVAL)
+        self._log_fields = {
+            "flow_run_id": str(context.flow_run.id),
+            "flow_run_name": context.flow_run.name,
+            "flow_name": context.flow.name if context.flow is not None else "<unknown>",
+        }
         self.flow_run_id = context.flow_run.id
         self.context = contextvars.copy_context()
         self.shared = json.dumps(
@@ -47,10 +58,20 @@ class FlowRunScope:
             }
         )[1:-1]
         """The fields that all task runs share, as JSON without the braces."""
-        self.log_prints = json.dumps(context.log_prints)
+        self.log_prints = context.log_prints
         self.payload = json.dumps(flow_run_payload(context))
         if context.log_prints:
             patch_print()
+
+    def write(self, history: JobHistory, write: Callable[..., None], *args: Any, **options: Any) -> None:
+        """Call `write(logger, *args, **options)` soon, with the logger of a task run; the lines stay in order."""
+
+        def line() -> None:
+            name = history.shown_name
+            extra = {**self._log_fields, "task_run_id": history.id, "task_run_name": name, "task_name": name}
+            write(PrefectLogAdapter(get_logger("prefect.task_runs"), extra=extra), *args, **options)
+
+        self.log.put(line)
 
 
 class BulkJobScope:
@@ -80,7 +101,7 @@ class BulkJobScope:
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         """Write log records and output of the function to the log of the task run."""
         if topic in ("log", "output"):
-            self.flow.log.write_message(self.history.id, self.history.shown_name, topic, content)
+            self.flow.write(self.history, log_message, topic, content, log_prints=self.flow.log_prints)
 
     def log_failure(self, transition: Transition) -> None:
         """Log how an attempt failed and what follows."""
@@ -89,7 +110,7 @@ class BulkJobScope:
             return
         retry_at = job.state.retry_at
         delay = None if retry_at is None else max(0.0, retry_at - transition.at)
-        self.flow.log.write_failure(self.history.id, self.history.shown_name, error, delay)
+        self.flow.write(self.history, log_failed_attempt, error, delay)
 
     def why_cancelled(self) -> str | None:
         """Return that the flow run was cancelled, where this process knows it."""
@@ -104,8 +125,13 @@ class BulkJobScope:
             f'"dynamic_key":{run.dynamic_key},"run_count":{assignment.number},"start_time":"{started}",'
             f'"expected_start_time":"{iso(run.created_at)}",{_state_of_retry(assignment)}{flow.shared}}},'
             f'"task":{_task_facts(job.policy, job.max_runtime)},"persist_result":false,'
-            f'"log_prints":{flow.log_prints},"flow":{flow.payload}}}'
+            f'"log_prints":{json.dumps(flow.log_prints)},"flow":{flow.payload}}}'
         )
+
+
+def _write_all(lines: list[Callable[[], None]]) -> None:
+    for write in lines:
+        write()
 
 
 def _state_of_retry(assignment: Assignment) -> str:

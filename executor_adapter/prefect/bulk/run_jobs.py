@@ -17,9 +17,10 @@ import contextvars
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from concurrent.futures import wait
+from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
@@ -36,14 +37,13 @@ from executor_adapter.job import (
     Transition,
     check_are_jobs,
     check_count,
+    check_is_job,
 )
+from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pools import lend_slot
-from executor_adapter.prefect.bulk.bulk_counts import BulkCounts
 from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
-from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
-from executor_adapter.prefect.bulk.run_log import RunLog
-from executor_adapter.prefect.mirror.cancelled_runs import FLOW_RUN_CANCELLED, cancelled_runs
+from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, cancelled_runs
 from executor_adapter.prefect.mirror.mirror import PrefectMirror, remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
 from executor_adapter.supervision import JobFuture
@@ -124,9 +124,8 @@ class _BulkRun:
         self._mirror = mirror or PrefectMirror()
         self._mirror.join_flow_run()
         self._owns_mirror = mirror is None
-        self._known_ids = ids_of(_flow_run(FlowRunContext.get()))
-        self._log = RunLog()
-        self._flow_run_scope = FlowRunScope(self._log, executor)
+        self._known_ids = _ids_of(_flow_run(FlowRunContext.get()))
+        self._flow_run_scope = FlowRunScope(executor)
         self._group_size = group_size
         self._group: JobGroup | None = None
         """The group that gets the next job, unless it is full."""
@@ -143,19 +142,30 @@ class _BulkRun:
         self._submitted = 0
         self._ended_count = 0
         """The number of submitted jobs that have ended, counted by the supervisor's thread."""
-        self._counts = BulkCounts() if progress else None
+        self._failed_count = 0
+        """How many of them did not complete."""
+        self._refused_count = 0
+        """The number of jobs that the executor has refused, counted by the caller's thread."""
+        self._progress = progress
+        self._note = ""
+        """What the caller waits for, now that all jobs have ended."""
         self._awaited = math.inf
         self._wake = threading.Event()
         self._stopped = False
 
     def run(self, jobs: Iterable[Job]) -> JobResults:
         """Run the jobs; see `run_jobs`."""
-        bar = contextlib.nullcontext() if self._counts is None else self._counts.bar(jobs)
+        total = len(jobs) if isinstance(jobs, Sized) else None
+        bar = ProgressBar("run_jobs", lambda: self._counts(total)) if self._progress else contextlib.nullcontext()
         with lend_slot(), watch_for_cancel(self.stop), bar:
             return self._run(jobs)
 
+    def _counts(self, total: int | None) -> ProgressCounts:
+        done, failed = self._ended_count + self._refused_count, self._failed_count + self._refused_count
+        return ProgressCounts(done=done, failed=failed, total=done if self._note else total, note=self._note)
+
     def _run(self, jobs: Iterable[Job]) -> JobResults:
-        jobs = with_unique_ids(jobs, self._known_ids)
+        jobs = _with_unique_ids(jobs, self._known_ids)
         self._executor.add_observer(self._observe)
         try:
             for job in jobs:
@@ -164,13 +174,13 @@ class _BulkRun:
             self._close_group()
             self._wait_for_all()
             self._finish()
-            self._log.flush()
+            self._flow_run_scope.log.close()
         except BaseException:
             self._cancel()
             raise
         finally:
             self._executor.remove_observer(self._observe)
-            self._log.close()
+            self._flow_run_scope.log.close(timeout=0.0)
         return JobResults(result for result in self._results if result is not None)
 
     def stop(self) -> None:
@@ -226,8 +236,7 @@ class _BulkRun:
     ) -> None:
         """Show a job that the executor refused as a failed task run with the reason."""
         now = time.time()
-        if self._counts is not None:
-            self._counts.add(failed=True)
+        self._refused_count += 1
         scope.mirror(self._mirror, Transition(job, None, JobStatus.PENDING, now, 0))
         scope.mirror(self._mirror, Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, facts_of(error)))
         self._results[index] = JobResult(
@@ -289,9 +298,8 @@ class _BulkRun:
         if transition.status in TERMINAL:
             del self._scopes[transition.job]
             self._finished.append(scope.index)
+            self._failed_count += transition.status is not JobStatus.COMPLETED
             self._ended_count += 1
-            if self._counts is not None:
-                self._counts.add(failed=transition.status is not JobStatus.COMPLETED)
             if self._ended_count >= self._awaited:
                 self._wake.set()
 
@@ -299,8 +307,7 @@ class _BulkRun:
 
     def _finish(self) -> None:
         """Wait until the server has recorded how the jobs ended; raise if the run was stopped."""
-        if self._counts is not None:
-            self._counts.wait_for("the server to record the task runs")
+        self._note = "waiting for the server to record the task runs"
         if self._results:
             self._mirror.drain(check=self._check_not_stopped)
         if self._owns_mirror:
@@ -323,6 +330,47 @@ class _BulkRun:
             wait(live, timeout=CANCEL_TIMEOUT)
         finally:
             (self._mirror.close if self._owns_mirror else self._mirror.drain)(remaining_close_seconds(began))
+
+
+# --- job ids, each of which comes once in a flow run, because it is also the id of a task run ---
+
+MAX_REMEMBERED_FLOW_RUNS = 8
+"""Flow runs whose job ids are remembered, so that a later call in the same flow run cannot use an id again."""
+
+_ids_by_flow_run: OrderedDict[tuple[UUID, int], set[str]] = OrderedDict()
+
+
+def _ids_of(flow_run: FlowRun) -> set[str]:
+    """Return the ids of all jobs that this flow run has had; after a retry of the flow run, those since the retry."""
+    ids = _ids_by_flow_run.setdefault((flow_run.id, flow_run.run_count), set())
+    while len(_ids_by_flow_run) > MAX_REMEMBERED_FLOW_RUNS:
+        _ids_by_flow_run.popitem(last=False)
+    return ids
+
+
+def _with_unique_ids(jobs: Iterable[Job], known_ids: set[str]) -> Iterable[Job]:
+    """Return the jobs after checking that no id comes twice; of a lazy iterable each is checked when it is drawn."""
+    if not isinstance(jobs, Collection):
+        return _checked(jobs, known_ids)
+    for _ in _checked(jobs, checked_ids := set(known_ids)):
+        pass
+    known_ids |= checked_ids
+    return jobs
+
+
+def _checked(jobs: Iterable[Job], known_ids: set[str]) -> Iterator[Job]:
+    for job in jobs:
+        check_is_job(job)
+        if job.job_id in known_ids:
+            raise InvalidJobError(
+                f"two jobs of one flow run have the id {job.job_id!r}, which is also the id of the task run: "
+                "give each job its own"
+            )
+        known_ids.add(job.job_id)
+        yield job
+
+
+# --- the caller ---
 
 
 def _flow_run(context: FlowRunContext | None) -> FlowRun:

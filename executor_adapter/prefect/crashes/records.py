@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
-from executor_adapter.prefect.mirror.server_api import PAGE_LIMIT, ServerApi
-from executor_adapter.prefect.mirror.state_events import FINAL_TYPES, UNFINISHED_TYPES, is_final
+from executor_adapter.prefect.mirror.events import FINAL_TYPES, UNFINISHED_TYPES, is_final
+from executor_adapter.prefect.mirror.server import PAGE_LIMIT, ServerApi
 
 Row = Mapping[str, Any]
 """An object of the server, as its API shows it."""

@@ -18,12 +18,11 @@ from pathlib import Path
 
 from prefect.settings import get_current_settings
 
-from executor_adapter.prefect.crashes.closing import Closing
 from executor_adapter.prefect.crashes.fate import Fate
-from executor_adapter.prefect.crashes.sweep import UNREACHABLE_ERRORS, end_dead
+from executor_adapter.prefect.crashes.sweep import UNREACHABLE_ERRORS, Closing, end_dead
 from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
-from executor_adapter.prefect.mirror.server_api import ServerApi, server_name
+from executor_adapter.prefect.mirror.server import ServerApi, server_name
 from executor_adapter.worker import is_held
 
 TIMEOUT = 60.0

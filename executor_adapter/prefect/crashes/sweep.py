@@ -1,31 +1,54 @@
 """Ends what dead processes have left on the server: `end_dead`, which may be repeated, whoever calls it.
 
 The reporter does so a moment after a death. Where it could not, because the whole container or machine ended,
-`executor-adapter prefect sweep` does it for all flow runs of a server, and so does the maintenance flow. Each process
-that runs a flow with jobs does it once for the earlier runs of that flow that crashed, and for earlier starts of its
-own run. A flow run that has not ended is left alone, unless the death of its process was seen.
+`executor-adapter prefect sweep` does it for all flow runs of a server, and so does the maintenance flow, which looks
+after the outbox too (`clean_outbox`). Each process that runs a flow with jobs does it once for the earlier runs of that
+flow that crashed, and for earlier starts of its own run. A flow run that has not ended is left alone, unless the death
+of its process was seen.
+
+A task run ends as Crashed by an event, as in its own process, a microsecond after its newest recorded state. So every
+other end of it is newer, and wins, whenever it is recorded: one that still waits in the server's queue, one that is in
+the outbox, or one of a process that was taken for dead. The end time is that of the death. Where nobody has seen the
+death, it is the latest that it can be: the end of the flow run, or the moment at which this was found.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import get_current_settings
 
-from executor_adapter.prefect.crashes.closing import Closing
 from executor_adapter.prefect.crashes.fate import Fate
-from executor_adapter.prefect.crashes.records import FlowRunRecord, Records
+from executor_adapter.prefect.crashes.records import FlowRunRecord, Records, Row, seconds
 from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
-from executor_adapter.prefect.mirror.server_api import (
+from executor_adapter.prefect.mirror.events import (
+    CLOCK_RESOLUTION_SECONDS,
+    FINAL_TYPES,
+    UNFINISHED_TYPES,
+    Change,
+    StateFields,
+    event_body,
+    iso,
+    previous_state,
+    quoted,
+    related_resource,
+)
+from executor_adapter.prefect.mirror.mirror import PrefectMirror
+from executor_adapter.prefect.mirror.outbox import OutboxFile
+from executor_adapter.prefect.mirror.server import (
     DAY_SECONDS,
     PAGE_LIMIT,
     REQUEST_TIMEOUT,
@@ -33,7 +56,6 @@ from executor_adapter.prefect.mirror.server_api import (
     ServerApi,
     server_name,
 )
-from executor_adapter.prefect.mirror.state_events import FINAL_TYPES, UNFINISHED_TYPES, iso
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -54,6 +76,134 @@ MAX_EARLIER_DAYS = 7
 
 MIN_AGE_SECONDS = 60.0
 """Seconds since the end of an earlier run: until then its own reporter, or its server's queue, may be at work."""
+
+DIED = "The process of its flow run was killed, or exited without ending it (SIGKILL, out of memory, a lost machine)"
+
+ROUND_EVENTS = 1_000
+"""Events that are sent before the server has recorded the ones before: a tenth of what its queue holds."""
+
+RESEND_SECONDS = 5.0
+"""Seconds without progress after which events are sent again."""
+
+SETTLE_SECONDS = 3.0
+"""Seconds for which no task run may be unfinished, because states of the dead process may still wait to be recorded."""
+
+POLL_INTERVAL = 0.25
+
+_EVENT_IDS = uuid.UUID("0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b21")
+"""Namespace of the ids of the events. Two processes that end a task run at once send the same event."""
+
+
+class Closing:
+    """Ends what is left of dead processes on one server, until the monotonic time `deadline`.
+
+    Raises, from each of its methods:
+        httpx.HTTPError: the server cannot be reached.
+    """
+
+    def __init__(self, api: ServerApi, deadline: float) -> None:
+        self.records = Records(api)
+        self.ended: Counter[str] = Counter()
+        """How often an end was sent, by the id of the task run."""
+        self._api = api
+        self._deadline = deadline
+        self._found_at = time.time()
+        self._others: set[str] = set()
+        """The ids of unfinished task runs that are left as they are."""
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its time is over."""
+        return time.monotonic() >= self._deadline
+
+    def end_flow_run(self, run: FlowRunRecord, fate: Fate, died_at: float | None) -> None:
+        """Propose the final state that a flow run has not. The server refuses it where its rules forbid it."""
+        message = f"{DIED}; {self._when(died_at, died_at or self._found_at)}"
+        if fate is Fate.CRASH:
+            self._set_state(run, "CRASHED", message)
+        elif fate is Fate.CANCEL:
+            self._set_state(run, "CANCELLED", f"Flow run was cancelled. {message}")
+
+    def _set_state(self, run: FlowRunRecord, state_type: str, message: str) -> None:
+        state = {"type": state_type, "name": state_type.capitalize(), "message": message}
+        path: Any = "/flow_runs/{id}/set_state"
+        self._api.client.request("POST", path, path_params={"id": run.id}, json={"state": state, "force": False})
+
+    def end_task_runs(
+        self, flow_runs: Mapping[str, FlowRunRecord], died_at: float | None, *, before: int | None = None
+    ) -> bool:
+        """End the unfinished task runs of the flow runs, and return whether the server has recorded all of it.
+
+        `died_at` is when the process died, in seconds since the epoch; None if nobody has seen that.
+        With `before`, only task runs that the flow run left at a start of a lower number are ended.
+        """
+        settled_at = time.monotonic()
+        while not self.is_late:
+            left = list(itertools.islice(self.unfinished(flow_runs, before=before), ROUND_EVENTS))
+            if left:
+                self._send([self._crashed(run, flow_runs[run["flow_run_id"]], died_at) for run in left])
+                self._wait_for_progress(flow_runs)
+                settled_at = time.monotonic()
+            elif time.monotonic() - settled_at >= SETTLE_SECONDS:
+                return True
+            else:
+                time.sleep(POLL_INTERVAL)
+        return False
+
+    def unfinished(self, flow_runs: Iterable[str], *, before: int | None = None) -> Iterator[Row]:
+        """Yield the unfinished task runs of the flow runs that no other process runs; see `end_task_runs`."""
+        for page in self.records.unfinished_task_runs(flow_runs):
+            if before is not None:
+                self._others |= {run["id"] for run in page if run["flow_run_run_count"] >= before}
+            self._others |= self.records.of_other_processes(
+                [run for run in page if run["id"] not in self._others and run["id"] not in self.ended]
+            )
+            yield from (run for run in page if run["id"] not in self._others)
+
+    def _send(self, bodies: list[bytes]) -> None:
+        for start in range(0, len(bodies), PAGE_LIMIT):
+            self._api.send(bodies[start : start + PAGE_LIMIT])
+
+    def _wait_for_progress(self, flow_runs: Iterable[str]) -> None:
+        """Wait until the server has recorded what was sent, or makes no progress."""
+        count, progress_at = self.records.count_unfinished(flow_runs), time.monotonic()
+        while count > len(self._others) and time.monotonic() - progress_at < RESEND_SECONDS and not self.is_late:
+            time.sleep(POLL_INTERVAL)
+            before, count = count, self.records.count_unfinished(flow_runs)
+            if count < before:
+                progress_at = time.monotonic()
+
+    def _crashed(self, run: Row, flow_run: FlowRunRecord, died_at: float | None) -> bytes:
+        """Return the event by which the task run ends as Crashed."""
+        self.ended[run["id"]] += 1
+        # The server forgets no event, and no two states of a task run may have the same time: so each has its own.
+        state = run["state"] or {"type": "PENDING", "name": "Pending", "timestamp": run["created"]}
+        at = seconds(state["timestamp"]) + self.ended[run["id"]] * CLOCK_RESOLUTION_SECONDS
+        ended_at = max(died_at or flow_run.ended_at or self._found_at, at)
+        return _crashed(run, state, flow_run, at, ended_at, f"{DIED}; {self._when(died_at, ended_at)}")
+
+    def _when(self, died_at: float | None, ended_at: float) -> str:
+        if died_at is not None:
+            return f"seen at {iso(ended_at)}"
+        return f"found at {iso(self._found_at)}, ended not later than {iso(ended_at)}"
+
+
+def _crashed(run: Row, state: Row, flow_run: FlowRunRecord, at: float, ended_at: float, message: str) -> bytes:
+    event_id = uuid.uuid5(_EVENT_IDS, f"{run['id']} {iso(at)}")
+    task_run = {
+        **{field: run[field] for field in ("name", "task_key", "dynamic_key", "run_count", "flow_run_run_count")},
+        "end_time": iso(ended_at),
+        "total_run_time": run["total_run_time"] + (ended_at - at if state["type"] == "RUNNING" else 0.0),
+    }
+    change = Change(
+        at,
+        StateFields(str(event_id), iso(at), "CRASHED", "Crashed", quoted(message), "{}"),
+        previous_state(state["type"], state["name"]),
+        run["run_count"],
+        quoted(run["name"]),
+        json.dumps(task_run),
+    )
+    return event_body(run["id"], change, related_resource("flow-run", flow_run.id, flow_run.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,3 +356,37 @@ def find_earlier_runs(records: Records, flow_id: str, now: float) -> list[FlowRu
             "limit": MAX_EARLIER_RUNS,
         }
     )
+
+
+# --- for a maintenance flow ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxCleanUp:
+    """What became of the states in the outbox's file."""
+
+    sent: int
+    """States that the server has recorded by now."""
+    removed: int
+    """States that were older than allowed, for whatever server. They are lost."""
+    left: int
+    """States for the server that are left: newer ones, and those of processes that are alive."""
+
+
+def clean_outbox(*, max_age_days: float = 30.0) -> OutboxCleanUp:
+    """Send the states in the outbox of this machine to the current server, then remove those that are too old.
+
+    The outbox holds states that a process could not send. Old ones are mostly for a server that no longer exists.
+
+    Raises:
+        OSError, sqlite3.Error: the file cannot be used.
+    """
+    file = OutboxFile(server_name())
+    before = file.count()
+    with PrefectMirror() as mirror:
+        mirror.send_inherited()
+    sent = max(0, before - file.count())
+    removed = file.delete_old(time.time() - max_age_days * DAY_SECONDS)
+    if removed:
+        logger.warning("removed %d states from the outbox that were older than %g days", removed, max_age_days)
+    return OutboxCleanUp(sent=sent, removed=removed, left=file.count())

@@ -42,8 +42,8 @@ from executor_adapter.prefect.child.logs import details_of, log_failure
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.new_states import now_like, running
 from executor_adapter.prefect.engine.results import as_record, is_surely_absent, with_known_source
-from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
-from executor_adapter.prefect.mirror.state_events import is_final
+from executor_adapter.prefect.mirror.events import is_final
+from executor_adapter.prefect.mirror.runs import TaskRunReporter
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.worker.facts import facts_of
 

@@ -18,10 +18,10 @@ from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import as_job_error, is_plain, text_of
 from executor_adapter.executor import JobExecutor, current_executor, signal_watch
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
+from executor_adapter.prefect.cancellation.watcher import explained
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
-from executor_adapter.prefect.mirror.cancelled_runs import explained
-from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
+from executor_adapter.prefect.mirror.runs import TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message
 from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
 from executor_adapter.prefect.reporting.events import current_flow_run

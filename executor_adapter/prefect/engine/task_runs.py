@@ -24,7 +24,7 @@ from executor_adapter.job import uuid7
 from executor_adapter.prefect.child.payload import version_of
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.new_states import copy_state, is_traced
-from executor_adapter.prefect.mirror.flow_run_mirrors import reporter_for
+from executor_adapter.prefect.mirror.runs import reporter_for
 from executor_adapter.prefect.reporting.events import emit_pending_event
 
 _LEAF_TYPES = frozenset({bool, int, float, complex, str, bytes, type(None)})

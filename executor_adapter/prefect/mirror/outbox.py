@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 from prefect.settings import get_current_settings
 
 from executor_adapter.job import uuid7
-from executor_adapter.prefect.mirror.state_events import StateEvent
+from executor_adapter.prefect.mirror.events import StateEvent
 
 logger = logging.getLogger("executor_adapter.prefect")
 

@@ -24,9 +24,9 @@ from typing import Any
 
 import httpx
 
+from executor_adapter.prefect.mirror.events import CLOCK_RESOLUTION_SECONDS, StateEvent
 from executor_adapter.prefect.mirror.outbox import Outbox
-from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError, ServerApi
-from executor_adapter.prefect.mirror.state_events import CLOCK_RESOLUTION_SECONDS, StateEvent
+from executor_adapter.prefect.mirror.server import Recorded, RejectedError, ServerApi
 
 logger = logging.getLogger("executor_adapter.prefect")
 

@@ -26,7 +26,7 @@ from prefect.results import ResultRecord, should_persist_result  # type: ignore[
 
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference, storable, uuid7
-from executor_adapter.prefect.mirror.state_events import (
+from executor_adapter.prefect.mirror.events import (
     CLOCK_RESOLUTION_SECONDS,
     MAX_MESSAGE_LENGTH,
     NO_PREVIOUS_STATE,

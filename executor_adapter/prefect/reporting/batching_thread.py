@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -18,48 +18,51 @@ Item = TypeVar("Item")
 class BatchingThread(Generic[Item]):
     """Calls `consume(items)` on a thread with the items put since the last call, at most once in `interval` seconds.
 
-    Any thread may call `put`, which returns at once. The thread sleeps while there are no items, and runs in the
-    context in which this was made. Exceptions of `consume` are logged.
+    Any thread may call `put`, which returns at once. The thread lives while there are items, and runs in the context in
+    which this was made. Exceptions of `consume` are logged.
     """
 
     def __init__(self, consume: Callable[[list[Item]], object], interval: float) -> None:
         self._consume = consume
         self._interval = interval
         self._items: deque[Item] = deque()
-        self._has_items = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        context: Any = copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._run,), name="job-batches", daemon=True)
-        self._thread.start()
+        self._consumed_at = 0.0
+        self._context = copy_context()
 
     def put(self, item: Item) -> None:
         """Add an item to the next batch."""
-        self._items.append(item)
-        if not self._has_items.is_set():
-            self._has_items.set()
+        with self._lock:
+            self._items.append(item)
+            if self._thread is None:
+                run = self._context.copy().run
+                self._thread = threading.Thread(target=run, args=(self._run,), name="job-batches", daemon=True)
+                self._thread.start()
 
     def close(self, timeout: float = 10.0) -> None:
-        """Consume the remaining items, and wait for that, at most `timeout` seconds."""
+        """Consume the remaining items at once, and later ones too, and wait for that, at most `timeout` seconds."""
         self._closed.set()
-        self._has_items.set()
-        self._thread.join(timeout)
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
 
     def _run(self) -> None:
-        consumed_at = 0.0
-        while self._items or not self._closed.is_set():
-            self._has_items.wait()
-            self._closed.wait(max(0.0, consumed_at + self._interval - time.monotonic()))
-            self._has_items.clear()
-            if self._closed.is_set():
-                self._has_items.set()
-            consumed_at = time.monotonic()
-            self._consume_all()
+        while items := self._next_batch():
+            self._consumed_at = time.monotonic()
+            try:
+                self._consume(items)
+            except Exception as error:
+                logger.warning("cannot send %d job updates to Prefect: %r", len(items), error)
 
-    def _consume_all(self) -> None:
-        items = [self._items.popleft() for _ in range(len(self._items))]
-        if not items:
-            return
-        try:
-            self._consume(items)
-        except Exception as error:
-            logger.warning("cannot send %d job updates to Prefect: %r", len(items), error)
+    def _next_batch(self) -> list[Item]:
+        """Return the items of the next batch when it is due; without one, the thread ends."""
+        self._closed.wait(max(0.0, self._consumed_at + self._interval - time.monotonic()))
+        with self._lock:
+            items = list(self._items)
+            self._items.clear()
+            if not items:
+                self._thread = None
+        return items

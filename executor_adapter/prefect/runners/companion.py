@@ -24,7 +24,7 @@ from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.child.contexts import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.mirror import flow_run_mirrors
+from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
 from executor_adapter.prefect.options.plain_task import is_job_task
 from executor_adapter.prefect.reporting.events import current_flow_run
@@ -192,9 +192,9 @@ def _must_wait_for_server() -> bool:
 def _wait_for_server(flow_run_id: UUID | None, kind: type[BaseException] | None) -> None:
     """Wait for the server; only for a few seconds if a signal or another BaseException ends the process."""
     if kind is not None and not issubclass(kind, Exception):
-        flow_run_mirrors.close(flow_run_id, timeout=remaining_close_seconds(time.monotonic()))
+        runs.close(flow_run_id, timeout=remaining_close_seconds(time.monotonic()))
     else:
-        flow_run_mirrors.drain(flow_run_id)
+        runs.drain(flow_run_id)
 
 
 @contextlib.contextmanager

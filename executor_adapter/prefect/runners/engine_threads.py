@@ -28,13 +28,12 @@ from prefect.states import Pending
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.pools import current_slot_loan, lend_slot
-from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, watch_flow_run
+from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, cancelled_runs, watch_flow_run
 from executor_adapter.prefect.engine.base import raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
-from executor_adapter.prefect.mirror import flow_run_mirrors
-from executor_adapter.prefect.mirror.cancelled_runs import cancelled_runs
+from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
 from executor_adapter.prefect.reporting.events import current_flow_run, flush_events
 from executor_adapter.prefect.runners.async_end import await_at_flow_end
@@ -222,7 +221,7 @@ class EngineThreads:
         if cancel_running:
             self._cancelled_at = self._cancelled_at or time.monotonic()
             if self._flow_run_id is not None:
-                flow_run_mirrors.hurry(self._flow_run_id)
+                runs.hurry(self._flow_run_id)
         with self._lock:
             self._closed = True
             live = list(self._live)
@@ -259,7 +258,7 @@ class EngineThreads:
 
     def _await_mirror(self, last: contextlib.ExitStack) -> bool:
         """Let the async flow await the end of its mirror, and then of `last`; return whether it does."""
-        mirror = None if self._flow_run_id is None else flow_run_mirrors.find(self._flow_run_id)
+        mirror = None if self._flow_run_id is None else runs.find(self._flow_run_id)
         if mirror is None:
             return False
         rest = last.pop_all()
@@ -280,4 +279,4 @@ class EngineThreads:
         if interrupted:
             flush_events()
         began = self._cancelled_at or time.monotonic()
-        flow_run_mirrors.close(self._flow_run_id, timeout=remaining_close_seconds(began) if interrupted else None)
+        runs.close(self._flow_run_id, timeout=remaining_close_seconds(began) if interrupted else None)

@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from executor_adapter.job import ErrorCode
 from executor_adapter.monitoring import ready_checks
-from executor_adapter.prefect.mirror.state_events import CLOCK_RESOLUTION_SECONDS, StateEvent, iso
+from executor_adapter.prefect.mirror.events import CLOCK_RESOLUTION_SECONDS, StateEvent, iso
 from executor_adapter.worker import end_with_this_process
 
 if TYPE_CHECKING:

@@ -1,0 +1,326 @@
+"""The mirrors of task runs that Prefect's engines drive: one for each flow run, and one for all outside flow runs.
+
+A flow run's mirror lasts until its task runner calls `close`, when all its tasks have finished: so the server has
+recorded them before the flow ends. A mirror that is left when the process exits gets a few seconds, and then leaves
+the rest in the outbox.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.settings import get_current_settings
+
+from executor_adapter.executor import JobExecutor
+from executor_adapter.job import JobStatus, Observer, Transition
+from executor_adapter.persistence import was_cut_off
+from executor_adapter.prefect.mirror import runs
+from executor_adapter.prefect.mirror.events import UNFINISHED_TYPES, current_flow_run_id
+from executor_adapter.prefect.mirror.mirror import HURRIED_CLOSE_SECONDS, MirrorReport, PrefectMirror
+from executor_adapter.prefect.mirror.server import ServerApi, server_name, start_embedded_server
+from executor_adapter.prefect.mirror.timeline import EngineHistory, engine_change
+
+FLOW_END_STALL_TIMEOUT = 30.0
+"""Seconds without any progress of the server after which a flow ends without it."""
+
+EXIT_TIMEOUT = 10.0
+"""Seconds for unrecorded states when the process exits."""
+
+FLUSH_TIMEOUT = 1.0
+"""Seconds for the states so far when a signal may be about to end the process."""
+
+MAX_KEPT = 4
+"""Flow runs whose drained mirrors are kept: nothing notifies them of the end of the flow run."""
+
+_mirrors: dict[UUID | str, PrefectMirror] = {}
+"""The mirrors by flow run id, and by server name for task runs outside flow runs."""
+_kept: dict[UUID | str | None, None] = {}
+"""The mirrors that `drain` has kept, the newest last."""
+_lock = threading.Lock()
+
+
+class TaskRunReporter:
+    """Reports the states of one task run to the mirror of its flow run."""
+
+    def __init__(self, task_run: TaskRun) -> None:
+        self._key = task_run.flow_run_id or server_name()
+        self._history = EngineHistory(task_run)
+        self._mirror = _mirror_of(self._key)
+        self._mirror.add(self._history)
+
+    def report(self, task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> None:
+        """Report that the task run enters `state`. Call it in the task run's context, with its times up to date."""
+        change = engine_change(task_run, state, previous)
+        while not self._mirror.enqueue_step(self._history, change):  # The mirror was closed: this state is late.
+            self._mirror = _mirror_of(self._key)
+
+    def flush(self) -> None:
+        """Send the states so far, because a signal may be about to end the process."""
+        self._mirror.drain(FLUSH_TIMEOUT)
+
+
+def reporter_for(task_run: TaskRun) -> TaskRunReporter | None:
+    """Return the reporter of a new task run. Call it in the context in which the task run was made.
+
+    None if Prefect's own engine must send the events: in a process that multiprocessing started, as Prefect's
+    ProcessPoolTaskRunner does, because it passes events to its parent and calls no exit handlers; and in Prefect's test
+    mode, which inspects the events instead of sending them.
+    """
+    if multiprocessing.parent_process() is not None or get_current_settings().testing.test_mode:
+        return None
+    return TaskRunReporter(task_run)
+
+
+def _mirror_of(key: UUID | str) -> PrefectMirror:
+    mirror = _mirrors.get(key)
+    if mirror is not None:
+        return mirror
+    with _lock:
+        if key not in _mirrors:
+            start_embedded_server()
+            # Exit handlers run in reverse order: this one before the one with which Prefect ends an embedded server.
+            atexit.unregister(_end_all)
+            atexit.register(_end_all)
+            _mirrors[key] = PrefectMirror(stall_timeout=FLOW_END_STALL_TIMEOUT)
+        return _mirrors[key]
+
+
+def find(flow_run_id: UUID) -> PrefectMirror | None:
+    """Return the mirror of a flow run that has had tasks and is not closed."""
+    return _mirrors.get(flow_run_id)
+
+
+def hurry(flow_run_id: UUID) -> None:
+    """Send only final states of a flow run's tasks, at once, because the flow run was cancelled."""
+    if (mirror := _mirrors.get(flow_run_id)) is not None:
+        mirror.hurry()
+
+
+def close(flow_run_id: UUID | None, *, timeout: float | None) -> None:
+    """Close the mirror of a flow run whose tasks have finished, and wait until the server has recorded them.
+
+    `timeout` is in seconds; None waits while the server makes progress. Without a flow run id the mirror of task runs
+    outside flow runs is drained and not closed, because others may follow.
+    """
+    if flow_run_id is None:
+        if (mirror := _mirrors.get(server_name())) is not None:
+            mirror.drain(timeout)
+        return
+    with _lock:
+        mirror = _mirrors.pop(flow_run_id, None)
+        _kept.pop(flow_run_id, None)
+    if mirror is not None:
+        mirror.close(timeout)
+
+
+def drain(flow_run_id: UUID | None) -> None:
+    """Wait until the server has recorded the tasks of a flow run so far, of which more may follow.
+
+    The mirror is kept, because a new one would have to connect and to find out how fast the server is. It is closed
+    when MAX_KEPT other flow runs have been drained since, or with the process.
+    """
+    key = flow_run_id or server_name()
+    mirror = _mirrors.get(key)
+    if mirror is None:
+        return
+    report = mirror.drain()
+    if flow_run_id is not None and not report.unfinished and mirror.unrecorded():
+        close(flow_run_id, timeout=0.0)  # The server was given up: this leaves the rest in the outbox, and says so.
+        return
+    with _lock:
+        _kept.pop(key, None)
+        _kept[key] = None
+        surplus = next(iter(_kept)) if len(_kept) > MAX_KEPT else None
+        _kept.pop(surplus, None)
+    if isinstance(surplus, UUID):
+        close(surplus, timeout=None)
+
+
+def _end_all() -> None:
+    while _mirrors:
+        mirror = _mirrors.popitem()[1]
+        mirror.drain(EXIT_TIMEOUT)
+        mirror.close(0.0)
+
+
+os.register_at_fork(after_in_child=_mirrors.clear)
+
+
+logger = logging.getLogger("executor_adapter.prefect")
+
+POLL_INTERVAL = 0.25
+MAX_POLL_INTERVAL = 1.0
+"""Seconds between two requests: the interval grows with each one."""
+
+POLL_GROWTH_FACTOR = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcileReport:
+    """Describes what the server had recorded of a flow run's task runs when the wait ended."""
+
+    flow_run_id: UUID
+    recorded: int
+    """Task runs of job tasks whose true final state the server has."""
+    resent: int
+    """Final states that were sent again, because the server had lost them."""
+    missing: tuple[UUID, ...] = ()
+    """Task runs of job tasks whose true final state the server does not have."""
+    unfinished: tuple[UUID, ...] = ()
+    """Other task runs of the flow run that the server has in a state that is not final."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the server knows the final state of every task run."""
+        return not self.missing and not self.unfinished
+
+    def __str__(self) -> str:
+        if self.complete:
+            return f"the server knows the final state of every task run ({self.recorded} of job tasks)"
+        ids = ", ".join(str(task_run_id) for task_run_id in [*self.missing, *self.unfinished][:10])
+        return (
+            f"the server does not know the final state of {len(self.missing)} task runs of job tasks"
+            f" and of {len(self.unfinished)} others: {ids}"
+        )
+
+
+def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 60.0) -> ReconcileReport:
+    """Block until the server has every task run of the flow run in its true final state, at most `timeout` seconds.
+
+    Call it at the end of a flow, when its tasks have finished; without an id it waits for the caller's flow run. States
+    of job tasks that the server has lost are sent again. Of other tasks only the server's record is known, so they are
+    waited for. The report lists what is missing, which is logged as a warning too.
+
+    Raises:
+        RuntimeError: no flow run is given, and the caller is not in one.
+    """
+    wanted, deadline = _flow_run_id(flow_run_id), time.monotonic() + timeout
+    mirror = runs.find(wanted)
+    mirrored = MirrorReport(jobs=0, recorded=0) if mirror is None else mirror.drain(timeout)
+    with ServerApi.connected() as api:
+        unfinished = _wait_for_others(api, wanted, deadline)
+    report = ReconcileReport(
+        flow_run_id=wanted,
+        recorded=mirrored.recorded,
+        resent=mirrored.resent,
+        missing=() if mirror is None else tuple(map(UUID, (*mirrored.missing, *mirror.unrecorded()))),
+        unfinished=unfinished,
+    )
+    if not report.complete:
+        logger.warning("after %.0f s: %s", timeout, report)
+    return report
+
+
+def _flow_run_id(given: UUID | str | None) -> UUID:
+    if given is not None:
+        return given if isinstance(given, UUID) else UUID(given)
+    current = current_flow_run_id()
+    if current is None:
+        raise RuntimeError("wait_until_recorded() was called outside a flow run: give flow_run_id")
+    return current
+
+
+def _wait_for_others(api: ServerApi, flow_run_id: UUID, deadline: float) -> tuple[UUID, ...]:
+    """Wait until no task run of the flow run is unfinished, and return those that are at the monotonic time `deadline`.
+
+    While the server cannot be reached, none is known to be unfinished, and it is asked again.
+    """
+    unfinished: tuple[UUID, ...] = ()
+    pause = POLL_INTERVAL
+    while True:
+        try:
+            unfinished = _unfinished(api, flow_run_id)
+            if not unfinished:
+                return ()
+        except httpx.HTTPError as error:
+            logger.debug("cannot ask the server for unfinished task runs: %r", error)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return unfinished
+        time.sleep(min(pause, left))
+        pause = min(MAX_POLL_INTERVAL, pause * POLL_GROWTH_FACTOR)
+
+
+def _unfinished(api: ServerApi, flow_run_id: UUID) -> tuple[UUID, ...]:
+    """Return the unfinished task runs, without the caller's own and those that will never start."""
+    caller = TaskRunContext.get()
+    own = caller.task_run.id if caller is not None else None
+    found = api.task_runs({"flow_run_id": {"any_": [str(flow_run_id)]}, "state": {"type": {"any_": UNFINISHED_TYPES}}})
+    return tuple(UUID(run["id"]) for run in found if run["state_name"] != "NotReady" and run["id"] != str(own))
+
+
+DRAIN_TIMEOUT = 10.0
+"""Seconds for all states when the executor is closed; final states get HURRIED_CLOSE_SECONDS more."""
+
+
+def make_mirror(observers: Iterable[Observer], *, always: bool) -> PrefectSchedulerMirror | None:
+    """Return the mirror of a scheduler's next executor; None if an observer is one, or no API is configured.
+
+    With `always` and no configured API the embedded server is used, if Prefect's settings allow it.
+    """
+    if any(isinstance(getattr(observer, "__self__", observer), PrefectMirror) for observer in observers):
+        return None
+    settings = get_current_settings()
+    if settings.api.url is not None or (always and settings.server.ephemeral.enabled):
+        return PrefectSchedulerMirror()
+    if always:
+        logger.warning("jobs are not mirrored: set PREFECT_API_URL, or allow Prefect's embedded server")
+    return None
+
+
+class PrefectSchedulerMirror:
+    """Mirrors the jobs of one scheduler's executor, as `mirroring.SchedulerMirror` demands.
+
+    Make it in the context whose flow run the task runs belong to.
+    """
+
+    def __init__(self) -> None:
+        self._mirror = PrefectMirror()
+        self._executor: JobExecutor | None = None
+        self._requeues = self._is_hurried = False
+
+    def attach(self, executor: JobExecutor) -> None:
+        """Mirror each job of this executor until it is closed, and send what an earlier process has left."""
+        self._executor = executor
+        self._requeues = executor.history() is not None
+        executor.add_observer(self)
+        executor.add_close_callback(self._close)
+        self._mirror.send_inherited(timeout=0)  # Starts sending, and does not wait.
+
+    def hurry(self) -> None:
+        """Send only final states when the executor is closed, within HURRIED_CLOSE_SECONDS."""
+        self._is_hurried = True
+
+    def __call__(self, transition: Transition) -> None:
+        """Mirror a transition, as an observer of the executor."""
+        if self._requeues and transition.status is JobStatus.CANCELLED and was_cut_off(transition.error):
+            self._requeue(transition)
+        else:
+            self._mirror(transition)
+
+    def _requeue(self, transition: Transition) -> None:
+        """Stop mirroring a job that another host will run.
+
+        A running job becomes Pending, unless this executor goes on: then another host has taken the job over already.
+        """
+        assert self._executor is not None
+        if transition.previous is JobStatus.RUNNING and self._executor.is_shutting_down:
+            self._mirror.enqueue(transition._replace(status=JobStatus.PENDING, error=None))
+        self._mirror.remove_job(transition.job)
+
+    def _close(self) -> None:
+        if not self._is_hurried:
+            self._mirror.drain(DRAIN_TIMEOUT)
+        self._mirror.close(HURRIED_CLOSE_SECONDS)
