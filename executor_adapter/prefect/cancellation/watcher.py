@@ -16,14 +16,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
-from prefect.utilities.engine import is_prefect_sigterm_handler_installed
+from prefect.utilities.engine import capture_sigterm
 
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
@@ -302,5 +302,10 @@ def _flow_run_of(client: SyncPrefectClient, task_run_id: str) -> UUID | None:
 
 _watcher = _Watcher()
 
-# Under Prefect, SIGTERM raises an exception in the flow, and the process ends.
-ending_handlers.append(lambda number, _: number == signal.SIGTERM and is_prefect_sigterm_handler_installed())
+
+def _is_prefects(number: signal.Signals, handler: Any) -> bool:
+    """Return whether this is Prefect's handler of SIGTERM: it raises an exception in the flow, and the process ends."""
+    return number == signal.SIGTERM and getattr(handler, "__module__", None) == capture_sigterm.__module__
+
+
+ending_handlers.append(_is_prefects)
