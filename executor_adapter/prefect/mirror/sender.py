@@ -32,10 +32,15 @@ logger = logging.getLogger("executor_adapter.prefect")
 
 # --- pace: see docs/explanation/prefect-mirror.md for what was measured ---
 
-INITIAL_WINDOW = 300
-MIN_WINDOW = 100
+MIN_WINDOW = 300
+"""Events in flight at first and at least: the fewer there are, the more requests, each of which is work for the server.
+
+A simulated server that records 30 events a second, and loses 0.05 s with each request, records 26.6 a second of 2,000
+in 147 requests; with 100 at least, and a check each 0.5 s, 23.9 in 332. Where it loses 0.3 s, 29 and 17 a second.
+"""
+
 MAX_WINDOW = 3_000
-"""Events in flight. A third of the server's queue, because others use it too."""
+"""Events in flight at most. A third of the server's queue, because others use it too."""
 
 MAX_BATCH_SIZE = 500
 """Events in one request."""
@@ -51,7 +56,7 @@ SLOW_SECONDS = 4.0
 """Time from sending to recorded: the window grows below the first, and is halved above the second."""
 
 MIN_CHECK_INTERVAL = 0.03
-MAX_CHECK_INTERVAL = 0.5
+MAX_CHECK_INTERVAL = 1.0
 """Seconds between two checks of what is recorded. A direct call of a job task waits for the next one."""
 
 CHECKS_PER_DELIVERY = 3
@@ -100,7 +105,7 @@ class SendWindow:
 
     def __init__(self) -> None:
         self.is_hurried = False
-        self._size = INITIAL_WINDOW
+        self._size = MIN_WINDOW
         self._shrunk_at = -math.inf
         self._events_per_second = math.inf
 
