@@ -13,9 +13,8 @@ from executor_adapter.prefect.mirror.runs import ReconcileReport, wait_until_rec
 from executor_adapter.prefect.mirror.server import start_embedded_server
 from executor_adapter.prefect.options.job_options import JobTaskOptions
 from executor_adapter.prefect.options.plain_task import job_options
-from executor_adapter.prefect.reporting.alerts import emit_alert
 from executor_adapter.prefect.reporting.artifacts import JobReport, job_report
-from executor_adapter.prefect.reporting.job_events import JobEvents, job_events
+from executor_adapter.prefect.reporting.job_events import JobEvents, emit_alert, job_events
 from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner
 from executor_adapter.prefect.setup.bootstrap import BootstrapChange, BootstrapOutcome, bootstrap
 from executor_adapter.prefect.setup.plan import BootstrapPlan, read_plan

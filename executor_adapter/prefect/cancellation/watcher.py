@@ -32,6 +32,8 @@ from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, 
 from executor_adapter.prefect.crashes.sweep import sweep_earlier_runs
 from executor_adapter.prefect.mirror.server import server_name
 
+logger = logging.getLogger("executor_adapter.prefect")
+
 ASK_TIMEOUT = 1.0
 """Seconds to find out whether a signal that ends the program came with a cancel of the flow run."""
 
@@ -95,8 +97,6 @@ def explained(error: E, flow_run_id: UUID | None) -> E | JobCancelledError:
         return error
     return JobCancelledError(FLOW_RUN_CANCELLED, **error.context)
 
-
-logger = logging.getLogger("executor_adapter.prefect")
 
 POLL_INTERVAL = 2.0
 """Seconds between two requests."""

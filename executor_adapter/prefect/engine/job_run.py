@@ -21,10 +21,10 @@ from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
 from executor_adapter.prefect.cancellation.watcher import explained
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
+from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.runs import TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message
 from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
-from executor_adapter.prefect.reporting.events import current_flow_run
 from executor_adapter.worker.facts import facts_of
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class JobRun:
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any]) -> None:
         self.task = task
         self.options = options
-        flow_run = current_flow_run()
-        self._flow_run_id = None if flow_run is None else flow_run.id
+        self._flow_run_id = current_flow_run_id()
         self.reporter: TaskRunReporter | None = None
         """Reports the task run to the server; None where Prefect does so itself."""
         self.on_started: Callable[[], object] | None = None

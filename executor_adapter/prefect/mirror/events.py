@@ -35,6 +35,8 @@ from executor_adapter.executor import sentinel_client
 from executor_adapter.job import ErrorCode, storable, uuid7
 from executor_adapter.prefect.child.contexts import NoTaskRunner
 
+logger = logging.getLogger("executor_adapter.prefect")
+
 CLOCK_RESOLUTION_SECONDS = 1e-6
 """Resolution of the server's timestamps: two states of one task run are at least this far apart."""
 
@@ -189,8 +191,6 @@ def related_resource(kind: str, object_id: object, name: str) -> str:
     }
     return json.dumps(labels)
 
-
-logger = logging.getLogger("executor_adapter.prefect")
 
 PERMANENT_ERROR_CODES = frozenset({ErrorCode.REQUEST_ERROR, ErrorCode.CONFIGURATION_ERROR})
 """Error codes of answers that a repeated request would get again."""

@@ -32,6 +32,8 @@ from executor_adapter.prefect.mirror.mirror import HURRIED_CLOSE_SECONDS, Mirror
 from executor_adapter.prefect.mirror.server import ServerApi, server_name, start_embedded_server
 from executor_adapter.prefect.mirror.timeline import EngineHistory, engine_change
 
+logger = logging.getLogger("executor_adapter.prefect")
+
 FLOW_END_STALL_TIMEOUT = 30.0
 """Seconds without any progress of the server after which a flow ends without it."""
 
@@ -157,8 +159,6 @@ def _end_all() -> None:
 
 os.register_at_fork(after_in_child=_mirrors.clear)
 
-
-logger = logging.getLogger("executor_adapter.prefect")
 
 POLL_INTERVAL = 0.25
 MAX_POLL_INTERVAL = 1.0

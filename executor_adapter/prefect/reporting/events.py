@@ -1,4 +1,4 @@
-"""Sends events as Prefect's own engine does, and reads the flow run around the caller."""
+"""Sends events as Prefect's own engine does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from prefect import Task
-from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events.worker import EventsWorker
 from prefect.utilities.engine import emit_task_run_state_change_event
@@ -34,12 +34,6 @@ _OTHER_FIELDS: dict[str, Any] = {
     "parameters": {},
 }
 """The other fields of a TaskRunContext. For each missing one, pydantic would look for a default, which is slow."""
-
-
-def current_flow_run() -> FlowRun | None:
-    """Return the flow run around the caller."""
-    context = FlowRunContext.get()
-    return context.flow_run if context is not None else None
 
 
 def flush_events(timeout: float = FLUSH_TIMEOUT) -> None:

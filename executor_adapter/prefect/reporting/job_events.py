@@ -1,4 +1,4 @@
-"""Sends Prefect events when jobs fail, retry or end, which automations can react to.
+"""Sends Prefect events about jobs, which automations can react to: when they fail, retry or end, and for alerts.
 
     with JobExecutor() as executor, job_events(executor=executor):
         ...
@@ -14,23 +14,38 @@
     executor-adapter.job.completed      it completed; sent only if asked for
 
 The resource is the job, `executor-adapter.job.ID`, and the flow run is a related resource.
+
+    with HealthMonitor(executor, on_alert=[emit_alert]): ...
+
+    event                                       when
+    executor-adapter.health.stuck-job           a job has been running for longer than `stuck_after`
+    executor-adapter.health.near-limit          a job has used most of its max_runtime or deadline (`near_limit`)
+    executor-adapter.health.high-failure-rate   too many of the jobs that ended within the window failed
+    executor-adapter.health.low-memory          memory is so short that no further attempt starts while one runs
+
+The resource is the job that is stuck or near its limit, or for other alerts the program,
+`executor-adapter.program.HOST.PID`. The payload has the message, the value and the limit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import socket
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.job import CRASHES, JobStatus, Transition
+from executor_adapter.monitoring import Alert
+from executor_adapter.prefect.mirror.events import flow_run_facts
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.reporting.batching_thread import BatchingThread
-from executor_adapter.prefect.reporting.events import current_flow_run
 from executor_adapter.prefect.reporting.run_summary import JobSnapshot, snapshot_of
 
 PREFIX = "executor-adapter.job."
@@ -70,7 +85,7 @@ class JobEvents:
                 f"unknown kinds of events: {', '.join(sorted(unknown))}: choose from {', '.join(ALL_KINDS)}"
             )
         self._executor = executor
-        self._flow_run = current_flow_run()
+        self._related: list[Any] = json.loads(f"[{flow_run_facts().related}]")
         self._batches: BatchingThread[_JobEvent] = BatchingThread(self._emit, EMIT_INTERVAL)
 
     def __call__(self, transition: Transition) -> None:
@@ -91,26 +106,13 @@ class JobEvents:
         self._batches.close()
 
     def _emit(self, events: list[_JobEvent]) -> None:
-        related = _related(self._flow_run)
         for kind, job in events:
-            emit_event(PREFIX + kind, resource=_resource(job), related=related, payload=_payload(job))
+            emit_event(PREFIX + kind, resource=_resource(job), related=self._related, payload=_payload(job))
 
 
 def _resource(job: JobSnapshot) -> dict[str, str]:
     labels = {"prefect.resource.id": f"{PREFIX}{job.job_id}", "prefect.resource.name": job.tool}
     return labels | ({"executor-adapter.error-code": job.error_code} if job.error_code else {})
-
-
-def _related(flow_run: FlowRun | None) -> list[Any]:
-    if flow_run is None:
-        return []
-    return [
-        {
-            "prefect.resource.id": f"prefect.flow-run.{flow_run.id}",
-            "prefect.resource.role": "flow-run",
-            "prefect.resource.name": flow_run.name,
-        }
-    ]
 
 
 def _payload(job: JobSnapshot) -> dict[str, Any]:
@@ -139,3 +141,25 @@ def job_events(*, executor: JobExecutor | None = None, kinds: Iterable[str] = KI
     finally:
         executor.remove_observer(events)
         events.close()
+
+
+HEALTH_PREFIX = "executor-adapter.health."
+
+
+def emit_alert(alert: Alert) -> None:
+    """Send the alert to the Prefect server as an event. Returns before the server has got it."""
+    emit_event(
+        event=f"{HEALTH_PREFIX}{alert.kind}",
+        resource=_resource_of(alert),
+        occurred=datetime.fromtimestamp(alert.at, UTC),
+        payload={"message": alert.message, "value": alert.value, "limit": alert.limit},
+    )
+
+
+def _resource_of(alert: Alert) -> dict[str, str]:
+    if alert.job is None:
+        program = f"{socket.gethostname()}.{os.getpid()}"
+        return {"prefect.resource.id": f"executor-adapter.program.{program}", "prefect.resource.name": program}
+    job = alert.job
+    labels = {"prefect.resource.id": f"executor-adapter.job.{job.job_id}", "executor-adapter.job-type": job.job_type}
+    return labels if job.tool_name is None else labels | {"executor-adapter.tool": job.tool_name}

@@ -25,9 +25,9 @@ from executor_adapter.prefect.child.contexts import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.mirror import runs
+from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
 from executor_adapter.prefect.options.plain_task import is_job_task
-from executor_adapter.prefect.reporting.events import current_flow_run
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
 from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner
 
@@ -141,9 +141,8 @@ class JobTaskCall:
             stack.enter_context(lend_slot())
             stack.enter_context(watch_for_cancel(self._on_cancel))
             self._around = stack.pop_all()
-        flow_run = current_flow_run()
         self._waits_for_server = _must_wait_for_server()
-        self._flow_run_id = flow_run.id if flow_run is not None else None
+        self._flow_run_id = current_flow_run_id()
         if self._waits_for_server:
             with _lock:
                 _calls[self._flow_run_id] += 1

@@ -34,8 +34,9 @@ from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
 from executor_adapter.prefect.mirror import runs
+from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
-from executor_adapter.prefect.reporting.events import current_flow_run, flush_events
+from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.prefect.runners.async_end import await_at_flow_end
 from executor_adapter.prefect.runners.gate import Gate
 
@@ -134,12 +135,12 @@ class EngineThreads:
 
     def watch(self) -> None:
         """Cancel the jobs when the flow run around the caller is cancelled, from now on until all have ended."""
-        flow_run = current_flow_run()
+        flow_run_id = current_flow_run_id()
         with self._lock:
-            if self._watch is not None or self._closed or flow_run is None:
+            if self._watch is not None or self._closed or flow_run_id is None:
                 return
-            self._flow_run_id, self._is_async = flow_run.id, _is_async_flow()
-            self._watch = watch_flow_run(flow_run.id, self.cancel, until_flow_ends=True)
+            self._flow_run_id, self._is_async = flow_run_id, _is_async_flow()
+            self._watch = watch_flow_run(flow_run_id, self.cancel, until_flow_ends=True)
 
     def cancel(self) -> None:
         """Start no further job and end those that run."""
