@@ -29,6 +29,8 @@ _LIMIT_OF_RAY = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """Names the seconds after which Ray ends a program whose cluster has a control store that does not answer."""
 LOST_SHARE = 0.75
 """The part of that limit after which the program leaves the cluster."""
+LOCAL_LOST_SECONDS = 3.0
+"""Seconds after which it leaves one that is started here: nobody starts the control store of that again."""
 
 _MANY = 1_000_000
 
@@ -171,7 +173,7 @@ class _Connection(threading.Thread):
     def _wait_for_end(self) -> None:
         """Wait until the connection is to be closed, or its control store is gone."""
         answered_at = time.monotonic()
-        limit = LOST_SHARE * float(os.environ.get(_LIMIT_OF_RAY) or 60.0)
+        limit = LOCAL_LOST_SECONDS if self.is_local else LOST_SHARE * float(os.environ.get(_LIMIT_OF_RAY) or 60.0)
         while not self._is_to_close.wait(PROBE_INTERVAL):
             now = time.monotonic()
             if not why_closed(self.name_in_ray[0], PROBE_TIMEOUT):
@@ -222,8 +224,7 @@ def is_same(address: str, connected: str) -> bool:
     if port != connected_port:
         return False
     known, asked = _addresses_of(connected_host), _addresses_of(host)
-    both_here = any(map(_is_here, known)) and any(map(_is_here, asked))
-    return host == connected_host or bool(known & asked) or both_here
+    return host == connected_host or bool(known & asked) or all(any(map(_is_here, each)) for each in (known, asked))
 
 
 def _addresses_of(host: str) -> set[str]:

@@ -1,0 +1,55 @@
+"""Tests when a program leaves its local Ray cluster, with a stand-in for Ray whose control store is gone."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from executor_adapter.pools.cluster.engines import ray_connection
+from executor_adapter.pools.cluster.engines.ray_connection import RayUser
+from tests.waiting import PATIENCE
+
+
+class RayWithoutStore:
+    """What a connection needs of Ray. Nothing listens at its address."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.is_open = False
+        self.has_ended = threading.Event()
+
+    def init(self, **options: Any) -> None:
+        self.is_open = True
+
+    def is_initialized(self) -> bool:
+        return self.is_open
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(gcs_address=self._address, get_job_id=lambda: "1")
+
+    def shutdown(self) -> None:
+        self.is_open = False
+        self.has_ended.set()
+
+
+def test_a_local_cluster_without_its_store_is_left_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that was started here never comes back, so its cluster is left long before Ray ends the program."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
+    monkeypatch.setattr(ray_connection, "LOCAL_LOST_SECONDS", 0.05)
+    monkeypatch.setattr(ray_connection, "PROBE_INTERVAL", 0.01)
+    ray = RayWithoutStore()
+    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    user = RayUser()
+    user.join(None, processors=1)
+    try:
+        assert ray.has_ended.wait(PATIENCE)
+        assert "its control store did not answer" in user.why_ended()
+    finally:
+        user.leave()
