@@ -74,6 +74,10 @@ class Pool:
     def starving(self) -> dict[Shape, Starving]:
         return self.wanted
 
+    def close_unused(self, agent: Agent) -> None:
+        if agent.is_unused and not self.watch.rests:
+            self.agents.remove(agent)
+
     def release_idle(self) -> None:
         """No lease is idle here."""
 
@@ -126,6 +130,23 @@ def test_as_many_slots_go_back_as_others_wait_for(two_nodes: Pool) -> None:
     assert two_nodes.watch.may_ask_for(())
     two_nodes.let(60)
     assert len(two_nodes.released) == 2
+
+
+def test_an_agent_whose_leases_went_back_for_others_stays_for_those_that_follow() -> None:
+    """It ends neither while its pool asks for nothing, nor while that waits for leases, and does so afterwards."""
+    pool = Pool(Agent("a", 1))
+    (agent,) = pool.agents
+    pool.others = {"a": 1}
+    pool.let(MAX_GRANT + 1)
+    pool.end_plain(agent)
+    agent.is_unused = True
+    pool.close_unused(agent)
+    pool.let(MAX_GRANT + 1)
+    assert pool.released == ["a"]
+    assert pool.agents == [agent]
+    pool.are_awaited = False
+    pool.let(1)
+    assert pool.agents == []
 
 
 def test_a_young_lease_stays(two_nodes: Pool) -> None:

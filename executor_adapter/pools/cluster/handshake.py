@@ -91,9 +91,8 @@ class Door:
         context: ssl.SSLContext | None = None,
         ports: Sequence[int] = (0,),
     ) -> None:
-        self._call_soon = call_soon
+        self._call_soon, self._on_agent = call_soon, on_agent
         self._token = token
-        self._on_agent = on_agent
         self._context = context
         self._socket = _listen(host, ports)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]

@@ -233,7 +233,7 @@ class RemotePool(LeasingPool):
 
     def release(self, agent: RemoteAgent) -> None:
         self._source.release(agent, agent.remove_lease())
-        self._close_unused(agent)
+        self.close_unused(agent)
 
     def release_shaped(self, agent: RemoteAgent, lease: ShapedLease) -> None:
         if lease.is_retiring:
@@ -241,10 +241,10 @@ class RemotePool(LeasingPool):
         agent.shaped.remove(lease)
         agent.return_lease(lease.number)
         self._source.release(agent, lease.number)
-        self._close_unused(agent)
+        self.close_unused(agent)
 
-    def _close_unused(self, agent: RemoteAgent) -> None:
-        if agent.is_unused and not self._source.keeps_idle:
+    def close_unused(self, agent: RemoteAgent) -> None:
+        if agent.is_unused and not self._source.keeps_idle and not self._watch.rests:
             agent.close()
 
     def ask_for(self, count: int, shape: Shape) -> None:

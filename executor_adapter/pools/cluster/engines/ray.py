@@ -116,9 +116,8 @@ class RayCluster(Engine):
 
         if not self._user.answers():
             return {}
-        status: Any = get_cluster_status(self._scheduler, math.ceil(PROBE_TIMEOUT))
+        demands: Any = get_cluster_status(self._scheduler, math.ceil(PROBE_TIMEOUT)).resource_demands
         ours = {group.id.hex() for group in self._groups.values()}
-        demands = status.resource_demands
         groups = [each for each in demands.placement_group_demand if each.pg_id not in ours]
         nodes = {node_name(node): node["Resources"] for node in self._ray.nodes() if node["Alive"]}
         waiting: Counter[str] = Counter()

@@ -48,5 +48,8 @@ class LeasesOwner(Protocol):
     def release_shaped(self, agent: RemoteAgent, lease: ShapedLease) -> None:
         """Give a free lease back."""
 
+    def close_unused(self, agent: RemoteAgent) -> None:
+        """Let an agent without a lease end, unless leases have just gone back for others: some may follow soon."""
+
     def look_for_others(self) -> None:
         """Find out what others wait for; `LeaseWatch.on_others` is told."""

@@ -37,7 +37,7 @@ class LeaseWatch:
         self._looked_at = self._supervisor.now()
         self._wanted: Counter[str] = Counter()
         """Slots that others waited for at the last look, by node."""
-        self._rests: dict[Shape, float] = {}
+        self.rests: dict[Shape, float] = {}
         """The shapes that are not asked for, and until when: leases of theirs went back for others."""
 
     def begin(self) -> None:
@@ -59,13 +59,15 @@ class LeaseWatch:
         if now >= self._looked_at + (min(self._idle_interval, 1.0) if is_awaited else self._idle_interval):
             self._looked_at = now
             self._release_idle()
-        if over := [shape for shape, until in self._rests.items() if until <= now]:
-            for shape in over:
-                del self._rests[shape]
+        before, self.rests = self.rests, {shape: until for shape, until in self.rests.items() if until > now}
+        if self.rests != before:
             self._ask_again()
         if any(self._is_due(since) for agent in self._pool.agents for since in _ages(agent)):
             self._pool.look_for_others()
-        if self._rests or not all(agent.is_unused for agent in self._pool.agents):
+        if not self.rests and not is_awaited:
+            for agent in list(self._pool.agents):
+                self._pool.close_unused(agent)
+        if self.rests or self._pool.agents:
             self.begin()
 
     def _release_idle(self) -> None:
@@ -81,7 +83,7 @@ class LeaseWatch:
 
     def may_ask_for(self, shape: Shape) -> bool:
         """Return whether leases of a shape may be asked for: none has just gone back for the sake of others."""
-        return shape not in self._rests
+        return shape not in self.rests
 
     def _is_due(self, since: float) -> bool:
         return self._supervisor.now() >= since + self._max_grant
@@ -94,8 +96,8 @@ class LeaseWatch:
             able.sort(key=lambda agent: min(_ages(agent), default=math.inf))
             for agent in able[: starving.leases]:
                 wanted[agent.node] += max(1, math.ceil(dict(shape).get(CPU, UNITS) / UNITS))
-        last, self._wanted = self._wanted, wanted
-        lasting = wanted & last  # What waits for a moment only is about to get its place.
+        # What waits for a moment only is about to get its place.
+        lasting, self._wanted = wanted & self._wanted, wanted
         for agent in list(self._pool.agents):
             count = lasting[agent.node]
             agent.retiring = min(count, sum(map(self._is_due, agent.leases.values())))
@@ -107,7 +109,7 @@ class LeaseWatch:
         waiting = len(self._queue.waiting)
         plain = {(): Starving(waiting, None)} if waiting and not self._pool.slots else {}
         starving = self._shapes.starving() | plain
-        return {shape: each for shape, each in starving.items() if shape not in self._rests}
+        return {shape: each for shape, each in starving.items() if shape not in self.rests}
 
     def release_retiring(self, agent: RemoteAgent) -> None:
         """Give back what an agent is to give back and does not use."""
@@ -119,8 +121,8 @@ class LeaseWatch:
 
     def on_retired(self, shape: Shape) -> None:
         """Take note that a lease is about to go back for the sake of others, who are to get its place."""
-        if shape not in self._rests:
-            self._rests[shape] = self._supervisor.now() + self._max_grant
+        if shape not in self.rests:
+            self.rests[shape] = self._supervisor.now() + self._max_grant
             self._ask_again()
 
     def _ask_again(self) -> None:
