@@ -64,7 +64,6 @@ class RayCluster(Engine):
     def __init__(self, *of_engine: Any) -> None:
         super().__init__(*of_engine)
         self._bundle: dict[str, float] = {}
-        self._scheduler = ""
         self._ray: Any = None
         self._user = RayUser()
         self._head: dict[str, Any] = {}
@@ -117,14 +116,15 @@ class RayCluster(Engine):
         if not self._user.answers():
             return {}
         demands: Any = get_cluster_status(self._scheduler, math.ceil(PROBE_TIMEOUT)).resource_demands
-        ours = {group.id.hex() for group in self._groups.values()}
-        groups = [each for each in demands.placement_group_demand if each.pg_id not in ours]
+        bundles = [(each.bundle, each.count) for of in demands.ray_task_actor_demand for each in of.bundles_by_count]
+        ours, table = {group.id.hex() for group in self._groups.values()}, self._ray.util.placement_group_table()
+        groups = [group for name, group in table.items() if group["state"] == "PENDING" and name not in ours]
+        bundles += [(bundle, 1) for group in groups for bundle in group["bundles"].values()]
         nodes = {node_name(node): node["Resources"] for node in self._ray.nodes() if node["Alive"]}
         waiting: Counter[str] = Counter()
-        for demand in (*demands.ray_task_actor_demand, *groups):
-            for each in demand.bundles_by_count:
-                for node in able_nodes(each.bundle, nodes) if each.bundle else ():
-                    waiting[node] += each.count * max(1, math.ceil(each.bundle.get(CPU, 1)))
+        for bundle, count in bundles:
+            for node in able_nodes(bundle, nodes) if bundle else ():
+                waiting[node] += count * max(1, math.ceil(bundle.get(CPU, 1)))
         return waiting
 
     def drop(self, lease: int) -> None:
