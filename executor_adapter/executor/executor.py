@@ -25,6 +25,7 @@ from executor_adapter.executor.defaults import (
     read_capacity,
     slot_limits,
 )
+from executor_adapter.executor.hooks import HookedExecution
 from executor_adapter.executor.of_process import (
     DefaultExecutor,
     EntryToken,
@@ -54,7 +55,6 @@ from executor_adapter.store import JobStore
 from executor_adapter.supervision import (
     DEFAULT_WINDOW_SECONDS,
     ExecutorStats,
-    HookedExecution,
     JobDriver,
     JobFuture,
     JobScope,

@@ -116,5 +116,5 @@ class LiveState:
         self.resources: dict[str, int] | None = None
         """What each attempt takes of the executor's capacity, in `job.resources.UNITS`."""
         self.scope: Any = None
-        """The `supervision.job_scope.JobScope` around each attempt."""
+        """The `supervision.messages.JobScope` around each attempt."""
         self.timers: dict[str, Any] | None = None

@@ -1,27 +1,43 @@
-"""What follows an attempt: its record, the decision, the state of its job, the observers. Supervisor thread only."""
+"""What follows an attempt: its record, the decision, the state of its job, the observers, the counts."""
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobCancelledError, JobError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.exceptions.display import repr_of, traceback_text
-from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, RetryDecision, Transition, decide
+from executor_adapter.job import TERMINAL, Attempt, Job, JobStatus, Observer, RetryDecision, Transition, decide
 from executor_adapter.pools import Assignment, SupervisorLoop
 from executor_adapter.pools.transport.envelope import Ending, Outcome, failed
-from executor_adapter.supervision.discard import Discard
 from executor_adapter.supervision.intake import JobIntake
-from executor_adapter.supervision.job_scope import has_receiver
+from executor_adapter.supervision.messages import has_receiver
 from executor_adapter.supervision.scheduling import Dispatcher, PoolSet
-from executor_adapter.supervision.stats import QUEUE_SECONDS, ended_jobs
+from executor_adapter.supervision.thread import Discard
 from executor_adapter.worker import FunctionPosition, wire
 
 logger = logging.getLogger("executor_adapter")
+
+MAX_ENDED_JOBS = 4096
+"""The number of recently ended jobs that figures are computed of: more would cost more time and add little."""
+
+DEFAULT_WINDOW_SECONDS = 3600.0
+"""The seconds that figures look back by default."""
+
+QUEUE_SECONDS = [field.name for field in dataclasses.fields(Attempt)].index("queue_seconds")
+"""The index of `queue_seconds` in the fields of an attempt, see JobState.attempts."""
+
+EndedJob = tuple[float, JobStatus, float | None, float | None]
+"""When a job ended, how, when it started (both in seconds since the epoch), and the seconds from submit to that."""
 
 
 class StopReason(enum.IntEnum):
@@ -53,7 +69,8 @@ class StateTracker:
         self.observers = list(observers)
         self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
         self.retries = 0
-        self.ended = ended_jobs()
+        self.ended: deque[EndedJob] = deque(maxlen=MAX_ENDED_JOBS)
+        """The jobs that ended last: plain tuples, since the supervisor has a few hundred nanoseconds a job for it."""
 
     def enter(self, job: Job) -> None:
         """Count a new job as PENDING."""
@@ -96,6 +113,99 @@ class StateTracker:
                 observer(transition)
             except BaseException:  # SystemExit too: otherwise a caller that waits for the job would wait forever.
                 logger.exception("an observer failed", extra={"job_id": job.job_id})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorStats:
+    """Counts jobs since the executor was made and workers now, with figures of the jobs that ended within `window`.
+
+    Shares are from 0 to 1, times are seconds; None where there is nothing to measure. The figures are of the last 4096
+    jobs at most, so that computing them stays cheap.
+    """
+
+    jobs_pending: int
+    """Jobs in the queue now."""
+    jobs_running: int
+    """Jobs that run now."""
+    jobs_retrying: int
+    """Jobs that wait for a retry now."""
+    jobs_completed: int
+    """Jobs that completed."""
+    jobs_failed: int
+    """Jobs that failed."""
+    jobs_cancelled: int
+    """Jobs that were cancelled."""
+    retries: int
+    """Retries that were scheduled."""
+    workers_busy: int
+    """Workers that run an attempt now."""
+    abandoned_threads: int
+    """Threads and coroutines that could not be ended at their limit and were abandoned."""
+    quarantined: tuple[str, ...]
+    """Ids of jobs that killed more workers than their policy allows."""
+    window: float = DEFAULT_WINDOW_SECONDS
+    """Seconds that the figures below look back."""
+    window_jobs: int = 0
+    """Jobs that completed or failed within `window`."""
+    failure_rate: float | None = None
+    """The share of them that failed."""
+    job_seconds_mean: float | None = None
+    """Seconds from a job's first start to its end, retries and their waits included."""
+    job_seconds_p50: float | None = None
+    """The median."""
+    job_seconds_p95: float | None = None
+    """The 95th percentile."""
+    queue_seconds_mean: float | None = None
+    """Seconds from submit to the first start."""
+    queue_seconds_p95: float | None = None
+    """The 95th percentile."""
+    longest_running_seconds: float | None = None
+    """Seconds that the oldest running attempt has run."""
+    jobs_near_limit: int = 0
+    """Jobs that have used most of their max_runtime or deadline, see the setting `monitoring.near_limit`."""
+    waits_for_memory: bool = False
+    """Whether no further attempt starts while one runs, because memory is short."""
+    waiting_for_resources: int = 0
+    """Jobs that do not start because other attempts hold the resources that they need."""
+    memory_limit_bytes: int | None = None
+    """The memory of the control group or machine in which it is scarcest; None with `executor.memory: null`."""
+    memory_left_bytes: int | None = None
+    """What is left of it."""
+
+    @property
+    def success_rate(self) -> float | None:
+        """The share of the jobs that completed, of all that completed or failed."""
+        ended = self.jobs_completed + self.jobs_failed
+        return self.jobs_completed / ended if ended else None
+
+
+def figures(ended: Iterable[EndedJob], *, now: float, window: float) -> dict[str, Any]:
+    """Return the fields of ExecutorStats about jobs that ended within `window` seconds before `now`."""
+    jobs = [job for job in tuple(ended) if job[0] >= now - window]
+    by_status = Counter(status for _, status, _, _ in jobs)
+    failed, counted = by_status[JobStatus.FAILED], by_status[JobStatus.FAILED] + by_status[JobStatus.COMPLETED]
+    took = sorted(max(0.0, at - started_at) for at, _, started_at, _ in jobs if started_at is not None)
+    waited = sorted(seconds for *_, seconds in jobs if seconds is not None)
+    return {
+        "window": window,
+        "window_jobs": counted,
+        "failure_rate": failed / counted if counted else None,
+        "job_seconds_mean": mean(took),
+        "job_seconds_p50": percentile(took, 0.5),
+        "job_seconds_p95": percentile(took, 0.95),
+        "queue_seconds_mean": mean(waited),
+        "queue_seconds_p95": percentile(waited, 0.95),
+    }
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean; None where there are no values."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def percentile(ascending: Sequence[float], share: float) -> float | None:
+    """Return the smallest value that at least `share` of all do not exceed (the nearest rank)."""
+    return ascending[max(0, math.ceil(share * len(ascending)) - 1)] if ascending else None
 
 
 class FollowUp:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 
 from executor_adapter.job import Job, ToolLimit, function_key
 from executor_adapter.pools import Assignment, LeasingPool, MemoryGuard, WorkerPool
-from executor_adapter.supervision.resources.ledger import ResourceLedger
-from executor_adapter.supervision.resources.machine import Capacity
-from executor_adapter.supervision.tools.rate_limiter import RateLimiter, needs_no_slot
+from executor_adapter.supervision.resources import Capacity, ResourceLedger
+from executor_adapter.supervision.tools import RateLimiter, needs_no_slot
 from executor_adapter.worker import lease_time
 
 logger = logging.getLogger("executor_adapter")

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import WorkerUnavailableError
@@ -31,16 +32,15 @@ from executor_adapter.pools import (
     check_job,
     gpu_environment,
 )
-from executor_adapter.pools.transport.envelope import Ending, Outcome, crashed
-from executor_adapter.supervision.discard import Discard, is_plain_job
+from executor_adapter.pools.transport.envelope import PLAIN_TYPES, Ending, Outcome, crashed
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
-from executor_adapter.supervision.job_scope import JobScope, OutputMode, UnclaimedMessages
 from executor_adapter.supervision.limits import NearLimits, RunningAttempts, Stopping
+from executor_adapter.supervision.messages import JobScope, OutputMode, UnclaimedMessages
 from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stopped
-from executor_adapter.supervision.resources.machine import Capacity
+from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import NEVER, SHORT_RUN_SECONDS, Dispatcher, PoolSet, RunTimes, SlotLimits
-from executor_adapter.supervision.thread import SupervisorThread
+from executor_adapter.supervision.thread import Discard, SupervisorThread
 
 if TYPE_CHECKING:
     from executor_adapter.supervision.driver import JobDriver
@@ -138,7 +138,7 @@ class Supervisor:
         def prepare() -> None:
             live = job.live
             live.pool, live.payload, live.resources = pool, payload, resources
-            live.memory_limit, live.is_plain = job.memory_limit, is_plain_job(job)
+            live.memory_limit, live.is_plain = job.memory_limit, _is_plain(job)
             live.driver, live.scope, live.queued_at = driver, scope, queued_at
 
         future = JobFuture(job, self.futures)
@@ -456,3 +456,16 @@ class Supervisor:
         if self.dispatcher.lent:
             self.dispatcher.lent.discard(assignment.job)
         return self._running.remove(assignment)
+
+
+def _is_plain(job: Job) -> bool:
+    """Return whether nothing that the job holds has code of users that runs when it is freed."""
+    function = job.function
+    if type(function) is FunctionType:
+        if function.__closure__ or function.__defaults__ or function.__kwdefaults__:
+            return False
+    elif type(function) is not str and type(function) is not BuiltinFunctionType:
+        return False
+    if job.kwargs or job.metadata:
+        return False
+    return not job.args or all(type(argument) in PLAIN_TYPES for argument in job.args)

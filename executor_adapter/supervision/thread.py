@@ -1,7 +1,8 @@
-"""The supervisor's thread, which starts when it is first needed and can be waited for; and the thread of callbacks."""
+"""The supervisor's thread, which starts when it is first needed and can be waited for, and threads for users' code."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -17,19 +18,21 @@ CATCH_UP_INTERVAL = 0.05
 """Seconds between two checks whether the supervisor has ended while a caller waits for it."""
 FIRST_WORD, WORD_INTERVAL = 2.0, 10.0
 """Seconds after which the log says what a shutdown waits for, and between two such lines."""
-
-
 MAX_CALLBACK_SECONDS = 10.0
 """Max seconds that one callback may delay the end of an executor."""
 
 
-class Callbacks:
-    """Runs users' callbacks on a thread of their own, since a slow one must not delay the supervisor."""
+class CallThread:
+    """Calls users' code on a thread of its own, one call after another, since a slow one must not delay the supervisor.
 
-    def __init__(self) -> None:
+    The thread starts with the first call.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._called = 0
-        self._lock = threading.RLock()  # Re-entrant: a signal handler may add a callback while its thread holds it.
+        self._lock = threading.RLock()  # Re-entrant: a signal handler may add a call while its thread holds it.
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -40,7 +43,7 @@ class Callbacks:
         """
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="executor-callbacks", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 try:
                     self._thread.start()
                 except RuntimeError:
@@ -60,16 +63,15 @@ class Callbacks:
         """Return whether the caller is a callback on this thread."""
         return threading.current_thread() is self._thread
 
-    def wait(self) -> None:
-        """Wait, once closed, until all are called or one takes longer than MAX_CALLBACK_SECONDS."""
+    def wait(self, patience: float) -> bool:
+        """Wait, once closed, until all are called; return False where one takes longer than `patience` seconds."""
         thread, seen = self._thread, -1
         if thread is None or self.is_calling_here():
-            return
+            return True
         while thread.is_alive() and seen != self._called:
             seen = self._called
-            thread.join(MAX_CALLBACK_SECONDS)
-        if thread.is_alive():
-            logger.warning("a callback of a future takes longer than %s s: not waiting for it", MAX_CALLBACK_SECONDS)
+            thread.join(patience)
+        return not thread.is_alive()
 
     def _run(self) -> None:
         while (callback := self._calls.get()) is not None:
@@ -79,6 +81,48 @@ class Callbacks:
                 logger.exception("a callback of a job's future failed")
             callback = None  # Otherwise it would keep its job alive until the next call.
             self._called += 1
+
+
+class Discard(CallThread):
+    """Drops the last references to users' objects on a thread of its own. Supervisor thread only.
+
+    Whoever drops the last reference to an object runs its `__del__`, which may be slow. The supervisor holds the
+    arguments, values and errors of jobs, and often is the last to do so. What it is done with is collected here during
+    a turn, while functions of that turn may still refer to it, and is dropped by the thread afterwards.
+
+    What a worker process returned or raised is bytes here, and objects of plain types have no code of users, so a job
+    that has nothing else costs nothing. Objects in reference cycles are beyond control: Python's garbage collector
+    frees them on whichever thread it happens to run.
+
+    `is_off`: there is no other thread to drop things on, since jobs run inline.
+    """
+
+    def __init__(self, *, is_off: bool) -> None:
+        super().__init__("executor-discard")
+        self.is_off = is_off
+        self._collected: list[Any] = []
+
+    def add(self, *things: Any) -> None:
+        """Drop these after the turn."""
+        if not self.is_off:
+            self._collected.append(things)
+
+    def flush(self) -> None:
+        """Hand over what was collected, at the end of a turn; at the next one if the system starts no thread now."""
+        if self._collected:
+            with contextlib.suppress(RuntimeError):
+                self.start()
+                batch, self._collected = self._collected, []
+                self.call(batch.clear)  # The thread empties the list, so this reference to it keeps nothing alive.
+
+    def close(self) -> None:
+        """Hand over the rest, and let the thread end."""
+        self.flush()
+        super().close()
+
+    def detach_after_fork(self) -> None:
+        """Drop nothing on a thread in a forked process, which has none."""
+        self.is_off = True
 
 
 class SupervisorThread:
@@ -94,7 +138,7 @@ class SupervisorThread:
         fail_all: Callable[[BaseException], None],
         count_jobs: Callable[[], int],
     ) -> None:
-        self.callbacks = Callbacks()
+        self.callbacks = CallThread("executor-callbacks")
         self.closed = threading.Event()
         """Set once nothing runs any more."""
         self.on_closed: list[Callable[[], object]] = []
@@ -209,7 +253,8 @@ class SupervisorThread:
             except BaseException:  # Otherwise a caller that waits for the end would wait forever.
                 logger.exception("a callback at the end of an executor failed")
         self.closed.set()
-        self.callbacks.wait()
+        if not self.callbacks.wait(MAX_CALLBACK_SECONDS):
+            logger.warning("a callback of a future takes longer than %s s: not waiting for it", MAX_CALLBACK_SECONDS)
         for callback in self.on_released:
             callback()
         self._released.set()

@@ -15,7 +15,7 @@ from executor_adapter.job.results import Progress
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import ALL, JobRecord, open_store
 from executor_adapter.store.host import new_host
-from executor_adapter.supervision.stats import MAX_ENDED_JOBS, ended_jobs, figures
+from executor_adapter.supervision.outcome import MAX_ENDED_JOBS, EndedJob, StateTracker, figures
 
 LINES = 50
 
@@ -57,7 +57,7 @@ def _record(number: int, now: float) -> JobRecord:
 
 def measure_append(count: int) -> float:
     """Measure the microseconds to keep the figures of a job."""
-    ended, status = ended_jobs(), JobStatus.COMPLETED
+    ended, status = StateTracker(()).ended, JobStatus.COMPLETED
     began = time.perf_counter()
     for _ in range(count):
         ended.append((1.0, status, 0.5, 0.1))
@@ -66,8 +66,7 @@ def measure_append(count: int) -> float:
 
 def measure_question() -> float:
     """Measure the milliseconds to compute the figures of a full window."""
-    ended = ended_jobs()
-    ended.extend((1000.0 + n % 7, JobStatus.COMPLETED, 999.0, n % 13) for n in range(MAX_ENDED_JOBS))
+    ended: list[EndedJob] = [(1000.0 + n % 7, JobStatus.COMPLETED, 999.0, n % 13) for n in range(MAX_ENDED_JOBS)]
     began = time.perf_counter()
     figures(ended, now=1010.0, window=3600.0)
     return (time.perf_counter() - began) * 1e3

@@ -184,8 +184,8 @@ def test_a_job_waits_for_a_stdout_that_takes_nothing(monkeypatch: pytest.MonkeyP
     """It waits in its write; its limits, a cancel and a shutdown end it, and other jobs go on meanwhile."""
     stuck = Stuck()
     monkeypatch.setattr(sys, "stdout", stuck)
-    monkeypatch.setattr("executor_adapter.supervision.output_forwarding.MAX_WAITING", 100)
-    monkeypatch.setattr("executor_adapter.supervision.output_forwarding.MAX_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("executor_adapter.supervision.messages.MAX_WAITING", 100)
+    monkeypatch.setattr("executor_adapter.supervision.messages.MAX_WAIT_SECONDS", 0.0)
     try:
         settings = ExecutorSettings(start_method=start_method, kill_grace=0.1)
         executor = JobExecutor(2, config=Settings(executor=settings))

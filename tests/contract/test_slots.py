@@ -15,7 +15,7 @@ import pytest
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.pools import processor_quota
-from executor_adapter.supervision.resources.machine import Capacity
+from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
 from executor_adapter.testing import InlineExecutor
 from tests.waiting import PATIENCE

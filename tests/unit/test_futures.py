@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,9 +12,8 @@ import pytest
 
 from executor_adapter import Job
 from executor_adapter.pools.transport.envelope import raised, returned
-from executor_adapter.supervision import thread as thread_module
 from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.thread import Callbacks
+from executor_adapter.supervision.thread import CallThread
 from executor_adapter.testing import InlineExecutor
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE
@@ -128,7 +126,7 @@ def test_an_unknown_attribute_raises(executor: InlineExecutor) -> None:
 
 def test_a_failing_callback_does_not_stop_later_ones(caplog: pytest.LogCaptureFixture) -> None:
     """A callback that raises does not keep later callbacks from being called."""
-    callbacks, called = Callbacks(), []
+    callbacks, called = CallThread("callbacks"), []
 
     def end_the_program() -> None:
         sys.exit("a job failed")
@@ -136,37 +134,33 @@ def test_a_failing_callback_does_not_stop_later_ones(caplog: pytest.LogCaptureFi
     for callback in (end_the_program, lambda: 1 / 0, lambda: called.append(1)):
         callbacks.call(callback)
     callbacks.close()
-    callbacks.wait()
+    callbacks.wait(PATIENCE)
     assert called == [1]
     assert [record.message for record in caplog.records] == ["a callback of a job's future failed"] * 2
 
 
-def test_a_shutdown_waits_for_callbacks_for_a_limited_time(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_shutdown_waits_for_callbacks_for_a_limited_time(caplog: pytest.LogCaptureFixture) -> None:
     """A shutdown waits for all callbacks, and only for a limited time for one that hangs."""
-    monkeypatch.setattr(thread_module, "MAX_CALLBACK_SECONDS", 0.5)
-    callbacks, called, release = Callbacks(), [], threading.Event()
+    callbacks, called, release = CallThread("callbacks"), [], threading.Event()
     for number in range(4):
         callbacks.call(lambda number=number: called.append(number) or release.wait(0.2))  # type: ignore[misc]
     callbacks.close()
-    callbacks.wait()
+    assert callbacks.wait(0.5)
     assert (called, caplog.records) == ([0, 1, 2, 3], [])
 
-    hanging = Callbacks()
+    hanging = CallThread("callbacks")
     hanging.call(release.wait)
     hanging.close()
-    hanging.wait()
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert not hanging.wait(0.5)
     release.set()
 
 
 def test_a_callback_may_wait_for_the_callbacks() -> None:
     """A callback may wait for the other callbacks without waiting for itself."""
-    callbacks, waited = Callbacks(), threading.Event()
+    callbacks, waited = CallThread("callbacks"), threading.Event()
 
     def wait() -> None:
-        callbacks.wait()
+        callbacks.wait(PATIENCE)
         waited.set()
 
     callbacks.call(wait)
@@ -176,7 +170,7 @@ def test_a_callback_may_wait_for_the_callbacks() -> None:
 
 def test_a_callback_thread_that_cannot_start_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the callback thread cannot start, it is started with a later callback."""
-    callbacks, called = Callbacks(), threading.Event()
+    callbacks, called = CallThread("callbacks"), threading.Event()
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -19,7 +19,7 @@ from executor_adapter.job import LimitObserver, NearLimit
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
 from executor_adapter.scheduler import CollectionScheduler
 from executor_adapter.supervision.limits import MIN_NOTED, NearLimits
-from executor_adapter.supervision.stats import MAX_ENDED_JOBS, ended_jobs, figures, percentile
+from executor_adapter.supervision.outcome import MAX_ENDED_JOBS, EndedJob, StateTracker, figures, percentile
 from executor_adapter.testing import FakeClock, InlineExecutor
 from tests.waiting import PATIENCE, wait_for
 
@@ -40,8 +40,7 @@ def run_all(executor: JobExecutor, function: Callable[[], object], count: int) -
 
 def test_figures_are_of_the_window_alone() -> None:
     """Jobs that ended before the window count in no rate and no duration."""
-    ended = ended_jobs()
-    ended.extend([(100.0, FAILED, 0.0, 50.0), (900.0, DONE, 899.0, 1.0), (950.0, FAILED, 947.0, 3.0)])
+    ended: list[EndedJob] = [(100.0, FAILED, 0.0, 50.0), (900.0, DONE, 899.0, 1.0), (950.0, FAILED, 947.0, 3.0)]
     found = figures(ended, now=1000.0, window=200.0)
     assert found == {
         "window": 200.0,
@@ -57,15 +56,14 @@ def test_figures_are_of_the_window_alone() -> None:
 
 def test_a_cancelled_job_is_no_failure_and_one_that_never_started_took_no_time() -> None:
     """Cancelled jobs are not failures, and jobs that never started have no duration."""
-    ended = ended_jobs()
-    ended.extend([(900.0, CANCELLED, None, None), (900.0, DONE, 899.0, 0.0)])
+    ended: list[EndedJob] = [(900.0, CANCELLED, None, None), (900.0, DONE, 899.0, 0.0)]
     found = figures(ended, now=1000.0, window=200.0)
     assert (found["window_jobs"], found["failure_rate"], found["job_seconds_mean"]) == (1, 0.0, 1.0)
 
 
 def test_without_jobs_rates_and_durations_are_none() -> None:
     """Without jobs the rates and durations are None."""
-    found = figures(ended_jobs(), now=1000.0, window=200.0)
+    found = figures([], now=1000.0, window=200.0)
     assert {value for name, value in found.items() if not name.startswith("window")} == {None}
 
 
@@ -78,7 +76,7 @@ def test_a_percentile_is_a_value_that_was_seen() -> None:
 
 def test_memory_of_what_ended_is_bounded() -> None:
     """The number of remembered ended jobs is bounded."""
-    ended = ended_jobs()
+    ended = StateTracker(()).ended
     ended.extend((float(n), DONE, 0.0, 0.0) for n in range(3 * MAX_ENDED_JOBS))
     assert len(ended) == MAX_ENDED_JOBS
 

@@ -18,8 +18,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.defaults import read_capacity
 from executor_adapter.job import UNITS
 from executor_adapter.pools import LeasingPool, WorkerPool
-from executor_adapter.supervision.resources.ledger import ResourceLedger
-from executor_adapter.supervision.resources.machine import Capacity
+from executor_adapter.supervision.resources import Capacity, ResourceLedger
 from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
 
 CAPACITY = Capacity({"CPU": 4, "GPU": 2, "memory": 1 << 30, "license": 3}, ("0", "7"))

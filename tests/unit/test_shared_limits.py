@@ -9,11 +9,11 @@ import pytest
 from executor_adapter import Job, ToolLimit
 from executor_adapter.store import SharedTools, ToolAsk, ToolControl, ToolShare, ToolUse
 from executor_adapter.supervision import ToolRequest
+from executor_adapter.supervision import tools as tool_limits
 from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
-from executor_adapter.supervision.tools import rate_limiter
-from executor_adapter.supervision.tools.rate_limiter import RateLimiter
+from executor_adapter.supervision.tools import RateLimiter
 
-KNOWN = rate_limiter.KNOWN_SECONDS
+KNOWN = tool_limits.KNOWN_SECONDS
 
 
 class SharedLimits:
@@ -108,14 +108,14 @@ def test_the_store_is_asked_again_while_jobs_wait(tools: SharedLimits) -> None:
     tools.turn()
     tools.answer(granted=1)
     tools.turn()
-    tools.time += rate_limiter.WAIT_INTERVAL
+    tools.time += tool_limits.WAIT_INTERVAL
     assert tools.time in {when for when, _ in tools.timers}
     tools.turn()
     assert tools.asked is not None
     assert (tools.asked.keep, tools.asked.want, tools.requests[-1].is_news) == (1, 2, False)
     tools.answer(granted=1)
     tools.turn()
-    tools.time += 2 * rate_limiter.CONTROLS_INTERVAL
+    tools.time += 2 * tool_limits.CONTROLS_INTERVAL
     tools.turn()
     tools.answer()
     number = len(tools.requests)
@@ -168,7 +168,7 @@ def test_a_slot_that_must_be_given_up_starts_nothing_more(tools: SharedLimits) -
     tools.start(*jobs(3))
     tools.turn()
     tools.answer(granted=1)
-    tools.time += rate_limiter.WAIT_INTERVAL
+    tools.time += tool_limits.WAIT_INTERVAL
     tools.turn()
     tools.answer(give_up=1)
     assert len(tools.started) == 1
@@ -185,10 +185,10 @@ def test_a_slot_that_was_given_up_meanwhile_counts(tools: SharedLimits) -> None:
     tools.start(*jobs(5))
     tools.turn()
     tools.answer(granted=2)
-    tools.time += rate_limiter.WAIT_INTERVAL
+    tools.time += tool_limits.WAIT_INTERVAL
     tools.turn()
     tools.answer(give_up=1)
-    tools.time += rate_limiter.WAIT_INTERVAL
+    tools.time += tool_limits.WAIT_INTERVAL
     tools.turn()
     tools.limiter.end(tools.started[0])
     tools.answer(give_up=1)
@@ -264,7 +264,7 @@ def test_a_paused_tool_starts_nothing_until_it_is_resumed(tools: SharedLimits) -
     for is_resumed in (False, False, True):
         if is_resumed:
             tools.set()
-        tools.time += rate_limiter.CONTROLS_INTERVAL
+        tools.time += tool_limits.CONTROLS_INTERVAL
         tools.turn()
         tools.answer()
     assert [job.tool_name for job in tools.started] == ["third", "other"]

@@ -21,7 +21,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, ToolLimit
 from executor_adapter.exceptions import JobTimeoutError
 from executor_adapter.store import JobStore, open_store
-from executor_adapter.supervision.tools import rate_limiter
+from executor_adapter.supervision import tools as tool_limits
 from tests.contract import functions
 from tests.contract.stores import limited_host
 from tests.contract.stores.conftest import MakeStored, wait_for_end
@@ -51,8 +51,8 @@ def hold(executor: JobExecutor, gate: Path, tool: str = TOOL) -> JobFuture:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let executors look at what is set for tools every 20 ms."""
-    monkeypatch.setattr(rate_limiter, "CONTROLS_INTERVAL", 0.02)
-    monkeypatch.setattr(rate_limiter, "KNOWN_SECONDS", 0.1)
+    monkeypatch.setattr(tool_limits, "CONTROLS_INTERVAL", 0.02)
+    monkeypatch.setattr(tool_limits, "KNOWN_SECONDS", 0.1)
 
 
 # --- how many at once ---
@@ -276,7 +276,7 @@ def test_a_store_that_is_down_lets_no_further_job_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, make_stored: MakeStored, url: str
 ) -> None:
     """While the store is away an executor goes on in the slots that it holds, and others wait, which is logged."""
-    monkeypatch.setattr(rate_limiter, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(tool_limits, "SILENCE_SECONDS", 0.1)
     if not url.startswith("sqlite"):
         pytest.skip("the file of SQLite is what can be taken away here")
     caplog.set_level(logging.WARNING, logger="executor_adapter")

@@ -24,10 +24,7 @@ from executor_adapter.exceptions import InvalidJobError, JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, EventLoopThread, Patience, unavailable
 from executor_adapter.pools.transport.envelope import Body, Outcome, crashed
-from executor_adapter.supervision.driver import JobDriver
-from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.outcome import StopReason, failed_as
-from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision import JobDriver, JobFuture, StopReason, Supervisor, failed_as
 
 logger = logging.getLogger("executor_adapter.hooks")
 

@@ -4,20 +4,132 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import LEASING_POOLS, Job, Shape, shape_of, units_of
-from executor_adapter.pools import WorkerPool
-from executor_adapter.supervision.resources.leases import Leases
-from executor_adapter.supervision.resources.machine import Capacity, Machine
-from executor_adapter.supervision.tools.rate_limiter import needs_no_slot
+from executor_adapter.job import (
+    CPU,
+    GPU,
+    LEASING_POOLS,
+    Job,
+    Shape,
+    amount_text,
+    did_you_mean,
+    shape_of,
+    units_of,
+)
+from executor_adapter.pools import GpuShares, LeasingPool, WorkerPool
+from executor_adapter.supervision.tools import Turn, needs_no_slot
+
+
+class Capacity(NamedTuple):
+    """What there is in all: amounts by name, with memory in bytes, and the ids of the GPUs."""
+
+    amounts: Mapping[str, float] = {}
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Allotment:
+    """What one job holds."""
+
+    shape: Shape
+    gpus: dict[str, int] = field(default_factory=dict)
+    """Units of each GPU, by its id."""
+    is_cpu_lent: bool = False
+
+
+class Machine:
+    """Counts what is free of this machine. Supervisor thread only, but for `lack_of`."""
+
+    def __init__(self, read_capacity: Callable[[], Capacity]) -> None:
+        self._read_capacity = read_capacity
+        self._capacity: Capacity | None = None
+        self._free: dict[str, int] = {}
+        self._gpus = GpuShares()
+        self._held: dict[Job, Allotment] = {}
+
+    def lack_of(self, resources: Mapping[str, float]) -> str | None:
+        """Return in words of which of these there is never so much; None where there is enough of all."""
+        capacity = self._known_capacity()
+        for name, amount in resources.items():
+            has = capacity.amounts.get(name, 0)
+            if units_of(amount) > units_of(has):
+                return _refusal(name, amount, has, capacity)
+        return None
+
+    def _known_capacity(self) -> Capacity:
+        if self._capacity is None:  # Two threads may both read it, and read the same.
+            capacity = self._read_capacity()
+            self._free = {name: units_of(amount) for name, amount in capacity.amounts.items()}
+            self._gpus = GpuShares(capacity.gpus)
+            self._capacity = capacity
+        return self._capacity
+
+    def holds(self, job: Job) -> bool:
+        """Return whether the job holds something."""
+        return job in self._held
+
+    def short_of(self, shape: Shape) -> set[str]:
+        """Return the names of which less is free than a shape needs."""
+        short = {name for name, units in shape if self._free[name] < units}
+        gpus = dict(shape).get(GPU)
+        if gpus is not None and GPU not in short and not self._gpus.choose(gpus):
+            short.add(GPU)
+        return short
+
+    def give(self, job: Job, shape: Shape) -> None:
+        """Let the job hold what it needs, which is free."""
+        needs = dict(shape)
+        gpus = self._gpus.choose(needs[GPU]) if GPU in needs else {}
+        for name, units in shape:
+            self._free[name] -= units
+        self._gpus.take(gpus)
+        self._held[job] = Allotment(shape, gpus)
+
+    def release(self, job: Job) -> None:
+        """Take back what the job holds, if anything."""
+        allotment = self._held.pop(job, None)
+        if allotment is not None:
+            for name, units in allotment.shape:
+                if name != CPU or not allotment.is_cpu_lent:
+                    self._free[name] += units
+            self._gpus.give_back(allotment.gpus)
+
+    def lend(self, job: Job) -> None:
+        """Free the processors of a job that waits for another one, which might never start otherwise."""
+        allotment = self._held.get(job)
+        if allotment is not None and not allotment.is_cpu_lent:
+            allotment.is_cpu_lent = True
+            self._free[CPU] += dict(allotment.shape).get(CPU, 0)
+
+    def take_back(self, job: Job) -> None:
+        """Take back what was lent. For a moment more processors may be in use than there are."""
+        allotment = self._held.get(job)
+        if allotment is not None and allotment.is_cpu_lent:
+            allotment.is_cpu_lent = False
+            self._free[CPU] -= dict(allotment.shape).get(CPU, 0)
+
+    def gpus_of(self, job: Job) -> tuple[str, ...]:
+        """Return the ids of the GPUs that the job holds."""
+        allotment = self._held.get(job)
+        return () if allotment is None else tuple(allotment.gpus)
+
+
+def _refusal(name: str, amount: float, has: float, capacity: Capacity) -> str:
+    needed = amount_text(name, units_of(amount))
+    if not has and name != GPU:
+        return f"resources: this executor has no {name}: {did_you_mean(name, capacity.amounts)} or set its capacity"
+    return (
+        f"resources: an attempt needs {needed}, and this executor has {amount_text(name, units_of(has))}: "
+        f"ask for less, or set capacity={{{name!r}: ...}}"
+    )
+
 
 Line = tuple[str, Shape]
 """A pool and a shape: jobs of the same wait in one line."""
-
-Turn = tuple[int, float, int, Job]
-"""A job that waits, and what it is sorted by: priority (highest first), when it was queued, and a number."""
 
 
 class ResourceLedger:
@@ -33,13 +145,16 @@ class ResourceLedger:
         """How many jobs wait, those that have ended meanwhile included."""
         self.machine = Machine(read_capacity)
         self.lack_of = self.machine.lack_of
-        self._leases = Leases(pool_of)
+        self._pool_of = pool_of
+        self._leased: dict[Job, LeasingPool] = {}
+        """The jobs for which a pool keeps a lease, or which it runs in one."""
+        self._demand: dict[tuple[LeasingPool, Shape], int] = {}
+        """For how many attempts leases are wanted, as far as each pool knows."""
         self._lines: dict[Line, list[Turn]] = {}
         """The jobs that wait; each line is a heap."""
         self._wanted: dict[Line, set[Hashable]] = {}
         """What the first job of each line was once short of. It is kept for it, so that its turn comes."""
         self._numbers = itertools.count()
-        self._has_demand = False
         self.has_leased = False
         """Whether any job has needed a lease yet."""
 
@@ -76,7 +191,7 @@ class ResourceLedger:
         It does so before its turn has come, so that what its cluster has for it is not kept from it by other jobs.
         """
         line = _line_of(job)
-        if line[0] not in LEASING_POOLS or self._leases.holds(job):
+        if line[0] not in LEASING_POOLS or job in self._leased:
             return False
         self.has_leased = True
         self._join(line, (-job.priority, job.live.queued_at, next(self._numbers), job))
@@ -84,11 +199,11 @@ class ResourceLedger:
 
     def holds(self, job: Job) -> bool:
         """Return whether a job has what it needs."""
-        return self.machine.holds(job) or self._leases.holds(job)
+        return self.machine.holds(job) or job in self._leased
 
     def holds_lease(self, job: Job) -> bool:
         """Return whether a lease is kept for a job."""
-        return self._leases.holds(job)
+        return job in self._leased
 
     def _join(self, line: Line, turn: Turn) -> None:
         heapq.heappush(self._lines.setdefault(line, []), turn)
@@ -125,7 +240,7 @@ class ResourceLedger:
     def first_with_lease(self) -> Job | None:
         """Return the first waiting job for which its cluster has a lease."""
         jobs = (turns[0][-1] for (pool, _), turns in self._in_turn() if pool in LEASING_POOLS)
-        return next((job for job in jobs if not self._leases.are_short(job, _line_of(job)[1])), None)
+        return next((job for job in jobs if not self._short_of(_line_of(job), job)), None)
 
     def report_demand(self, free_slots: Callable[[str], int]) -> None:
         """Tell the pools of clusters how many of the waiting jobs could start if they had leases.
@@ -133,14 +248,17 @@ class ResourceLedger:
         `free_slots`: returns how many attempts could start now in a pool. One lease is obtained ahead where it is none.
         """
         leased = [line for line in self._lines if line[0] in LEASING_POOLS]
-        if leased or self._has_demand:
-            waiting = {}
-            for line in leased:
-                job, count = self._count(line, max(1, free_slots(line[0])))
-                if job is not None:
-                    waiting[job, line[1]] = count
-            self._leases.report_demand(waiting)
-            self._has_demand = bool(waiting)
+        if not (leased or self._demand):
+            return
+        demand = dict.fromkeys(self._demand, 0)
+        for line in leased:
+            job, count = self._count(line, max(1, free_slots(line[0])))
+            if job is not None and (pool := self._leasing_pool(job)) is not None:
+                demand[pool, line[1]] = count
+        for (pool, shape), count in demand.items():
+            if self._demand.get((pool, shape), 0) != count:
+                pool.shapes.set_demand(shape, count)
+        self._demand = {key: count for key, count in demand.items() if count}
 
     def _count(self, line: Line, most: int) -> tuple[Job | None, int]:
         """Return a job of a line that still wants a slot, and how many do, up to `most`."""
@@ -157,7 +275,8 @@ class ResourceLedger:
     def release(self, job: Job) -> None:
         """Take back what the job holds, if anything."""
         self.machine.release(job)
-        self._leases.release(job)
+        if (pool := self._leased.pop(job, None)) is not None:
+            pool.shapes.unreserve(job)
 
     # --- inside ---
 
@@ -197,11 +316,24 @@ class ResourceLedger:
         pool, shape = line
         if pool not in LEASING_POOLS:
             return set(self.machine.short_of(shape))
-        return {line} if self._leases.are_short(job, shape) else set()
+        leasing = self._leasing_pool(job)
+        return set() if leasing is None or leasing.shapes.has_lease(shape) else {line}
 
     def _give(self, line: Line, job: Job) -> None:
         pool, shape = line
-        (self._leases if pool in LEASING_POOLS else self.machine).give(job, shape)
+        if pool not in LEASING_POOLS:
+            self.machine.give(job, shape)
+        elif (leasing := self._leasing_pool(job)) is not None:
+            leasing.shapes.reserve(job, shape)
+            self._leased[job] = leasing
+
+    def _leasing_pool(self, job: Job) -> LeasingPool | None:
+        """Return the pool of a job; None where it cannot be made, so that its attempt fails in the usual way."""
+        try:
+            pool = self._pool_of(job)
+        except Exception:
+            return None
+        return pool if isinstance(pool, LeasingPool) else None
 
 
 def _line_of(job: Job) -> Line:
