@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError
 from executor_adapter.job import (
@@ -37,25 +37,15 @@ R = TypeVar("R")
 Submit = Callable[[Job], JobFuture]
 
 
-class MapRequest(NamedTuple):
-    """What `map` was called with, but for the fields of its jobs."""
-
-    function: Callable[..., Any] | str
-    iterables: tuple[Iterable[Any], ...]
-    ordered: bool
-    window: int | None
-    progress: bool
-
-
-MapAll = Callable[[MapRequest, Mapping[str, Any]], Iterator[JobResult]]
-"""Does what `map` does, with all fields of its jobs."""
-
 OF_ONE_CALL = ("function", "args", "kwargs", "job_id")
 """The fields of a Job that come from the call itself."""
 
 
 class JobCaller(abc.ABC):
     """Runs functions as jobs. A type checker sees the function's parameters, and the type that it returns."""
+
+    _options: Mapping[str, Any] = {}
+    """Fields of all its jobs."""
 
     # For a coroutine function first: what its job returns is what the coroutine returns.
 
@@ -76,7 +66,7 @@ class JobCaller(abc.ABC):
         Raises:
             InvalidJobError, JobSerializationError, ExecutorClosedError: As `JobExecutor.submit`.
         """
-        return self._submit(Job(function=function, args=args, kwargs=kwargs, **self._call_options()))
+        return self._submit(Job(function=function, args=args, kwargs=kwargs, **self._options))
 
     @overload
     def map(
@@ -129,8 +119,8 @@ class JobCaller(abc.ABC):
         Raises:
             ValueError: No job with these fields can run, whatever its arguments; nothing is started.
         """
-        request = MapRequest(function, iterables, ordered, window, progress)
-        return self._map(request, {**self._call_options(), **job_fields})
+        fields = {**self._options, **job_fields}
+        return self._map(function, iterables, fields, ordered=ordered, window=window, progress=progress)
 
     def options(self, **options: Unpack[JobOptions]) -> JobCaller:
         """Return an object whose `call`, `map` and `as_executor` give their jobs these fields of `Job`.
@@ -138,7 +128,7 @@ class JobCaller(abc.ABC):
         Raises:
             InvalidJobError: A field is unknown or belongs to a single call, or its value could never work.
         """
-        return _CallerWithOptions(self._submit, self._map, {**self._call_options(), **_checked(options)})
+        return _CallerWithOptions(self._submit, self._map, {**self._options, **_checked(options)})
 
     def as_executor(self, **options: Unpack[RepeatedJobOptions]) -> FuturesExecutor:
         """Return a `concurrent.futures.Executor` that runs each call as a job with these fields of `Job`.
@@ -149,7 +139,7 @@ class JobCaller(abc.ABC):
         Raises:
             InvalidJobError: A field is unknown or belongs to a single call, or its value could never work.
         """
-        fields = {**self._call_options(), **_checked(options)}
+        fields = {**self._options, **_checked(options)}
         check_shared_fields(fields)
         if not fields.keys() & {"retry", "retry_attempts"}:
             fields["retry_attempts"] = 0
@@ -160,29 +150,31 @@ class JobCaller(abc.ABC):
         """Submit a job; see `JobExecutor.submit`."""
 
     @abc.abstractmethod
-    def _map(self, request: MapRequest, fields: Mapping[str, Any]) -> Iterator[JobResult]:
+    def _map(
+        self,
+        function: Callable[..., Any] | str,
+        iterables: Sequence[Iterable[Any]],
+        fields: Mapping[str, Any],
+        *,
+        ordered: bool,
+        window: int | None,
+        progress: bool,
+    ) -> Iterator[JobResult]:
         """Do what `map` does, with all fields of its jobs."""
-
-    def _call_options(self) -> Mapping[str, Any]:
-        return {}
 
 
 class _CallerWithOptions(JobCaller):
     """Gives the jobs of another caller fields of their own."""
 
-    def __init__(self, submit: Callable[[Job], JobFuture], map_all: MapAll, options: Mapping[str, Any]) -> None:
-        self._submit_job = submit
-        self._map_all = map_all
+    def __init__(self, submit: Submit, map_all: Callable[..., Iterator[JobResult]], options: Mapping[str, Any]) -> None:
         self._options = options
-
-    def _call_options(self) -> Mapping[str, Any]:
-        return self._options
+        self._submit_job, self._map_all = submit, map_all
 
     def _submit(self, job: Job) -> JobFuture:
         return self._submit_job(job)
 
-    def _map(self, request: MapRequest, fields: Mapping[str, Any]) -> Iterator[JobResult]:
-        return self._map_all(request, fields)
+    def _map(self, *request: Any, **how: Any) -> Iterator[JobResult]:
+        return self._map_all(*request, **how)
 
 
 def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,12 +8,12 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError
-from executor_adapter.executor.calling import JobCaller, MapRequest, as_completed, check_map, in_order, with_progress
+from executor_adapter.executor.calling import JobCaller, as_completed, check_map, in_order, with_progress
 from executor_adapter.executor.defaults import (
     JobDefaults,
     check_capacity,
@@ -22,6 +22,7 @@ from executor_adapter.executor.defaults import (
     limits_of_tools,
     make_memory_guard,
     make_pool,
+    preload_in_workers,
     read_capacity,
     slot_limits,
 )
@@ -185,9 +186,12 @@ class JobExecutor(JobCaller):
         tracer = tracer_in_use()
         if tracer is None:
             return None
-        from executor_adapter.executor.tracing import trace_jobs
+        from executor_adapter.monitoring import INSIDE, JobTracer, SpanScope  # They need OpenTelemetry, an extra.
 
-        return trace_jobs(tracer, self._supervisor.tracker.observers, self._supervisor.unclaimed)
+        preload_in_workers(INSIDE.partition(":")[0])
+        spans = JobTracer(tracer)
+        self.add_observer(spans.on_transition)
+        return functools.partial(SpanScope, spans)
 
     # --- jobs ---
 
@@ -203,9 +207,12 @@ class JobExecutor(JobCaller):
             QueueFullError: No place became free within `timeout`.
             ExecutorClosedError: The executor is shut down, or was made before this process was forked.
         """
-        check_is_job(job)
-        self._supervisor.intake.refuse_if_closed()
-        self.fill_in_defaults(job)
+        if type(job) is not Job:
+            check_is_job(job)
+        if self._supervisor.intake.closed:
+            self._supervisor.intake.refuse_if_closed()
+        if self._defaults.any:
+            self.fill_in_defaults(job)
         if self._tracer is not None:
             scope = self._tracer(scope)
         if self._persistence is None:
@@ -232,8 +239,16 @@ class JobExecutor(JobCaller):
     def _submit(self, job: Job) -> JobFuture:
         return self.submit(job)
 
-    def _map(self, request: MapRequest, fields: Mapping[str, Any]) -> Iterator[JobResult]:
-        function, iterables, ordered, window, progress = request
+    def _map(
+        self,
+        function: Callable[..., Any] | str,
+        iterables: Sequence[Iterable[Any]],
+        fields: Mapping[str, Any],
+        *,
+        ordered: bool,
+        window: int | None,
+        progress: bool,
+    ) -> Iterator[JobResult]:
         pool = check_map(
             function,
             len(iterables),

@@ -220,7 +220,9 @@ class Job(Model):
         """Seconds from the first start to the end, or to now while the job is live; None before the start."""
         if self.state.started_at is None:
             return None
-        return max(0.0, (self.state.completed_at or self._time_since_start()) - self.state.started_at)
+        if self.state.completed_at is None and self.state.began is not None:
+            return max(0.0, running_clock() - self.state.began)
+        return max(0.0, (self.state.completed_at or time.time()) - self.state.started_at)
 
     @property
     def records_processed(self) -> int | None:
@@ -271,7 +273,9 @@ class Job(Model):
         if status is JobStatus.RUNNING:
             self.note_start(ago)
         elif status in TERMINAL:
-            state.completed_at = self._time_since_start()
+            # By the wall clock as it was at the start: setting it changes no duration.
+            since_start = None if state.began is None else running_clock() - state.began
+            state.completed_at = time.time() if since_start is None else (state.started_at or 0.0) + since_start
             state.records_processed = state.records_processed if records_processed is None else records_processed
         elif status is JobStatus.PENDING:
             state.attempt -= 1
@@ -283,13 +287,6 @@ class Job(Model):
         state.attempt += 1
         if state.started_at is None:
             state.started_at, state.began = time.time() - ago, running_clock() - ago
-
-    def _time_since_start(self) -> float:
-        """Return the time now by the wall clock as it was at the start: setting it changes no duration."""
-        state = self.state
-        if state.began is None or state.started_at is None:
-            return time.time()
-        return state.started_at + running_clock() - state.began
 
     def record_attempt(self, fields: AttemptFields) -> None:
         """Add a finished attempt: the values of an `Attempt` in order."""
@@ -333,7 +330,7 @@ def check_is_job(given: Any) -> None:
     Raises:
         InvalidJobError: it is something else, such as the function of a job.
     """
-    if type(given) is not Job and not isinstance(given, Job):
+    if not isinstance(given, Job):
         name = shown(given) if callable(given) else "work"
         raise InvalidJobError(f"{shown(given)} is not a Job: make one, Job(function={name}, args=(...))")
 

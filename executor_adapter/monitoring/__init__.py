@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from executor_adapter.monitoring.progress import ProgressBar, ProgressCounts
     from executor_adapter.monitoring.telemetry import tracer_in_use
     from executor_adapter.monitoring.trace_scope import INSIDE
-    from executor_adapter.monitoring.tracing import JobTracer
+    from executor_adapter.monitoring.tracing import JobTracer, SpanScope
     from executor_adapter.supervision import ExecutorStats
 
 _HOMES = {
@@ -41,6 +41,7 @@ _HOMES = {
     "HealthMonitor": "executor_adapter.monitoring.health",
     "INSIDE": "executor_adapter.monitoring.trace_scope",
     "JobTracer": "executor_adapter.monitoring.tracing",
+    "SpanScope": "executor_adapter.monitoring.tracing",
     "Level": "executor_adapter.monitoring.findings",
     "MetricsPort": "executor_adapter.monitoring.port",
     "NearLimit": "executor_adapter.job",
@@ -67,6 +68,7 @@ __all__ = [
     "NearLimit",
     "ProgressBar",
     "ProgressCounts",
+    "SpanScope",
     "export_metrics",
     "fine",
     "ready_checks",

@@ -11,23 +11,27 @@ class, the message and the traceback, by the semantic conventions of OpenTelemet
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import contextvars
+from typing import Any
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, StatusCode, Tracer
 
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, storable
+from executor_adapter.monitoring.trace_scope import INSIDE
+from executor_adapter.pools import Assignment
+from executor_adapter.supervision import JobScope
 
-if TYPE_CHECKING:
-    from opentelemetry.context import Context
-    from opentelemetry.trace import Span, Tracer
+IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 
 
 class JobTracer:
-    """An observer that opens and ends spans. `parent_of` returns the context in which a job was submitted."""
+    """An observer that opens and ends spans."""
 
-    def __init__(self, tracer: Tracer, parent_of: Callable[[Job], Context | None]) -> None:
+    def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._parent_of = parent_of
         self._jobs: dict[Job, Span] = {}
         self._attempts: dict[Job, Span] = {}
 
@@ -46,8 +50,6 @@ class JobTracer:
 
     def context_of(self, job: Job) -> Context:
         """Return a context in which the job's own span is the current one."""
-        from opentelemetry import trace
-
         return trace.set_span_in_context(self._jobs[job])
 
     # --- on the supervisor's thread ---
@@ -56,9 +58,10 @@ class JobTracer:
         attributes = {"executor_adapter.job.id": job.job_id, "executor_adapter.job.type": job.job_type}
         if job.tool_name is not None:
             attributes["executor_adapter.job.tool"] = job.tool_name
+        scope = job.live.scope
         self._jobs[job] = self._tracer.start_span(
             f"job {job.job_type}",
-            context=self._parent_of(job),
+            context=scope.parent if isinstance(scope, SpanScope) else None,
             attributes=attributes,
             start_time=_nanoseconds(job.state.created_at),
         )
@@ -85,10 +88,38 @@ class JobTracer:
         span.end(end_time=_nanoseconds(transition.at))
 
 
+class SpanScope:
+    """A JobScope that remembers the span in which the job was submitted, around the scope `inner` if there is one."""
+
+    def __init__(self, tracer: JobTracer, inner: JobScope | None = None) -> None:
+        self.parent = context.get_current()
+        self.receives = inner is not None and inner.receives
+        self._submitted_in = contextvars.copy_context()
+        self._tracer = tracer
+        self._inner = inner
+
+    def prepare(self, assignment: Assignment) -> None:
+        if self._inner is not None:
+            self._inner.prepare(assignment)
+        traced = self._tracer.context_of(assignment.job)
+        if assignment.job.live.pool in IN_THIS_PROCESS:
+            assignment.context = assignment.context or self._submitted_in.copy()
+            assignment.context.run(context.attach, traced)
+        elif assignment.scope is None:
+            carrier: dict[str, str] = {}
+            propagate.inject(carrier, traced)
+            assignment.scope = (INSIDE, carrier)
+
+    def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
+        assert self._inner is not None, "nobody else receives messages"
+        self._inner.on_message(assignment, topic, content)
+
+    def why_cancelled(self) -> str | None:
+        return None if self._inner is None else self._inner.why_cancelled()
+
+
 def _record(error: ErrorFacts, span: Span, transition: Transition) -> None:
     """Let the span say how it failed."""
-    from opentelemetry.trace import StatusCode
-
     job = transition.job
     code, message = storable(job.error_code or "_OTHER"), storable(job.error_message or "")
     attributes = {

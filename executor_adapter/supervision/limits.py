@@ -71,31 +71,21 @@ def _is_still_near(job_ref: weakref.ref[Job], limit: str, attempt: int) -> bool:
     return limit == "deadline" or (job.state.status is JobStatus.RUNNING and job.state.attempt == attempt)
 
 
-class RunningAttempts:
-    """Holds the running attempts; each carries its limits, in monotonic seconds.
+class RunningAttempts(set[Assignment]):
+    """The running attempts; each carries its limits, in monotonic seconds. Any thread may list them.
 
     `due` is a time before which no limit can be reached. Most attempts end long before their limits, so nothing is
     sorted: when `due` comes, all are checked and the next time is computed.
     """
 
     def __init__(self, near_limits: NearLimits | None = None) -> None:
+        super().__init__()
         self.due = NEVER
         self.near_limits = near_limits or NearLimits()
-        self._attempts: set[Assignment] = set()
 
-    def snapshot(self) -> list[Assignment]:
-        """Return the attempts that run now. Any thread may call it."""
-        return list(self._attempts)
-
-    def __bool__(self) -> bool:
-        return bool(self._attempts)
-
-    def __contains__(self, assignment: Assignment) -> bool:
-        return assignment in self._attempts
-
-    def add(self, assignment: Assignment, at: float, *, apply_max_runtime: bool) -> None:
+    def begin(self, assignment: Assignment, at: float, *, apply_max_runtime: bool) -> None:
         """Add an attempt that started at `at`, and set its limits."""
-        self._attempts.add(assignment)
+        self.add(assignment)
         if assignment.stop_reason is StopReason.QUEUE_TIMEOUT:
             assignment.stop_reason = None  # It has begun after all, before its node was asked to give it back.
         job = assignment.job
@@ -116,15 +106,9 @@ class RunningAttempts:
             assignment.stall_limit = at + assignment.job.stall_timeout
             self.due = min(self.due, assignment.stall_limit)
 
-    def remove(self, assignment: Assignment) -> StopReason | None:
-        """Remove a finished attempt, and return why it was stopped, if it was."""
-        self._attempts.discard(assignment)
-        reason: StopReason | None = assignment.stop_reason
-        return reason
-
     def mark_stopping(self, assignment: Assignment, reason: StopReason) -> None:
         """Note that an attempt is being stopped; the highest reason counts."""
-        self._attempts.add(assignment)
+        self.add(assignment)
         if assignment.stop_reason is None or assignment.stop_reason < reason:
             assignment.stop_reason = reason
 
@@ -133,7 +117,7 @@ class RunningAttempts:
     ) -> None:
         """Interrupt and stop all attempts that are past a limit, and find the next time to look."""
         self.due = NEVER
-        for assignment in list(self._attempts):
+        for assignment in list(self):
             if assignment.stop_reason is not None:
                 continue
             if assignment.hard_limit <= now:

@@ -118,6 +118,9 @@ if hasattr(os, "register_at_fork"):  # The thread stays in the parent, and may h
 class JobScope(Protocol):
     """Sets up what the function of one job sees around it, and receives its messages. Supervisor thread only."""
 
+    receives: bool = True
+    """Whether it receives the messages; otherwise they go where those of a job without a scope go."""
+
     def prepare(self, assignment: Assignment) -> None:
         """Give an attempt its `context` or `scope` before it goes to a pool. It must be quick and must not raise."""
 
@@ -132,9 +135,7 @@ class JobScope(Protocol):
 def has_receiver(job: Job) -> bool:
     """Return whether somebody receives the job's messages, as a flow run does, and shows how its attempts end."""
     scope, driver = job.live.scope, job.live.driver
-    if scope is not None and getattr(scope, "inner", scope) is not None:
-        return True
-    return driver is not None and driver.has_listeners
+    return (scope is not None and scope.receives) or (driver is not None and driver.has_listeners)
 
 
 OutputMode = Literal["forward", "log", "drop"]

@@ -11,10 +11,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from executor_adapter.job import Job, ToolLimit, function_key
-from executor_adapter.pools import Assignment, LeasingPool, MemoryGuard, WorkerPool
+from executor_adapter.job import TERMINAL, Job, ToolLimit, function_key
+from executor_adapter.pools import LeasingPool, MemoryGuard, WorkerPool
 from executor_adapter.supervision.resources import Capacity, ResourceLedger
-from executor_adapter.supervision.tools import RateLimiter, needs_no_slot
+from executor_adapter.supervision.tools import RateLimiter
 from executor_adapter.worker import lease_time
 
 logger = logging.getLogger("executor_adapter")
@@ -180,13 +180,9 @@ class PoolSet:
             pool.set_lease(self._lease_until)
         return pool
 
-    def queue_behind(self, assignment: Assignment) -> bool:
-        """Queue an attempt in a worker behind a short one; False where no worker has room."""
-        if not self.made[assignment.job.live.pool].queue_behind(assignment):
-            return False
-        if self.next_check_at == NEVER:
-            self.next_check_at = self._now() + MAX_QUEUED_BEHIND_SECONDS
-        return True
+    def expect_overdue(self) -> None:
+        """Check in a moment for jobs that wait behind a job that takes longer than expected."""
+        self.next_check_at = self._now() + MAX_QUEUED_BEHIND_SECONDS
 
     def hand_back_overdue(self, now: float) -> None:
         """Take back jobs that wait behind a job that takes longer than expected."""
@@ -339,10 +335,11 @@ class Dispatcher:
                 if resources.waiting and not resources.holds(job) and self._queue_fitting(job):
                     continue
                 ready.pop(job)
-                if self._may_start(job):
-                    start(job)
-            elif self._may_queue_behind(job) and queue_behind(job):
-                self._skip(job)
+                self._try_start(job, start)
+            elif not (self.rate_limiter.is_used and self.rate_limiter.limits(job)) and queue_behind(job):
+                ready.pop(job)
+                if self.rate_limiter.is_used:
+                    self.rate_limiter.skip(job)
             elif resources.has_leased and self._make_room(job):
                 continue
             elif busy >= limits.total:
@@ -359,7 +356,7 @@ class Dispatcher:
             if job is None:
                 if not (resources.waiting and self._queue_waiting()):
                     return None
-            elif needs_no_slot(job):
+            elif job.state.status in TERMINAL or (job.live.driver is not None and not job.live.driver.wants_slot):
                 self._skip(job)
             else:
                 return job
@@ -436,20 +433,18 @@ class Dispatcher:
             self._ready.push_front(job)
         return job is not None
 
-    def _may_start(self, job: Job) -> bool:
-        """Return whether neither its resources nor its tool hold the job back; it then takes its share of both."""
+    def _try_start(self, job: Job, start: Callable[[Job], None]) -> None:
+        """Start a job unless its resources or its tool hold it back; it takes its share of both."""
         needs_resources = job.live.resources is not None
         if needs_resources and not self.resources.start(job):
             if self.rate_limiter.is_used:
                 self.rate_limiter.skip(job)
-            return False
-        if not self.rate_limiter.is_used or self.rate_limiter.start(job):
+        elif not self.rate_limiter.is_used or self.rate_limiter.start(job):
             if job.live.alone:
                 self.exclusive = job
-            return True
-        if needs_resources:
+            start(job)
+        elif needs_resources:
             self.resources.release(job)
-        return False
 
     def _free_workers(self, pool: str = ALL_POOLS) -> int:
         """Return how many further attempts might start now, in one pool or in all of them."""
@@ -458,13 +453,6 @@ class Dispatcher:
             return 0
         free, pools = max(0, limits.total - busy), (pool,) if pool else limits.of_pool
         return min(free, sum(max(0, limits.of(name) - self._busy_in(name)) for name in pools)) if pools else free
-
-    def _may_queue_behind(self, job: Job) -> bool:
-        """Return whether the job may wait in a worker: not if anything else may still hold it back."""
-        live = job.live
-        limited = self.rate_limiter.is_used and self.rate_limiter.limits(job)
-        is_plain = live.driver is None and live.resources is None and not live.alone
-        return live.pool in self._pools and is_plain and not limited
 
     def reserve(self, job: Job) -> None:
         """Take a slot for a driver that has not begun its attempt."""

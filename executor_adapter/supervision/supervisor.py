@@ -178,7 +178,7 @@ class Supervisor:
 
     def running(self) -> list[Assignment]:
         """Return the attempts that run now."""
-        return self._running.snapshot()
+        return list(self._running)
 
     def close(self, *, cancel_pending: bool, cancel_running: bool) -> None:
         """Accept no more jobs, and end once the live ones have ended. A second call may cancel more of them."""
@@ -248,20 +248,16 @@ class Supervisor:
     def _accept_submitted(self) -> None:
         submitted = self.intake.submitted
         for _ in range(len(submitted)):
-            self._accept(submitted.popleft())
-
-    def _accept(self, job: Job) -> None:
-        self.tracker.enter(job)
-        if job.queue_timeout is not None or job.deadline is not None:
-            self.stopping.set_timers(job)
-        if job.live.driver is not None:
-            job.live.driver.accepted()
-            return
-        retry_at = job.state.retry_at
-        if retry_at is None:
-            self.dispatcher.push(job)
-        else:  # It was waiting for a retry when its host died.
-            self.follow_up.schedule_retry(job, self.now() + retry_at - time.time(), self.dispatcher.push)
+            job = submitted.popleft()
+            self.tracker.enter(job)
+            if job.queue_timeout is not None or job.deadline is not None:
+                self.stopping.set_timers(job)
+            if job.live.driver is not None:
+                job.live.driver.accepted()
+            elif (retry_at := job.state.retry_at) is None:
+                self.dispatcher.push(job)
+            else:  # It was waiting for a retry when its host died.
+                self.follow_up.schedule_retry(job, self.now() + retry_at - time.time(), self.dispatcher.push)
 
     # --- starts ---
 
@@ -302,15 +298,23 @@ class Supervisor:
         job.live.driver.slot_granted()
 
     def _queue_behind(self, job: Job) -> bool:
-        """Queue the job in a worker behind a short one, if it is short itself; return whether nothing is left to do."""
+        """Queue the job in a worker behind a short one, if it is short itself; return whether nothing is left to do.
+
+        Not if anything else than a slot may still hold it back.
+        """
+        live, pool = job.live, self.pools.made.get(job.live.pool)
+        if pool is None or live.driver is not None or live.resources is not None or live.alone:
+            return False
         try:
             assignment = self._assign(job, job.state.attempt + 1)
-            if assignment.short and self.pools.queue_behind(assignment):
+            if assignment.short and pool.queue_behind(assignment):
+                if self.pools.next_check_at == NEVER:
+                    self.pools.expect_overdue()
                 return True
         except Exception as fault:
             self.follow_up.fail_undecided(job, fault)
             return True
-        job.live.assignment = None
+        live.assignment = None
         return False
 
     def start_driven(self, job: Job, prepare: Callable[[Assignment], None]) -> None:
@@ -351,7 +355,7 @@ class Supervisor:
         job = assignment.job
         assignment.started_at = at
         driver = job.live.driver
-        self._running.add(assignment, at, apply_max_runtime=driver is None or driver.applies_max_runtime)
+        self._running.begin(assignment, at, apply_max_runtime=driver is None or driver.applies_max_runtime)
         if driver is None:
             if job.live.place:
                 self.intake.leave_queue(job)
@@ -435,7 +439,7 @@ class Supervisor:
         else:
             for listener in self.message_listeners:
                 listener(assignment, topic, content)
-        if live.scope is not None:
+        if live.scope is not None and live.scope.receives:
             live.scope.on_message(assignment, topic, content)
         elif live.driver is not None and live.driver.has_listeners:
             live.driver.receive(topic, content)
@@ -455,7 +459,9 @@ class Supervisor:
         assignment.job.live.assignment = None
         if self.dispatcher.lent:
             self.dispatcher.lent.discard(assignment.job)
-        return self._running.remove(assignment)
+        self._running.discard(assignment)
+        reason: StopReason | None = assignment.stop_reason
+        return reason
 
 
 def _is_plain(job: Job) -> bool:

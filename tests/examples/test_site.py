@@ -171,7 +171,7 @@ FOR_OTHER_PARTS = {
         *("SignedPickles", "Unpickle", "signed_pickles"),
     },
     "executor_adapter.monitoring": {
-        *("INSIDE", "JobTracer", "MetricsPort", "export_metrics", "ready_checks", "tracer_in_use"),
+        *("INSIDE", "JobTracer", "MetricsPort", "SpanScope", "export_metrics", "ready_checks", "tracer_in_use"),
         *("Finding", "Level", "fine", "warning", "wrong"),
     },
 }

@@ -13,7 +13,7 @@ def test_a_function_that_began_late_has_all_of_max_runtime() -> None:
     """An attempt is not stopped before its function, which a thread began a moment later, has run for max_runtime."""
     running, stopped = RunningAttempts(), list[StopReason]()
     assignment = Assignment(Job(function=print, max_runtime=1.0), 1, None)
-    running.add(assignment, 100.0, apply_max_runtime=True)
+    running.begin(assignment, 100.0, apply_max_runtime=True)
     assignment.started_at = 100.25
     for now in (101.0, 101.2, 101.25):
         assert stopped == []
@@ -26,8 +26,8 @@ def test_an_attempt_is_near_its_limit_once_before_it_is_stopped() -> None:
     near_limits, noted, stopped = NearLimits(0.8), list[NearLimit](), list[float]()
     near_limits.observers.append(noted.append)
     running = RunningAttempts(near_limits)
-    running.add(Assignment(Job(function=print, max_runtime=10.0), 1, None), 100.0, apply_max_runtime=True)
-    running.add(Assignment(Job(function=print, max_runtime=99.0), 1, None), 100.0, apply_max_runtime=True)
+    running.begin(Assignment(Job(function=print, max_runtime=10.0), 1, None), 100.0, apply_max_runtime=True)
+    running.begin(Assignment(Job(function=print, max_runtime=99.0), 1, None), 100.0, apply_max_runtime=True)
     turns = {}
     for now in (107.9, 108.0, 109.0, 110.0):
         turns[now] = running.due <= now
@@ -40,7 +40,7 @@ def test_an_attempt_is_near_its_limit_once_before_it_is_stopped() -> None:
 def test_a_soft_timeout_that_comes_before_the_function_is_not_lost() -> None:
     """An attempt that is past its soft_timeout before its worker has begun it is interrupted once it has."""
     running, has_begun, interrupted = RunningAttempts(), [False, False, True], list[float]()
-    running.add(Assignment(Job(function=print, soft_timeout=1e-9), 1, None), 100.0, apply_max_runtime=True)
+    running.begin(Assignment(Job(function=print, soft_timeout=1e-9), 1, None), 100.0, apply_max_runtime=True)
 
     def interrupt(_: Assignment) -> bool:
         interrupted.append(now)

@@ -78,6 +78,7 @@ class BulkJobScope:
     """The scope of one job of `run_jobs`: gives each attempt its task run and logs its messages."""
 
     __slots__ = ("flow", "history", "index")
+    receives = True
 
     def __init__(self, flow: FlowRunScope, history: JobHistory, index: int) -> None:
         self.flow = flow
@@ -108,8 +109,7 @@ class BulkJobScope:
         job, error = transition.job, transition.error
         if transition.status is JobStatus.CANCELLED or error is None:
             return
-        retry_at = job.state.retry_at
-        delay = None if retry_at is None else max(0.0, retry_at - transition.at)
+        delay = None if job.state.retry_at is None else max(0.0, job.state.retry_at - transition.at)
         self.flow.write(self.history, log_failed_attempt, error, delay)
 
     def why_cancelled(self) -> str | None:
