@@ -3,8 +3,7 @@
 JobPersistence   what the executor calls: admit, recover, release, history
 Recorder         writes transitions in batches and answers requests, on a thread of its own
 PendingWrites    what is not written yet
-Lease, Handover  this executor's claim on its jobs, and what becomes of them when it ends
-ToolRequests     asks for shares of the limits of tools that hold over all executors of the store
+Lease            this executor's claim on its jobs
 Recovery         claims jobs that no host runs
 QueueHistory     reads the jobs of one queue, for event loops
 """

@@ -19,13 +19,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
 from executor_adapter.job import TERMINAL, Job, Transition
-from executor_adapter.persistence.lease import Handover, Lease
+from executor_adapter.persistence.lease import Lease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
 from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatch
 from executor_adapter.persistence.serialization import (
@@ -35,15 +35,16 @@ from executor_adapter.persistence.serialization import (
     refuse_unstorable_texts,
     stored_call,
 )
-from executor_adapter.persistence.tools import ToolRequests
 from executor_adapter.store import (
     Host,
     JobRecord,
     JobStore,
     LeaseLostError,
+    SharedTools,
     SignedPickles,
     StoreUnavailableError,
     ToolAsk,
+    ToolShare,
     close_host,
     new_host,
 )
@@ -121,8 +122,17 @@ class Recorder:
             quarantined=supervisor.intake.quarantined,
             unwritten=supervisor.intake.unwritten,
         )
-        self._handover = Handover(supervisor, self._pending)
-        self._tools = ToolRequests(store, supervisor)
+        self._stopping: list[Job] = []
+        """Jobs that other hosts may run, and of which an attempt may still run here."""
+        self._is_handing_over = False
+        """Whether to look for jobs that were handed over but that perhaps no host took."""
+        self._limiter = supervisor.dispatcher.rate_limiter
+        self._tools_wanted: ToolRequest | None = None
+        """What the rate limiter asks for: one thing at a time. While the store is down, it waits."""
+        self._tools_asked_at = 0.0
+        self._tools_are_failing = False
+        self._losses = 0
+        """How often the lease was lost."""
         self._lines = LogLines(supervisor.intake.jobs)
         self._down_since: float | None = None
         """When the store was first found to be down; None: it could be written when that was last tried."""
@@ -234,7 +244,7 @@ class Recorder:
 
     def ask_for_tools(self, request: ToolRequest) -> None:
         """Get shares of tools for the supervisor's rate limiter."""
-        self._tools.request = request
+        self._tools_wanted = request
         with self._lock:
             self._start()
         self._hurry.set()
@@ -289,7 +299,7 @@ class Recorder:
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wake.wait(self._seconds_until_due())
-            if self._supervisor.dispatcher.rate_limiter.is_active and self._tools.request is None:
+            if self._limiter.is_active and self._tools_wanted is None:
                 self._hurry.wait(ASK_DELAY)
             self._wake.clear()
             self._hurry.clear()
@@ -371,7 +381,7 @@ class Recorder:
         """Note that what began at the monotonic time `began` has failed."""
         if self._down_since is None:
             self._down_since = began
-            self._tools.on_outage()
+            self._supervisor.call_soon(self._limiter.on_outage)
             logger.error(
                 "%s cannot be written: %s: jobs continue, and their changes are kept in memory until it can",
                 self.store.url,
@@ -384,7 +394,7 @@ class Recorder:
         for request in failed:
             request.done.set_exception(self._unavailable())
         if self._lease.is_about_to_expire():
-            self._handover.before_expiry(self.store.url, self._lease.age)
+            self._stop_before_expiry()
 
     def _on_lease_lost(self) -> None:
         """Stop all stored jobs; the next turn registers this executor as a new host, which answers the requests."""
@@ -392,14 +402,56 @@ class Recorder:
             close_host(self._host)
             self._host = None
             self._lease.renew(None)
-        self._tools.on_lease_lost()
-        self._handover.after_loss()
+        self._losses += 1
+        self._supervisor.call_soon(self._limiter.on_lease_lost)
+        if known := self._known_jobs():
+            self._is_handing_over = True
+            self._give_away(known)
         self._wake.set()
+
+    def _stop_before_expiry(self) -> None:
+        """Stop all stored jobs in time, since another host may soon run them."""
+        known = self._known_jobs()
+        if known and not self._is_handing_over:
+            self._is_handing_over = True
+            text = "%s could not be written for %.0f s, so the lease on it ends: %d jobs are stopped here and run again"
+            logger.error(text, self.store.url, self._lease.age, len(known))
+            self._pending.requeue(known)
+            self._stop(known)
+
+    def _give_away(self, jobs: list[Job]) -> None:
+        """Stop jobs that another host has taken over, and record nothing more of them."""
+        ended = self._pending.disown(jobs)
+        live = [job for job in jobs if job.status not in TERMINAL]
+        logger.warning(
+            "another host has taken over %d jobs: %d are stopped here, %d had finished here and may run twice",
+            len(jobs),
+            len(live),
+            ended,
+        )
+        self._stop(live)
+
+    def _known_jobs(self) -> list[Job]:
+        return self._pending.known_to_store(list(self._supervisor.intake.jobs.values()))
+
+    def _stop(self, jobs: list[Job]) -> None:
+        self._stopping += jobs
+        for job in jobs:
+            self._supervisor.release_job(job)
+
+    def _is_stopping(self) -> bool:
+        """Return whether a job that was handed over still runs here.
+
+        If it were claimed now, it would be ignored as a job that is live here, and then be lost.
+        """
+        live = self._supervisor.intake.jobs
+        self._stopping = [job for job in self._stopping if live.get(job.job_id) is job]
+        return bool(self._stopping)
 
     # --- writing ---
 
     def _write_all(self) -> None:
-        asks = self._tools.to_write(self.host)
+        asks = self._tools_to_write()
         if asks or self._is_down or self._is_renewal_due():
             self._write(self._next_batch(), asks)
         # Counted now: what becomes due meanwhile is for the next turn.
@@ -425,7 +477,7 @@ class Recorder:
                 self._write(batch)
                 self._write(self._next_batch(0), asks)
             elif asks:
-                self._tools.on_failure()
+                self._on_tools_failure()
                 self._write(batch)
             elif len(batch.jobs) > 1:
                 for _ in batch.jobs:
@@ -438,9 +490,9 @@ class Recorder:
         self._lease.renew(began)
         self._mark_written(batch.jobs)
         if written.tools is not None:
-            self._tools.answer(written.shares, written.tools)
+            self._answer_tools(written.shares, written.tools)
         if written.taken:
-            self._handover.give_away([job for job in batch.jobs if job.job_id in set(written.taken)])
+            self._give_away([job for job in batch.jobs if job.job_id in set(written.taken)])
 
     def _write_plain(self, batch: WriteBatch) -> None:
         """Write the status and the times of the one record of `batch`: without it, a job that ended runs again."""
@@ -462,6 +514,41 @@ class Recorder:
             logger.warning("%s can be written again after %.1f s: nothing was lost", self.store.url, seconds)
             self._down_since, self._retry_delay = None, MIN_RETRY_DELAY
 
+    # --- tools ---
+
+    def _tools_to_write(self) -> Sequence[ToolAsk]:
+        """Return what has to be written; answer a request that changes nothing in the store from a look at it.
+
+        Hosts that wait ask often, and mostly nothing changes: the look needs no lock.
+        """
+        request = self._tools_wanted
+        if request is None or request.losses != self._losses:
+            return ()
+        self._tools_asked_at = self._supervisor.now()
+        if request.is_news:
+            return request.asks
+        me = self.host().host_id
+        try:
+            tools = self.store.tools()
+            if tools.any_gone or any(tools.is_changed_by(ask, me) for ask in request.asks):
+                return request.asks
+            self._answer_tools({ask.tool_name: tools.share(ask, me) for ask in request.asks}, tools)
+        except StoreUnavailableError:
+            raise
+        except Exception:
+            self._on_tools_failure()
+        return ()
+
+    def _answer_tools(self, shares: Mapping[str, ToolShare], tools: SharedTools) -> None:
+        self._tools_wanted, self._tools_are_failing = None, False
+        self._supervisor.call_soon(self._limiter.on_answer, shares, tools, self._tools_asked_at)
+
+    def _on_tools_failure(self) -> None:
+        """Log the present exception, if it is the first one since the last answer."""
+        if not self._tools_are_failing:
+            logger.exception("the store does not say what tools may start: jobs with a tool_name wait for it")
+        self._tools_are_failing = True
+
     # --- checks ---
 
     def _check_live_jobs(self) -> None:
@@ -478,11 +565,11 @@ class Recorder:
     def _recover_if_due(self) -> None:
         if self._is_recovery_due():
             self._recovered_at = time.monotonic()
-            self._handover.recovery_is_due = False
+            self._is_handing_over = False
             self._recover()
 
     def _is_recovery_due(self) -> bool:
-        if self._supervisor.intake.closed or self._handover.is_stopping():
+        if self._supervisor.intake.closed or self._is_stopping():
             return False
         is_time = self._recover_every is not None and time.monotonic() >= self._recovered_at + self._recover_every
-        return is_time or self._handover.recovery_is_due
+        return is_time or self._is_handing_over
