@@ -12,7 +12,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy, Transition
 from executor_adapter.config import Settings
-from executor_adapter.testing import InlineExecutor
+from executor_adapter.testing import FakeClock, InlineExecutor
 from tests.waiting import PATIENCE, wait_for
 
 HELD = """
@@ -78,6 +78,23 @@ def test_a_failure_that_nobody_can_read_any_more_is_reported_at_once(caplog: pyt
     (message,) = caplog.messages
     head = "jobs that failed without anybody reading their future: 1: "
     assert message == f"{head}dropped: EXECUTION_ERROR: ValueError: dropped"
+
+
+def test_a_failure_that_its_caller_gave_up_on_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """A caller that stops waiting has not read the future: a failure after that is reported."""
+    clock = FakeClock()
+    with InlineExecutor(clock=clock) as executor:
+        future = executor.submit(failing("late", retry=RetryPolicy(retry_attempts=1, delays=(5.0,))))
+        with pytest.raises(TimeoutError):
+            future.result(0.01)
+        caplog.clear()
+        clock.advance(6.0)
+        assert future.done()
+        del future
+        gc.collect()
+    assert [message.partition(": ")[0] for message in caplog.messages] == [
+        "jobs that failed without anybody reading their future"
+    ]
 
 
 def test_failures_that_nobody_read_are_reported(caplog: pytest.LogCaptureFixture) -> None:
