@@ -81,7 +81,7 @@ class HookedExecution:
 
     # --- on the supervisor's thread ---
 
-    def begin(self, call: HookCall) -> None:
+    def begin_call(self, call: HookCall) -> None:
         """Run a call on the loop."""
         if self._loop is None or self._loop.has_failed:
             try:
@@ -93,13 +93,13 @@ class HookedExecution:
         self._loop.submit(call)
         self._loop.start_submitted()
 
-    def cancel(self, call: HookCall, *, grace: float) -> None:
+    def cancel_call(self, call: HookCall, *, grace: float) -> None:
         """Cancel the call; it is abandoned if it has not ended after `grace` seconds."""
         answered = threading.Event()
         call.worker.cancel(call, answered)
         Patience(self._supervisor, grace, functools.partial(self._abandon, call, answered))
 
-    def discard(self, call: HookCall) -> None:
+    def discard_call(self, call: HookCall) -> None:
         """Drop a call that has ended or is abandoned."""
         loop: _HookLoop | None = call.worker
         if loop is None:  # It never began.
@@ -166,7 +166,7 @@ class HookedDriver(JobDriver):
         if self._call is None:
             assert self._execute_job is not None, "the job has not ended"
             self._call = HookCall(self, self._execute_job, self._context)
-            self._execution.begin(self._call)
+            self._execution.begin_call(self._call)
         elif self._prepare is not None:
             super()._attempt(self._prepare)
 
@@ -228,7 +228,7 @@ class HookedDriver(JobDriver):
     def _cancel_call(self, call: HookCall) -> None:
         if call.is_live and not call.is_cancelled:
             call.is_cancelled = True
-            self._execution.cancel(call, grace=self._grace)
+            self._execution.cancel_call(call, grace=self._grace)
 
     def abandon_call(self) -> None:
         """End the job although its call still runs."""
@@ -252,7 +252,7 @@ class HookedDriver(JobDriver):
         call, self._call = self._call, None
         assert call is not None, "a call runs"
         call.is_live = False
-        self._execution.discard(call)
+        self._execution.discard_call(call)
 
 
 class HookCall:

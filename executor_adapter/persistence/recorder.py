@@ -288,7 +288,7 @@ class Recorder:
             self._lease.renew(began)
         return self._host
 
-    def end(self, record: JobRecord) -> None:
+    def write_end(self, record: JobRecord) -> None:
         """Record the end of a job that this host has claimed and cannot run.
 
         Raises:

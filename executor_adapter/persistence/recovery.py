@@ -136,7 +136,7 @@ class Recovery:
 
     def _end(self, record: JobRecord, code: str, message: str, quarantine: bool) -> None:
         logger.error("job %s: %s", record.job_id, message, extra={"job_id": record.job_id})
-        self._recorder.end(
+        self._recorder.write_end(
             replace(
                 record,
                 status=JobStatus.FAILED,

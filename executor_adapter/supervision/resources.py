@@ -174,7 +174,7 @@ class ResourceLedger:
     # --- on the supervisor's thread ---
 
     def start(self, job: Job) -> bool:
-        """Return whether the job may start; it then holds its resources until `end`. Otherwise it waits."""
+        """Return whether the job may start; it then holds its resources until `release`. Otherwise it waits."""
         if self.holds(job):
             return True
         line = _line_of(job)

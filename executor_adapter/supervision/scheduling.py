@@ -478,4 +478,4 @@ class Dispatcher:
         if job.live.resources is not None:
             self.resources.release(job)
         if self.rate_limiter.is_used:
-            self.rate_limiter.end(job)
+            self.rate_limiter.attempt_ended(job)

@@ -304,7 +304,7 @@ class RateLimiter:
         return tool.is_counted or self._opens_at(tool, now := self._now()) > now
 
     def start(self, job: Job) -> bool:
-        """Return whether the job may start; it then counts as running until `end`. Otherwise it is held back."""
+        """Return whether the job may start; it then counts as running until `attempt_ended`. Otherwise it is held back."""
         tool = self._state_for(job)
         if tool is None:
             return True
@@ -332,7 +332,7 @@ class RateLimiter:
                 tool = self._tools[name] = self._new_state(name)
         return tool
 
-    def end(self, job: Job) -> None:
+    def attempt_ended(self, job: Job) -> None:
         """Note that an attempt that `start` allowed has ended, or did not begin."""
         tool = self._tools.get(job.tool_name or "")
         if tool is not None:

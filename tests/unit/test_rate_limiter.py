@@ -66,7 +66,7 @@ def test_at_most_max_concurrent_jobs_run() -> None:
     for each in jobs:
         tools.start(each)
     assert [started for _, started in tools.started] == jobs[:2]
-    tools.rate_limiter.end(jobs[0])
+    tools.rate_limiter.attempt_ended(jobs[0])
     assert [started for _, started in tools.started] == jobs[:3]
 
 

@@ -147,7 +147,7 @@ def test_a_slot_is_used_again_without_a_word(tools: SharedLimits) -> None:
     tools.turn(free_workers=0)
     asked = len(tools.requests)
     for _ in range(5):
-        tools.limiter.end(tools.started[-1])
+        tools.limiter.attempt_ended(tools.started[-1])
         tools.turn(free_workers=0)
     assert (len(tools.started), len(tools.requests)) == (6, asked)
 
@@ -157,7 +157,7 @@ def test_slots_that_cannot_be_used_are_given_back(tools: SharedLimits) -> None:
     tools.start(*jobs(2))
     tools.turn()
     tools.answer(granted=2)
-    tools.limiter.end(tools.started[0])
+    tools.limiter.attempt_ended(tools.started[0])
     tools.turn()
     assert tools.asked is not None
     assert (tools.asked.keep, tools.asked.want) == (1, 1)
@@ -173,7 +173,7 @@ def test_a_slot_that_must_be_given_up_starts_nothing_more(tools: SharedLimits) -
     tools.answer(give_up=1)
     assert len(tools.started) == 1
     tools.turn()  # What it must give up is not forgotten where all slots are in use.
-    tools.limiter.end(tools.started[0])
+    tools.limiter.attempt_ended(tools.started[0])
     assert len(tools.started) == 1
     tools.turn()
     assert tools.asked is not None
@@ -190,9 +190,9 @@ def test_a_slot_that_was_given_up_meanwhile_counts(tools: SharedLimits) -> None:
     tools.answer(give_up=1)
     tools.time += tool_limits.WAIT_INTERVAL
     tools.turn()
-    tools.limiter.end(tools.started[0])
+    tools.limiter.attempt_ended(tools.started[0])
     tools.answer(give_up=1)
-    tools.limiter.end(tools.started[1])
+    tools.limiter.attempt_ended(tools.started[1])
     assert len(tools.started) == 3
 
 
