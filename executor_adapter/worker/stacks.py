@@ -24,7 +24,7 @@ _CALLERS = frozenset(
         ("pools", "in_process", "coroutine.py"),
         ("pools", "in_process", "event_loop.py"),
         ("pools", "in_process", "thread.py"),
-        ("supervision", "hooks.py"),
+        ("executor", "hooks.py"),
     )
 )
 """The files whose code calls a job's function."""
