@@ -41,7 +41,7 @@ _PENDING = Body()
 class FutureHub:
     """Holds what all futures of one executor share: the lock and condition, the thread, and the way to cancel a job.
 
-    `cancel_job` ends a job; `check_usable` raises where this process was forked from the one that runs the executor;
+    `cancel_job` ends a job; `refuse_use` raises where this process was forked from the one that runs the executor;
     `supervisor` is that of the executor. `reports_failures`: whether the program is told of failures that nobody read.
     """
 
@@ -49,20 +49,20 @@ class FutureHub:
         self,
         thread: SupervisorThread,
         cancel_job: Callable[[Job], bool],
-        check_usable: Callable[[], None],
+        refuse_use: Callable[[], None],
         supervisor: object,
         *,
         reports_failures: bool,
     ) -> None:
         self.cancel_job = cancel_job
-        self.check_usable = check_usable
+        self.refuse_use = refuse_use
         self.may_wait = thread.may_wait
         self.is_supervisor_thread = thread.is_current
         self.settling_lock = threading.RLock()
         self.settling = threading.Condition(self.settling_lock)
         """The condition of all futures, see JobFuture. Its lock is also kept alone, since that is faster to take."""
         self.unread = UnreadFailures(MAX_KEPT if reports_failures else 0, self._on_dropped)
-        self._thread = thread
+        self.thread = thread
         self._supervisor = supervisor
 
     def loan_of_caller(self) -> SlotLoan | None:
@@ -76,21 +76,21 @@ class FutureHub:
 
     def _on_dropped(self, _: object) -> None:
         """Report futures that were dropped unread, on the thread for callbacks. Python may call this anywhere."""
-        if self._thread.is_started() and not self._thread.is_inline:
-            self._thread.call_soon(self._thread.callbacks.call, self.unread.report_dropped)
+        if self.thread.is_started() and not self.thread.is_inline:
+            self.thread.call_soon(self.thread.callbacks.call, self.unread.report_dropped)
 
     def expect_callback(self) -> None:
         """Prepare for a future's first callback."""
-        if self._thread.is_started():
+        if self.thread.is_started():
             try:
-                self._thread.callbacks.start()
+                self.thread.callbacks.start()
             except RuntimeError:
                 logger.debug("cannot start the thread for callbacks now; retried when the job finishes")
 
     def deliver(self, callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
         """Run a future's callback: on the thread for callbacks, if this is the supervisor's thread."""
         if self.is_supervisor_thread():
-            self._thread.callbacks.call(functools.partial(callback, future))
+            self.thread.callbacks.call(functools.partial(callback, future))
         else:
             callback(future)
 
@@ -210,7 +210,8 @@ class JobFuture(Future[R]):
         return self.result(0)
 
     async def _wait_on_loop(self) -> None:
-        self._hub.check_usable()
+        if self._hub.thread.belongs_to_parent:
+            self._hub.refuse_use()
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def wake(_: Future[Any]) -> None:
@@ -228,7 +229,8 @@ class JobFuture(Future[R]):
     def _wait(self, timeout: float | None) -> None:
         if self._state == FINISHED:
             return
-        self._hub.check_usable()  # In a forked process nothing would ever settle it.
+        if self._hub.thread.belongs_to_parent:
+            self._hub.refuse_use()  # Nothing would ever settle it.
         if timeout is not None and timeout <= 0:
             raise TimeoutError
         waiter = _Waiter()

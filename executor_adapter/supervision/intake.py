@@ -87,11 +87,8 @@ class JobIntake:
                 return twin
             if self.quarantined:
                 self._refuse_quarantined(job)
-            check_is_new(job)
-            if job.job_id in self.jobs:
-                raise InvalidJobError(
-                    f"a job with the id {job.job_id!r} is live already: wait for it, or {NEW_ID_HINT}"
-                )
+            if job.live.future is not None or job.state.status is not JobStatus.PENDING or job.job_id in self.jobs:
+                self._refuse_known(job)
             if job.dedupe_key is not None:
                 self._place_free.notify_all()  # Twins need no place.
             prepare()
@@ -146,6 +143,10 @@ class JobIntake:
             raise InvalidJobError(
                 f"job {job.job_id} is quarantined after {crashes} crashes: release({job.job_id!r}) first"
             )
+
+    def _refuse_known(self, job: Job) -> None:
+        check_is_new(job)
+        raise InvalidJobError(f"a job with the id {job.job_id!r} is live already: wait for it, or {NEW_ID_HINT}")
 
     def leave_queue(self, job: Job) -> None:
         """Free the place of a job that has started or ended."""

@@ -167,10 +167,7 @@ class Stopping:
 
     def apply_limits(self, now: float) -> None:
         """Interrupt and stop the attempts that were past their limits at the monotonic time `now`."""
-        self._running.apply(now, self._interrupt, self._stop)
-
-    def _interrupt(self, assignment: Assignment) -> bool:
-        return self._pools.of(assignment.job).interrupt(assignment)
+        self._running.apply(now, lambda assignment: self._pools.of(assignment.job).interrupt(assignment), self._stop)
 
     def stop_attempt(self, job: Job, reason: StopReason) -> None:
         """End the running attempt of a driven job; its driver decides what follows."""
@@ -195,13 +192,12 @@ class Stopping:
         if assignment is not None and live.driver is not None:  # A recalled attempt would be started again.
             live.driver.expect_end(stopped(job, reason))
             self._stop(assignment, reason)
-        elif assignment is not None and not self._is_taken_back(assignment):
+        elif assignment is not None and (
+            assignment in self._running or self._recall(assignment) is not Recall.TAKEN_BACK
+        ):
             self._stop(assignment, reason)
         else:
             self.end_unstarted_job(job, stopped(job, reason))
-
-    def _is_taken_back(self, assignment: Assignment) -> bool:
-        return assignment not in self._running and self._recall(assignment) is Recall.TAKEN_BACK
 
     def _recall(self, assignment: Assignment) -> Recall:
         return self._pools.of(assignment.job).recall(assignment)
@@ -237,8 +233,7 @@ class Stopping:
         self.end_unstarted_job(job, stopped(job, StopReason.QUEUE_TIMEOUT))
 
     def _on_near_deadline(self, job: Job) -> None:
-        used, deadline = self._loop.now() - job.live.queued_at, job.deadline or 0.0
-        self._running.near_limits.note(job, "deadline", used, deadline)
+        self._running.near_limits.note(job, "deadline", self._loop.now() - job.live.queued_at, job.deadline or 0.0)
 
     # --- the executor ---
 

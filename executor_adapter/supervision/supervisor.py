@@ -237,7 +237,8 @@ class Supervisor:
         self.pools.flush()
         if self._running.due <= self._loop.read_until:
             self.stopping.apply_limits(self._loop.read_until)
-        self.discard.flush()
+        if self.discard.collected:
+            self.discard.flush()
         due = min(self._running.due, self.pools.next_check_at, self.dispatcher.shortage_due)
         return min(due, guard.due) if guard is not None and self._running else due
 

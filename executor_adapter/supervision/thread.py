@@ -100,19 +100,20 @@ class Discard(CallThread):
     def __init__(self, *, is_off: bool) -> None:
         super().__init__("executor-discard")
         self.is_off = is_off
-        self._collected: list[Any] = []
+        self.collected: list[Any] = []
+        """What is dropped after the turn."""
 
     def add(self, *things: Any) -> None:
         """Drop these after the turn."""
         if not self.is_off:
-            self._collected.append(things)
+            self.collected.append(things)
 
     def flush(self) -> None:
         """Hand over what was collected, at the end of a turn; at the next one if the system starts no thread now."""
-        if self._collected:
+        if self.collected:
             with contextlib.suppress(RuntimeError):
                 self.start()
-                batch, self._collected = self._collected, []
+                batch, self.collected = self.collected, []
                 self.call(batch.clear)  # The thread empties the list, so this reference to it keeps nothing alive.
 
     def close(self) -> None:

@@ -304,7 +304,7 @@ class RateLimiter:
         return tool.is_counted or self._opens_at(tool, now := self._now()) > now
 
     def start(self, job: Job) -> bool:
-        """Return whether the job may start; it then counts as running until `attempt_ended`. Otherwise it is held back."""
+        """Return whether the job may start; it then counts until `attempt_ended`. Otherwise it is held back."""
         tool = self._state_for(job)
         if tool is None:
             return True
