@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from executor_adapter.job.fields import MemoryLimit
 from executor_adapter.job.functions import (
     check_arguments,
     function_key,
@@ -48,17 +47,19 @@ from executor_adapter.job.resources import (
 from executor_adapter.job.results import ERROR_OF_ATTEMPT, Attempt, JobResult, JobResults, Progress
 from executor_adapter.job.retry import CRASHES, RetryDecision, RetryPolicy, RetryRule, decide, limit_attempts
 from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
-from executor_adapter.job.text import size_text, storable
-from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import LimitObserver, NearLimit, Observer, Transition
 from executor_adapter.job.validation import (
     Count,
+    MemoryLimit,
     Number,
     Seconds,
+    ToolLimit,
     check_age,
     check_count,
     check_max_workers,
     check_timeout,
+    size_text,
+    storable,
 )
 
 __all__ = [

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from pydantic import ConfigDict, Field, field_serializer
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.fields import FunctionField, MemoryLimit
 from executor_adapter.job.functions import function_reference
 from executor_adapter.job.html import html_of_job
 from executor_adapter.job.ids import uuid7
@@ -23,7 +22,7 @@ from executor_adapter.job.resources import Resources
 from executor_adapter.job.results import ERROR_OF_ATTEMPT, Attempt, AttemptFields, Progress
 from executor_adapter.job.retry import CRASHES, RetryPolicy, in_force
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL, JobStatus
-from executor_adapter.job.validation import Count, Delay, Retries, Seconds
+from executor_adapter.job.validation import Count, Delay, FunctionField, MemoryLimit, Retries, Seconds
 
 
 class Job(Model):

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from executor_adapter.job.fields import size_in_bytes
 from executor_adapter.job.mistakes import did_you_mean
-from executor_adapter.job.text import size_text
+from executor_adapter.job.validation import size_in_bytes, size_text
 
 CPU, GPU, MEMORY = "CPU", "GPU", "memory"
 """The resources of every machine. All other names are counted as the user says."""

@@ -1,15 +1,16 @@
-"""The valid ranges of numbers. Invalid ones are refused before any work starts, with the value and the fix."""
+"""What users may give: numbers, sizes, functions, limits. Else it is refused before any work starts, with the fix."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from numbers import Integral, Real
 from typing import Annotated, Any, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from executor_adapter.job.pool_names import PoolWithSlots
@@ -39,11 +40,11 @@ def _seconds_in(value: Any) -> float | None:
     if match is None:
         return None
     unit = match[2].lower()
-    factor = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
+    factor = _UNITS_OF_TIME.get(unit) or _UNITS_OF_TIME.get(unit.removesuffix("s"))
     return None if factor is None else float(match[1]) * factor
 
 
-_UNITS = {"ms": 0.001, "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60} | {
+_UNITS_OF_TIME = {"ms": 0.001, "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60} | {
     "h": 3600, "hour": 3600, "d": 86400, "day": 86400
 }  # fmt: skip
 
@@ -126,3 +127,108 @@ def _is_whole(value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def storable(text: str) -> str:
+    """Replace what no database accepts in `text`.
+
+    That is the character 0, and unpaired surrogates, which occur in names of files that are not encoded in UTF-8
+    (`os.fsdecode`).
+    """
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes as people write it: 200 MiB, 1.5 GiB, 512 bytes."""
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
+        if abs(size) >= 1 << power:
+            return f"{size / (1 << power):.4g} {unit}"
+    return f"{size:,} bytes"
+
+
+MIN_MEMORY_LIMIT = 8 << 20
+"""Bytes. An interpreter that has imported nothing uses more."""
+MAX_MEMORY_LIMIT = 1 << 60
+"""Bytes. More than any machine has."""
+
+_UNITS_OF_MEMORY = {"": 1, "B": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+
+
+def _check_function(value: Any) -> Any:
+    if callable(value) or (isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value)):
+        return value
+    raise ValueError(f"{value!r} is not callable: pass a function or 'package.module:function'")
+
+
+def size_in_bytes(value: Any) -> Any:
+    """Return the bytes that a text such as "512MiB" means; anything but text as it is.
+
+    Raises:
+        ValueError: the text is no size, or more than any machine has.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
+    if match is None or match[2] not in _UNITS_OF_MEMORY:
+        units = ", ".join(filter(None, _UNITS_OF_MEMORY))
+        raise ValueError(f"{value!r} is not a size: pass bytes, or a number with one of the units {units}")
+    size = float(match[1]) * _UNITS_OF_MEMORY[match[2]]
+    if size > MAX_MEMORY_LIMIT:
+        raise ValueError(f"{value[:20]!r} is more memory than any machine has: leave the limit out")
+    return int(size)
+
+
+def _check_memory_limit(value: Any) -> Any:
+    return _check_holds_python(size_in_bytes(value)) if isinstance(value, str) else no_bool(value)
+
+
+def _check_holds_python(size: int) -> int:
+    if size < MIN_MEMORY_LIMIT:
+        least = size_text(MIN_MEMORY_LIMIT)
+        raise ValueError(
+            f"{size_text(size)} is too little for a Python process: pass at least {least}, or a unit too ('512MiB')"
+        )
+    return size
+
+
+FunctionField = Annotated[Any, BeforeValidator(_check_function)]
+"""A callable, or its reference `package.module:function`."""
+
+MemoryLimit = Annotated[
+    Annotated[int, AfterValidator(_check_holds_python)] | None,
+    BeforeValidator(_check_memory_limit),
+]
+"""Bytes, or text such as "512MiB"; None for no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolLimit:
+    """Limits the jobs that have the same `tool_name`.
+
+    Raises:
+        ValueError: a limit lets no job start, or is not a finite number.
+    """
+
+    max_concurrent: int | None = None
+    """Attempts that may run at once; None for no limit."""
+    rate: float | None = None
+    """Starts a second, on average; None for no limit."""
+    burst: int = 1
+    """Starts that may follow one another at once after a pause."""
+    buffer: float | None = None
+    """The share of `rate` that is left unused, from 0 to below 1; None for `collection.rate_limit_buffer` of the
+    settings."""
+
+    def __post_init__(self) -> None:
+        check_count("max_concurrent", self.max_concurrent, "lets no job start", or_none=", or None")
+        if self.rate is not None:
+            check_rate("rate", self.rate)
+        check_count("burst", self.burst, "lets no job start")
+        if self.buffer is not None and not 0 <= self.buffer < 1:
+            raise ValueError(f"buffer={self.buffer} is not a share: use 0 to below 1")

@@ -13,7 +13,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.job.retry import MAX_RETRY_AFTER_SECONDS
-from executor_adapter.job.tool_limit import ToolLimit
+from executor_adapter.job.validation import ToolLimit
 from tests.api_server import serving
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob

@@ -22,8 +22,8 @@ from executor_adapter.exceptions import (
     JobTimeoutError,
     QueueFullError,
 )
-from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
+from executor_adapter.job.validation import ToolLimit
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.waiting import PATIENCE, wait_for

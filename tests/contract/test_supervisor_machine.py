@@ -21,8 +21,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import ExecutorClosedError, JobError, WorkerCrashedError
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
-from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
+from executor_adapter.job.validation import ToolLimit
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, WorkerPool
 from executor_adapter.pools.transport.envelope import STOPPED, Ending, Outcome, crashed, raised, returned
 from executor_adapter.supervision.driver import JobDriver

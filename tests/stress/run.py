@@ -21,8 +21,8 @@ from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobCancelledError, QueueFullError
 from executor_adapter.job.pool_names import PoolName
 from executor_adapter.job.status import TERMINAL
-from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
+from executor_adapter.job.validation import ToolLimit
 from executor_adapter.store import JobStore
 from tests.stress import functions
 from tests.stress.executors import KINDS, OnPurposeError, settings

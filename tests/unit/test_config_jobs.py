@@ -10,7 +10,7 @@ from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import JobSettings, RetrySettings, Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.executor.defaults import JobDefaults, limits_of_tools
-from executor_adapter.job.tool_limit import ToolLimit
+from executor_adapter.job.validation import ToolLimit
 from executor_adapter.pools.selection import check_job
 
 

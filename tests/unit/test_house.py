@@ -107,7 +107,7 @@ BUDGETS = {
     "config": 1_146,
     "exceptions": 170,
     "executor": 1_275,
-    "job": 1_225,
+    "job": 1_215,
     "modules": 503,
     "monitoring": 813,
     "persistence": 1_155,

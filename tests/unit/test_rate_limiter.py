@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.job.tool_limit import ToolLimit
+from executor_adapter.job.validation import ToolLimit
 from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
 from executor_adapter.supervision.tools import RateLimiter
 

@@ -14,8 +14,8 @@ from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.config import JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import check_are_jobs
-from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
+from executor_adapter.job.validation import ToolLimit
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
 from tests.waiting import PATIENCE
