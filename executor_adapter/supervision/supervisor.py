@@ -98,7 +98,7 @@ class Supervisor:
             call_at=loop.call_at,
             running_of=self.intake.running_of,
         )
-        self.discard = Discard(is_off=self.thread.is_inline)
+        self.discard = Discard(lambda: self.thread.is_inline or self.thread.belongs_to_parent)
         self.follow_up = FollowUp(loop, self.intake, self.tracker, self.dispatcher, self.pools, self.discard)
         self.near_limits = NearLimits(near_limit)
         self._running = RunningAttempts(self.near_limits)
@@ -209,7 +209,6 @@ class Supervisor:
     def detach_after_fork(self) -> None:
         """Accept no jobs in a forked process, which has none of the threads, and leave the parent's resources alone."""
         self.intake.detach_after_fork()
-        self.discard.detach_after_fork()
         self.thread.detach_after_fork()
         self.futures.detach_after_fork()
 
@@ -452,7 +451,7 @@ class Supervisor:
 
     def _report_unread(self) -> None:
         if len(self.futures.unread):
-            self.discard.wait(1.0)  # It may hold the last reference to a future that the program has dropped.
+            self.discard.join(1.0)  # It may hold the last reference to a future that the program has dropped.
             self.futures.unread.report()
 
     def _discard(self, assignment: Assignment) -> StopReason | None:

@@ -94,18 +94,18 @@ class Discard(CallThread):
     that has nothing else costs nothing. Objects in reference cycles are beyond control: Python's garbage collector
     frees them on whichever thread it happens to run.
 
-    `is_off`: there is no other thread to drop things on, since jobs run inline.
+    `is_off` returns whether there is no other thread to drop things on: jobs run inline, or this process was forked.
     """
 
-    def __init__(self, *, is_off: bool) -> None:
+    def __init__(self, is_off: Callable[[], bool]) -> None:
         super().__init__("executor-discard")
-        self.is_off = is_off
+        self._is_off = is_off
         self.collected: list[Any] = []
         """What is dropped after the turn."""
 
     def add(self, *things: Any) -> None:
         """Drop these after the turn."""
-        if not self.is_off:
+        if not self._is_off():
             self.collected.append(things)
 
     def flush(self) -> None:
@@ -121,9 +121,10 @@ class Discard(CallThread):
         self.flush()
         super().close()
 
-    def detach_after_fork(self) -> None:
-        """Drop nothing on a thread in a forked process, which has none."""
-        self.is_off = True
+    def join(self, seconds: float) -> None:
+        """Wait after `close` until all is dropped, for at most so many seconds: a `__del__` may hang."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
 
 class SupervisorThread:
