@@ -214,14 +214,3 @@ def test_an_idle_slot_goes_back_soon_while_anything_waits() -> None:
     pool = idle_pool()
     pool.let(1.1)
     assert pool.released == ["a", "a"]
-
-
-def test_a_shape_that_was_granted_a_lease_waits_anew(two_nodes: Pool) -> None:
-    """A shape that lacks a lease again, before the next look, has waited since its last one only."""
-    two_nodes.wanted = {GPU: Starving(1, None)}
-    two_nodes.let(PATIENCE + 0.5)
-    two_nodes.watch.on_granted(GPU)
-    two_nodes.let(PATIENCE)
-    assert [agent.retiring for agent in two_nodes.agents] == [0, 0]
-    two_nodes.let(1.0)
-    assert [agent.retiring for agent in two_nodes.agents] == [1, 0]
