@@ -241,15 +241,17 @@ def test_a_job_that_stops_making_progress_ends(executor: JobExecutor, make_job: 
     assert job.attempts[0].run_seconds > 0.8
 
 
-def test_soft_timeout_lets_a_function_clean_up(executor: JobExecutor, tmp_path: Path, pool: str) -> None:
+def test_soft_timeout_lets_a_function_clean_up(make_executor: MakeExecutor, tmp_path: Path, pool: str) -> None:
     """A function can catch SoftTimeoutError, clean up and return; a coroutine job with soft_timeout is refused."""
+    executor = make_executor(1)
     if pool == "coroutine":
         with pytest.raises(InvalidJobError, match="pool='coroutine': use 'thread' or 'process'"):
             executor.submit(Job(function=functions.sleep_on_loop, args=(1,), soft_timeout=0.1))
         return
     path = tmp_path / "cleaned"
+    executor.submit(Job(function=functions.add, args=(1, 2), pool=pool)).result(timeout=PATIENCE)  # It is imported.
     job = Job(
-        function=functions.clean_up_at_soft_timeout, args=(str(path),), pool=pool, soft_timeout=0.2, max_runtime=20,
+        function=functions.clean_up_at_soft_timeout, args=(str(path),), pool=pool, soft_timeout=1, max_runtime=20,
         retry_attempts=0,
     )  # fmt: skip
     assert executor.submit(job).result(timeout=PATIENCE) == "cut short"
