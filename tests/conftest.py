@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from executor_adapter.config.sources import CONFIG_VARIABLE
 
@@ -25,8 +26,11 @@ def pytest_configure() -> None:
     The defaults are the configuration, and not the config.yaml of the folder that the tests are started in: that is the
     demo's, by which each process pool imports pandas and what draws the plots.
 
-    Garbage is not collected while tests are: that would take a quarter of the time, in each process.
+    Garbage is not collected while tests are: that would take a quarter of the time, in each process. No example of a
+    property has a limit of real time.
     """
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
     gc.disable()
     os.environ[CONFIG_VARIABLE] = os.devnull
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -422,7 +422,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert all(pool.closed and pool.busy == 0 for pool in self.pools)
 
 
-_many = settings(stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+_many = settings(stateful_step_count=50, suppress_health_check=list(HealthCheck))
 
 
 class TestSupervisor(SupervisorMachine.TestCase):  # type: ignore[misc]

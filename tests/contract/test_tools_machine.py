@@ -117,7 +117,7 @@ some_job = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_job_of_a_shared_tool_runs_in_the_end(data: st.DataObject) -> None:
     """Whatever runs, is limited, paused, refused, lost or unreachable in between, each job has run in the end.

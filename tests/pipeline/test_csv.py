@@ -179,7 +179,7 @@ def test_a_very_long_line_is_a_reject(tmp_path: Path) -> None:
 CELLS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\x00"), min_size=1, max_size=8)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(table=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=20), delimiter=st.sampled_from(",;\t|"))
 def test_what_csv_writes_is_read_again(tmp_path: Path, table: list[tuple[str, str]], delimiter: str) -> None:
     """Any text that Python's csv module writes is read as it was, row by row."""
@@ -193,7 +193,7 @@ def test_what_csv_writes_is_read_again(tmp_path: Path, table: list[tuple[str, st
 LINES = st.lists(st.sampled_from([b"1,2", b"1", b"1,2,3", b"\xff,2", b'"x"y,2', b'"a,b",2']), max_size=40)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=LINES)
 def test_no_line_is_lost(tmp_path: Path, lines: list[bytes]) -> None:
     """Every line is a row or a reject with its own number, whatever the others are."""

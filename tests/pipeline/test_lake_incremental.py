@@ -144,7 +144,7 @@ LATE = 3
 
 
 @given(data=st.data(), key=st.booleans(), policy=st.sampled_from(["keep", "mark", "delete", None]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_row_is_skipped_whatever_the_order_of_arrival(data: st.DataObject, key: bool, policy: Any) -> None:
     """Rows come at most `LATE` late, runs come at any time, fail, and overtake one another: all rows are there once."""
     with TemporaryDirectory() as folder:

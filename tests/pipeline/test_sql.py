@@ -277,7 +277,7 @@ def test_settings_that_contradict_are_refused() -> None:
         assert "pw" not in str(caught.value)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.lists(st.lists(st.integers(0, 6), max_size=4), min_size=1, max_size=5))
 def test_a_watermark_never_skips_a_row(tmp_path: Path, rounds: list[list[int]]) -> None:
     """Rows that arrive in any order, at or above the last watermark, are all received by the next windows."""

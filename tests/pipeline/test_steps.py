@@ -389,7 +389,7 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS, order=st.permutations(STEPS))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_rows_are_conserved(rows: list[dict[str, Any]], order: list[Spec]) -> None:
     """Of any rows, through the steps in any order, each row goes on, is rejected or dropped once."""
     with TemporaryDirectory() as folder:

@@ -205,7 +205,7 @@ amounts = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(amounts, st.integers(0, 2)), min_size=1, max_size=25),
     st.lists(st.integers(0, 100), min_size=60, max_size=60),
