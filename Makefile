@@ -80,8 +80,8 @@ LOWEST := .venv-lowest
 lowest: $(DEV) ## run tests of all parts with the lowest versions of all dependencies
 	@$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	@$(UV) pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	    --editable '.[cli,dask,demo,ha,metrics,postgres,tracing]' 'opentelemetry-sdk>=1.30' \
-	    'fastapi==0.150.0' # later ones break the server of older Prefects
+	    --editable '.[cli,dask,demo,metrics,postgres,tracing]' 'opentelemetry-sdk>=1.30' \
+	    'fastapi==0.116.2' # later ones break the server of older Prefects
 	@$(UV) pip install --quiet --python $(LOWEST)/bin/python --constraint requirements-dev.lock \
 	    pytest pytest-timeout pytest-mock pytest-xdist hypothesis requests jsonschema
 	@$(LOWEST)/bin/python -m pytest -q -p no:anyio -W ignore $(DAILY) -n 2 --dist loadfile \
