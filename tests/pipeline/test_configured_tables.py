@@ -787,10 +787,10 @@ def end(run: subprocess.Popen[str]) -> int:
 
 
 def content(folder: Path) -> list[tuple[str, str]]:
-    """All rows of all layers, in an order of their own."""
+    """All rows of all layers, in an order of their own; the folder that rejected rows name is left out."""
     layers = of_file(folder, partition="tz").layers
     return [
-        (layer.layer, str(row))
+        (layer.layer, row.replace(str(folder), ""))
         for layer in layers
         for row in sorted(map(str, ds.dataset(layer.folder, partitioning="hive").to_table().to_pylist()))
     ]
