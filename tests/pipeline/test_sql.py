@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -166,7 +166,7 @@ def test_a_function_that_writes_is_refused(tmp_path: Path) -> None:
 def test_sqlite_says_what_is_wrong(tmp_path: Path) -> None:
     """A text that is not UTF-8, a file that is missing and is not made, and a lock have their codes."""
     file = tmp_path / "shop 100%?.db"
-    with sqlite3.connect(file) as shop:
+    with closing(sqlite3.connect(file)) as shop, shop:
         shop.execute("CREATE TABLE t (a TEXT)")
         shop.execute("INSERT INTO t VALUES (CAST(x'ff41' AS TEXT))")
     place = f"sqlite:///{tmp_path}/shop 100%25%3F.db"
@@ -175,7 +175,7 @@ def test_sqlite_says_what_is_wrong(tmp_path: Path) -> None:
     assert (error.error_code, "Could not decode to UTF-8" in str(error)) == ("DATA_ERROR", True)
     error = land_from(tmp_path, f"sqlite:///{tmp_path}/none.db", tables=tables)
     assert (error.error_code, (tmp_path / "none.db").exists()) == ("SOURCE_UNAVAILABLE", False)
-    with sqlite3.connect(file, isolation_level=None) as shop:
+    with closing(sqlite3.connect(file, isolation_level=None)) as shop:
         shop.execute("BEGIN EXCLUSIVE")
         error = land_from(tmp_path, f"{place}?timeout=0", tables=tables)
     assert (error.error_code, "\n" in str(error)) == ("SOURCE_UNAVAILABLE", False)

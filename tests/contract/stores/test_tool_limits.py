@@ -74,7 +74,7 @@ def test_each_executor_gets_its_turn(make_stored: MakeStored) -> None:
     while not all(future.done() for future in waiting):
         futures += [submit(busy, 0.004) for _ in range(20 - len(busy.jobs()))]
         time.sleep(0.002)
-    assert most_at_once(sorted(future.result(PATIENCE) for future in [*futures, *waiting])) == 2
+    assert most_at_once(sorted(future.result(PATIENCE) for future in [*futures, *waiting])) <= 2
 
 
 def test_a_slot_that_is_freed_is_taken_by_another_executor(make_stored: MakeStored, tmp_path: Path) -> None:
