@@ -30,7 +30,7 @@ from executor_adapter.prefect.mirror.server import Recorded, RejectedError, Serv
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-# --- pace: see docs/explanation/prefect-mirror.md for what was measured ---
+# --- pace: see docs/explanation/prefect-mirror.md for the reasons ---
 
 MIN_WINDOW = 300
 """Events in flight at first and at least: the fewer there are, the more requests, each of which is work for the server.
