@@ -63,14 +63,20 @@ def find_windows(
 def collect_windows(
     table: ConfiguredTable, windows: Sequence[Window], *, again: bool = False, headers: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Collect several windows one after another, as `collect_window` does: see `do_each`."""
+    """Collect several windows one after another, as `collect_window` does, and return their sum.
+
+    `failed` are the windows of several that cannot be collected; to collect each of them alone raises its error.
+    """
     entries = table.raw.windows() if len(windows) > 1 else None
-    done = do_each(windows, lambda window: collect_window(table, window, again=again, headers=headers, entries=entries))
+    done, failed = do_each(
+        windows, lambda window: collect_window(table, window, again=again, headers=headers, entries=entries)
+    )
     return {
         "records_collected": sum(each["records_collected"] for each in done),
         "status": "collected" if any(each["status"] == "collected" for each in done) else "already_collected",
         "rows": sum(each["rows"] for each in done),
         "windows": list(dict.fromkeys(name for each in done for name in each["windows"])),
+        "failed": failed,
     }
 
 

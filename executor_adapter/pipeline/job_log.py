@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from executor_adapter.config import redacted
-from executor_adapter.error_codes import NEVER_RETRIED, error_code_of
-from executor_adapter.exceptions import DataCollectionException, JobError
+from executor_adapter.exceptions import JobError
 from executor_adapter.worker import running_job
 
 
@@ -23,30 +22,22 @@ def progress(done: float, total: float | None, unit: str) -> None:
         job.progress(done, total, unit)
 
 
-MAX_SAID = 5
-"""Failures that the error of a job of several things names."""
 T = TypeVar("T")
 
 
-def do_each(things: Sequence[T], work: Callable[[T], Any]) -> list[Any]:
-    """Return what `work` gives for each thing; one that fails stops no other.
+def do_each(things: Sequence[T], work: Callable[[T], Any]) -> tuple[list[Any], list[T]]:
+    """Return what `work` gives for each thing, and the things for which it failed: each of them needs a job of its own.
 
-    Raises:
-        JobError: some failed; the code is one of those that may go well when they are tried again.
+    There its error stops no other, is retried by the policy, and is a job's. The error for a single thing is raised.
     """
+    if len(things) == 1:
+        return [work(things[0])], []
     done, failed = [], []
     for number, thing in enumerate(things, 1):
         try:
             done.append(work(thing))
         except (JobError, OSError) as error:
-            if len(things) == 1:
-                raise
-            failed.append(error)
-        if len(things) > 1:
-            progress(number, len(things), "windows")
-    if failed:
-        codes = [error_code_of(error) for error in failed]
-        code = next((each for each in codes if each not in NEVER_RETRIED), codes[0])
-        said = "; ".join(str(error) for error in failed[:MAX_SAID])
-        raise DataCollectionException(f"{len(failed)} of {len(things)} windows failed: {said}", error_code=code)
-    return done
+            log("%d of %d failed, and gets a job of its own: %s", number, len(things), error)
+            failed.append(thing)
+        progress(number, len(things), "windows")
+    return done, failed

@@ -212,13 +212,17 @@ def process_table(table: ConfiguredTable, window: str) -> dict[str, Any]:
 
 
 def process_windows(table: ConfiguredTable, windows: Sequence[str]) -> dict[str, Any]:
-    """Process several windows one after another, as `process_table` does: see `do_each`."""
+    """Process several windows one after another, as `process_table` does, and return their sum.
+
+    `failed` are the windows of several that cannot be processed; to process each of them alone raises its error.
+    """
     with workspace(table.lake) as space, connected(space, 2, MEMORY):
-        done = do_each(windows, lambda window: process_table(table, window))
+        done, failed = do_each(windows, lambda window: process_table(table, window))
     return {
         "records_processed": sum(each["records_processed"] for each in done),
         "status": "processed" if any(each["status"] == "processed" for each in done) else "already_processed",
         "rejected": sum(each["rejected"] for each in done),
+        "failed": failed,
     }
 
 

@@ -113,10 +113,11 @@ def test_one_job_collects_several_files(tmp_path: Path, monkeypatch: pytest.Monk
         os.utime(tmp_path / f"{name}.csv", (0, 0))  # What was written a moment ago is read to be sure.
     described = {"file": "*.csv", "schema": {"columns": {"n": "integer"}}}
     (table,) = tables(tmp_path / "lake", source="files", directory=tmp_path, tables={"t": described})
-    with pytest.raises(
-        DataCollectionException, match=r"1 of 3 windows failed: .*the column 'n' is there twice"
-    ) as caught:
-        collect_windows(table, find_windows(table))
+    done = collect_windows(table, find_windows(table))
+    assert (done["records_collected"], done["windows"]) == (3, ["a.csv", "c.csv"])
+    assert [window.name for window in done["failed"]] == ["b.csv"]
+    with pytest.raises(DataCollectionException, match="the column 'n' is there twice") as caught:
+        collect_windows(table, done["failed"])
     assert caught.value.error_code == "DATA_ERROR"
     assert set(table.raw.windows()) == {"a.csv", "c.csv"}
     assert list(table.rejects.windows()) == ["read c.csv"]

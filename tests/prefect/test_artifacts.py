@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect import flow, task
+from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import JobTaskRunner, job_report, job_task, run_jobs
+from executor_adapter.prefect.bulk.job_scope import _write_all
 from executor_adapter.prefect.reporting.batching_thread import BatchingThread
 from tests.prefect.conftest import Api
 from tests.waiting import PATIENCE, wait_for
@@ -112,6 +115,36 @@ def test_many_items_are_consumed_in_few_batches_and_none_is_lost() -> None:
     batching.close()
     assert [number for batch in batches for number in batch] == list(range(10_000))
     assert len(batches) <= 5
+
+
+def test_items_wait_while_the_system_starts_no_thread(mocker: MockerFixture, caplog: pytest.LogCaptureFixture) -> None:
+    """What is put then is consumed as soon as a thread can be started, and else said to be lost."""
+    batches: list[list[int]] = []
+    batching, lost = (BatchingThread[int](batches.append, interval=0.0) for _ in range(2))
+    refused = mocker.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread"))
+    batching.put(1)
+    lost.put(3)
+    lost.close()
+    mocker.stop(refused)
+    assert caplog.messages == ["1 job updates are not sent to Prefect: the system starts no thread"]
+    batching.put(2)
+    batching.close()
+    assert batches == [[1, 2]]
+
+
+def test_a_line_that_cannot_be_written_takes_no_other_along(caplog: pytest.LogCaptureFixture) -> None:
+    """The other lines of its batch are in the log of the task run, and it is said."""
+    written: list[str] = []
+
+    def broken() -> None:
+        raise ValueError("no such level")
+
+    lines = BatchingThread[Callable[[], None]](_write_all, interval=0.0)
+    for line in (broken, lambda: written.append("after")):
+        lines.put(line)
+    lines.close()
+    assert written == ["after"]
+    assert caplog.messages == ["cannot write a line to the log of a task run: ValueError('no such level')"]
 
 
 def test_an_interrupted_flow_makes_no_table(api: Api) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from executor_adapter.config import load_config
-from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline import configured_tables
 from executor_adapter.pipeline.flows import JobsFailedError, collection_flow, maintenance_flow, pipeline_flow
 from tests.api_server import Answer, as_json, serving
@@ -19,6 +19,12 @@ from tests.prefect.conftest import Api
 from tests.waiting import wait_for
 
 STEP = {"deduplicate": {"key": "id"}}
+
+
+def no_february(rows: pa.Table) -> pa.Table:
+    if "2024-02-01" in rows["day"].to_pylist():
+        raise DataProcessingException("February is not known", error_code="DATA_ERROR")
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,25 @@ def test_small_windows_are_one_job(prefect_api: str, api: Api, tmp_path: Path) -
     names = {each["name"] for each in api.task_runs(run["id"]) if each["name"].startswith(("collect", "process"))}
     collected, processed = "1.csv to orders.csv (4)", "2024-01-01 to 2024-02-01 (5)"
     assert names == {f"collect small/orders {collected}", f"process small/orders {processed}"}
+
+
+def test_a_broken_window_of_several_gets_a_job_of_its_own(prefect_api: str, api: Api, tmp_path: Path) -> None:
+    """What its job did with the other windows is reported, processed and an asset; it alone is a failed job."""
+    (tmp_path / "broken.csv").write_text("id,id\n1,2\n")
+    step = {"function": f"{__name__}:no_february"}
+    table = {"file": "*.csv", "steps": [step], "partition": "day", "period": "day"}
+    (tmp_path / "more.csv").write_text("id,day\n3,2024-01-31\n4,2024-03-01\n")
+    failed = ("collect part orders broken.csv: DATA_ERROR", "process part orders 2024-02-01: DATA_ERROR")
+    with pytest.raises(JobsFailedError, match=f"2 of [0-9]+ jobs failed: {'; '.join(failed)}$"):
+        pipeline_flow(config=configure(tmp_path, {"part": files(tmp_path, **table)}))
+
+    def new_rows() -> dict[str, int]:
+        wanted = {"filter": {"event": {"name": ["prefect.asset.materialization.succeeded"]}}}
+        found = api.post("/events/filter", wanted)["events"]
+        return {each["resource"]["prefect.resource.id"]: each["payload"]["rows"] for each in found}
+
+    expected = {"lake://raw/part/orders": 4, "lake://processed/part/orders": 3}
+    wait_for(lambda: {key: rows for key, rows in new_rows().items() if "/part/" in key} == expected)
 
 
 def test_a_range_is_collected_again(prefect_api: str, tmp_path: Path) -> None:

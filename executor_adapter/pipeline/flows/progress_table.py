@@ -73,7 +73,9 @@ class ProgressTable:
         Returns None if no executor ever accepted the job.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._is_finished(job_id), timeout=TRANSITION_TIMEOUT)
+            self._changed.wait_for(
+                lambda: job_id in self._jobs and self._jobs[job_id].status.is_terminal, timeout=TRANSITION_TIMEOUT
+            )
         if job_id not in self._jobs:
             return None
         self._results[job_id] = value if isinstance(value, dict) else {}
@@ -81,9 +83,6 @@ class ProgressTable:
         if not self.console.is_terminal:
             self._print(row)
         return row
-
-    def _is_finished(self, job_id: str) -> bool:
-        return job_id in self._jobs and self._jobs[job_id].status.is_terminal
 
     def rows(self) -> list[JobRow]:
         """Return the jobs, sorted by stage (in the order the stages began), tool and subject."""

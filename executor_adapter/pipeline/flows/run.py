@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,7 +140,7 @@ class Run:
             self._percent, self._shown_at = percent, time.monotonic()
             update_progress_artifact(self._artifact_id, float(percent))
 
-    def finish(self, summaries: Iterable[dict[str, Any]] = ()) -> None:
+    def finish(self, summaries: Sequence[dict[str, Any]] = ()) -> None:
         """Report the run on the terminal and in Prefect, and wait until the server has recorded all of it.
 
         Args:
@@ -149,9 +149,8 @@ class Run:
         Raises:
             JobsFailedError: a job failed, or rows of a tool were lost.
         """
-        summaries = list(summaries)
         self._show_progress(1.0)
-        jobs, balances = self.progress_table.rows(), self._balances()
+        jobs, balances = self.progress_table.rows(), [balance(*of_tool) for of_tool in self.tables.items()]
         rows = collection_sentences(jobs, balances) + (list(map(str, balances)) if self.processes else [])
         sentences = [sentence for summary in summaries for sentence in summary["lines"]]
         plots = [(summary["title"], Path(summary["png"])) for summary in summaries if summary["png"]]
@@ -165,9 +164,6 @@ class Run:
         if not report.complete:
             self.progress_table.console.print(str(report), style="bold red")
         self._raise_for_failures(jobs, balances)
-
-    def _balances(self) -> list[Balance]:
-        return [balance(tool, tables) for tool, tables in self.tables.items()]
 
     def _create_artifacts(
         self,
@@ -205,9 +201,8 @@ class Run:
         return rejects
 
     def _write_last_run(self) -> None:
-        last_run = {"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}
         with writing(self.settings.lake / "last_run.json") as file:
-            file.write(json.dumps(last_run).encode())
+            file.write(json.dumps({"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}).encode())
 
     def _print(self, jobs: list[JobRow], sentences: list[str]) -> None:
         console = self.progress_table.console

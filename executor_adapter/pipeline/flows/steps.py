@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from typing import Any
 
@@ -83,10 +83,13 @@ class _Collections:
         self._new: dict[str, int] = {}
 
     def submit(self, table: ConfiguredTable, windows: list[Window] | None) -> None:
-        """Submit a job for each window; None: they could not be found."""
+        """Submit jobs for the windows; None: they could not be found."""
         if windows and isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep":
             self._settled[str(table)] = table
-        for some in _together(windows or [], lambda window: window.size, MAX_BYTES):
+        self._submit(table, _together(windows or [], lambda window: window.size, MAX_BYTES))
+
+    def _submit(self, table: ConfiguredTable, jobs_of: Iterable[list[Window]]) -> None:
+        for some in jobs_of:
             subject = _subject([window.name for window in some])
             future = self._run.submit(
                 jobs.collect_windows,
@@ -99,15 +102,17 @@ class _Collections:
 
     def wait(self) -> None:
         """Wait for the jobs that were submitted."""
-        running, self._running = self._running, {}
-        for future, done in self._run.as_completed(list(running)):
-            table = running[future]
-            if done is None:
-                # What a file has that could not be collected is not known, so nothing of its table has vanished.
-                self._settled.pop(str(table), None)
-            else:
-                self._present.setdefault(str(table), set()).update(done["windows"])
-                self._new[str(table)] = self._new.get(str(table), 0) + done["records_collected"]
+        while self._running:
+            running, self._running = self._running, {}
+            for future, done in self._run.as_completed(list(running)):
+                table = running[future]
+                if done is None:
+                    # What a file has that could not be collected is not known, so nothing of its table has vanished.
+                    self._settled.pop(str(table), None)
+                else:
+                    self._present.setdefault(str(table), set()).update(done["windows"])
+                    self._new[str(table)] = self._new.get(str(table), 0) + done["records_collected"]
+                    self._submit(table, ([window] for window in done["failed"]))
 
     def materialise(self) -> None:
         """Tell Prefect which tables have new rows."""
@@ -128,8 +133,7 @@ class _Collections:
             )
             for name, table in self._settled.items()
         ]
-        for _ in self._run.as_completed(futures):
-            pass
+        list(self._run.as_completed(futures))
 
 
 def process(run: Run) -> list[dict[str, Any]]:
@@ -140,10 +144,17 @@ def process(run: Run) -> list[dict[str, Any]]:
     with run.executor("processing"):
         new: dict[str, int] = {}
         for ready in in_order(tables):
-            futures = _submit_windows(run, ready)
-            for future, done in run.as_completed(list(futures)):
-                name = str(futures[future])
-                new[name] = new.get(name, 0) + (done or {}).get("records_processed", 0)
+            running: dict[Future, ConfiguredTable] = {}
+            for table in ready:
+                sizes = windows_to_process(table)
+                running |= _submit_windows(run, table, _together(list(sizes), sizes.__getitem__, MAX_ROWS))
+            while running:
+                futures, running = running, {}
+                for future, done in run.as_completed(list(futures)):
+                    if done is not None:
+                        table = futures[future]
+                        new[str(table)] = new.get(str(table), 0) + done["records_processed"]
+                        running |= _submit_windows(run, table, ([window] for window in done["failed"]))
         summaries = _summarise(run)
     for table in tables:
         if rows := new.get(str(table), 0):
@@ -151,20 +162,17 @@ def process(run: Run) -> list[dict[str, Any]]:
     return summaries
 
 
-def _submit_windows(run: Run, tables: list[ConfiguredTable]) -> dict[Future, ConfiguredTable]:
-    submitted = {}
-    for table in tables:
-        rows = windows_to_process(table)
-        for some in _together(list(rows), rows.__getitem__, MAX_ROWS):
-            future = run.submit(
-                jobs.process_windows,
-                tool=table.tool_name,
-                stage="process",
-                subject=f"{table.name} {_subject(some)}",
-                arguments={"table": table, "windows": some, "subject": _subject(some)},
-            )
-            submitted[future] = table
-    return submitted
+def _submit_windows(run: Run, table: ConfiguredTable, jobs_of: Iterable[list[str]]) -> dict[Future, ConfiguredTable]:
+    return {
+        run.submit(
+            jobs.process_windows,
+            tool=table.tool_name,
+            stage="process",
+            subject=f"{table.name} {_subject(some)}",
+            arguments={"table": table, "windows": some, "subject": _subject(some)},
+        ): table
+        for some in jobs_of
+    }
 
 
 def _together(windows: Sequence[Any], size_of: Callable[[Any], int], limit: int) -> Iterator[list[Any]]:

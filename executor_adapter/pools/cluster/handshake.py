@@ -110,11 +110,13 @@ class Door:
             except OSError:  # It is closed, or the other side has gone, or no descriptor is left.
                 self._is_closed.wait(ACCEPT_PAUSE)
                 continue
-            waiting = [*self._guests]
             self._guests[guest] = None
-            for oldest in waiting[: len(waiting) + 1 - MAX_GUESTS]:
+            for oldest in [*self._guests][:-MAX_GUESTS]:
                 _end(oldest)
-            threading.Thread(target=self._meet, args=(guest,), name="executor-adapter-guest", daemon=True).start()
+            try:
+                threading.Thread(target=self._meet, args=(guest,), name="executor-adapter-guest", daemon=True).start()
+            except RuntimeError:  # The system starts none now: the agent is started and connects again.
+                self._guests.popitem()[0].close()
 
     def _meet(self, guest: socket.socket) -> None:
         until = time.monotonic() + HANDSHAKE_TIMEOUT

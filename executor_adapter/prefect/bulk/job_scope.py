@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import json
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,8 @@ from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.mirror.timeline import JobHistory, step_of
 from executor_adapter.prefect.options.retries import prefect_retry_options
 from executor_adapter.prefect.reporting.batching_thread import BatchingThread
+
+logger = logging.getLogger("executor_adapter.prefect")
 
 IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
 """Pools whose functions see the flow run's own context; "auto" is resolved before a scope is used."""
@@ -131,7 +134,10 @@ class BulkJobScope:
 
 def _write_all(lines: list[Callable[[], None]]) -> None:
     for write in lines:
-        write()
+        try:
+            write()
+        except Exception as error:
+            logger.warning("cannot write a line to the log of a task run: %r", error)
 
 
 def _state_of_retry(assignment: Assignment) -> str:

@@ -26,7 +26,6 @@ from prefect.settings import get_current_settings
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, Observer, Transition
 from executor_adapter.persistence import was_cut_off
-from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import UNFINISHED_TYPES, current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import HURRIED_CLOSE_SECONDS, MirrorReport, PrefectMirror
 from executor_adapter.prefect.mirror.server import ServerApi, server_name, start_embedded_server
@@ -207,7 +206,7 @@ def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 
         RuntimeError: no flow run is given, and the caller is not in one.
     """
     wanted, deadline = _flow_run_id(flow_run_id), time.monotonic() + timeout
-    mirror = runs.find(wanted)
+    mirror = find(wanted)
     mirrored = MirrorReport(jobs=0, recorded=0) if mirror is None else mirror.drain(timeout)
     with ServerApi.connected() as api:
         unfinished = _wait_for_others(api, wanted, deadline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -38,16 +39,20 @@ class BatchingThread(Generic[Item]):
             self._items.append(item)
             if self._thread is None:
                 run = self._context.copy().run
-                self._thread = threading.Thread(target=run, args=(self._run,), name="job-batches", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=run, args=(self._run,), name="job-batches", daemon=True)
+                with contextlib.suppress(RuntimeError):  # The system starts none now: the next item tries again.
+                    thread.start()
+                    self._thread = thread
 
     def close(self, timeout: float = 10.0) -> None:
         """Consume the remaining items at once, and later ones too, and wait for that, at most `timeout` seconds."""
         self._closed.set()
         with self._lock:
-            thread = self._thread
+            thread, left = self._thread, len(self._items)
         if thread is not None:
             thread.join(timeout)
+        elif left:
+            logger.warning("%d job updates are not sent to Prefect: the system starts no thread", left)
 
     def _run(self) -> None:
         while items := self._next_batch():

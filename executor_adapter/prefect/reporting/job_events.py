@@ -35,7 +35,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect.events import emit_event
 
@@ -66,11 +66,6 @@ _KIND_BY_STATE = {
 }
 
 
-class _JobEvent(NamedTuple):
-    kind: str
-    job: JobSnapshot
-
-
 class JobEvents:
     """An observer of `executor` that sends events; see `job_events`. Make it in the flow run, if there is one.
 
@@ -81,12 +76,11 @@ class JobEvents:
     def __init__(self, executor: JobExecutor, kinds: Iterable[str] = KINDS) -> None:
         self._kinds = frozenset(kinds)
         if unknown := self._kinds.difference(ALL_KINDS):
-            raise InvalidJobError(
-                f"unknown kinds of events: {', '.join(sorted(unknown))}: choose from {', '.join(ALL_KINDS)}"
-            )
+            said = ", ".join(sorted(unknown))
+            raise InvalidJobError(f"unknown kinds of events: {said}: choose from {', '.join(ALL_KINDS)}")
         self._executor = executor
         self._related: list[Any] = json.loads(f"[{flow_run_facts().related}]")
-        self._batches: BatchingThread[_JobEvent] = BatchingThread(self._emit, EMIT_INTERVAL)
+        self._batches: BatchingThread[tuple[str, JobSnapshot]] = BatchingThread(self._emit, EMIT_INTERVAL)
 
     def __call__(self, transition: Transition) -> None:
         if transition.status is JobStatus.RETRYING:
@@ -99,32 +93,20 @@ class JobEvents:
 
     def _put(self, kind: str, transition: Transition) -> None:
         if kind in self._kinds:
-            self._batches.put(_JobEvent(kind, snapshot_of(transition)))
+            self._batches.put((kind, snapshot_of(transition)))
 
     def close(self) -> None:
         """Send the remaining events."""
         self._batches.close()
 
-    def _emit(self, events: list[_JobEvent]) -> None:
+    def _emit(self, events: list[tuple[str, JobSnapshot]]) -> None:
         for kind, job in events:
-            emit_event(PREFIX + kind, resource=_resource(job), related=self._related, payload=_payload(job))
+            emit_event(PREFIX + kind, resource=_resource(job), related=self._related, payload=job._asdict())
 
 
 def _resource(job: JobSnapshot) -> dict[str, str]:
     labels = {"prefect.resource.id": f"{PREFIX}{job.job_id}", "prefect.resource.name": job.tool}
     return labels | ({"executor-adapter.error-code": job.error_code} if job.error_code else {})
-
-
-def _payload(job: JobSnapshot) -> dict[str, Any]:
-    return {
-        "job_id": job.job_id,
-        "tool": job.tool,
-        "status": str(job.status),
-        "attempts": job.attempts,
-        "duration": job.duration,
-        "error_code": job.error_code,
-        "error_message": job.message,
-    }
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ class JobSnapshot(NamedTuple):
     tool: str
     status: JobStatus
     error_code: str | None
-    message: str | None
+    error_message: str | None
     duration: float | None
     attempts: int
 
@@ -36,7 +36,7 @@ def snapshot_of(transition: Transition) -> JobSnapshot:
         tool=job.tool_name or job.job_type,
         status=transition.status,
         error_code=job.error_code,
-        message=job.error_message,
+        error_message=job.error_message,
         duration=job.duration,
         attempts=job.attempt,
     )
@@ -137,7 +137,7 @@ class RunSummary:
 
 
 def _error(failure: JobSnapshot) -> str:
-    text = f"{failure.error_code}: {failure.message or ''}"
+    text = f"{failure.error_code}: {failure.error_message or ''}"
     return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}…"
 
 

@@ -269,6 +269,23 @@ def test_what_is_waited_for_is_said(
             future.result(timeout=PATIENCE)
 
 
+def test_a_scheduler_that_does_not_say_who_waits_is_named(
+    cluster: DaskCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture, mocker: MockerFixture
+) -> None:
+    """Slots do not go back for others then, and a warning says once why."""
+    mocker.patch("executor_adapter.pools.cluster.engines.leases.REFUSAL_SECONDS", 0.0)
+    mocker.patch("executor_adapter.pools.cluster.engines.dask.platform.python_version", return_value="3.99.0")
+    go = tmp_path / "go"
+    with executor_of(cluster, 2) as executor:
+        jobs = [Job(function=wait_for_file, args=(str(go),), pool="dask") for _ in range(4)]
+        futures = [executor.submit(job) for job in jobs]
+        wait_for(lambda: any("does not say who waits" in message for message in caplog.messages))
+        go.touch()
+        for future in futures:
+            future.result(timeout=PATIENCE)
+    assert sum("does not say who waits" in each for each in caplog.messages) == 1
+
+
 def test_without_an_address_a_local_cluster_is_started() -> None:
     """pool="dask" without an address runs on a cluster that ends with the executor."""
     with JobExecutor(1, config=Settings()) as executor:

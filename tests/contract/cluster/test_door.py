@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -53,6 +54,23 @@ def test_one_that_says_nothing_is_closed_after_a_while(listening: Listening, mon
     with listening.connect() as silent, listening.connect() as slow:
         wait_for(lambda: _is_closed(silent))
         wait_for(lambda: not slow.send(b"x") or _is_closed(slow))
+
+
+def test_an_agent_is_accepted_once_the_system_starts_threads_again(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that connects while no thread can be started is closed, so that it is started again; later ones come in."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with listening.connect() as refused:
+            wait_for(lambda: _is_closed(refused))
+    with listening.connect() as agent:
+        prove(agent, TOKEN)
+        wait_for(lambda: listening.accepted)
 
 
 def test_idle_connections_take_few_descriptors_and_keep_nobody_out(listening: Listening) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -45,8 +44,6 @@ def _node_value(future: Any, shown: str) -> NodeValue:
 
 ANSWER_TIMEOUT = 2.0
 """Seconds in which a worker must say why an agent on it has ended, and the scheduler what waits there."""
-REFUSAL_SECONDS = 60.0
-"""Seconds after which a scheduler that did not say what waits there is asked again."""
 
 
 class DaskCluster(Engine):
@@ -62,8 +59,6 @@ class DaskCluster(Engine):
         """The tasks that are not done, by the number of their lease."""
         self._keeper: Any = None
         """The client whose futures the kept results are: that of the program, if it has one of this cluster."""
-        self._ask_again_at = 0.0
-        """When the scheduler may be asked again what waits there."""
         self._head = ""
         """The name under which nodes know this program."""
 
@@ -145,15 +140,11 @@ class DaskCluster(Engine):
         return [], f"{lack} (dask worker --resources {amounts!r})"
 
     def others(self) -> dict[str, int]:
-        if (now := time.monotonic()) < self._ask_again_at:
-            return {}
-        self._ask_again_at = now + REFUSAL_SECONDS
         # What is sent by value runs on the same version of Python alone.
-        if self._on_scheduler(platform.python_version_tuple)[:2] != platform.python_version_tuple()[:2]:
-            return {}
-        waiting: dict[str, int] = self._on_scheduler(_waiting_tasks(), self._name_of_leases)
-        self._ask_again_at = 0.0
-        return waiting
+        own, theirs = platform.python_version(), self._on_scheduler(platform.python_version)
+        if own.split(".")[:2] != theirs.split(".")[:2]:
+            raise RuntimeError(f"its scheduler runs Python {theirs}, and this program {own}")
+        return dict(self._on_scheduler(_waiting_tasks(), self._name_of_leases))
 
     def _on_scheduler(self, function: Callable[..., Any], *args: Any) -> Any:
         parts = {"function": function, "args": args, "kwargs": {}}

@@ -12,6 +12,7 @@ import secrets
 import socket
 import ssl
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
@@ -35,6 +36,9 @@ LOOK_SECONDS = 1.0
 
 RETRY_SECONDS = 1.0
 """Seconds after which a lease that a node could not hold is asked for again."""
+
+REFUSAL_SECONDS = 60.0
+"""Seconds after which an engine that did not say who waits is asked again."""
 
 
 class Engine(ABC):
@@ -160,6 +164,8 @@ class EngineLeases(LeaseSource):
         self._thread: threading.Thread | None = None
         self._is_connecting = self._closing = False
         self._look_timer: Timer | None = None
+        self._ask_others_at = 0.0
+        """When the engine may be asked again what others wait for."""
 
     # --- leases ---
 
@@ -247,8 +253,8 @@ class EngineLeases(LeaseSource):
             return
         host = self._listen.host or host_towards(scheduler)
         try:
-            call_soon, ports = self._supervisor.call_soon, self._listen.ports()
-            self._door = Door(call_soon, host, self._token, self._on_agent, context, ports)
+            call_soon = self._supervisor.call_soon
+            self._door = Door(call_soon, host, self._token, self._on_agent, context, self._listen.ports())
         except OSError as error:
             keys = f"cluster.{self._engine.name.lower()}.listen_host or cluster.listen_port"
             self._pool.refused(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
@@ -360,11 +366,13 @@ class EngineLeases(LeaseSource):
             self._supervisor.call_soon(self._pool.nodes_sought, shape, nodes, why, self._engine.is_fixed)
 
     def _look_for_others(self) -> None:
-        try:
-            waiting = self._engine.others()
-        except Exception as error:
-            logger.debug("the %s cluster does not say what waits there: %s", self._engine.name, text_of(error))
-            waiting = {}
+        waiting: dict[str, int] = {}
+        if (now := time.monotonic()) >= self._ask_others_at:
+            try:
+                waiting = self._engine.others()
+            except Exception as error:
+                self._ask_others_at = now + REFUSAL_SECONDS
+                logger.warning("the %s cluster does not say who waits: %s", self._engine.name, text_of(error))
         self._supervisor.call_soon(self._pool.others_wait, waiting)
 
     def _try_to_ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
