@@ -120,7 +120,7 @@ BUDGETS = {
     "pools/transport": 597,
     "prefect": 6_713,
     "scheduler": 460,
-    "store": 1_836,
+    "store": 1_835,
     "supervision": 2_621,
     "worker": 1_886,
 }

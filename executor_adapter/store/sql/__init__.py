@@ -33,6 +33,8 @@ def open_sql_store(url: str) -> JobStore:
     return SqlStore(engine)
 
 
+UPGRADE_TIMEOUT = 60.0
+"""Seconds that opening a SQLite file waits for a program that creates or upgrades its schema."""
 _LOCK = 0x657865637574
 """PostgreSQL's advisory lock that is held while the schema is changed."""
 
@@ -49,11 +51,24 @@ def _migrate(engine: Engine) -> None:
     with engine.connect() as connection:
         if _revision(connection) == REVISION:
             return
-    with _alembic_lock, engine.execution_options(writes=True).begin() as connection:
+    # Imported here, because it is heavy and most stores are up to date; and not while others wait for the database.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with _alembic_lock, engine.execution_options(writes=True, busy_timeout=UPGRADE_TIMEOUT).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        if _revision(connection) != REVISION:
-            _upgrade(connection)
+        if (found := _revision(connection)) != REVISION:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise ConfigurationError(
+                    f"the store's schema is {found!r}, unknown to this version ({error}): upgrade the package"
+                ) from None
 
 
 def _revision(connection: Connection) -> str | None:
@@ -61,20 +76,3 @@ def _revision(connection: Connection) -> str | None:
         return None
     found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSIONS}")).scalar()
     return found
-
-
-def _upgrade(connection: Connection) -> None:
-    # Imported here, because Alembic is heavy and most stores are up to date.
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util import CommandError
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, "head")
-    except CommandError as error:
-        raise ConfigurationError(
-            f"the store's schema is {_revision(connection)!r}, unknown to this version ({error}): upgrade the package"
-        ) from None

@@ -140,7 +140,8 @@ def _create_private(path: str) -> None:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
     connection.isolation_level = None  # Transactions begin in `_begin_sqlite`, and not where the driver would.
-    _execute_when_free(connection, "PRAGMA journal_mode = WAL")  # Readers and the writer do not wait for one another.
+    # Readers and the writer do not wait for one another.
+    _execute_when_free(connection, "PRAGMA journal_mode = WAL", BUSY_TIMEOUT)
     connection.execute("PRAGMA synchronous = NORMAL")  # A commit survives the process; a power cut may undo it.
 
 
@@ -155,14 +156,14 @@ def _begin_sqlite(connection: Connection) -> None:
     driver.execute(f"PRAGMA wal_autocheckpoint = {options.get('checkpoint_pages', CHECKPOINT_PAGES)}")
     driver.execute("PRAGMA busy_timeout = 0")
     try:
-        _execute_when_free(driver, "BEGIN IMMEDIATE")
+        _execute_when_free(driver, "BEGIN IMMEDIATE", options.get("busy_timeout", BUSY_TIMEOUT))
     finally:
         driver.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
 
 
-def _execute_when_free(connection: sqlite3.Connection, statement: str) -> None:
+def _execute_when_free(connection: sqlite3.Connection, statement: str, timeout: float) -> None:
     """Wait for the locks of others. SQLite itself looks ever more seldom, and does not wait to give a file its log."""
-    until = time.monotonic() + BUSY_TIMEOUT
+    until = time.monotonic() + timeout
     while True:
         try:
             connection.execute(statement)

@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
+from pytest_mock import MockerFixture
 from sqlalchemy import text
 
 import executor_adapter.store.sql as sql
@@ -68,6 +69,19 @@ def test_many_programs_can_open_a_new_store_at_once(url: str) -> None:
     for program in opening:
         output, errors = program.communicate(timeout=PATIENCE)
         assert (output, program.returncode) == (b"0\n", 0), errors
+
+
+def test_opening_waits_for_a_program_that_changes_the_schema(tmp_path: Path, mocker: MockerFixture) -> None:
+    """A store that another program creates or upgrades is opened once that has ended, also after half a minute."""
+    path, clock = tmp_path / "jobs.db", iter(range(1000))
+    upgrading = sqlite3.connect(path, isolation_level=None)
+    upgrading.execute("PRAGMA journal_mode = WAL")
+    upgrading.execute("BEGIN IMMEDIATE")
+    waited = mocker.patch("executor_adapter.store.sql.engines.time")
+    waited.monotonic.side_effect = clock.__next__
+    waited.sleep.side_effect = lambda _: upgrading.close() if waited.sleep.call_count == 30 else None
+    open_store(f"sqlite:///{path}").close()
+    assert waited.sleep.call_count == 30
 
 
 def test_a_store_of_a_newer_version_is_refused(url: str) -> None:
