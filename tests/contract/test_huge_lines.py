@@ -43,21 +43,25 @@ def write(size):
     logging.getLogger("mine").info("after it")
 """
 HOST = """
-import json, logging, resource, sys
+import json, logging, sys
+from pathlib import Path
 import loud
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.store import open_store
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])  # KiB, of this program alone
 
 logging.getLogger().setLevel(logging.INFO)
 way, size, url = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 store = open_store(url)
 with JobExecutor(1, store=store, config=Settings(executor={"memory": None})) as executor:
     executor.run(Job(function=abs, args=(1,), pool="process"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     future = executor.submit(Job(function=getattr(loud, way), args=(size,), pool="process", retry_attempts=0))
     future.result()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak() - before
 lines = open_store(url).lines(future.job.job_id)
 progress = future.job.progress
 print(json.dumps({

@@ -262,6 +262,16 @@ def test_a_job_without_a_worker_is_stopped_or_recalled_at_once() -> None:
         assert pool.value(recalled) > 0
 
 
+def test_the_peak_memory_of_an_attempt_is_not_the_program_s() -> None:
+    """What the program held when it started the worker does not count."""
+    held = bytearray(b"x") * (400 << 20)
+    with harness(1, start_method="spawn") as pool:
+        assignment = pool.submit(functions.nap, 0.01)
+        pool.value(assignment)
+    assert assignment.peak_rss is not None
+    assert assignment.peak_rss < len(held)
+
+
 def test_the_program_is_not_imported_again(tmp_path: Path) -> None:
     """Spawned workers do not import the program, even if it runs jobs without a main guard."""
     script = tmp_path / "script.py"
