@@ -135,8 +135,7 @@ class PeakMemory:
         """Return the peak in KiB since the last call, and start a new measurement. `seconds`: the time between."""
         if seconds < _MIN_MEASURED:
             return self._baseline
-        peak = self._read()
-        if peak > self._baseline + 1024:
+        if (peak := self._read()) > self._baseline + 1024:
             # proc_pid_clear_refs(5): writing "5" resets the peak to the current value.
             with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
                 file.write("5")
