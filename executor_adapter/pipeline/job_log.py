@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -29,11 +30,16 @@ def do_each(things: Sequence[T], work: Callable[[T], Any]) -> tuple[list[Any], l
     """Return what `work` gives for each thing, and the things for which it failed: each of them needs a job of its own.
 
     There its error stops no other, is retried by the policy, and is a job's. The error for a single thing is raised.
+    What is not begun when half of the job's time is used gets jobs too: `max_runtime` was set for one thing.
     """
     if len(things) == 1:
         return [work(things[0])], []
-    done, failed = [], []
+    done: list[Any] = []
+    failed: list[T] = []
+    job, began = running_job(), time.monotonic()
     for number, thing in enumerate(things, 1):
+        if job is not None and job.ends_at is not None and 2 * time.monotonic() > began + job.ends_at:
+            return done, [*failed, *things[number - 1 :]]
         try:
             done.append(work(thing))
         except (JobError, OSError) as error:

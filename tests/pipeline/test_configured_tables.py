@@ -19,6 +19,7 @@ import pyarrow.dataset as ds
 import pytest
 import sqlalchemy as sa
 import yaml
+from pytest_mock import MockerFixture
 
 from executor_adapter.config import RestTool, Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
@@ -37,9 +38,11 @@ from executor_adapter.pipeline import (
     select_tools,
     settle_table,
 )
+from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.processing import windows_to_process
 from executor_adapter.pipeline.tables import in_order
 from executor_adapter.pipeline.upkeep import lateness
+from executor_adapter.worker.context import JobContext, enter_job, leave_job
 from tests.api_server import Answer, as_json, serving
 from tests.servers import ROOT
 from tests.waiting import PATIENCE
@@ -131,6 +134,17 @@ def test_one_job_collects_several_files(tmp_path: Path, monkeypatch: pytest.Monk
         windows = find_windows(table)
         assert [window.size for window in windows] == [4, 4, 6]
         assert collect_windows(table, windows[:1] + windows[2:])["status"] == "already_collected"
+
+
+def test_one_job_does_several_windows_in_half_of_its_time(mocker: MockerFixture) -> None:
+    """The limit of a job was set for one window: those that would come late are left for jobs of their own."""
+    clock = mocker.patch("executor_adapter.pipeline.job_log.time")
+    clock.monotonic.side_effect = range(1000, 2000, 10)
+    token = enter_job(JobContext("job", 1, emit=mocker.Mock(), ends_at=1060.0))
+    try:
+        assert do_each(["a", "b", "c", "d", "e"], str.upper) == (["A", "B", "C"], ["d", "e"])
+    finally:
+        leave_job(token)
 
 
 def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:

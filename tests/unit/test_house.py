@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 503,
     "monitoring": 813,
     "persistence": 1_155,
-    "pipeline": 5_715,
+    "pipeline": 5_713,
     "pools": 634,
     "pools/cluster": 3_688,
     "pools/in_process": 671,

@@ -18,15 +18,16 @@ from executor_adapter.pipeline.sources.landing import Window
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.prefect import job_task
 
+OF_TABLE: dict[str, Any] = {"tool_name": "{table.tool_name}", "cache_policy": NO_CACHE, "persist_result": False}
+"""Options of the job tasks of a table: their results are what they have written."""
+
 
 @job_task(
     pool="thread",
     job_type="collection",
     name="find windows",
     task_run_name="find windows of {table}",
-    tool_name="{table.tool_name}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **OF_TABLE,
 )
 def find_windows(table: ConfiguredTable, since: date | None, until: date | None) -> list[Window]:
     """Return the windows of a table that are to be collected."""
@@ -38,9 +39,7 @@ def find_windows(table: ConfiguredTable, since: date | None, until: date | None)
     job_type="collection",
     name="collect windows",
     task_run_name="collect {table} {subject}",
-    tool_name="{table.tool_name}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **OF_TABLE,
 )
 def collect_windows(table: ConfiguredTable, windows: list[Window], subject: str, again: bool) -> dict[str, Any]:
     """Land windows and store their rows; a REST tool without a URL reads the API of this run's Prefect server."""
@@ -56,9 +55,7 @@ def collect_windows(table: ConfiguredTable, windows: list[Window], subject: str,
     job_type="collection",
     name="settle windows",
     task_run_name="settle windows of {table}",
-    tool_name="{table.tool_name}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **OF_TABLE,
 )
 def settle_windows(table: ConfiguredTable, present: list[str]) -> dict[str, Any]:
     """Apply the table's policy to the windows that its files have no longer."""
@@ -70,9 +67,7 @@ def settle_windows(table: ConfiguredTable, present: list[str]) -> dict[str, Any]
     job_type="processing",
     name="process windows",
     task_run_name="process {table} {subject}",
-    tool_name="{table.tool_name}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **OF_TABLE,
 )
 def process_windows(table: ConfiguredTable, windows: list[str], subject: str) -> dict[str, Any]:
     """Send windows through the table's steps."""
