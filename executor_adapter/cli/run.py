@@ -5,7 +5,8 @@
 2     refused: by the command line, the configuration, or because such a job can never run
 65    failed for good because of its data or request: DATA_ERROR, REQUEST_ERROR   (EX_DATAERR of sysexits.h)
 75    WORKER_UNAVAILABLE, NODE_LOST: no worker could be started, or its node went  (EX_TEMPFAIL)
-78    failed because of its set-up: CONFIGURATION_ERROR, SERIALIZATION_ERROR       (EX_CONFIG)
+78    failed because of its set-up: CONFIGURATION_ERROR, SERIALIZATION_ERROR,
+      MISSING_MODULE                                                               (EX_CONFIG)
 124   exceeded a time limit: TIMEOUT_ERROR, QUEUE_TIMEOUT, DEADLINE_EXCEEDED       (as timeout(1))
 130   cancelled, or interrupted by Ctrl-C                                          (as in a shell)
 134   WORKER_CRASHED: its process died                                             (as by SIGABRT)
@@ -57,6 +58,7 @@ EXIT_CODES = {
     "NODE_LOST": 75,
     "CONFIGURATION_ERROR": 78,
     "SERIALIZATION_ERROR": 78,
+    "MISSING_MODULE": 78,
     "TIMEOUT_ERROR": 124,
     "QUEUE_TIMEOUT": 124,
     "DEADLINE_EXCEEDED": 124,

@@ -9,13 +9,12 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from executor_adapter import error_codes
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job.mistakes import Model
 from executor_adapter.job.validation import Delay, Factor, Number, Retries
 
-NEVER_RETRIED = frozenset(
-    {"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"}
-)
+NEVER_RETRIED = error_codes.NEVER_RETRIED | {"MISSING_MODULE", "CANCELLED", "DEADLINE_EXCEEDED"}
 """Error codes that a retry would only repeat. A rule of the user's own may still retry them."""
 
 CRASHES = frozenset({"WORKER_CRASHED", "MEMORY_LIMIT"})

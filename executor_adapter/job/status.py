@@ -72,6 +72,8 @@ class ErrorCode(StrEnum):
     """The configuration is wrong. Not retried."""
     SERIALIZATION_ERROR = "SERIALIZATION_ERROR"
     """The function, an argument or the result cannot be pickled. Not retried."""
+    MISSING_MODULE = "MISSING_MODULE"
+    """A module that the function or an argument needs cannot be imported where it was to run. Not retried there."""
     WORKER_CRASHED = "WORKER_CRASHED"
     """The worker process died while it ran the job."""
     WORKER_UNAVAILABLE = "WORKER_UNAVAILABLE"

@@ -11,7 +11,7 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.worker.bond import end_with_this_process
-    from executor_adapter.worker.call import PICKLE, REFERENCE
+    from executor_adapter.worker.call import PICKLE, REFERENCE, decode_function
     from executor_adapter.worker.context import BoundCall, JobContext, current_job, enter_job, leave_job, running_job
     from executor_adapter.worker.interpreter import interpreter_command
     from executor_adapter.worker.presence import is_held, is_held_by_process, own_presence
@@ -39,6 +39,7 @@ _HOMES = {
     "INTERRUPT": "executor_adapter.worker.process",
     "JobContext": "executor_adapter.worker.context",
     "PICKLE": "executor_adapter.worker.call",
+    "decode_function": "executor_adapter.worker.call",
     "REFERENCE": "executor_adapter.worker.call",
     "TREE_VARIABLE": "executor_adapter.worker.process_tree",
     "current_job": "executor_adapter.worker.context",
@@ -73,6 +74,7 @@ __all__ = [
     "FunctionPosition",
     "JobContext",
     "current_job",
+    "decode_function",
     "end_with_this_process",
     "enter_job",
     "interpreter_command",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import importlib
+import operator
 import os
 import pickle
 import signal
@@ -71,10 +72,7 @@ def decode_function(encoded: bytes) -> Callable[..., Any]:
 def import_reference(reference: str) -> Any:
     """Return the object that `module:qualname` names."""
     module, _, qualname = reference.partition(":")
-    found = importlib.import_module(module)
-    for name in qualname.split("."):
-        found = getattr(found, name)
-    return found
+    return operator.attrgetter(qualname)(importlib.import_module(module))
 
 
 _NO_SCOPE = nullcontext()
@@ -104,8 +102,7 @@ class CallRunner:
         self._reporter = reporter
         self._note_imports = note_imports
         self.end_requested = False
-        self._has_checked = False
-        self._is_late = self._has_begun = False
+        self._has_checked = self._is_late = self._has_begun = False
         self._stage = "function"
         self._coroutine: types.CoroutineType[Any, Any, Any] | None = None
 
@@ -230,7 +227,8 @@ class CallRunner:
             BaseException.with_traceback(error, None)
             if self._stage != "run" and not isinstance(error, SoftTimeoutError | SystemExit):
                 message = f"the {_STAGES[self._stage]}: {type(error).__name__}: {text_of(error)}"
-                return _error_reply(wire.UNSENDABLE, JobSerializationError(message), text)
+                code = "MISSING_MODULE" if isinstance(error, ModuleNotFoundError) else None
+                return _error_reply(wire.UNSENDABLE, JobSerializationError(message, error_code=code), text)
             return _error_reply(wire.RAISED, as_exception(error), text)
         except BaseException as fault:
             message = f"the function raised {type(error).__name__}, which cannot be read: {type(fault).__name__}"
