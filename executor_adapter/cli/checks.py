@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from executor_adapter.config import ClusterSettings, Settings, read_sources
+from executor_adapter.config import ClusterSettings, Settings, SshHostSettings, read_sources
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor, slot_limits
 from executor_adapter.job import HAS_GUARDIAN, Job, is_coroutine_function, resolve
@@ -22,12 +22,10 @@ from executor_adapter.monitoring import Finding, fine, warning, wrong
 from executor_adapter.pools import (
     AvailableMemory,
     EngineName,
-    NodeAnswer,
-    SshHost,
     ask_nodes,
     check_job,
+    compare_node,
     describe_ssh_host,
-    differences,
 )
 from executor_adapter.store import StoreUnavailableError, open_store
 
@@ -234,20 +232,19 @@ def check_function(reference: str) -> Finding:
 # --- other machines: each node is asked what it is ---
 
 _INSTALL = "install prefect-executor-adapter on its nodes"
-_NOT_THE_SAME = "functions and values may fail there: install the same versions"
 
 
 def check_cluster(settings: ClusterSettings) -> Iterator[Finding]:
     """Check the hosts of `pool: ssh`, and the nodes of a Dask and of a Ray cluster that has an address."""
     for host in settings.ssh.hosts:
-        yield _check_ssh_host(SshHost(**host.model_dump()), settings.ssh.command)
+        yield _check_ssh_host(host, settings.ssh.command)
     if settings.dask.address is not None:
         yield from _check_engine("dask", settings.dask.address, settings.dask.listen_host)
     if (ray := settings.ray.address or os.environ.get("RAY_ADDRESS")) is not None:
         yield from _check_engine("ray", ray, settings.ray.listen_host)
 
 
-def _check_ssh_host(host: SshHost, command: tuple[str, ...]) -> Finding:
+def _check_ssh_host(host: SshHostSettings, command: tuple[str, ...]) -> Finding:
     name = f"ssh host {host.host}"
     try:
         return _compare(name, host.host, describe_ssh_host(host, command))
@@ -271,15 +268,16 @@ def _check_engine(engine: EngineName, address: str, listen_host: str | None) -> 
             yield _check_node(f"{engine.title()} node {node}", node, answer, f"cluster.{engine}.listen_host")
 
 
-def _check_node(name: str, node: str, answer: NodeAnswer, listen_host: str) -> Finding:
-    if answer.described is None:
-        return wrong(name, answer.error, _INSTALL)
-    if answer.unreached:
-        return wrong(name, answer.unreached, f"set {listen_host} to an address of this machine that nodes reach")
-    return _compare(name, node, answer.described)
+def _check_node(name: str, node: str, answer: dict[str, Any] | str, listen_host: str) -> Finding:
+    if isinstance(answer, str):
+        return wrong(name, answer, _INSTALL)
+    if why := answer["unreached"]:
+        return wrong(name, why, f"set {listen_host} to an address of this machine that nodes reach")
+    return _compare(name, node, answer)
 
 
 def _compare(check: str, node: str, described: dict[str, Any]) -> Finding:
-    if found := differences(node, described):
-        return warning(check, "; ".join(found), _NOT_THE_SAME)
-    return fine(check, f"Python {described['python']}, the same versions as here")
+    shown, found = compare_node(node, described)
+    if found:
+        return warning(check, "; ".join([*found, shown]), "functions and values may fail there: make them the same")
+    return fine(check, shown)

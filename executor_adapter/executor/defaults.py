@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from executor_adapter.config import Settings, retry_policy
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.executor.of_process import drain_all
 from executor_adapter.job import (
     CPU,
     GPU,
@@ -28,7 +29,6 @@ from executor_adapter.pools import (
     AvailableMemory,
     MemoryGuard,
     PoolKinds,
-    SshHost,
     WorkerPool,
     gpu_ids,
     pool_kinds,
@@ -203,22 +203,12 @@ def make_pool(config: Settings, initializer: Initializer | None, name: str, supe
     options["preload"] = tuple(dict.fromkeys((*options["preload"], *worker_preloads)))
     options["start_timeout"] = config.executor.start_timeout
     if name != "process":
-        options |= _cluster_options(name, config)
+        # A size is meant for this program and its workers here; a node watches what its own machine has.
+        options |= {"cluster": config.cluster, "memory": config.executor.memory and "auto"}
+    if name in _ENGINES:
+        capacity = supervisor.dispatcher.resources.machine.capacity
+        options |= {"capacity": lambda: capacity().amounts, "at_exit": drain_all}
     return kind(supervisor, max_workers, initializer=initializer, **options)
-
-
-def _cluster_options(name: str, config: Settings) -> dict[str, Any]:
-    cluster = config.cluster
-    # A size is meant for this program and its workers here; a node watches what its own machine has.
-    memory = None if config.executor.memory is None else "auto"
-    options: dict[str, Any] = {"lost_after": cluster.lost_after, "node_timeout": cluster.node_timeout, "memory": memory}
-    if name == "ssh":
-        hosts = [SshHost(**host.model_dump()) for host in cluster.ssh.hosts]
-        options |= {"hosts": hosts, "ssh_command": cluster.ssh.command}
-    else:
-        engine = cluster.dask if name == "dask" else cluster.ray
-        options |= engine.model_dump() | cluster.model_dump(exclude={"ssh", "dask", "ray"})
-    return options
 
 
 def kinds_of(config: Settings) -> PoolKinds:

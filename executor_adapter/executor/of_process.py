@@ -226,7 +226,7 @@ def stop_tracking(supervisor: Supervisor) -> None:
 
 
 @atexit.register
-def _drain_all() -> None:
+def drain_all() -> None:
     """Run all submitted jobs to their end before the interpreter exits, as concurrent.futures does."""
     for supervisor in list(_open):
         supervisor.close(cancel_pending=False, cancel_running=False)

@@ -11,9 +11,7 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.pools.base import Assignment, LeasingPool, PoolSupervisor, Recall, WorkerPool
-    from executor_adapter.pools.cluster.descriptions import describe_ssh_host, differences
-    from executor_adapter.pools.cluster.engines.descriptions import EngineName, NodeAnswer, ask_nodes
-    from executor_adapter.pools.cluster.hosts import SshHost
+    from executor_adapter.pools.cluster.descriptions import EngineName, ask_nodes, compare_node, describe_ssh_host
     from executor_adapter.pools.gpus import GpuShares, gpu_environment, gpu_ids, visible_gpus
     from executor_adapter.pools.in_process.call import bind, call_in_job
     from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
@@ -33,11 +31,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "dump_by_value": "executor_adapter.pools.transport.functions:dumps",
-    "EngineName": "executor_adapter.pools.cluster.engines.descriptions",
-    "NodeAnswer": "executor_adapter.pools.cluster.engines.descriptions",
-    "ask_nodes": "executor_adapter.pools.cluster.engines.descriptions",
+    "EngineName": "executor_adapter.pools.cluster.descriptions",
+    "ask_nodes": "executor_adapter.pools.cluster.descriptions",
     "describe_ssh_host": "executor_adapter.pools.cluster.descriptions",
-    "differences": "executor_adapter.pools.cluster.descriptions",
+    "compare_node": "executor_adapter.pools.cluster.descriptions",
     "importable_reference": "executor_adapter.pools.transport.importable:reference",
     "Assignment": "executor_adapter.pools.base",
     "AvailableMemory": "executor_adapter.pools.memory.available",
@@ -51,7 +48,6 @@ _HOMES = {
     "PoolKinds": "executor_adapter.pools.kinds",
     "PoolSupervisor": "executor_adapter.pools.base",
     "Recall": "executor_adapter.pools.base",
-    "SshHost": "executor_adapter.pools.cluster.hosts",
     "SupervisorLoop": "executor_adapter.pools.loop",
     "WorkerPool": "executor_adapter.pools.base",
     "bind": "executor_adapter.pools.in_process.call",
@@ -81,13 +77,11 @@ __all__ = [
     "LeasingPool",
     "MemoryGuard",
     "MemoryLevel",
-    "NodeAnswer",
     "Patience",
     "PoolKinds",
     "PoolSupervisor",
     "Recall",
     "SlotLoan",
-    "SshHost",
     "SupervisorLoop",
     "WorkerPool",
     "ask_nodes",
@@ -95,10 +89,10 @@ __all__ = [
     "call_in_job",
     "check_job",
     "check_limits",
+    "compare_node",
     "current_path",
     "current_slot_loan",
     "describe_ssh_host",
-    "differences",
     "dump_by_value",
     "gpu_environment",
     "gpu_ids",

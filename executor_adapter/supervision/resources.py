@@ -53,14 +53,15 @@ class Machine:
 
     def lack_of(self, resources: Mapping[str, float]) -> str | None:
         """Return in words of which of these there is never so much; None where there is enough of all."""
-        capacity = self._known_capacity()
+        capacity = self.capacity()
         for name, amount in resources.items():
             has = capacity.amounts.get(name, 0)
             if units_of(amount) > units_of(has):
                 return _refusal(name, amount, has, capacity)
         return None
 
-    def _known_capacity(self) -> Capacity:
+    def capacity(self) -> Capacity:
+        """Return what there is in all."""
         if self._capacity is None:  # Two threads may both read it, and read the same.
             capacity = self._read_capacity()
             self._free = {name: units_of(amount) for name, amount in capacity.amounts.items()}

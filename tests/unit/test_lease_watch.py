@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from executor_adapter.job import UNITS, Shape, shape_of
-from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease, Starving
-from executor_adapter.pools.cluster.leasing.watch import LeaseWatch
+from executor_adapter.pools.cluster.grants import LeaseWatch, Starving
+from executor_adapter.pools.cluster.remote_agent import ShapedLease
 
 TWO_CPUS = shape_of({"CPU": 2 * UNITS})
 GPU = shape_of({"GPU": UNITS})

@@ -20,12 +20,13 @@ them. When an agent is lost, these attempts end as NODE_LOST, and all others are
 | module | holds |
 | --- | --- |
 | `frames` | what head and agent say to one another |
-| `link` | the stream that carries frames, with large values in chunks between them |
+| `link`, `handshake` | the stream that carries frames, with large values in chunks between them, and who may open one |
 | `pool`, `remote_agent` | the head's side |
-| `agent` | the node's side |
+| `agent`, `agent_program` | the node's side |
 | `leases` | what a source of leases offers |
-| `placement` | which agent gets an attempt |
+| `grants` | what attempts wait for, which agent gets one, and which leases go back |
 | `references`, `node_data` | arguments and results that are data of an engine |
 | `portable`, `program` | the program's modules, for nodes that lack them or have other ones |
-| `ssh` | leases on hosts that are reached by ssh |
+| `ssh`, `engines` | leases on hosts that are reached by ssh, and of Dask and Ray |
+| `descriptions` | what `doctor` says of nodes |
 """

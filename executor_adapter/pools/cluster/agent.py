@@ -15,10 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.exceptions import JobSerializationError, NodeLostError, WorkerCrashedError
 from executor_adapter.pools.base import Assignment, Recall
 from executor_adapter.pools.cluster import frames, portable
-from executor_adapter.pools.cluster.hello import hello
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
 from executor_adapter.pools.cluster.program import Source
 from executor_adapter.pools.cluster.remote_attempt import RemoteAttempt, pack_end, unpack_call
@@ -26,7 +25,7 @@ from executor_adapter.pools.kinds import pool_kinds
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.memory.available import AvailableMemory
 from executor_adapter.pools.memory.guard import MemoryGuard
-from executor_adapter.pools.transport.envelope import Ending, Outcome, failed, packed
+from executor_adapter.pools.transport.envelope import Ending, Outcome, crashed, failed, packed
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.worker import lease_time, values, wire
 
@@ -46,9 +45,7 @@ class Agent:
         self.slots = 0
         self.live: dict[int, RemoteAttempt] = {}
         self.queue: deque[RemoteAttempt] = deque()
-        """The live attempts that wait for a slot."""
-        self.on_lease: deque[RemoteAttempt] = deque()
-        """The live attempts that wait for a worker only: each has a lease of its own."""
+        """The live attempts that wait for a worker; those with a lease of their own, which need no slot, come first."""
         self._started_on_lease: set[int] = set()
         self.on_released: Callable[[int], object] = lambda lease: None
         """Called with the number of a lease that the head gives back."""
@@ -68,7 +65,7 @@ class Agent:
         self._relieve_at = math.inf
         self._ending = False
         self.link = Link(self, end, self._on_frames, self.end)
-        said = json.dumps(hello(node or socket.gethostname()))
+        said = json.dumps(frames.hello(node or socket.gethostname()))
         self.link.send(wire.pack_frame(frames.HELLO, body=said.encode()))
 
     def run(self) -> None:
@@ -119,8 +116,8 @@ class Agent:
             self.call_at(self.now() + 0.005, lambda: self._interrupt(seq))
 
     def _hand_back_queue(self) -> None:
-        while queue := self.queue or self.on_lease:
-            self._hand_back(queue.pop())
+        while self.queue:
+            self._hand_back(self.queue.pop())
 
     def leave(self) -> None:
         """Take nothing more, and hand back what waits for a worker: the node is about to go."""
@@ -167,17 +164,20 @@ class Agent:
         assignment = unpack_call(seq, number, flags, found, body[at:], file, max_runtime)
         assignment.memory_limit = limit or None
         self.live[seq] = assignment
-        self._queue_of(assignment).append(assignment)
+        if assignment.is_on_lease:
+            self._queue_before_others(assignment)
+        else:
+            self.queue.append(assignment)
 
-    def _queue_of(self, assignment: RemoteAttempt) -> deque[RemoteAttempt]:
-        return self.on_lease if assignment.is_on_lease else self.queue
+    def _queue_before_others(self, assignment: RemoteAttempt) -> None:
+        self.queue.insert(sum(each.is_on_lease for each in self.queue), assignment)
 
     def _recall(self, seq: int) -> None:
         assignment = self.live.get(seq)
         if assignment is None:
             return
-        if assignment in (queue := self._queue_of(assignment)):
-            queue.remove(assignment)
+        if assignment in self.queue:
+            self.queue.remove(assignment)
             self._hand_back(assignment)
         else:
             assignment.returns = True
@@ -241,15 +241,15 @@ class Agent:
     def _start_attempts(self, now: float) -> list[int]:
         given = []
         is_short_of_memory = self._guard is not None and self._guard.holds
-        while (queue := self.on_lease or self.queue) and not (is_short_of_memory and self._pool.busy):
-            assignment = queue[0]
+        while self.queue and not (is_short_of_memory and self._pool.busy):
+            assignment = self.queue[0]
             if assignment.is_on_lease:
                 self._started_on_lease.add(assignment.seq)
-                self._pool.start(queue.popleft())
+                self._pool.start(self.queue.popleft())
             elif self._pool.busy - len(self._started_on_lease) < self.slots:
-                self._pool.start(queue.popleft())
+                self._pool.start(self.queue.popleft())
             elif assignment.short and self._pool.queue_behind(assignment):
-                queue.popleft()
+                self.queue.popleft()
                 self._relieve_at = min(self._relieve_at, now + MAX_QUEUED_BEHIND_SECONDS)
             else:
                 break
@@ -303,6 +303,9 @@ class Agent:
             self.link.send(frame)
 
     def _report_end(self, seq: int, outcome: Outcome, assignment: RemoteAttempt | None = None) -> None:
+        error = outcome.body.exception()
+        if isinstance(error, WorkerCrashedError) and "guardian" in error.context:
+            outcome = crashed(NodeLostError(f"the node lost the process that starts its workers: {error}"))
         self.link.send(wire.pack_frame(frames.ENDED, seq=seq, body=pack_end(outcome, assignment)))
 
     def handed_back(self, assignment: Assignment) -> None:
@@ -312,7 +315,7 @@ class Agent:
             self._hand_back(assignment)
         elif assignment.seq in self.live:
             self._started_on_lease.discard(assignment.seq)
-            self._queue_of(assignment).appendleft(assignment)
+            self._queue_before_others(assignment)
 
     def lend_slot(self, assignment: Assignment, blocks: bool) -> None:
         raise AssertionError("a process cannot wait for a job of its program")
@@ -337,7 +340,6 @@ class Agent:
             return
         self._ending = True
         self.queue.clear()
-        self.on_lease.clear()
         if self._pool is None:
             self.loop.stop()
             return

@@ -1,17 +1,27 @@
-"""What `doctor` asks nodes: their versions, their clocks, and whether they reach this machine."""
+"""What `doctor` asks nodes: what they are, what they have left, and whether they reach this machine."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import os
+import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
-from executor_adapter.pools.cluster.hello import hello, refusal
-from executor_adapter.pools.cluster.hosts import SshHost, agent_command
+from executor_adapter.config import SshHostSettings
+from executor_adapter.job import size_text
+from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.cluster.engines.ray_connection import RayUser, last_line, node_name
+from executor_adapter.pools.cluster.handshake import host_towards
+from executor_adapter.pools.cluster.hosts import agent_command
+from executor_adapter.pools.memory.available import AvailableMemory
 
 PACKAGES = ("prefect-executor-adapter", "cloudpickle", "prefect", "numpy", "pandas", "pyarrow")
 """Packages whose versions are compared: values and functions of these are often sent between machines."""
@@ -19,11 +29,27 @@ MAX_CLOCK_SKEW = 2.0
 """Seconds by which the clock of a node may differ: no job minds, but its log lines are out of order."""
 ANSWER_TIMEOUT = 20.0
 """Seconds that a host or a scheduler may take to answer."""
+REACH_TIMEOUT = 3.0
+"""Seconds that a node may take to reach this machine."""
+
+EngineName = Literal["dask", "ray"]
+_Describe = Callable[[], dict[str, Any]]
+_AskAll = Callable[[_Describe], dict[str, Any]]
+"""Calls a function on every node; returns by node what it has returned, or the exception that it has raised."""
+
+_PACKAGES = {"dask": "distributed", "ray": "ray"}
 
 
-def describe(*more: str) -> dict[str, Any]:
-    """Return what this node is, in a form that JSON has. `more`: packages that are compared too."""
-    return {**hello(socket.gethostname()), "packages": {name: _version(name) for name in (*PACKAGES, *more)}}
+def describe(*engine: str) -> dict[str, Any]:
+    """Return what this node is, in a form that JSON has. `engine`: the package of the engine whose worker runs this."""
+    memory = AvailableMemory().read()
+    return {
+        **frames.hello(socket.gethostname()),
+        "packages": {name: _version(name) for name in (*PACKAGES, *engine)},
+        "memory": 0 if memory is None else memory.left,
+        "disk": shutil.disk_usage(os.curdir).free,
+        "engine": "".join(engine),
+    }
 
 
 def _version(package: str) -> str | None:
@@ -33,7 +59,34 @@ def _version(package: str) -> str | None:
         return None
 
 
-def describe_ssh_host(host: SshHost, ssh_command: Sequence[str]) -> dict[str, Any]:
+def compare_node(node: str, theirs: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return in words what a node is, and in what it differs from this machine so that jobs might fail.
+
+    `theirs`: what it is, with the time here when it was asked.
+    """
+    found = [why] if (why := frames.refusal(node, theirs)) else []
+    for name, there in theirs["packages"].items():
+        if there != (ours := _version(name)):
+            found.append(f"{name} is {there or 'missing'} there, {ours or 'missing'} here")
+    # It read its clock at some time between the question and now.
+    skew = theirs["time"] - min(max(theirs["time"], theirs["asked_at"]), time.time())
+    if abs(skew) > MAX_CLOCK_SKEW:
+        found.append(f"its clock is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}")
+    return _in_words_of(theirs, skew), found
+
+
+def _in_words_of(theirs: dict[str, Any], skew: float) -> str:
+    shown = ["prefect-executor-adapter", "cloudpickle", *filter(None, [theirs["engine"]])]
+    versions = [f"{name} {theirs['packages'][name] or 'missing'}" for name in shown]
+    left = f"{size_text(theirs['memory'])} of memory and {size_text(theirs['disk'])} of disk free"
+    worker = f", in process {theirs['pid']} of {theirs['node']}" if theirs["engine"] else ""
+    return f"Python {theirs['python']}, {', '.join(versions)}{worker}; {left}; clock {skew:+.1f} s"
+
+
+# --- hosts of ssh ---
+
+
+def describe_ssh_host(host: SshHostSettings, ssh_command: Sequence[str]) -> dict[str, Any]:
     """Ask a host what it is, by ssh.
 
     Raises:
@@ -52,24 +105,84 @@ def describe_ssh_host(host: SshHost, ssh_command: Sequence[str]) -> dict[str, An
     return {**json.loads(done.stdout.splitlines()[-1]), "asked_at": asked_at}
 
 
-def differences(node: str, theirs: dict[str, Any]) -> list[str]:
-    """Return in words in what a node differs from this machine so that jobs might fail.
+# --- nodes of an engine ---
 
-    `theirs`: what it is, with the time here when it was asked.
+
+def ask_nodes(engine: EngineName, address: str, listen_host: str | None) -> dict[str, dict[str, Any] | str]:
+    """Ask all nodes of an engine's cluster what they are. Of one that could not answer, return why.
+
+    Raises:
+        ImportError: the engine is not installed here.
+        OSError: the cluster cannot be reached.
     """
-    found = [why] if (why := refusal(node, theirs)) else []
-    for name, there in theirs["packages"].items():
-        if there != (ours := _version(name)):
-            found.append(f"{name} is {there or 'missing'} there, {ours or 'missing'} here")
-    # It read its clock at some time between the question and now.
-    now = time.time()
-    skew = theirs["time"] - min(max(theirs["time"], theirs["asked_at"]), now)
-    if abs(skew) > MAX_CLOCK_SKEW:
-        found.append(f"its clock is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}")
-    return found
+    connect: dict[EngineName, Callable[[str], AbstractContextManager[tuple[str, _AskAll]]]]
+    connect = {"dask": _connect_to_dask, "ray": _connect_to_ray}
+    try:
+        with connect[engine](address) as (scheduler, ask_all):
+            host = listen_host or host_towards(scheduler)
+            with socket.create_server((host, 0)) as listening:
+                port = listening.getsockname()[1]
+                asked_at = time.time()
+                answers = ask_all(functools.partial(describe_node, host, port, _PACKAGES[engine]))
+    except (ImportError, OSError):
+        raise
+    except Exception as error:
+        raise OSError(last_line(error)) from error
+    return {
+        node: last_line(said) if isinstance(said, BaseException) else {**said, "asked_at": asked_at}
+        for node, said in answers.items()
+    }
 
 
-def print_description() -> int:
-    """Print what this node is; return the exit code."""
-    print(f"\n{json.dumps(describe())}")
-    return 0
+def describe_node(host: str, port: int, package: str) -> dict[str, Any]:
+    """Return what this node is, and whether it reaches a port of the program's machine. `package`: its engine."""
+    unreached = ""
+    try:
+        socket.create_connection((host, port), timeout=REACH_TIMEOUT).close()
+    except OSError as error:
+        unreached = f"it cannot reach this machine at {host}: {error}"
+    return {**describe(package), "unreached": unreached}
+
+
+@contextlib.contextmanager
+def _connect_to_dask(address: str) -> Iterator[tuple[str, _AskAll]]:
+    import distributed  # Only here: programs that do not use it need not have it.
+
+    engine: Any = distributed
+    with engine.Client(address, set_as_default=False, timeout=ANSWER_TIMEOUT) as client:
+        yield address, lambda describe: dict(client.run(describe, on_error="return"))
+
+
+@contextlib.contextmanager
+def _connect_to_ray(address: str) -> Iterator[tuple[str, _AskAll]]:
+    import ray  # Only here, likewise.
+
+    engine: Any = ray
+    user = RayUser()
+    try:
+        scheduler = user.join(address, {})
+        yield scheduler, functools.partial(_ask_ray_nodes, engine)
+    finally:
+        user.leave()
+
+
+def _ask_ray_nodes(ray: Any, describe: _Describe) -> dict[str, Any]:
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    task = ray.remote(num_cpus=0, max_retries=0)(lambda: describe())
+    asked = {
+        node_name(node): task.options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote()
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    waiting = list(asked.values())
+    done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=ANSWER_TIMEOUT)
+    return {name: _result_of(ray, reference, reference in done) for name, reference in asked.items()}
+
+
+def _result_of(ray: Any, reference: Any, is_done: bool) -> Any:
+    if not is_done:
+        return TimeoutError(f"no answer within {ANSWER_TIMEOUT:.0f} s")
+    try:
+        return ray.get(reference)
+    except Exception as error:
+        return getattr(error, "cause", error)  # What the function has raised, without Ray's own words around it.

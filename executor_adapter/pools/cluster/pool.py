@@ -7,16 +7,20 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from executor_adapter.config import ClusterSettings
 from executor_adapter.pools.base import Assignment, LeasingPool, PoolSupervisor, Recall, Timer
-from executor_adapter.pools.cluster.hello import refusal
+from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.cluster.grants import (
+    LeaseWatch,
+    ShapedLeases,
+    SlotQueue,
+    agent_with_free_slot,
+    agent_with_room,
+)
 from executor_adapter.pools.cluster.leases import LeaseSource
-from executor_adapter.pools.cluster.leasing.placement import SlotQueue, agent_with_free_slot, agent_with_room
-from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease
-from executor_adapter.pools.cluster.leasing.shapes import ShapedLeases
-from executor_adapter.pools.cluster.leasing.watch import LeaseWatch
 from executor_adapter.pools.cluster.link import LinkEnd
 from executor_adapter.pools.cluster.references import remote_payload
-from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+from executor_adapter.pools.cluster.remote_agent import RemoteAgent, ShapedLease
 from executor_adapter.pools.transport.envelope import STOPPED
 from executor_adapter.pools.transport.payload import Initializer, Payload, encode_initializer
 from executor_adapter.worker import lease_time
@@ -36,11 +40,8 @@ MakeSource = Callable[["RemotePool"], LeaseSource]
 class RemotePool(LeasingPool):
     """Runs attempts on other machines; see `pools.cluster`.
 
-    `make_source`: makes the source of leases. `lost_after`: seconds without contact after which a node's attempts are
-    killed. `lease_idle`: seconds after which an unused lease is given back. `max_grant_seconds`: seconds after which a
-    used one is, between two attempts, while others wait for its place. `node_timeout`: seconds for which an
-    attempt waits while there is no node at all; None for any time. The others are as in the process pool of one
-    machine, and apply on each node.
+    `make_source`: makes the source of leases. The others are as in the process pool of one machine, and apply on each
+    node.
     """
 
     can_limit_memory: ClassVar[bool] = True
@@ -55,10 +56,7 @@ class RemotePool(LeasingPool):
         max_workers: int,
         make_source: MakeSource,
         *,
-        lost_after: float = 15.0,
-        lease_idle: float = 10.0,
-        max_grant_seconds: float = 2.0,
-        node_timeout: float | None = 60.0,
+        cluster: ClusterSettings,
         initializer: Initializer | bytes | None = None,
         **worker_options: Any,
     ) -> None:
@@ -66,15 +64,15 @@ class RemotePool(LeasingPool):
         self.agents: list[RemoteAgent] = []
         """The agents that are connected, ready or not."""
         self._setup: dict[str, Any] = {
-            "lost_after": lost_after,
+            "lost_after": cluster.lost_after,
             "log_level": min(logging.INFO, logging.getLogger().level or logging.INFO),
             "options": {"initializer": encode_initializer(initializer), **worker_options},
         }
-        self._lost_after = lost_after
-        self.queue = SlotQueue(self, node_timeout)
-        self.shapes = ShapedLeases(self, node_timeout)
+        self._lost_after = cluster.lost_after
+        self.queue = SlotQueue(self, cluster.node_timeout)
+        self.shapes = ShapedLeases(self, cluster.node_timeout)
         self._store_lease_until = math.inf
-        self._watch = LeaseWatch(self, self.queue, self.shapes, lease_idle, max_grant_seconds)
+        self._watch = LeaseWatch(self, self.queue, self.shapes, cluster.lease_idle, cluster.max_grant_seconds)
         self._close_timer: Timer | None = None
         self._on_closed: Callable[[], None] | None = None
         self._source = make_source(self)
@@ -275,10 +273,12 @@ class RemotePool(LeasingPool):
     def explain_lack(self) -> None:
         self._source.explain_lack()
 
-    def not_granted(self, why: str) -> None:
+    def not_granted(self, why: str, shape: Shape = ()) -> None:
         """Take note that leases cannot be had now; the source keeps trying. `why` is shown, and logged once."""
-        if self.queue.note_failure(why):
+        if self.queue.note_failure(why, shape):
             logger.warning("%s", why)
+        if shape:
+            self.shapes.on_failure(shape, why)
 
     def refused(self, why: str) -> None:
         """Take note that no further try can help: what waits for a lease fails with `why`."""
@@ -302,16 +302,28 @@ class RemotePool(LeasingPool):
     # --- agents (AgentOwner) ---
 
     def on_hello(self, agent: RemoteAgent, said: dict[str, Any]) -> None:
-        if why := refusal(agent.node, said):
+        if why := frames.refusal(agent.node, said):
             agent.refuse(why)
         else:
             agent.accept(self._setup)
             self._source.on_ready(agent)
 
+    def may_run_elsewhere(self, agent: RemoteAgent, assignment: Assignment, why: str) -> bool:
+        number = assignment.payload.function.number
+        is_news = number not in agent.lacking
+        agent.lacking.add(number)
+        others = [each for each in self.agents if each.slots and number not in each.lacking]
+        if assignment.job.live.resources is not None or not others:
+            return False
+        if is_news:
+            logger.warning("node %s cannot run a function, which others are given: %s", agent.node, why)
+        return True
+
     def on_leaving(self, agent: RemoteAgent) -> None:
         logger.info("node %s is about to leave: it gets no further jobs", agent.node)
         self.shapes.on_leaving(agent)
         self._release_drained(agent)
+        self.queue.serve()
         self.queue.request()
 
     def _release_drained(self, agent: RemoteAgent) -> None:
@@ -325,6 +337,7 @@ class RemotePool(LeasingPool):
         self.busy -= agent.busy
         self._source.on_lost(agent, why)
         self.shapes.on_lost(agent)
+        self.queue.serve()
         self.queue.request()
         self._continue_closing()
 

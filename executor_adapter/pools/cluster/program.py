@@ -1,18 +1,17 @@
 """Imports modules of the program in a worker from their sources, where its node has none of them or other ones.
 
-Workers import this module, so it needs nothing but the standard library.
+Workers import this module, so it needs nothing but what they have.
 """
 
 from __future__ import annotations
 
-import importlib
-import operator
-import pickle
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from executor_adapter.worker import decode_function
 
 
 class Source(NamedTuple):
@@ -79,7 +78,4 @@ def load(sources: list[tuple[Any, ...]], encoded: bytes) -> Any:
         if _finder.sources.get(source.name) != source:
             _finder.sources[source.name] = source
             sys.modules.pop(source.name, None)
-    if encoded[:1] == b"P":
-        return pickle.loads(memoryview(encoded)[1:])
-    module, _, path = encoded[1:].decode().partition(":")
-    return operator.attrgetter(path)(importlib.import_module(module))
+    return decode_function(encoded)

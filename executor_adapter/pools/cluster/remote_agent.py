@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from executor_adapter.exceptions import NodeLostError
+from executor_adapter.job import Shape
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.cluster import frames
-from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
 from executor_adapter.pools.cluster.program import Source
 from executor_adapter.pools.cluster.remote_attempt import pack_call, unpack_end
-from executor_adapter.pools.transport.envelope import STOPPED, crashed, received
+from executor_adapter.pools.transport.envelope import STOPPED, Outcome, crashed, received
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.worker import values, wire
@@ -25,6 +27,22 @@ MAX_QUEUED_PER_SLOT = 24
 """Short calls that may wait at an agent behind each running one: more than in a worker, since the way is longer."""
 MAX_FUNCTIONS = 4096
 """Functions that an agent keeps. When it has so many, it forgets all, and is sent again what it needs."""
+
+
+@dataclass(slots=True, eq=False)
+class ShapedLease:
+    """The right to run one attempt of this shape at a time on a node. Short calls are never queued behind it."""
+
+    number: int
+    shape: Shape
+    since: float = 0.0
+    """When the pool got it."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the environment of its attempts, such as those that name its GPUs."""
+    was_idle: bool = False
+    """Whether it was free when the pool last looked for idle leases."""
+    is_retiring: bool = False
+    """Whether it goes back as soon as no attempt uses it, for the sake of others."""
 
 
 class AgentOwner(Protocol):
@@ -40,6 +58,9 @@ class AgentOwner(Protocol):
 
     def on_room(self, agent: RemoteAgent, lease: ShapedLease | None) -> None:
         """Take note that the agent holds fewer attempts than before. `lease`: that of the one that is over."""
+
+    def may_run_elsewhere(self, agent: RemoteAgent, assignment: Assignment, why: str) -> bool:
+        """Take note that the agent's node lacks a module of the function; return whether another node may have it."""
 
     def on_leaving(self, agent: RemoteAgent) -> None:
         """Take note that the agent takes no more attempts."""
@@ -71,6 +92,8 @@ class RemoteAgent:
         """Whether it is accepted, and can be given attempts."""
         self.busy = 0
         """Slots that the pool counts for it."""
+        self.lacking: set[int] = set()
+        """The numbers of the functions of which its node lacks a module."""
         self.fewest_plain = 0
         """The lowest number of slots in use since the pool looked last."""
         self._owner, self._supervisor = owner, owner.supervisor
@@ -275,6 +298,10 @@ class RemoteAgent:
         assignment = self._forget(seq)
         if assignment is None:
             return
+        outcome = received(kind, flags, body[frames.PID.size :], fd, assignment.job.job_id)
+        if kind == wire.UNSENDABLE and self._may_run_elsewhere(assignment, outcome):
+            self._supervisor.handed_back(assignment)
+            return
         now = self._supervisor.now()
         (assignment.pid,) = frames.PID.unpack_from(body)
         if assignment.started_at is None:
@@ -284,8 +311,13 @@ class RemoteAgent:
         assignment.peak_rss = peak << 10
         if assignment.stop_asked_at is not None and assignment.ended_at <= assignment.stop_asked_at:
             assignment.stop_asked_at = None
-        outcome = received(kind, flags, body[frames.PID.size :], fd, assignment.job.job_id)
         self._supervisor.ended(assignment, outcome)
+
+    def _may_run_elsewhere(self, assignment: Assignment, outcome: Outcome) -> bool:
+        error = outcome.error
+        if error is None or error.code != "MISSING_MODULE":
+            return False
+        return self._owner.may_run_elsewhere(self, assignment, error.text)
 
     def _on_ended(self, seq: int, body: bytes) -> None:
         assignment = self._forget(seq)

@@ -1,26 +1,25 @@
 """Leases on hosts that are reached by ssh: the simplest cluster, with no scheduler and nothing that listens.
 
-The agent of a host is started by `ssh HOST python -m ...ssh_agent`, and the link runs over its stdin and stdout. So ssh
-authenticates and encrypts, and its configuration (keys, ports, jumps) applies.
+The agent of a host is started by `ssh HOST python -m ...agent_program`, and the link runs over its stdin and stdout. So
+ssh authenticates and encrypts, and its configuration (keys, ports, jumps) applies.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
 import logging
-import os
 import socket
 import subprocess
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
+from executor_adapter.config import ClusterSettings, SshHostSettings, SshSettings
 from executor_adapter.job import Shape
-from executor_adapter.pools.base import PoolSupervisor, Timer
+from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.cluster import frames
-from executor_adapter.pools.cluster.hosts import SshHost, agent_command
+from executor_adapter.pools.cluster.hosts import agent_command
 from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import LinkEnd, SocketEnd
 from executor_adapter.pools.cluster.pool import RemotePool
@@ -37,9 +36,8 @@ _MAX_LINES = 20
 _NOT_FOUND = (126, 127)
 """Exit codes of a shell that cannot run the command."""
 _SSH_FAILED = 255
-_REAP_INTERVAL = 0.01
-_EXIT_MOMENT = 0.05
-"""Seconds between the end of ssh's output and its exit, whose code says what went wrong."""
+_EXIT_MOMENT = 0.5
+"""Seconds in which ssh may exit by itself, with the code that says what went wrong."""
 _EXIT_TIMEOUT = 2.0
 """Seconds that ssh may take to end after its connection is closed."""
 
@@ -50,15 +48,9 @@ class SshPool(RemotePool):
     name: ClassVar[str] = "ssh"
 
     def __init__(
-        self,
-        supervisor: PoolSupervisor,
-        max_workers: int,
-        *,
-        hosts: Sequence[SshHost],
-        ssh_command: Sequence[str] = ("ssh",),
-        **options: Any,
+        self, supervisor: PoolSupervisor, max_workers: int, *, cluster: ClusterSettings, **options: Any
     ) -> None:
-        super().__init__(supervisor, max_workers, lambda pool: SshHosts(pool, hosts, ssh_command), **options)
+        super().__init__(supervisor, max_workers, lambda pool: SshHosts(pool, cluster.ssh), cluster=cluster, **options)
 
 
 class SshHosts(LeaseSource):
@@ -66,16 +58,13 @@ class SshHosts(LeaseSource):
 
     keeps_idle = True
 
-    def __init__(self, pool: RemotePool, hosts: Sequence[SshHost], ssh_command: Sequence[str]) -> None:
+    def __init__(self, pool: RemotePool, settings: SshSettings) -> None:
         self._pool = pool
         self._supervisor = pool.supervisor
-        self._connections = [_Connection(self, host, ssh_command) for host in hosts]
+        self._connections = [_Connection(host, settings.command) for host in settings.hosts]
         self._unplaced = 0
         """Leases that were asked for, and for which no host can be tried now."""
         self._numbers = itertools.count(1)
-        self._retry: Timer | None = None
-        self._ending: set[subprocess.Popen[bytes]] = set()
-        """The ssh processes whose connection is closed, and that have not exited yet."""
         self._on_closed: Callable[[], None] | None = None
 
     # --- leases ---
@@ -106,7 +95,6 @@ class SshHosts(LeaseSource):
             usable = [each for each in self._connections if each.retry_at <= now and each.free > 0]
             best = max(usable, key=lambda each: each.free / each.host.slots, default=None)
             if best is None:
-                self._retry_later()
                 return
             self._unplaced -= 1
             best.reserved += 1
@@ -120,21 +108,12 @@ class SshHosts(LeaseSource):
             connection.reserved -= 1
             self._pool.granted(connection.agent, next(self._numbers))
 
-    def _retry_later(self) -> None:
-        waiting = [each.retry_at for each in self._connections if each.free > 0]
-        if waiting and self._retry is None:
-            self._retry = self._supervisor.call_at(min(waiting), self._on_retry)
-
-    def _on_retry(self) -> None:
-        self._retry = None
-        self._place()
-
     # --- hosts ---
 
     def _start(self, connection: _Connection) -> None:
         try:
-            sock = connection.start(self._supervisor)
-        except OSError as error:
+            sock = connection.start(lambda: self._supervisor.call_soon(self._on_end, connection))
+        except (OSError, RuntimeError) as error:  # The system refuses a process, or a thread.
             self._on_failure(connection, f"ssh cannot be started: {error}")
         else:
             end = AfterGreeting(SocketEnd(sock), connection.note)
@@ -147,16 +126,21 @@ class SshHosts(LeaseSource):
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         connection = self._connection_of(agent)
-        was_ready, connection.agent = agent.is_ready, None
-        process = connection.end(self._supervisor, waits=not was_ready)
-        if process is not None:
-            process.terminate()
-            self._ending.add(process)
-            self._reap(process, self._supervisor.now() + _EXIT_TIMEOUT)
-        if was_ready:
-            self._on_failure(connection, "")
-        else:
-            self._on_failure(connection, f"{connection.host.host}: {connection.failure(why)}")
+        connection.agent, connection.was_ready, connection.why = None, agent.is_ready, why
+        assert connection.process is not None
+        now = self._supervisor.now()
+        self._supervisor.call_at(now + (0.0 if agent.is_ready else _EXIT_MOMENT), connection.process.terminate)
+        self._supervisor.call_at(now + _EXIT_TIMEOUT, connection.process.kill)
+        self._on_end(connection)
+
+    def _on_end(self, connection: _Connection) -> None:
+        """Take note that ssh has exited, or that its connection is closed. What follows needs both."""
+        if connection.process is None or connection.is_running or connection.agent is not None:
+            return
+        why = "" if connection.was_ready else f"{connection.host.host}: {connection.failure()}"
+        connection.process = None
+        self._on_failure(connection, why)
+        self._continue_closing()
 
     def _on_failure(self, connection: _Connection, why: str) -> None:
         """Try the host again later, and meanwhile others; `why` is told where it was never connected."""
@@ -168,30 +152,18 @@ class SshHosts(LeaseSource):
         if why:
             self._pool.not_granted(f"{why}: tried again in {delay:.0f} s")
         self._supervisor.call_soon(self._place)
-
-    def _reap(self, process: subprocess.Popen[bytes], kill_at: float) -> None:
-        """Wait for ssh to exit, and kill it if it does not do so in time."""
-        if process.poll() is not None:
-            self._ending.discard(process)
-            self._continue_closing()
-            return
-        now = self._supervisor.now()
-        if now >= kill_at:
-            process.kill()
-        self._supervisor.call_at(now + _REAP_INTERVAL, lambda: self._reap(process, kill_at))
+        self._supervisor.call_at(connection.retry_at, self._place)
 
     def _connection_of(self, agent: RemoteAgent) -> _Connection:
         return next(each for each in self._connections if each.agent is agent)
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
         self._unplaced = 0
         self._on_closed = on_closed
         self._continue_closing()
 
     def _continue_closing(self) -> None:
-        if self._on_closed is not None and not self._ending:
+        if self._on_closed is not None and not any(each.process for each in self._connections):
             on_closed, self._on_closed = self._on_closed, None
             on_closed()
 
@@ -231,7 +203,7 @@ class AfterGreeting:
 class _Connection:
     """One host: its ssh process while there is one, and what is reserved there."""
 
-    def __init__(self, source: SshHosts, host: SshHost, ssh_command: Sequence[str]) -> None:
+    def __init__(self, host: SshHostSettings, ssh_command: Sequence[str]) -> None:
         self.host = host
         self.agent: RemoteAgent | None = None
         self.process: subprocess.Popen[bytes] | None = None
@@ -240,57 +212,47 @@ class _Connection:
         self.failures = 0
         """Times in a row that the host could not be reached."""
         self.retry_at = 0.0
+        self.is_running = False
+        """Whether ssh has not exited yet."""
+        self.was_ready, self.why = False, ""
+        """Whether the agent was ready before its connection ended, and why that ended."""
         self._ssh_command = ssh_command
         self._lines: deque[str] = deque(maxlen=_MAX_LINES)
-        self._stderr = -1
-        self._partial = b""
-        self._exit_code: int | None = None
 
     @property
     def free(self) -> int:
         """Slots that are neither leased nor reserved."""
+        if self.agent is None and self.process is not None:
+            return 0  # It is about to end.
         leased = 0 if self.agent is None else self.agent.slots
         return self.host.slots - leased - self.reserved
 
-    def start(self, supervisor: PoolSupervisor) -> socket.socket:
-        """Start ssh, and return our end of its stdin and stdout.
+    def start(self, on_exit: Callable[[], object]) -> socket.socket:
+        """Start ssh, and return our end of its stdin and stdout. `on_exit` is called in a thread when it has exited.
 
         Raises:
-            OSError: ssh cannot be started.
+            OSError, RuntimeError: ssh cannot be started.
         """
         self._lines.clear()
-        self._exit_code = None
         ours, theirs = socket.socketpair()
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(writer, True)
+        fd, command = theirs.fileno(), agent_command(self.host, self._ssh_command)
+        self.is_running = True
         try:
-            fd, command = theirs.fileno(), agent_command(self.host, self._ssh_command)
-            self.process = subprocess.Popen(command, stdin=fd, stdout=fd, stderr=writer, start_new_session=True)
-        except OSError:
+            process = subprocess.Popen(command, stdin=fd, stdout=fd, stderr=subprocess.PIPE, start_new_session=True)
+            threading.Thread(target=self._wait, args=(process, on_exit), name="executor-ssh", daemon=True).start()
+        except BaseException:
             ours.close()
-            os.close(reader)
             raise
         finally:
             theirs.close()
-            os.close(writer)
-        self._stderr = reader
-        supervisor.watch(reader, functools.partial(self._read_stderr, supervisor))
+        self.process = process
         return ours
 
-    def _read_stderr(self, supervisor: PoolSupervisor) -> bool:
-        """Read once. Return False if there was nothing to read, or nothing more can come."""
-        try:
-            chunk = os.read(self._stderr, 1 << 16)
-        except BlockingIOError:
-            return False
-        except OSError:
-            chunk = b""
-        *lines, self._partial = (self._partial + chunk).split(b"\n")
-        if not chunk:
-            lines.append(self._partial)
-            self._close_stderr(supervisor)
-        self.note(lines)
-        return bool(chunk)
+    def _wait(self, process: subprocess.Popen[bytes], on_exit: Callable[[], object]) -> None:
+        with process:
+            self.note(process.stderr or ())
+        self.is_running = False
+        on_exit()
 
     def note(self, lines: Iterable[bytes]) -> None:
         """Take note of what the host has printed."""
@@ -299,34 +261,14 @@ class _Connection:
                 self._lines.append(text)
                 logger.info("%s: %s", self.host.host, text)
 
-    def _close_stderr(self, supervisor: PoolSupervisor) -> None:
-        if self._stderr >= 0:
-            supervisor.unwatch(self._stderr)
-            os.close(self._stderr)
-            self._stderr = -1
-            self._partial = b""
-
-    def end(self, supervisor: PoolSupervisor, *, waits: bool) -> subprocess.Popen[bytes] | None:
-        """Take note of how ssh ended, whose connection is closed, and `waits` a moment for that.
-
-        Return the process if it has not exited yet.
-        """
-        process, self.process = self.process, None
-        if process is None:
-            return None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._exit_code = process.wait(_EXIT_MOMENT if waits else 0)
-        while self._stderr >= 0 and self._read_stderr(supervisor):
-            pass
-        self._close_stderr(supervisor)
-        return process if self._exit_code is None else None
-
-    def failure(self, why: str) -> str:
+    def failure(self) -> str:
         """Return in words why the agent was not ready before its end."""
+        assert self.process is not None
         said = f": {'; '.join(self._lines)}" if self._lines else ""
-        if self._exit_code == _SSH_FAILED:
+        code = self.process.returncode
+        if code == _SSH_FAILED:
             return f"ssh cannot connect{said}"
-        if self._exit_code in _NOT_FOUND:
+        if code in _NOT_FOUND:
             return f"{self.host.python!r} cannot be run there: set the host's python{said}"
-        ended = why if self._exit_code is None else f"its agent ended with code {self._exit_code}"
+        ended = self.why if code < 0 else f"its agent ended with code {code}"
         return f"{ended} before it was ready{said}"

@@ -145,6 +145,6 @@ class ForkedWorkers(WorkerSet[ForkedWorkerHandle]):
         logger.log(level, "%s, and its %d workers with it", message, len(workers))
         for worker in workers:
             worker.exit_expected = lost.is_ready
-            worker.crash_cause = worker.crash_cause or lost.failure() or WorkerCrashedError(message)
+            worker.crash_cause = worker.crash_cause or lost.failure() or WorkerCrashedError(message, guardian=lost.pid)
             self.on_worker_exit(worker.number, -signal.SIGKILL)
         self._continue_closing()

@@ -22,7 +22,7 @@ from pytest_mock import MockerFixture
 from executor_adapter import Job, JobExecutor, JobFuture, RetryPolicy
 from executor_adapter.cli.checks import check_cluster
 from executor_adapter.config import ClusterSettings, DaskSettings, Settings
-from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError, WorkerUnavailableError
 from executor_adapter.monitoring import Level
 from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
@@ -114,7 +114,7 @@ def test_a_killed_agent_s_job_is_retried_once_nothing_of_it_is_alive(
 BROKEN_AGENTS = {
     "ends by itself": ("os._exit(0)", "the agent ended with code 0, and does not say why"),
     "has another version": (
-        "from executor_adapter.pools.cluster import hello; hello.PROTOCOL = 0",
+        "from executor_adapter.pools.cluster import frames; frames.PROTOCOL = 0",
         "node .* has another version of prefect-executor-adapter: install the same one on both",
     ),
 }
@@ -141,6 +141,43 @@ def test_an_agent_that_cannot_be_used_is_warned_of_once_and_tried_each_second(
     warnings = [record.message for record in caplog.records if record.name == "executor_adapter.cluster"]
     assert len(warnings) == len(set(warnings)) > 0
     assert all(re.fullmatch(f"the Dask cluster runs no jobs now: {why}", warning) for warning in warnings)
+
+
+REFUSED_AGENTS = {
+    "another Python": (
+        "from executor_adapter.pools.cluster import frames; frames._python = lambda: '3.9'",
+        "has Python 3.9, and this program 3",
+    ),
+    "another token": ("setup['token'] = '00' * 32", "it does not know this agent's token"),
+    "no way back": ("setup['address'] = ['127.0.0.1', 1]", "cannot reach its head at 127.0.0.1, port 1: .*refused"),
+}
+
+
+@pytest.mark.parametrize(
+    "what", ["another Python", *(pytest.param(each, marks=pytest.mark.nightly) for each in [*REFUSED_AGENTS][1:])]
+)
+def test_why_no_agent_can_be_used_is_in_the_errors_of_the_jobs(cluster: DaskCluster, tmp_path: Path, what: str) -> None:
+    """Where nodes start agents that cannot serve the program, its jobs fail with the reason, with resources or not."""
+    fault, why = REFUSED_AGENTS[what]
+    broken = f"program = program.replace('sys.exit(main', {fault + chr(10)!r} + 'sys.exit(main')\n"
+    with python_of_workers(cluster, tmp_path, broken), executor_of(cluster, 2, node_timeout=15.0) as executor:
+        fields = {"function": "os:getpid", "pool": "dask", "retry_attempts": 0}
+        futures = [executor.submit(Job(**fields)), executor.submit(Job(**fields, resources={"CPU": 1}))]
+        for future in futures:
+            with pytest.raises(WorkerUnavailableError, match=why):
+                future.result(timeout=PATIENCE)
+
+
+def test_an_agent_that_does_not_come_is_said_and_not_others_that_use_all(
+    cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a node holds a slot for the program and its agent says nothing, that is what the log says of it."""
+    monkeypatch.setattr("executor_adapter.pools.cluster.grants.LACK_SECONDS", 0.5)
+    with python_of_workers(cluster, tmp_path, "time.sleep(3600)\n"), executor_of(cluster, 1) as executor:
+        waiting = executor.submit(Job(function="os:getpid", pool="dask", retry_attempts=0))
+        wait_for(lambda: "no agent on tcp://127.0.0.1:" in caplog.text)
+        waiting.cancel()
+    assert "others use all" not in caplog.text
 
 
 @pytest.mark.nightly
@@ -242,7 +279,10 @@ def test_workers_connect_to_what_the_program_advertises(cluster: DaskCluster) ->
 def test_doctor_asks_the_workers(cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks of `doctor` find workers fine that are like this machine, and say which do not reach it."""
     settings = DaskSettings(address=cluster.address)
-    assert {found.level for found in check_cluster(ClusterSettings(dask=settings))} == {Level.FINE}
+    for found in check_cluster(ClusterSettings(dask=settings)):
+        assert found.level is Level.FINE
+        versions, left = r"Python 3\.\d+, .*cloudpickle \d.*, distributed \d.*", r".*B of memory and .*B of disk free"
+        assert re.match(rf"{versions}, in process \d+ of .*; {left}; clock [+-]\d+\.\d s$", found.found), found.found
     monkeypatch.setattr("executor_adapter.pools.cluster.descriptions.ANSWER_TIMEOUT", 0.5)
     (closed,) = check_cluster(ClusterSettings(dask=DaskSettings(address="tcp://127.0.0.1:1")))
     assert closed.level is Level.WRONG
@@ -253,9 +293,9 @@ def test_what_is_waited_for_is_said(
     cluster: DaskCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that gets no node says whether there is none, or others use all."""
-    monkeypatch.setattr("executor_adapter.pools.cluster.leasing.placement.LACK_SECONDS", 0.1)
+    monkeypatch.setattr("executor_adapter.pools.cluster.grants.LACK_SECONDS", 0.1)
     go = tmp_path / "go"
-    blocked, empty = "2 could have it, and none gives it: others may use all", "the cluster has no worker"
+    blocked, empty = "2 could have it, and none gives it: others use all", "the cluster has no worker"
     with executor_of(cluster, 2) as other, dask_cluster(tmp_path, workers=0) as without_workers:
         held = [other.submit(Job(function=wait_for_file, args=(str(go),), pool="dask")) for _ in range(2)]
         wait_for(lambda: all(future.running() for future in held))
@@ -292,6 +332,30 @@ def test_without_an_address_a_local_cluster_is_started() -> None:
         job = Job(function="os:getpid", pool="dask")
         executor.submit(job).result(timeout=PATIENCE)
     assert job.attempts[0].pool == "dask"
+
+
+def test_a_local_cluster_has_the_capacity_of_the_executor() -> None:
+    """Jobs with resources run on a local cluster as far as the executor's capacity goes, and fail at once beyond it."""
+    with JobExecutor(2, config=Settings(), capacity={"license": 1}) as executor:
+        job = Job(function="os:getpid", pool="dask", resources={"license": 1})
+        executor.submit(job).result(timeout=PATIENCE)
+        more = Job(function="os:getpid", pool="dask", resources={"license": 2}, retry_attempts=0)
+        with pytest.raises(WorkerUnavailableError, match="no worker has license 2: the most that one has is license 1"):
+            executor.submit(more).result(timeout=PATIENCE)
+
+
+def test_a_program_that_succeeds_ends_without_a_word_of_dask_s() -> None:
+    """Neither an executor that is closed nor one that is left to the end of the program makes Dask warn."""
+    program = (
+        "from executor_adapter import JobExecutor\n"
+        "if __name__ == '__main__':\n"
+        "    with JobExecutor(2) as executor: assert len(list(executor.map(abs, range(9), pool='dask'))) == 9\n"
+        "    executor = JobExecutor(2)\n"
+        "    assert len(list(executor.map(abs, range(9), pool='dask'))) == 9\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0
+    assert not re.search("Traceback|CancelledError|ERROR", done.stderr), done.stderr
 
 
 def test_without_dask_a_job_is_refused_with_the_command_that_installs_it(mocker: MockerFixture) -> None:

@@ -14,7 +14,7 @@ import distributed
 import pytest
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config import Settings
+from executor_adapter.config import DaskSettings, Settings
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.pools.cluster.engines import dask
 from tests.contract.cluster import functions
@@ -103,7 +103,7 @@ def test_an_answer_that_was_lost_with_its_worker_is_not_waited_for(cluster: Dask
     """Where the result of a lease is gone, the lease ends without a reason, and the engine's thread goes on."""
     ended: dict[int, str] = {}
     ends: Any = SimpleNamespace(lease_ended=lambda lease, why, is_final: ended.update({lease: why}))
-    engine = dask.DaskCluster(ends, cluster.address, None, 1)
+    engine = dask.DaskCluster(ends, DaskSettings(address=cluster.address), 1, dict)
     with client_of(cluster) as client:
         answer = client.submit(str, "it was asked to end", key="executor-adapter-lease")
         distributed.wait(answer)  # type: ignore[no-untyped-call]

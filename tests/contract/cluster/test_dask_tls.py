@@ -18,8 +18,8 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ClusterSettings, DaskSettings, Settings
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.pools.cluster.engines import leases
-from executor_adapter.pools.cluster.engines.tls import tls_context
 from executor_adapter.pools.cluster.handshake import Door, prove
+from executor_adapter.pools.cluster.link import tls_context
 from executor_adapter.pools.loop import SupervisorLoop
 from tests.contract.cluster import functions
 from tests.contract.cluster.certificates import Authority

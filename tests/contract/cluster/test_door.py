@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from executor_adapter.pools.cluster import handshake
-from executor_adapter.pools.cluster.engines.leases import Listen
+from executor_adapter.pools.cluster.engines.leases import advertised, ports_of
 from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, prove
 from tests.waiting import wait_for
 
@@ -113,17 +113,19 @@ def test_the_first_free_port_of_a_range_is_taken(listening: Listening) -> None:
 
 
 @pytest.mark.parametrize(
-    ("listen", "ports", "address"),
+    ("listen_port", "ports", "advertise", "address"),
     [
-        (Listen(), [0], ["10.0.0.1", 7]),
-        (Listen(port=8790, advertise="jobs.example.com"), [8790], ["jobs.example.com", 7]),
-        (Listen(port="8790-8792", advertise="jobs.example.com:99"), [8790, 8791, 8792], ["jobs.example.com", 99]),
+        (None, [0], None, ["10.0.0.1", 7]),
+        (8790, [8790], "jobs.example.com", ["jobs.example.com", 7]),
+        ("8790-8792", [8790, 8791, 8792], "jobs.example.com:99", ["jobs.example.com", 99]),
     ],
 )
-def test_nodes_connect_to_what_the_settings_say(listen: Listen, ports: list[int], address: list[object]) -> None:
+def test_nodes_connect_to_what_the_settings_say(
+    listen_port: int | str | None, ports: list[int], advertise: str | None, address: list[object]
+) -> None:
     """`listen_port` is one or a range; `advertise` replaces the host, and the port where it names one."""
-    assert list(listen.ports()) == ports
-    assert listen.address("10.0.0.1", 7) == address
+    assert list(ports_of(listen_port)) == ports
+    assert advertised(advertise, "10.0.0.1", 7) == address
 
 
 def _is_closed(sock: socket.socket) -> bool:

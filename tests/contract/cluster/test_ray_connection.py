@@ -47,7 +47,7 @@ def test_a_local_cluster_without_its_store_is_left_within_seconds(monkeypatch: p
     ray = RayWithoutStore()
     monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
     user = RayUser()
-    user.join(None, processors=1)
+    user.join(None, {})
     try:
         assert ray.has_ended.wait(PATIENCE)
         assert "its control store did not answer" in user.why_ended()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from executor_adapter.cli.checks import check_cluster
 from executor_adapter.config import ClusterSettings, Settings, SshHostSettings, SshSettings
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError, JobTimeoutError, WorkerUnavailableError
 from executor_adapter.monitoring import Level
-from executor_adapter.pools.cluster.descriptions import describe, differences
+from executor_adapter.pools.cluster.descriptions import compare_node, describe
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import MakeSshExecutor, Runs, guardian_of
 from tests.contract.cluster.sshd import ROOT, SshServer
@@ -90,6 +91,20 @@ def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     (_, ended), (begun, _) = runs.spans()
     assert ended < begun
     assert runs.last_sign_of_child(0) < time.time() - (time.monotonic() - begun)
+
+
+def test_the_loss_of_a_node_s_guardian_is_no_crash_of_its_jobs(make_ssh_executor: MakeSshExecutor, runs: Runs) -> None:
+    """The job of a guardian that is killed is NODE_LOST, and is retried on the same node."""
+    executor = make_ssh_executor(1)
+    job = Job(function=functions.note_times, args=(str(runs.folder), 1.0), pool="ssh", retry=AT_ONCE)
+    future = executor.submit(job)
+    wait_for(runs.agents)
+    os.kill(guardian_of(runs.agents()[0]), signal.SIGKILL)
+    future.result(timeout=PATIENCE)
+    assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
+    assert job.state.crashes == 0
+    (_, ended), (begun, _) = runs.spans()
+    assert ended < begun
 
 
 def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
@@ -175,7 +190,7 @@ def test_a_host_that_does_not_answer_is_named(
     two_ssh_hosts: SshServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a host accepts the login and then hangs, that is said while its jobs wait, and in their error."""
-    monkeypatch.setattr("executor_adapter.pools.cluster.leasing.placement.LACK_SECONDS", 0.1)
+    monkeypatch.setattr("executor_adapter.pools.cluster.grants.LACK_SECONDS", 0.1)
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexec cat > /dev/null\n")
     python.chmod(0o755)
@@ -210,16 +225,18 @@ def test_doctor_says_what_differs_on_hosts(two_ssh_hosts: SshServer) -> None:
     same, missing = check_cluster(ClusterSettings(ssh=ssh))
     assert (same.level, missing.level) == (Level.FINE, Level.WRONG)
     assert "/nowhere/python" in missing.found
+    left = r".*B of memory and .*B of disk free"
+    assert re.match(rf"Python 3\.\d+, .*; {left}; clock [+-]\d\.\d s$", same.found), same.found
     now = time.time()
     described = {**describe(), "time": now + 60, "asked_at": now, "python": "3.9"}
     described["packages"] = {**described["packages"], "cloudpickle": None}
-    assert differences("far", described) == [
+    assert compare_node("far", described)[1] == [
         f"node far has Python 3.9, and this program {describe()['python']}: use the same on both",
         f"cloudpickle is missing there, {describe()['packages']['cloudpickle']} here",
         "its clock is 60 s ahead",
     ]
     slow = {**describe(), "asked_at": now - 30}
-    assert [differences("far", {**slow, "time": now - late})[:1] for late in (0, 29, 90)] == [
+    assert [compare_node("far", {**slow, "time": now - late})[1][:1] for late in (0, 29, 90)] == [
         [],
         [],
         ["its clock is 60 s behind"],
@@ -283,3 +300,43 @@ def test_a_module_that_cannot_be_sent_is_named(
     job = Job(function=program.double, args=(21,), pool="ssh")
     with pytest.raises(JobSerializationError, match="the module helper_of_program is not on this node: copy it there"):
         executor.submit(job).result(timeout=PATIENCE)
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of an installed module that nodes lack; a function of the program needs it."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "library_of_program.py").write_text("def times(value, step):\n    return value * step\n")
+    (tmp_path / "needs_library.py").write_text(
+        "import library_of_program\ndef double(value):\n    return library_of_program.times(value, 2)\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield folder
+    for name in ("library_of_program", "needs_library"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("has_second", [False, True])
+def test_a_function_is_not_tried_again_where_a_module_is_missing(
+    two_ssh_hosts: SshServer, library: Path, tmp_path: Path, has_second: bool
+) -> None:
+    """A job whose node lacks a package is given to another one; without another it fails with the name and no retry."""
+    python = f"env PYTHONPATH={ROOT}:{library} {sys.executable}"
+    hosts = [SshHostSettings(host="node1", python=two_ssh_hosts.python, directory=str(ROOT))]
+    hosts += [SshHostSettings(host="node2", python=python, directory=str(ROOT))] if has_second else []
+    ssh = SshSettings(hosts=tuple(hosts), command=tuple(two_ssh_hosts.command))
+    with JobExecutor(len(hosts), config=Settings(cluster=ClusterSettings(ssh=ssh))) as executor:
+        if has_second:
+            run_on_both_hosts(executor, tmp_path)
+        jobs = [Job(function="needs_library:double", args=(21,), pool="ssh", retry=AT_ONCE) for _ in range(4)]
+        futures = [executor.submit(job) for job in jobs]
+        if has_second:
+            assert [future.result(timeout=PATIENCE) for future in futures] == [42] * 4
+        else:
+            for future in futures:
+                with pytest.raises(JobSerializationError, match="No module named 'library_of_program'"):
+                    future.result(timeout=PATIENCE)
+    codes = [[(attempt.node, attempt.error_code) for attempt in job.attempts] for job in jobs]
+    assert codes == [[("node2", None)] if has_second else [("node1", "MISSING_MODULE")]] * 4

@@ -1,4 +1,4 @@
-"""An agent's process, seen from the process of an engine that has started it on a node."""
+"""What the process of an engine on a node holds for a program: the agent's process, and the data of its workers."""
 
 from __future__ import annotations
 
@@ -6,21 +6,102 @@ import contextlib
 import json
 import logging
 import os
+import secrets
+import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from executor_adapter.pools.cluster import started_agent
-from executor_adapter.pools.cluster.engines.data_server import DataServer, DataStore
-from executor_adapter.pools.cluster.node_data import VARIABLE
+from executor_adapter.exceptions.display import text_of
+from executor_adapter.pools.cluster import agent_program
+from executor_adapter.pools.cluster.node_data import FETCH, VARIABLE, Kept, receive, send
 from executor_adapter.worker import interpreter_command
 
 logger = logging.getLogger("executor_adapter.cluster")
 
 _ANSWER_TIMEOUT = 2.0
 """Seconds that an agent may take to answer."""
+_CREDENTIALS = struct.Struct("3i")
+"""What SO_PEERCRED returns: pid, uid and gid."""
+
+
+class DataStore(Protocol):
+    """Reaches the values of an engine from its process on a node. Its methods may block, and are called in threads."""
+
+    def fetch(self, name: Any) -> Any:
+        """Return a value.
+
+        Raises:
+            Exception: it is not there.
+        """
+
+    def keep(self, name: str, value: Any) -> Kept:
+        """Take a value; the name is new."""
+
+
+class DataServer:
+    """Listens at a socket of this machine, to which only processes of the same user may connect."""
+
+    def __init__(self, store: DataStore) -> None:
+        self.address = f"executor-adapter-{secrets.token_hex(16)}"
+        """The name of its socket: one without a file, which is gone with this process."""
+        self._store = store
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind("\0" + self.address)
+        self._socket.listen(128)
+        threading.Thread(target=self._accept, name="executor-adapter-data", daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._socket.accept()
+            except OSError:  # It is closed.
+                return
+            threading.Thread(target=self._serve, args=(sock,), name="executor-adapter-data", daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with sock:
+            _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            if uid != os.getuid():
+                return
+            try:
+                (what, about), value = receive(sock)
+                answer = self._answer(what, about, value)
+            except (EOFError, ConnectionError):  # Its job has ended.
+                return
+            except Exception as error:
+                answer = (False, text_of(error)), None
+            with contextlib.suppress(OSError):
+                try:
+                    send(sock, *answer)
+                except OSError:
+                    raise
+                except Exception as error:
+                    send(sock, (False, f"{about[-1]} cannot be pickled: {text_of(error)}"), None)
+
+    def _answer(self, what: str, about: Any, value: Any) -> tuple[tuple[bool, Any], Any]:
+        if what == FETCH:
+            name, shown = about
+            try:
+                return (True, ""), self._store.fetch(name)
+            except Exception as error:
+                return (False, f"{shown} cannot be fetched: {text_of(error)}"), None
+        job_id, number = about
+        try:
+            kept = self._store.keep(f"executor-adapter-{job_id}-{number}-{secrets.token_hex(4)}", value)
+            # Not as a value: that would be loaded to check it, which in the program itself makes a reference.
+            return (True, (kept.head, kept.name, kept.node)), None
+        except Exception as error:
+            return (False, f"the result cannot be kept on the cluster: {text_of(error)}"), None
 
 
 class AgentProcess:
@@ -43,21 +124,21 @@ class AgentProcess:
         """Why it takes no further lease; "" where it was told to end."""
         self._is_leaving = False
         self._answered = threading.Event()
-        self._has_ended = threading.Event()
         self._on_end = on_end
         self._data = None if store is None else DataServer(store)
         environment = dict(os.environ)
         if self._data is not None:
             environment[VARIABLE] = self._data.address
         self._process = subprocess.Popen(
-            interpreter_command(started_agent.BOOTSTRAP),
+            interpreter_command(agent_program.BOOTSTRAP),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
             env=environment,
         )
         self._tell({**head, "node": node, "path": [os.path.abspath(entry) for entry in sys.path]})
-        threading.Thread(target=self._listen, name="executor-adapter-agent", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="executor-adapter-agent", daemon=True)
+        self._thread.start()
 
     @property
     def has_ended(self) -> bool:
@@ -99,7 +180,7 @@ class AgentProcess:
 
     def wait_for_end(self) -> str:
         """Wait until the process has ended, and return what was wrong with it, "" if nothing was."""
-        self._has_ended.wait()
+        self._thread.join()
         return self._ended or ""
 
     def _tell(self, message: dict[str, Any]) -> None:
@@ -128,7 +209,6 @@ class AgentProcess:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         self._on_end(self)
-        self._has_ended.set()
         for event in list(self._released.values()):
             event.set()
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import time
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -18,28 +19,12 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import CPU, GPU, Shape
 from executor_adapter.pools.cluster.engines.dask_worker import hold_lease
-from executor_adapter.pools.cluster.engines.leases import Engine, EnginePool
-from executor_adapter.pools.cluster.engines.needs import Amounts, able_nodes, lack_in_words
-from executor_adapter.pools.cluster.engines.tls import Certificates
+from executor_adapter.pools.cluster.engines.leases import WATCH_INTERVAL, Amounts, Engine, EnginePool, able_nodes
+from executor_adapter.pools.cluster.link import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
-from executor_adapter.pools.cluster.references import imported_engine, remote_payload, replace_references
-from executor_adapter.pools.transport.payload import Payload
-
-if TYPE_CHECKING:
-    from executor_adapter.job import Job
-
 
 _kept_on: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 """The node of each result that was kept, by its future."""
-
-
-def _node_value(future: Any, shown: str) -> NodeValue:
-    """Return what is sent in place of a Dask future."""
-    if future.status != "finished":
-        raise InvalidJobError(
-            f"{shown} is a Dask future that is {future.status}, not finished: wait for it first (distributed.wait)"
-        )
-    return NodeValue(future.key, f"{shown}, the Dask future {future.key},")
 
 
 ANSWER_TIMEOUT = 2.0
@@ -76,6 +61,7 @@ class DaskCluster(Engine):
                 n_workers=1,
                 threads_per_worker=self._slots,
                 processes=False,
+                resources=dict(self._capacity()),
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
             )
@@ -99,7 +85,7 @@ class DaskCluster(Engine):
         self._head = head["token"]
         heads[self._head] = self._open_kept
         head = {**head, "client": self._keeper.id, "tls": self.certificates() is not None}
-        future = self._futures[lease] = self._client.submit(
+        self._futures[lease] = self._client.submit(
             hold_lease,
             head,
             lease,
@@ -110,7 +96,13 @@ class DaskCluster(Engine):
             retries=0,
             resources=self._counted(needs) or None,
         )
-        future.add_done_callback(lambda done: self._ends.call(lambda: self.note_end(lease, done)))
+
+    def poll(self) -> float | None:
+        # Dask's callbacks need a pool of threads, which is gone before the jobs of a program that ends.
+        for lease, future in list(self._futures.items()):
+            if future.done():
+                self.note_end(lease, future)
+        return WATCH_INTERVAL if self._futures else None
 
     def _counted(self, needs: Amounts) -> dict[str, float]:
         """Return what Dask counts of a lease. One thread is a processor, where no worker says how many it has."""
@@ -129,15 +121,24 @@ class DaskCluster(Engine):
         return bool(self._resources or shape)
 
     def find_nodes(self, needs: Amounts) -> tuple[list[str], str]:
-        counted, workers = self._counted(needs), self._workers()
-        if found := able_nodes(counted, workers):
-            return found, ""
-        lack = lack_in_words(counted, workers.values(), "worker")
-        if not counted:
-            return [], lack
+        counted = self._counted(needs)
+        found, lack = able_nodes(counted, self._workers(), "worker")
+        if found or not counted or self._local is not None:
+            return found, lack
         # Dask reads an amount as a number, and so text such as 4GiB is none.
         amounts = " ".join(f"{name}={amount:.10g}" for name, amount in counted.items())
         return [], f"{lack} (dask worker --resources {amounts!r})"
+
+    def usage(self, leases: Collection[int]) -> tuple[list[str], bool]:
+        ours, running = {(f"{self._name_of_leases}{lease}", 0) for lease in leases}, self._running()
+        holders = [worker for worker, keys in running.items() if keys & ours]
+        return holders, any(keys - ours for keys in running.values())
+
+    def _running(self) -> dict[str, set[Any]]:
+        """Return the keys of all tasks that run, by worker."""
+        asked = self._client.scheduler.call_stack
+        found = self._client.sync(asked, keys=None, callback_timeout=ANSWER_TIMEOUT)
+        return {worker: set(keys) for worker, keys in found.items()}
 
     def others(self) -> dict[str, int]:
         # What is sent by value runs on the same version of Python alone.
@@ -188,12 +189,20 @@ class DaskCluster(Engine):
 
     def close(self) -> None:
         heads.pop(self._head, None)
-        if self._futures:
+        if self._client is not None and self._client.status == "running":
+            self._wait_for_leases()
             self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
         for each in (self._client, self._local):
             if each is not None:
                 each.close()
+
+    def _wait_for_leases(self) -> None:
+        """Let the tasks return whose agents have just ended: a worker that closes warns of each that has not."""
+        until = time.monotonic() + ANSWER_TIMEOUT
+        with contextlib.suppress(OSError):  # A worker does not answer.
+            while self._name_of_leases in str(self._running()) and time.monotonic() < until:
+                time.sleep(0.02)
 
 
 def _waiting_tasks() -> Callable[..., dict[str, int]]:
@@ -236,15 +245,17 @@ class DaskPool(EnginePool):
 
     engine: ClassVar[type[Engine]] = DaskCluster
 
+    reference: ClassVar[tuple[str, str]] = "distributed", "Future"
+
     @classmethod
-    def prepare(cls, job: Job) -> Payload:
-        dask = imported_engine("distributed") if job.args or job.kwargs else None
-        if dask is None:
-            return remote_payload(job)
-        nodes: list[str] = []
+    def node_value(cls, module: Any, reference: Any, shown: str) -> NodeValue:
+        if reference.status != "finished":
+            raise InvalidJobError(
+                f"{shown} is a Dask future that is {reference.status}, not finished: wait for it first "
+                "(distributed.wait)"
+            )
+        return NodeValue(reference.key, f"{shown}, the Dask future {reference.key},")
 
-        def replace(future: Any, shown: str) -> NodeValue:
-            nodes.extend(filter(None, [_kept_on.get(future)]))
-            return _node_value(future, shown)
-
-        return remote_payload(job, replace_references(job, dask.Future, replace), next(iter(nodes), None))
+    @classmethod
+    def node_of(cls, reference: Any) -> str | None:
+        return _kept_on.get(reference)

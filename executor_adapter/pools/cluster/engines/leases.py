@@ -6,6 +6,7 @@ finds comes back by `call_soon`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import secrets
@@ -14,25 +15,31 @@ import ssl
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from queue import Empty, SimpleQueue
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from executor_adapter.config import ClusterSettings, DaskSettings, RaySettings
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.job import Shape
+from executor_adapter.job import UNITS, Job, Shape, amount_text, units_of
 from executor_adapter.pools.base import PoolSupervisor, Timer
-from executor_adapter.pools.cluster.engines.needs import Amounts, amounts_of
-from executor_adapter.pools.cluster.engines.tls import Certificates, end_of, tls_context
 from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door, host_towards
 from executor_adapter.pools.cluster.leases import LeaseSource
+from executor_adapter.pools.cluster.link import Certificates, end_of, tls_context
+from executor_adapter.pools.cluster.node_data import NodeValue
 from executor_adapter.pools.cluster.pool import RemotePool
+from executor_adapter.pools.cluster.references import imported_engine, remote_payload, replace_references
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+from executor_adapter.pools.transport.payload import Payload
 
 logger = logging.getLogger("executor_adapter.cluster")
 
 LOOK_SECONDS = 1.0
 """Seconds between two looks at the leases that were not granted yet."""
+
+WATCH_INTERVAL = 0.5
+"""Seconds between two looks at what the engine runs; its agents report by themselves what matters for jobs."""
 
 RETRY_SECONDS = 1.0
 """Seconds after which a lease that a node could not hold is asked for again."""
@@ -40,23 +47,30 @@ RETRY_SECONDS = 1.0
 REFUSAL_SECONDS = 60.0
 """Seconds after which an engine that did not say who waits is asked again."""
 
+Amounts = Mapping[str, float]
+"""Amounts by name, with memory in bytes."""
+
 
 class Engine(ABC):
     """The client of one engine. All methods are called in the thread that is its own, and may block.
 
-    `address`: that of its cluster; None for a local one, with so many `slots`. `resources`: what a plain lease takes.
+    Without an address in its settings, the cluster is a local one, with so many `slots` and what `capacity` returns.
     """
 
     name: str
     """What users call it."""
 
     def __init__(
-        self, ends: EngineLeases, address: str | None, resources: Mapping[str, float] | None, slots: int
+        self,
+        ends: EngineLeases,
+        settings: DaskSettings | RaySettings,
+        slots: int,
+        capacity: Callable[[], Mapping[str, float]],
     ) -> None:
         self._ends = ends
-        self._address = address
-        self._resources = resources
+        self._address, self._resources = settings.address, settings.resources
         self._slots = slots
+        self._capacity = capacity
 
     @abstractmethod
     def connect(self) -> str:
@@ -88,6 +102,14 @@ class Engine(ABC):
         """Return the names of the agents of the nodes that could hold such a lease; in words, why there is none.
 
         Both are empty where that is not known now.
+        """
+
+    @abstractmethod
+    def usage(self, leases: Collection[int]) -> tuple[list[str], bool]:
+        """Return the nodes that hold one of these leases, and whether others use what would hold one.
+
+        Raises:
+            Exception: the engine does not say so now.
         """
 
     @abstractmethod
@@ -125,34 +147,57 @@ class Engine(ABC):
         """Give all leases back, and end what was started here."""
 
 
-class Listen(NamedTuple):
-    """Where a program listens for agents, as the settings have it; None for what is found out."""
+def amounts_of(shape: Shape) -> dict[str, float]:
+    """Return the amounts of a shape; whole ones are whole numbers."""
+    return {name: units // UNITS if units % UNITS == 0 else units / UNITS for name, units in shape}
 
-    host: str | None = None
-    port: int | str | None = None
-    """A port, or the first and the last one of a range."""
-    advertise: str | None = None
-    """What agents connect to: a host, or host:port."""
 
-    def ports(self) -> range:
-        """Return the ports to try."""
-        first, _, last = str(self.port or 0).partition("-")
-        return range(int(first), int(last or first) + 1)
+def able_nodes(needs: Amounts, nodes: Mapping[str, Amounts], called: str) -> tuple[list[str], str]:
+    """Return the names of the nodes that could hold so much if nothing else ran there; in words, why there is none.
 
-    def address(self, host: str, port: int) -> list[Any]:
-        """Return what agents connect to where the program listens at a host and port."""
-        parts = urlsplit(f"//{self.advertise}")
-        return [host, port] if self.advertise is None else [parts.hostname, parts.port or port]
+    `nodes`: what each has in all. `called`: what the engine calls one.
+    """
+    found = [node for node, has in nodes.items() if all(has.get(name, 0) >= amount for name, amount in needs.items())]
+    if found or not nodes:
+        return found, "" if found else f"the cluster has no {called}"
+    for name, amount in needs.items():
+        most = max(has.get(name, 0) for has in nodes.values())
+        if most < amount:
+            has = f"the most that one has is {amount_text(name, units_of(most))}" if most else f"none has {name}"
+            return [], f"no {called} has {amount_text(name, units_of(amount))}: {has}"
+    together = ", ".join(amount_text(name, units_of(each)) for name, each in needs.items())
+    return [], f"no {called} has {together} together"
+
+
+def ports_of(listen_port: int | str | None) -> range:
+    """Return the ports to try; the setting names one, or the first and the last one of a range, or None for any."""
+    first, _, last = str(listen_port or 0).partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def advertised(advertise: str | None, host: str, port: int) -> list[Any]:
+    """Return what agents connect to where the program listens at a host and port. `advertise`: the setting."""
+    parts = urlsplit(f"//{advertise}")
+    return [host, port] if advertise is None else [parts.hostname, parts.port or port]
 
 
 class EngineLeases(LeaseSource):
-    """Asks an engine for leases, and listens for the agents that it starts."""
+    """Asks an engine for leases, and listens for the agents that it starts.
 
-    def __init__(self, pool: RemotePool, make_engine: Callable[[EngineLeases], Engine], listen: Listen) -> None:
+    `capacity`: returns what a local cluster has. `at_exit`: what is registered to end the executors of the program.
+    """
+
+    def __init__(
+        self,
+        pool: EnginePool,
+        cluster: ClusterSettings,
+        capacity: Callable[[], Mapping[str, float]],
+        at_exit: Callable[[], object],
+    ) -> None:
         self._pool = pool
         self._supervisor = pool.supervisor
-        self._engine = make_engine(self)
-        self._listen = listen
+        self._engine = pool.engine(self, getattr(cluster, pool.name), pool.max_workers, capacity)
+        self._cluster, self._at_exit = cluster, at_exit
         self._token = secrets.token_bytes(TOKEN_SIZE)
         self._door: Door | None = None
         self._last = 0
@@ -186,7 +231,8 @@ class EngineLeases(LeaseSource):
 
     def explain_lack(self) -> None:
         if self._door is not None:
-            self._commands.put(lambda: self._look_at_nodes({()}))
+            leases = self._not_granted()
+            self._commands.put(lambda: self._explain_lack(leases))
         else:
             self._pool.nodes_sought((), (), f"the {self._engine.name} cluster has not answered yet", False)
 
@@ -220,7 +266,10 @@ class EngineLeases(LeaseSource):
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         for lease in (*agent.leases, *(shaped.number for shaped in agent.shaped)):
-            self._drop(lease)
+            if agent.is_closing:  # It was asked to end, and its leases end with it.
+                self._forget(lease)
+            else:
+                self._drop(lease)
         self._commands.put(lambda: self._engine.on_agent_lost(agent.node))
 
     def _forget(self, lease: int) -> None:
@@ -251,12 +300,12 @@ class EngineLeases(LeaseSource):
         self._is_connecting = False
         if self._closing:
             return
-        host = self._listen.host or host_towards(scheduler)
+        host = getattr(self._cluster, self._pool.name).listen_host or host_towards(scheduler)
         try:
-            call_soon = self._supervisor.call_soon
-            self._door = Door(call_soon, host, self._token, self._on_agent, context, self._listen.ports())
+            call_soon, ports = self._supervisor.call_soon, ports_of(self._cluster.listen_port)
+            self._door = Door(call_soon, host, self._token, self._on_agent, context, ports)
         except OSError as error:
-            keys = f"cluster.{self._engine.name.lower()}.listen_host or cluster.listen_port"
+            keys = f"cluster.{self._pool.name}.listen_host or cluster.listen_port"
             self._pool.refused(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
             return
         for lease in self._wanted:
@@ -290,13 +339,9 @@ class EngineLeases(LeaseSource):
 
     def _ask(self, lease: int) -> None:
         assert self._door is not None
-        head = {"address": self._listen.address(*self._door.address), "token": self._token.hex()}
+        head = {"address": advertised(self._cluster.advertise, *self._door.address), "token": self._token.hex()}
         needs = amounts_of(self.shape_of(lease))
         self._commands.put(lambda: self._try_to_ask(head, lease, needs))
-
-    def call(self, command: Callable[[], None]) -> None:
-        """Make a call in the engine's thread. Any thread may ask for it."""
-        self._commands.put(command)
 
     def lease_ended(self, lease: int, why: str, *, is_final: bool = False) -> None:
         """Take note that nothing holds a lease any more; `why` is "" if nothing was wrong. Any thread may call it.
@@ -316,7 +361,7 @@ class EngineLeases(LeaseSource):
         if not why:
             self._ask_again(lease)
             return
-        self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}")
+        self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}", self.shape_of(lease))
         self._supervisor.call_at(self._supervisor.now() + RETRY_SECONDS, lambda: self._ask_again(lease))
 
     def _ask_again(self, lease: int) -> None:
@@ -353,6 +398,9 @@ class EngineLeases(LeaseSource):
     def _connect(self) -> None:
         try:
             scheduler = self._engine.connect()
+            # The engine was imported now, and what is registered last is called first: executors end before it does.
+            atexit.unregister(self._at_exit)
+            atexit.register(self._at_exit)
             certificates = self._engine.certificates()
             context = None if certificates is None else tls_context(certificates, listens=True)
         except Exception as error:
@@ -364,6 +412,20 @@ class EngineLeases(LeaseSource):
         for shape in shapes:
             nodes, why = self._engine.find_nodes(amounts_of(shape))
             self._supervisor.call_soon(self._pool.nodes_sought, shape, nodes, why, self._engine.is_fixed)
+
+    def _explain_lack(self, leases: list[int]) -> None:
+        nodes, why = self._engine.find_nodes({})
+        if nodes:
+            why = f"{len(nodes)} could have it, and none gives it"
+            try:
+                holders, others_use = self._engine.usage(leases)
+            except Exception as error:
+                logger.debug("the %s cluster does not say who uses it: %s", self._engine.name, text_of(error))
+            else:
+                why += ": others use all" if others_use else ""
+                if holders:  # How long it takes to start one, nobody knows.
+                    why = f"no agent on {', '.join(holders)} has connected to this program yet"
+        self._supervisor.call_soon(self._pool.nodes_sought, (), nodes, why, self._engine.is_fixed)
 
     def _look_for_others(self) -> None:
         waiting: dict[str, int] = {}
@@ -393,22 +455,51 @@ class EnginePool(RemotePool):
 
     can_keep: ClassVar[bool] = True
     engine: ClassVar[type[Engine]]
+    reference: ClassVar[tuple[str, str]]
+    """The module and the class of the engine's references to data."""
+    lends: ClassVar[bool] = False
+    """Whether the engine's process on a node needs the references themselves."""
+
+    @classmethod
+    def prepare(cls, job: Job) -> Payload:
+        module = imported_engine(cls.reference[0]) if job.args or job.kwargs else None
+        if module is None:
+            return remote_payload(job)
+        found: list[Any] = []
+
+        def replace(reference: Any, shown: str) -> NodeValue:
+            found.append(reference)
+            return cls.node_value(module, reference, shown)
+
+        arguments = replace_references(job, getattr(module, cls.reference[1]), replace)
+        nodes = filter(None, map(cls.node_of, found))
+        return remote_payload(job, arguments, next(nodes, None), tuple(found) if cls.lends else ())
+
+    @classmethod
+    @abstractmethod
+    def node_value(cls, module: Any, reference: Any, shown: str) -> NodeValue:
+        """Return what is sent in place of a reference; `shown` says which argument it is.
+
+        Raises:
+            InvalidJobError: its data is not there yet.
+        """
+
+    @classmethod
+    @abstractmethod
+    def node_of(cls, reference: Any) -> str | None:
+        """Return the node that has the data of a reference, if that is known."""
 
     def __init__(
         self,
         supervisor: PoolSupervisor,
         max_workers: int,
         *,
-        address: str | None = None,
-        resources: Mapping[str, float] | None = None,
-        listen_host: str | None = None,
-        listen_port: int | str | None = None,
-        advertise: str | None = None,
+        cluster: ClusterSettings,
+        capacity: Callable[[], Mapping[str, float]],
+        at_exit: Callable[[], object],
         **options: Any,
     ) -> None:
-        listen = Listen(listen_host, listen_port, advertise)
+        def make_source(_: RemotePool) -> EngineLeases:
+            return EngineLeases(self, cluster, capacity, at_exit)
 
-        def make_source(pool: RemotePool) -> EngineLeases:
-            return EngineLeases(pool, lambda ends: self.engine(ends, address, resources, max_workers), listen)
-
-        super().__init__(supervisor, max_workers, make_source, **options)
+        super().__init__(supervisor, max_workers, make_source, cluster=cluster, **options)

@@ -9,29 +9,19 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import CPU, GPU
-from executor_adapter.pools.cluster.engines.leases import Engine, EnginePool
-from executor_adapter.pools.cluster.engines.needs import Amounts, able_nodes, lack_in_words
-from executor_adapter.pools.cluster.engines.ray_connection import PROBE_TIMEOUT, SLOT, RayUser, node_name
+from executor_adapter.pools.cluster.engines.leases import WATCH_INTERVAL, Amounts, Engine, EnginePool, able_nodes
+from executor_adapter.pools.cluster.engines.ray_connection import PROBE_TIMEOUT, SLOT, RayUser, last_line, node_name
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor, certificates_of_ray, gpus_of_bundle
-from executor_adapter.pools.cluster.engines.tls import Certificates
+from executor_adapter.pools.cluster.link import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
-from executor_adapter.pools.cluster.references import imported_engine, remote_payload, replace_references
-from executor_adapter.pools.transport.payload import Payload
-
-if TYPE_CHECKING:
-    from executor_adapter.job import Job
 
 PENDING_INTERVAL = 0.02
 """Seconds between two looks at leases that are not placed yet: one short request to Ray's control store."""
-
-WATCH_INTERVAL = 0.5
-"""Seconds between two looks at actors, whose agents report by themselves what matters for jobs."""
 
 TAKE_TIMEOUT = 60.0
 """Seconds that Ray may take to store a result which stays on a node."""
@@ -80,9 +70,10 @@ class RayCluster(Engine):
     def connect(self) -> str:
         import ray  # Only here: programs that do not use it need not have it.
 
-        # A local cluster has what these leases take, whatever processors there are.
-        processors = math.ceil(self._slots * (self._resources or {}).get("CPU", 1))
-        scheduler = self._scheduler = self._user.join(self._address, processors)
+        capacity = dict(self._capacity()) if self._address is None else {}
+        # A local cluster has what plain leases take, whatever processors there are.
+        capacity[CPU] = max(capacity.get(CPU, 1), self._slots * (self._resources or {}).get(CPU, 0))
+        scheduler = self._scheduler = self._user.join(self._address, capacity)
         self._ray = ray
         self._bundle = dict(self._resources or {SLOT if self._user.is_local else CPU: 1})
         self.is_fixed = self._user.is_local
@@ -105,10 +96,15 @@ class RayCluster(Engine):
     def find_nodes(self, needs: Amounts) -> tuple[list[str], str]:
         if not self._user.answers():
             return [], ""
-        nodes = {node_name(node): node["Resources"] for node in self._ray.nodes() if node["Alive"]}
-        bundle = {**self._bundle, **needs}
-        found = able_nodes(bundle, nodes)
-        return found, "" if found else lack_in_words(bundle, nodes.values(), "node")
+        return able_nodes({**self._bundle, **needs}, self._node_resources(), "node")
+
+    def _node_resources(self) -> dict[str, Amounts]:
+        return {node_name(node): node["Resources"] for node in self._ray.nodes() if node["Alive"]}
+
+    def usage(self, leases: Collection[int]) -> tuple[list[str], bool]:
+        holders = [node.name for node in self._nodes.values() if not node.leases.isdisjoint(leases)]
+        free = self._ray.available_resources() if self._user.answers() else self._bundle
+        return holders, any(free.get(name, 0) < amount for name, amount in self._bundle.items())
 
     def others(self) -> dict[str, int]:
         from ray.autoscaler.v2.sdk import get_cluster_status
@@ -120,10 +116,10 @@ class RayCluster(Engine):
         ours, table = {group.id.hex() for group in self._groups.values()}, self._ray.util.placement_group_table()
         groups = [group for name, group in table.items() if group["state"] == "PENDING" and name not in ours]
         bundles += [(bundle, 1) for group in groups for bundle in group["bundles"].values()]
-        nodes = {node_name(node): node["Resources"] for node in self._ray.nodes() if node["Alive"]}
+        nodes = self._node_resources()
         waiting: Counter[str] = Counter()
         for bundle, count in bundles:
-            for node in able_nodes(bundle, nodes) if bundle else ():
+            for node in able_nodes(bundle, nodes, "node")[0] if bundle else ():
                 waiting[node] += count * max(1, math.ceil(bundle.get(CPU, 1)))
         return waiting
 
@@ -212,7 +208,7 @@ class RayCluster(Engine):
                 try:
                     self._hold(lease, node_id, self._ray.get(answer))
                 except Exception as error:
-                    self._forget(lease, _first_line(error), is_final=_lacks_package(error))
+                    self._forget(lease, _why(error), is_final=_lacks_package(error))
 
     def _hold(self, lease: int, node_id: str, environment: dict[str, str]) -> None:
         node = self._nodes.get(node_id)
@@ -243,7 +239,7 @@ class RayCluster(Engine):
         try:
             why = self._ray.get(node.end)
         except Exception as error:
-            why, is_final = _first_line(error), _lacks_package(error)
+            why, is_final = _why(error), _lacks_package(error)
         self._remove(node_id, node, why, is_final)
 
     def on_agent_lost(self, node: str) -> None:
@@ -294,10 +290,8 @@ def _lacks_package(error: Exception) -> bool:
     return "ModuleNotFoundError" in str(error) or "ImportError" in str(error)
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line for line in text_of(error).splitlines() if line.strip()]
-    hint = ": install prefect-executor-adapter on the nodes" if _lacks_package(error) else ""
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}{hint}"
+def _why(error: Exception) -> str:
+    return last_line(error) + (": install prefect-executor-adapter on the nodes" if _lacks_package(error) else "")
 
 
 class RayPool(EnginePool):
@@ -307,19 +301,15 @@ class RayPool(EnginePool):
 
     engine: ClassVar[type[Engine]] = RayCluster
 
+    reference: ClassVar[tuple[str, str]] = "ray", "ObjectRef"
+    lends: ClassVar[bool] = True
+
     @classmethod
-    def prepare(cls, job: Job) -> Payload:
-        ray = imported_engine("ray") if job.args or job.kwargs else None
-        if ray is None:
-            return remote_payload(job)
-        lent: list[Any] = []
+    def node_value(cls, module: Any, reference: Any, shown: str) -> NodeValue:
+        if not module.wait([reference], timeout=0, fetch_local=False)[0]:
+            raise InvalidJobError(f"{shown} is an ObjectRef that is not ready: wait for it first (ray.wait)")
+        return NodeValue(reference.hex(), f"{shown}, the ObjectRef {reference.hex()},")
 
-        def replace(reference: Any, shown: str) -> NodeValue:
-            if not ray.wait([reference], timeout=0, fetch_local=False)[0]:
-                raise InvalidJobError(f"{shown} is an ObjectRef that is not ready: wait for it first (ray.wait)")
-            lent.append(reference)
-            return NodeValue(reference.hex(), f"{shown}, the ObjectRef {reference.hex()},")
-
-        arguments = replace_references(job, ray.ObjectRef, replace)
-        nodes = (_kept_on[each.hex()] for each in lent if each.hex() in _kept_on)
-        return remote_payload(job, arguments, next(nodes, None), tuple(lent))
+    @classmethod
+    def node_of(cls, reference: Any) -> str | None:
+        return _kept_on.get(reference.hex())

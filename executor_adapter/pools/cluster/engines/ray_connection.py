@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
+from executor_adapter.exceptions.display import text_of
+from executor_adapter.job import CPU, GPU, MEMORY
 from executor_adapter.pools.cluster.handshake import host_towards
 
 logger = logging.getLogger("executor_adapter.cluster")
@@ -48,10 +52,11 @@ class RayUser:
         """Whether the cluster was started here, and so has SLOTs."""
         self._connection: tuple[str, str] | None = None
 
-    def join(self, address: str | None, processors: int) -> str:
+    def join(self, address: str | None, capacity: Mapping[str, float]) -> str:
         """Take the connection that there is, or make one. Return the address of the cluster's control store.
 
-        `address`: as in the settings; None takes any. `processors`: how many a local cluster has that is started here.
+        `address`: as in the settings; None takes any. `capacity`: what a local cluster has that is started here; how
+        much memory it has is up to Ray.
 
         Raises:
             ConnectionError: the program is connected to another cluster, or this one cannot be reached.
@@ -64,7 +69,7 @@ class RayUser:
                 if _made is not None:  # The program has ended it.
                     _made.close()
                     _made = None
-                made = _Connection(ray, address or os.environ.get("RAY_ADDRESS") or "local", processors)
+                made = _Connection(ray, address or os.environ.get("RAY_ADDRESS") or "local", capacity)
                 made.check()
                 made.open()
                 _made = made
@@ -117,7 +122,7 @@ class _Connection(threading.Thread):
     when the thread that has started them ends (PR_SET_PDEATHSIG).
     """
 
-    def __init__(self, ray: Any, address: str, processors: int) -> None:
+    def __init__(self, ray: Any, address: str, capacity: Mapping[str, float]) -> None:
         super().__init__(name="executor-ray-connection", daemon=True)
         self.address = address
         self.is_local = address == "local"
@@ -129,7 +134,9 @@ class _Connection(threading.Thread):
         self._ray = ray
         self._options: dict[str, Any] = {"address": address, "log_to_driver": False, "configure_logging": False}
         if self.is_local:
-            self._options |= {"num_cpus": processors, "resources": {SLOT: _MANY}, "include_dashboard": False}
+            custom = {name: amount for name, amount in capacity.items() if name not in (CPU, GPU, MEMORY)}
+            known = {"num_cpus": math.ceil(capacity.get(CPU, 0)), "num_gpus": capacity.get(GPU)}
+            self._options |= {**known, "resources": {SLOT: _MANY, **custom}, "include_dashboard": False}
         self._error: BaseException | None = None
         self._is_open, self._is_to_close = threading.Event(), threading.Event()
 
@@ -208,6 +215,12 @@ def why_closed(address: str, timeout: float) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def last_line(error: BaseException) -> str:
+    """Return the class of an error and the last line of its text: what is before it in Ray's errors are its frames."""
+    lines = [line for line in text_of(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
 
 
 def node_name(node: dict[str, Any]) -> str:

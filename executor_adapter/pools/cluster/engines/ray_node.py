@@ -13,7 +13,7 @@ from typing import Any
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.cluster.engines.agent_process import AgentProcess
-from executor_adapter.pools.cluster.engines.tls import Certificates
+from executor_adapter.pools.cluster.link import Certificates
 from executor_adapter.pools.cluster.node_data import Kept
 from executor_adapter.pools.gpus import gpu_environment
 

@@ -1,9 +1,11 @@
-"""The program of an agent that an engine's worker starts: it connects to its head by TCP.
+"""The programs of an agent: one that ssh starts, and one that an engine's worker starts.
 
-Its stdin and stdout are pipes to the worker, and carry lines of JSON. The first line says where the head listens, the
-token, and the worker's sys.path, so that what an engine has brought there (uploaded files) is found. Further ones tell
-of leases. It says which leases are given back, and ends when the worker's end is closed: the worker's process has died.
-Its last line says why it ends: "" where it was told to.
+What ssh starts serves its head over stdin and stdout.
+
+What a worker starts connects to its head by TCP. Its stdin and stdout are pipes to the worker, and carry lines of JSON.
+The first line says where the head listens, the token, and the worker's sys.path, so that what an engine has brought
+there (uploaded files) is found. Further ones tell of leases. It says which leases are given back, and ends when the
+worker's end is closed: the worker's process has died. Its last line says why it ends: "" where it was told to.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ from typing import Any
 
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.agent import Agent
-from executor_adapter.pools.cluster.engines.tls import end_of, tls_context
 from executor_adapter.pools.cluster.handshake import HANDSHAKE_TIMEOUT, prove
-from executor_adapter.pools.cluster.link import take_stdio
+from executor_adapter.pools.cluster.link import PipeEnd, end_of, take_stdio, tls_context
 from executor_adapter.worker import wire
 
 BOOTSTRAP = (
@@ -31,16 +32,36 @@ BOOTSTRAP = (
     "    if not byte: sys.exit(0)\n"
     "    line += byte\n"
     "setup = json.loads(line)\n"
-    "from executor_adapter.pools.cluster.started_agent import main\n"
+    "from executor_adapter.pools.cluster.agent_program import main\n"
     "sys.path[:] = setup['path']\n"
     "sys.exit(main(setup))\n"
 )
 """The program of the interpreter: the first line is read before anything of the user's can be imported."""
 
 
+LOG_FORMAT = "%(levelname)s %(message)s"
+
+
+def serve_stdio() -> int:
+    """Serve a head over stdin and stdout, or print what this node is. Return the exit code."""
+    if sys.argv[1:] == ["--describe"]:
+        from executor_adapter.pools.cluster.descriptions import describe  # An agent needs none of it.
+
+        print(f"\n{json.dumps(describe())}")
+        return 0
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    read_fd, write_fd = take_stdio()
+    os.write(write_fd, frames.START)
+    agent = Agent(PipeEnd(read_fd, write_fd), held_fds=(write_fd,))
+    agent.run()
+    if agent.refusal:
+        print(agent.refusal, file=sys.stderr)
+    return 1 if agent.refusal else 0
+
+
 def main(setup: dict[str, Any]) -> int:
     """Connect to the head and serve it. Return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     worker = _Worker()
     host, port = setup["address"]
     try:
@@ -96,3 +117,7 @@ class _Worker:
             if "answer" in message:
                 self.tell(message)
         agent.link.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(serve_stdio())
