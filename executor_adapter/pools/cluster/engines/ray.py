@@ -121,7 +121,13 @@ class RayCluster(Engine):
         for bundle, count in bundles:
             for node in able_nodes(bundle, nodes, "node")[0] if bundle else ():
                 waiting[node] += count * max(1, math.ceil(bundle.get(CPU, 1)))
-        return waiting
+        # The last lease stays: a group is placed only where a processor is free at the moment at which Ray looks, and
+        # beside tasks that follow one another without a pause that may be never again.
+        given, spare = {}, max(0, sum(len(node.leases) for node in self._nodes.values()) - 1)
+        for holder in self._nodes.values():
+            given[holder.name] = min(waiting[holder.name], len(holder.leases), spare)
+            spare -= given[holder.name]
+        return given
 
     def drop(self, lease: int) -> None:
         self._pending.discard(lease)
@@ -211,8 +217,7 @@ class RayCluster(Engine):
                     self._forget(lease, _why(error), is_final=_lacks_package(error))
 
     def _hold(self, lease: int, node_id: str, environment: dict[str, str]) -> None:
-        node = self._nodes.get(node_id)
-        if node is None:
+        if (node := self._nodes.get(node_id)) is None:
             node = self._nodes[node_id] = self._start_actor(node_id)
         node.leases.add(lease)
         node.actor.hold.remote(lease, environment)
@@ -222,8 +227,7 @@ class RayCluster(Engine):
         name = names.get(node_id, f"ray/{node_id[:8]}")
         place = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, soft=False)
         # The default of a program's runtime environment holds for it as for the program's own actors.
-        options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 8}
-        actor_class = self._ray.remote(**options)(NodeActor)
+        actor_class = self._ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=8)(NodeActor)
         return _Node(name, actor_class.options(scheduling_strategy=place).remote(self._head, name))
 
     def _look_at_actors(self) -> None:
@@ -231,16 +235,11 @@ class RayCluster(Engine):
         done, _ = self._ray.wait(ends, num_returns=len(ends), timeout=0)
         for node_id, node in list(self._nodes.items()):
             if node.end in done:
-                self._on_end(node_id, node)
-
-    def _on_end(self, node_id: str, node: _Node) -> None:
-        """Take note that an agent has ended, or that its actor could not start it."""
-        is_final = False
-        try:
-            why = self._ray.get(node.end)
-        except Exception as error:
-            why, is_final = _why(error), _lacks_package(error)
-        self._remove(node_id, node, why, is_final)
+                try:
+                    why, is_final = self._ray.get(node.end), False
+                except Exception as error:  # Its actor could not start the agent.
+                    why, is_final = _why(error), _lacks_package(error)
+                self._remove(node_id, node, why, is_final)
 
     def on_agent_lost(self, node: str) -> None:
         for node_id, each in list(self._nodes.items()):
