@@ -148,7 +148,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, by_end:
         return
     for row in rows:
         texts = [_text(cell) for cell in (*row[:ESSENTIAL_COLUMNS], *row[ESSENTIAL_COLUMNS:][-1:])]
-        screen.print(SafeText("\n  ").join(text for text in texts if text.plain), soft_wrap=True)
+        screen.print(SafeText("\n  ").join(text for text in texts if text.plain))
 
 
 def fitting_table(

@@ -107,8 +107,8 @@ def _progress(record: JobRecord) -> SafeText:
     if not progress.total:
         return SafeText(f"{progress.done:g} {progress.message}".strip())
     done = max(0.0, min(1.0, progress.done / progress.total))
-    bar = "━" * round(20 * done)
-    line = SafeText(f"{done:4.0%} ").append(bar, style="cyan").append("━" * (20 - len(bar)), style="dim")
+    bar = "━" * round(10 * done)
+    line = SafeText(f"{done:4.0%} ").append(bar, style="cyan").append("━" * (10 - len(bar)), style="dim")
     return line.append(f" {progress.message}")
 
 

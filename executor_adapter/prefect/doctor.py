@@ -23,7 +23,7 @@ def checks() -> Iterator[Finding]:
     yield fine("prefect", __version__) if note is None else warning("prefect", __version__, note)
     url = get_current_settings().api.url
     if url is None:
-        remedy = "to keep its records, start one (prefect server start) and set PREFECT_API_URL"
+        remedy = "to keep its records, run prefect server start, and set PREFECT_API_URL"
         yield warning("prefect server", "PREFECT_API_URL is not set: each flow starts an embedded server", remedy)
         return
     if (trouble := server_trouble()) is not None:

@@ -31,16 +31,17 @@ def test_the_ends_of_ids_that_are_shown_differ() -> None:
 def test_where_there_is_no_room_each_cell_is_a_line(
     command: Command, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a very narrow screen id, status, function and error are below one another, and none is cut."""
+    """On a very narrow screen id, status, function and error are below one another; none is cut, and no word broken."""
     monkeypatch.setattr(output, "PIPE_WIDTH", 30)
     error = {"error_code": "DATA_ERROR", "error_message": "row 17 of flights.csv has no date"}
     fill(store, record("0123-4567-89ab", JobStatus.FAILED, **error))
     listed = command("jobs", "list").out.splitlines()
-    assert [line.rstrip() for line in listed[:4]] == [
+    assert [line.rstrip() for line in listed[:5]] == [
         "…567-89ab",
         "  failed",
         "  collect",
-        "  DATA_ERROR: row 17 of flights.csv has no date",
+        "  DATA_ERROR: row 17 of",
+        "flights.csv has no date",
     ]
 
 
