@@ -51,11 +51,12 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
     yield check_memory_files()
     if HAS_GUARDIAN and settings.executor.start_method == "spawn":
         yield warning("start method", f"spawn: {WITHOUT_GUARDIAN}", "remove executor.start_method to use a guardian")
-    yield check_process_pool(settings)
-    yield check_store(store or settings.store.url)
-    yield from check_cluster(settings.cluster)
-    if function is not None:
-        yield check_function(function)
+    with modules_of_this_directory():
+        yield check_process_pool(settings)
+        yield check_store(store or settings.store.url)
+        yield from check_cluster(settings.cluster)
+        if function is not None:
+            yield check_function(function)
 
 
 def check_system() -> Finding:
@@ -218,8 +219,7 @@ def check_function(reference: str) -> Finding:
     """Check that a function can be imported and sent to a worker."""
     check = f"function {reference}"
     try:
-        with modules_of_this_directory():
-            found = resolve(reference)
+        found = resolve(reference)
         if not is_coroutine_function(found):
             check_job(Job(function=found, pool="process"))
     except (InvalidJobError, JobSerializationError) as error:

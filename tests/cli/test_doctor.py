@@ -86,6 +86,19 @@ def test_without_linux_the_process_pool_is_weaker_and_not_missing() -> None:
     assert (files.level, "copied through sockets" in files.found) == (Level.FINE, True)
 
 
+def test_modules_of_this_directory_are_preloaded(
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Doctor tries a worker with modules of the directory in which it runs, as a flow there has them."""
+    (home / "clone").mkdir()
+    monkeypatch.chdir(home / "clone")
+    Path("rules_of_a_user.py").touch()
+    monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__PRELOAD", '["rules_of_a_user"]')
+    findings = {found["check"]: found for found in command("doctor", "--no-prefect", "--json").json}
+    assert findings["process pool"]["level"] == "fine"
+    assert caplog.text == ""
+
+
 def test_spawn_on_linux_is_a_warning(command: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the setting `spawn` on Linux, doctor says what is weaker and how to change it."""
     monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__START_METHOD", "spawn")
