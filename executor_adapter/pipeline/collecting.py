@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from executor_adapter.config import FilesTool, FileTable, RestTool
-from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import writing
+from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.sources.files import find_files
@@ -211,10 +211,9 @@ def _check_division(table: ConfiguredTable) -> None:
         return
     if before is not None and place.any_file() is not None:
         folders = ", ".join(str(layer.place.folder) for layer in table.layers if layer.place.any_file() is not None)
-        raise DataCollectionException(
+        raise configuration_error(
             f"{table}: its rows in the lake are divided by {before}, and are to be divided by {division} now: "
-            f"undo that in the configuration, or remove {folders} to collect them anew",
-            error_code="CONFIGURATION_ERROR",
+            f"undo that in the configuration, or remove {folders} to collect them anew"
         )
     with writing(note) as file:
         file.write(division.encode())
@@ -240,10 +239,9 @@ def _check_selected(table: ConfiguredTable, landing: Landing, done: Collected) -
     missing = [each for each in selected or () if each not in done.windows]
     # Of several files each may have some of them.
     if missing and not _is_pattern(table):
-        raise DataCollectionException(
+        raise configuration_error(
             f"window {missing[0]!r} is not in {landing.files[0].origin}: the windows are "
-            f"{', '.join(sorted((*done.windows, *done.unwanted)))}",
-            error_code="CONFIGURATION_ERROR",
+            f"{', '.join(sorted((*done.windows, *done.unwanted)))}"
         )
 
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.config import Column, TableSchema
-from executor_adapter.exceptions import DataCollectionException, DataProcessingException
+from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.casts import cast, cleaned, literal, reason_of, shown
+from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.text_rows import REJECTED, Text
 
@@ -139,10 +140,7 @@ class Loader:
     def _window(self, typed: dict[str, str]) -> str:
         missing = next((each for each in self._partition if each not in typed), None)
         if missing is not None:
-            raise DataCollectionException(
-                f"partition: there is no column {missing}: the columns are {', '.join(typed)}",
-                error_code="CONFIGURATION_ERROR",
-            )
+            raise configuration_error(f"partition: there is no column {missing}: the columns are {', '.join(typed)}")
         return " || '-' || ".join(self._part_of_name(name, typed[name]) for name in self._partition) or "''"
 
     def _part_of_name(self, name: str, value: str) -> str:

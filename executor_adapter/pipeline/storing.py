@@ -13,8 +13,8 @@ from typing import Literal
 import pyarrow as pa
 
 from executor_adapter.config import Format, TableSchema
-from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import TEMPORARY, writing
+from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.lake.table import LakeTable
@@ -209,10 +209,9 @@ class _Storing:
             return
         origin = found.fingerprint.partition(" ")[2]
         if origin != self._landing.manifest.window.name:
-            raise DataCollectionException(
+            raise configuration_error(
                 f"{self._table.place}: window {name} has rows of {origin!r} already, which would be replaced by those "
-                f"of {self._landing.manifest.window.name!r}: name the key of the table, so that they are merged",
-                error_code="CONFIGURATION_ERROR",
+                f"of {self._landing.manifest.window.name!r}: name the key of the table, so that they are merged"
             )
 
     def reject(self, rejects: pa.RecordBatch | pa.Table) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from executor_adapter.config import Format
-from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.errors import data_error
 from executor_adapter.pipeline.sources.landing import Receiver
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
 
@@ -36,7 +36,7 @@ def read_parquet(path: Path, name: str, format: Format) -> Iterator[pa.RecordBat
             for batch in file.iter_batches(BATCH_ROWS):
                 yield as_text(batch)
     except pa.ArrowException as error:
-        raise DataCollectionException(f"{name} is not Parquet: {error}", error_code="DATA_ERROR") from error
+        raise data_error(f"{name} is not Parquet: {error}") from error
 
 
 def check_names(names: Iterable[str], name: str) -> None:
@@ -50,7 +50,7 @@ def check_names(names: Iterable[str], name: str) -> None:
     if len(found) > MAX_COLUMNS:
         wrong.append(f"it has {len(found):,} columns, and {MAX_COLUMNS:,} are read at most: name those that you need")
     if wrong:
-        raise DataCollectionException(f"{name}: {wrong[0]}", error_code="DATA_ERROR")
+        raise data_error(f"{name}: {wrong[0]}")
 
 
 def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -20,9 +20,9 @@ import duckdb
 import pyarrow as pa
 
 from executor_adapter.config import Format
-from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.disk import TEMPORARY
+from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.sources.arrow_rows import check_names
 from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
@@ -63,7 +63,7 @@ class CsvText:
     ) -> None:
         self._path, self._name, self._format, self._on_rejects, self._added = path, name, format, on_rejects, added
         if path.stat().st_size == 0:
-            raise _data_error(f"{name} is empty: it has no header")
+            raise data_error(f"{name} is empty: it has no header")
         self._dialect = dialect = _dialect(path, name, format)
         self.names = (*(each for each in dialect.columns if each not in added), *added)
         log("%s: CSV, %s, delimiter %r, quote %r", name, encoding, dialect.delimiter, dialect.quote)
@@ -86,7 +86,7 @@ class CsvText:
                 _check_lines(connection, equal, self._name, self._dialect, ends, rows, rejects, inside)
                 connection.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
             except duckdb.Error as error:
-                raise _data_error(f"{self._name} is not CSV: {str(error).partition(chr(10))[0]}") from error
+                raise data_error(f"{self._name} is not CSV: {str(error).partition(chr(10))[0]}") from error
 
     def _with_added(self, source: str) -> str:
         if not self._added:
@@ -115,17 +115,15 @@ def _dialect(path: Path, name: str, format: Format) -> Dialect:
     first_line = _first_names(path, name, delimiter, quote, format.skip)
     other = next((each for each in ";\t|" if len(first_line) == 1 and each in first_line[0]), None)
     if format.delimiter is None and other is not None:
-        raise DataCollectionException(
-            f"{name}: the first line is one value, with {other!r} in it: set delimiter to that, or to {delimiter!r}",
-            error_code="CONFIGURATION_ERROR",
+        raise configuration_error(
+            f"{name}: the first line is one value, with {other!r} in it: set delimiter to that, or to {delimiter!r}"
         )
     header = format.header
     if header is None:
         header = not format.columns
         if header and any(_MAY_BE_DATA.fullmatch(each) for each in first_line):
-            raise DataCollectionException(
-                f"{name}: the first line may be data: set header to true, or to false with the names in columns",
-                error_code="CONFIGURATION_ERROR",
+            raise configuration_error(
+                f"{name}: the first line may be data: set header to true, or to false with the names in columns"
             )
     columns = format.columns or _names(first_line, name)
     return Dialect(delimiter=delimiter, quote=quote, header=header, columns=columns, skip=format.skip)
@@ -142,7 +140,7 @@ def _first_names(path: Path, name: str, delimiter: str, quote: str, skip: int) -
         try:
             return next((line for line in reader if line), [])
         except csv.Error as error:
-            raise _data_error(f"{name} is not CSV: {error}") from error
+            raise data_error(f"{name} is not CSV: {error}") from error
 
 
 def _names(first_line: list[str], name: str) -> tuple[str, ...]:
@@ -232,7 +230,7 @@ def _check_lines(
     # DuckDB passes over empty lines, where there are several columns.
     passed = blank - empty if len(columns) > 1 else 0
     if missing != found + inside + passed:
-        raise _data_error(
+        raise data_error(
             f"{name}: {abs(missing - found - inside - passed):,} of {ends.lines:,} lines are in no row: the quote in "
             f"line {longest} opens and does not close: correct the file, or set quote, which may be empty"
         )
@@ -319,7 +317,3 @@ def _count_ends(path: Path) -> _Ends:
 
 def _reason(kinds: str) -> str:
     return "; ".join(_REASONS.get(kind, kind.lower()) for kind in kinds.split(","))
-
-
-def _data_error(message: str) -> DataCollectionException:
-    return DataCollectionException(message, error_code="DATA_ERROR")

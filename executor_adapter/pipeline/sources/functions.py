@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from executor_adapter.config import FunctionTable, FunctionTool
-from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.arrow_rows import add_batch, as_text, check_names, text_array
@@ -64,15 +64,13 @@ def fingerprint_of(tool: FunctionTool, table: str, window: Window) -> str:
 def _call(described: FunctionTable, window: Window) -> Iterable[Any]:
     function = import_object(described.function, "function")
     if not callable(function):
-        raise _error(f"function: {described.function} is not a function", "CONFIGURATION_ERROR")
+        raise configuration_error(f"function: {described.function} is not a function")
     bounds = {"since": window.since, "until": window.until}
     taken = inspect.signature(function).parameters
     arguments = {name: value for name, value in bounds.items() if name in taken} | described.arguments
     found = function(**arguments)
     if isinstance(found, Mapping | str | bytes) or not isinstance(found, Iterable):
-        raise _error(
-            f"{described.function} returned {type(found).__name__}: return an iterable of objects", "DATA_ERROR"
-        )
+        raise data_error(f"{described.function} returned {type(found).__name__}: return an iterable of objects")
     return found
 
 
@@ -85,7 +83,7 @@ def _batches(given: Iterable[Any], name: str, batch_rows: int) -> Iterator[pa.Re
             continue
         for each in item if isinstance(item, list) else [item]:
             if not isinstance(each, Mapping) or not each:
-                raise _error(f"{name} gave {type(each).__name__}: give mappings with keys, or Arrow", "DATA_ERROR")
+                raise data_error(f"{name} gave {type(each).__name__}: give mappings with keys, or Arrow")
             rows.append(each)
         while len(rows) >= batch_rows:
             yield _batch(rows[:batch_rows])
@@ -98,7 +96,3 @@ def _batch(rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [text_array(row.get(name) for row in rows) for name in names]
     return pa.RecordBatch.from_arrays(columns, names=[str(name) for name in names])
-
-
-def _error(message: str, code: str) -> DataCollectionException:
-    return DataCollectionException(message, error_code=code)

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 
 from executor_adapter.config import Format, redacted
-from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
 from executor_adapter.pipeline.text_rows import OnRejects, Reject, rejects_batch
 
@@ -100,7 +100,7 @@ def read_json(path: Path, name: str, format: Format, on_rejects: OnRejects) -> I
                 if rejects:
                     on_rejects(rejects_batch(name, rejects))
         except (ValueError, RecursionError) as error:
-            raise _data_error(f"{name} is not JSON that can be read: {error}") from error
+            raise data_error(f"{name} is not JSON that can be read: {error}") from error
 
 
 def count_json(path: Path, name: str, format: Format) -> tuple[int, Any]:
@@ -118,7 +118,7 @@ def count_json(path: Path, name: str, format: Format) -> tuple[int, Any]:
             document = _whole(file, start)
             return len(records_in(document, format, name)), document
         except (ValueError, RecursionError) as error:
-            raise _data_error(f"{name} is not JSON that can be read: {error}") from error
+            raise data_error(f"{name} is not JSON that can be read: {error}") from error
 
 
 def records_in(document: Any, format: Format, name: str) -> list[Any]:
@@ -138,7 +138,7 @@ def records_in(document: Any, format: Format, name: str) -> list[Any]:
     lists = [key for key, value in document.items() if isinstance(value, list)] if isinstance(document, dict) else []
     where = f"it has lists at {', '.join(lists)}" if lists else "it begins with " + redacted(to_text(document))[:100]
     said = f"at records={format.records!r}" if format.records else "at its top: set records"
-    raise DataCollectionException(f"{name} has no list of objects {said}: {where}", error_code="CONFIGURATION_ERROR")
+    raise configuration_error(f"{name} has no list of objects {said}: {where}")
 
 
 def to_text(value: Any) -> str:
@@ -278,7 +278,3 @@ def _checked(value: Any, text: str) -> Any:
     if "\\ud" in text or "\\uD" in text:
         to_text(value).encode()
     return value
-
-
-def _data_error(message: str) -> DataCollectionException:
-    return DataCollectionException(message, error_code="DATA_ERROR")

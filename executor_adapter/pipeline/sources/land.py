@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from executor_adapter.config import FilesTool, FunctionTool, RestTool, SqlTool, Tool
-from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.sources.landing import Landing, Window, find_landing
 
@@ -72,7 +72,4 @@ def land(
                 root, tool_name, tool, table, window
             )
         case _:
-            raise DataCollectionException(
-                f"tools.{tool_name} has no source: set source to files, rest, sql or function",
-                error_code="CONFIGURATION_ERROR",
-            )
+            raise configuration_error(f"tools.{tool_name} has no source: set source to files, rest, sql or function")

@@ -26,6 +26,7 @@ from urllib.parse import quote
 
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import explained, locked, sync_folder, writing
+from executor_adapter.pipeline.errors import data_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.worker import running_job
 
@@ -278,9 +279,7 @@ def read_landing(folder: Path) -> Landing:
     try:
         return Landing(folder=folder, manifest=Manifest.from_json((folder / _MANIFEST).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
-        raise DataCollectionException(
-            f"{folder} is not a complete landing: collect it again", error_code="DATA_ERROR"
-        ) from error
+        raise data_error(f"{folder} is not a complete landing: collect it again") from error
 
 
 def _folder_of(root: Path, tool: str, table: str, window: Window) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from executor_adapter.config import Format
-from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import TEMPORARY, checksum_of, explained
+from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.sources.arrow_rows import read_parquet
 from executor_adapter.pipeline.sources.csv_rows import read_csv
 from executor_adapter.pipeline.sources.json_rows import count_json, read_json, read_ndjson
@@ -132,7 +132,7 @@ def check_content(landing: Landing) -> None:
         with explained(path):
             if not path.exists() or path.stat().st_size != file.size or checksum_of(path) != file.checksum:
                 said = f"{path} is not as it was received: remove its folder, and collect it again"
-                raise DataCollectionException(said, error_code="DATA_ERROR")
+                raise data_error(said)
 
 
 def _with_columns(batch: pa.RecordBatch, added: Mapping[str, str]) -> pa.RecordBatch:
@@ -147,8 +147,7 @@ def _with_columns(batch: pa.RecordBatch, added: Mapping[str, str]) -> pa.RecordB
 def _format_of(name: str) -> str:
     found = FORMATS.get(Path(name).suffix.lower())
     if found is None:
-        raise DataCollectionException(
-            f"{name}: the name does not say what it holds: set format to csv, ndjson, json or parquet",
-            error_code="CONFIGURATION_ERROR",
+        raise configuration_error(
+            f"{name}: the name does not say what it holds: set format to csv, ndjson, json or parquet"
         )
     return found

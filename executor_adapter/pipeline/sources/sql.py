@@ -22,6 +22,7 @@ from sqlalchemy import exc
 from executor_adapter.config import SqlTable, SqlTool, TableSettings, redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.arrow_rows import add_batch, check_names, text_array
 from executor_adapter.pipeline.sources.landing import Landing, Window, receiving
@@ -112,7 +113,7 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
     missing = [each for each in (*described.columns, *filter(None, [described.cursor])) if each not in table.c]
     if missing:
         columns = ", ".join(table.c.keys())
-        raise _configuration_error(f"{described.table} has no column {missing[0]}: the columns are {columns}")
+        raise configuration_error(f"{described.table} has no column {missing[0]}: the columns are {columns}")
     statement = sa.select(*(table.c[each] for each in described.columns or table.c.keys()))
     if described.cursor is None:
         return statement
@@ -129,7 +130,7 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
 def _bound(window: Window, name: str) -> str:
     value: str | None = getattr(window, name)
     if value is None:
-        raise _configuration_error(f"the query asks for :{name}, which this window does not have: set cursor and start")
+        raise configuration_error(f"the query asks for :{name}, which this window does not have: set cursor and start")
     return value
 
 
@@ -144,7 +145,7 @@ def _typed(text: str, kind: sa.types.TypeEngine[Any]) -> Any:
             return moment if has_zone or moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
         return date.fromisoformat(text) if python_type is date else python_type(text)
     except (ValueError, TypeError, ArithmeticError, NotImplementedError):
-        raise _configuration_error(f"{text!r} is no bound for a cursor of type {kind!r}") from None
+        raise configuration_error(f"{text!r} is no bound for a cursor of type {kind!r}") from None
 
 
 def _rows(
@@ -156,7 +157,7 @@ def _rows(
         names = list(result.keys())
         check_names(names, "the query")
         if described.cursor not in (None, *names):
-            raise _configuration_error(f"cursor: {described.cursor} is not among the columns {', '.join(names)}")
+            raise configuration_error(f"cursor: {described.cursor} is not among the columns {', '.join(names)}")
         for rows in result.partitions(batch_rows):
             columns = list(zip(*rows, strict=True))
             yield pa.RecordBatch.from_arrays([text_array(each) for each in columns], names=names)
@@ -167,15 +168,15 @@ def _explained(tool: SqlTool) -> Iterator[None]:
     try:
         yield
     except exc.NoSuchTableError as error:
-        raise _configuration_error(f"{_said(tool, f'there is no table {error}')}: correct table") from None
+        raise configuration_error(f"{_said(tool, f'there is no table {error}')}: correct table") from None
     except exc.ArgumentError as error:
-        raise _configuration_error(f"{_said(tool, error)}: write it as kind://user@host/database") from None
+        raise configuration_error(f"{_said(tool, error)}: write it as kind://user@host/database") from None
     except _CONFIGURATION_ERRORS as error:
-        raise _configuration_error(_said(tool, error)) from None
+        raise configuration_error(_said(tool, error)) from None
     except (ModuleNotFoundError, exc.NoSuchColumnError) as error:
-        raise _configuration_error(f"{_said(tool, error)}: install the driver of the database") from None
+        raise configuration_error(f"{_said(tool, error)}: install the driver of the database") from None
     except exc.ResourceClosedError:
-        raise _configuration_error(_said(tool, "the statement gives no rows: write a SELECT")) from None
+        raise configuration_error(_said(tool, "the statement gives no rows: write a SELECT")) from None
     except (exc.SQLAlchemyError, OSError, UnicodeError) as error:
         said, code = _said(tool, error), error_code_of(error)
         if isinstance(cause := getattr(error, "orig", None), sqlite3.OperationalError):
@@ -195,8 +196,4 @@ def _refused(said: str) -> DataCollectionException | None:
     """Return the error of a database that refuses the user; None for any other, such as one that is starting up."""
     if not any(refusal in said for refusal in _REFUSALS):
         return None
-    return _configuration_error(f"{said}: check `url`, which names the user and the database, and `credential`")
-
-
-def _configuration_error(message: str) -> DataCollectionException:
-    return DataCollectionException(message, error_code="CONFIGURATION_ERROR")
+    return configuration_error(f"{said}: check `url`, which names the user and the database, and `credential`")

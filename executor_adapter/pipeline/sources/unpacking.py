@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import TEMPORARY, explained
+from executor_adapter.pipeline.errors import configuration_error, data_error
 
 CHUNK = 1 << 20
 """Bytes that are copied at a time."""
@@ -64,9 +64,9 @@ def unpacked(path: Path, *, member: str | None = None, max_bytes: int = MAX_UNPA
         except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # It is the disk's; that of a broken bzip2 has no number.
-            raise _broken(f"{path}: the archive is broken: {error}") from error
+            raise data_error(f"{path}: the archive is broken: {error}") from error
         except (RuntimeError, NotImplementedError) as error:  # What zipfile raises for a password, or a compression.
-            raise _broken(f"{path}: {error}: unpack it where it is made") from None
+            raise data_error(f"{path}: {error}: unpack it where it is made") from None
         yield Path(plain.name), name
 
 
@@ -86,9 +86,7 @@ def as_utf8(path: Path, encoding: str | None) -> Iterator[tuple[Path, str]]:
         codec = codecs.lookup(found)
         b" ".decode(found, "ignore")  # There are encodings, such as hex, that are none of text.
     except (LookupError, ValueError):
-        raise DataCollectionException(
-            f"encoding: {found!r} is not an encoding: write for example latin-1", error_code="CONFIGURATION_ERROR"
-        ) from None
+        raise configuration_error(f"encoding: {found!r} is not an encoding: write for example latin-1") from None
     if codec.name in _UTF8:
         yield path, codec.name
         return
@@ -98,7 +96,7 @@ def as_utf8(path: Path, encoding: str | None) -> Iterator[tuple[Path, str]]:
                 while chunk := text.read(CHUNK):
                     plain.write(chunk.encode("utf-8", "surrogateescape"))
         except UnicodeError as error:
-            raise _broken(f"{path}: the text is not {found}: {error}: set encoding") from error
+            raise data_error(f"{path}: the text is not {found}: {error}: set encoding") from error
         plain.flush()
         yield Path(plain.name), codec.name
 
@@ -114,7 +112,7 @@ def _copy(path: Path, source: IO[bytes], plain: BinaryIO, max_bytes: int) -> Non
     while chunk := source.read(CHUNK):
         size += len(chunk)
         if size > max_bytes:
-            raise _broken(f"{path}: unpacks to more than {max_bytes:,} bytes")
+            raise data_error(f"{path}: unpacks to more than {max_bytes:,} bytes")
         plain.write(chunk)
     plain.flush()
 
@@ -124,12 +122,5 @@ def _member(archive: zipfile.ZipFile, path: Path, member: str | None) -> str:
     meant = [name for name in names if member is None or fnmatch.fnmatch(name, member)]
     if len(meant) != 1:
         said = "the archive has" if member is None else f"{member} matches"
-        raise DataCollectionException(
-            f"{path}: {said} {len(meant)} files: set member to one of {', '.join(names[:10])}",
-            error_code="CONFIGURATION_ERROR",
-        )
+        raise configuration_error(f"{path}: {said} {len(meant)} files: set member to one of {', '.join(names[:10])}")
     return meant[0]
-
-
-def _broken(message: str) -> DataCollectionException:
-    return DataCollectionException(message, error_code="DATA_ERROR")

@@ -23,6 +23,7 @@ from executor_adapter.config import Credential, RestTool, redacted, remember
 from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import explained, locked
+from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import progress
 
 MAX_REDIRECTS = 5
@@ -134,15 +135,12 @@ class ApiClient:
             response.close()
             self._check_target(followed.url, f"{shown(url)} redirects to")
             if body is not None and followed.method != "GET" and not self._is_own(followed.url):
-                raise DataCollectionException(
-                    f"{shown(url)} redirects a {method} with its body to another origin, {shown(followed.url)}",
-                    error_code="CONFIGURATION_ERROR",
+                raise configuration_error(
+                    f"{shown(url)} redirects a {method} with its body to another origin, {shown(followed.url)}"
                 )
             method, url = followed.method, followed.url
             body = body if method != "GET" else None
-        raise DataCollectionException(
-            f"{shown(url)} redirects more than {MAX_REDIRECTS} times", error_code="CONFIGURATION_ERROR"
-        )
+        raise configuration_error(f"{shown(url)} redirects more than {MAX_REDIRECTS} times")
 
     def _check_target(self, url: httpx.URL, said: str) -> None:
         """Refuse what an answer leads to beside the API's own origin and `allowed_hosts`."""
@@ -154,7 +152,7 @@ class ApiClient:
             way = f"{shown(url)}, a link-local address, which no answer may lead to"
         else:
             return
-        raise DataCollectionException(f"{said} {way}", error_code="CONFIGURATION_ERROR")
+        raise configuration_error(f"{said} {way}")
 
     def _is_own(self, url: httpx.URL) -> bool:
         return (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port)
@@ -254,9 +252,8 @@ def bounded(response: httpx.Response, limit: int) -> Iterator[bytes]:
     for chunk in response.iter_raw():
         done += len(chunk)
         if done > limit:
-            raise DataCollectionException(
-                f"{redacted(str(response.url))} sent more than {limit:,} bytes: raise max_bytes, or correct the URL",
-                error_code="DATA_ERROR",
+            raise data_error(
+                f"{redacted(str(response.url))} sent more than {limit:,} bytes: raise max_bytes, or correct the URL"
             )
         yield chunk
 
@@ -268,9 +265,8 @@ def _token_in(content: bytes, url: str) -> tuple[str, float]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         token, lifetime = "", 0.0
     if not (token and token.isascii() and token.isprintable()):
-        raise DataCollectionException(
-            f"{url} sent no access_token: check token_url: {redacted(content.decode('utf-8', 'replace'))[:200]}",
-            error_code="CONFIGURATION_ERROR",
+        raise configuration_error(
+            f"{url} sent no access_token: check token_url: {redacted(content.decode('utf-8', 'replace'))[:200]}"
         )
     return token, lifetime
 
@@ -278,9 +274,8 @@ def _token_in(content: bytes, url: str) -> tuple[str, float]:
 def _secret(credential: Credential) -> str:
     secret = credential.resolve().get_secret_value()
     if not (secret.isascii() and secret.isprintable()):  # An HTTP library would quote the value in its error.
-        raise DataCollectionException(
-            f"the credential in the {credential} has a line break or another character that no header may have",
-            error_code="CONFIGURATION_ERROR",
+        raise configuration_error(
+            f"the credential in the {credential} has a line break or another character that no header may have"
         )
     return secret
 

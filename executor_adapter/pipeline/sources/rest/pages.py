@@ -11,6 +11,7 @@ from typing import Any
 
 from executor_adapter.config import Paging
 from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.errors import configuration_error, data_error
 
 State = dict[str, Any]
 
@@ -106,9 +107,11 @@ def _check_end(paging: Paging, rows: int, answer: Answer) -> None:
     code = "CONFIGURATION_ERROR" if paging.by == "none" else "API_ERROR"
     advice = ": set paging.by" if paging.by == "none" else ""
     if total is not None and rows < total:
-        raise _error(f"{answer.origin} said that there are {total} objects and sent {rows}{advice}", code)
+        said = f"{answer.origin} said that there are {total} objects and sent {rows}{advice}"
+        raise DataCollectionException(said, error_code=code)
     if more:
-        raise _error(f"{answer.origin} said that there is more and named no next page{advice}", code)
+        said = f"{answer.origin} said that there is more and named no next page{advice}"
+        raise DataCollectionException(said, error_code=code)
 
 
 def _check_alone(answer: Answer) -> None:
@@ -117,7 +120,7 @@ def _check_alone(answer: Answer) -> None:
         hint = hint or next((key for key in HINTS if answer.document.get(key) not in _NOTHING), None)
         hint = hint or next((key for key in TOTALS if _is_above(answer.document.get(key), answer.rows)), None)
     if hint is not None:
-        raise _error(f"{answer.origin} says that there are more pages ({hint}): set paging", "CONFIGURATION_ERROR")
+        raise configuration_error(f"{answer.origin} says that there are more pages ({hint}): set paging")
 
 
 def _is_above(value: Any, rows: int) -> bool:
@@ -132,7 +135,7 @@ def _found(answer: Answer, keys: str) -> Any:
     for key in before:
         found = found.get(key) if isinstance(found, dict) else None
     if not isinstance(found, dict):
-        raise _error(f"{answer.origin} has nothing at {keys}: correct paging", "CONFIGURATION_ERROR")
+        raise configuration_error(f"{answer.origin} has nothing at {keys}: correct paging")
     return found.get(last)
 
 
@@ -141,8 +144,4 @@ def _number(answer: Answer, keys: str) -> int:
     try:
         return int(found)
     except (TypeError, ValueError):
-        raise _error(f"{answer.origin}: {keys} is {found!r}, not a number: correct paging", "DATA_ERROR") from None
-
-
-def _error(message: str, code: str) -> DataCollectionException:
-    return DataCollectionException(message, error_code=code)
+        raise data_error(f"{answer.origin}: {keys} is {found!r}, not a number: correct paging") from None

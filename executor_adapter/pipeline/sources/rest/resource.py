@@ -15,6 +15,7 @@ import httpx
 from executor_adapter.config import Format, Paging, RestResource, RestTool, TableSettings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import checksum_of
+from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, Window, find_landing, receiving
 from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
@@ -152,10 +153,9 @@ class _Download:
         pages = 0
         while state is not None:
             if pages >= self._tool.pages:
-                raise DataCollectionException(
+                raise configuration_error(
                     f"{self._table} {self._window.name} has more than pages={self._tool.pages} pages: raise pages, or "
-                    "correct paging",
-                    error_code="CONFIGURATION_ERROR",
+                    "correct paging"
                 )
             state = self._page(parent_id, state)
             pages += 1
@@ -208,7 +208,7 @@ class _Download:
         places = [state, *(file.details["next"] for file in self._before(parent_id))]
         place = {name: value for name, value in (following or {}).items() if name in {"cursor", "url"}}
         if place and any(place.items() <= (each or {}).items() for each in places):
-            raise _error(f"{answer.origin} names a next page that was there before: {place}", "DATA_ERROR")
+            raise data_error(f"{answer.origin} names a next page that was there before: {place}")
 
     def _refuse_repeated(self, path: Path, parent_id: str | None, answer: Answer) -> None:
         """Refuse the page before once more, unless that is another one by now: new objects have moved it here."""
@@ -219,9 +219,8 @@ class _Download:
             return
         state = before[-2].details["next"] if len(before) > 1 else first_state(self._paging)
         if self._checksum_now(parent_id, state) == before[-1].checksum:
-            raise _error(
-                f"{answer.origin} sent the page before once more: the API may not know paging by {self._paging.by}",
-                "DATA_ERROR",
+            raise data_error(
+                f"{answer.origin} sent the page before once more: the API may not know paging by {self._paging.by}"
             )
         log("%s: %d objects came twice, since others were added before them", self._table, answer.rows)
 
@@ -244,16 +243,13 @@ def _format_of(response: httpx.Response, resource: RestResource) -> Format:
         or ("json" if content_type.endswith("+json") else FORMATS.get(Path(response.url.path).suffix.lower()))
     )
     if content_type == "text/html" and kind != "csv":
-        raise _error(
-            f"{shown(response.url)} sent a web page, and no data: check url, path and credential", "DATA_ERROR"
-        )
+        raise data_error(f"{shown(response.url)} sent a web page, and no data: check url, path and credential")
     packing = response.headers.get("content-encoding", "identity").lower()
     if packing not in {"identity", "gzip", "x-gzip"}:
-        raise _error(f"{shown(response.url)} sent {packing}, though gzip alone was asked for", "DATA_ERROR")
+        raise data_error(f"{shown(response.url)} sent {packing}, though gzip alone was asked for")
     if kind is None:
-        raise _error(
-            f"{shown(response.url)} sent {content_type or 'something without a type'}: set format",
-            "CONFIGURATION_ERROR",
+        raise configuration_error(
+            f"{shown(response.url)} sent {content_type or 'something without a type'}: set format"
         )
     update = {"format": kind, "encoding": resource.encoding or response.charset_encoding}
     return Format(**{name: getattr(resource, name) for name in Format.model_fields} | update)
@@ -269,7 +265,8 @@ def _inspected(path: Path, response: httpx.Response, format: Format, max_bytes: 
         says_length = {"content-length", "transfer-encoding"} & set(response.headers)
         if error.error_code != "DATA_ERROR" or says_length:
             raise
-        raise _error(f"{error}; it may be cut off, since the answer has no length", "NETWORK_ERROR") from None
+        said = f"{error}; it may be cut off, since the answer has no length"
+        raise DataCollectionException(said, error_code="NETWORK_ERROR") from None
     link = response.links.get("next", {}).get("url")
     return Answer(origin=origin, rows=rows, document=document, link=link)
 
@@ -317,12 +314,6 @@ def _filled(template: str, values: dict[str, str | None]) -> str:
     for name, value in values.items():
         if f"{{{name}}}" in template:
             if value is None:
-                raise _error(
-                    f"{template!r} asks for {{{name}}}, which this window does not have", "CONFIGURATION_ERROR"
-                )
+                raise configuration_error(f"{template!r} asks for {{{name}}}, which this window does not have")
             template = template.replace(f"{{{name}}}", value)
     return template
-
-
-def _error(message: str, code: str) -> DataCollectionException:
-    return DataCollectionException(message, error_code=code)
