@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -93,19 +93,16 @@ def connected(space: Path, threads: int = 1, memory: str = "256MB") -> Iterator[
 
 
 class BatchText:
-    """Rows of text in batches whose columns are among those of the first one."""
+    """Rows of text in batches with the same columns."""
 
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        first = next(batches)
-        self.names = tuple(first.schema.names)
-        self._waiting: Iterable[pa.RecordBatch] = [first]
-        self._schema = pa.schema([(f"c{number}", pa.string()) for number in range(len(self.names))])
+    def __init__(self, names: tuple[str, ...], batches: Iterable[pa.RecordBatch]) -> None:
+        self.names, self._batches = names, batches
         self._error: BaseException | None = None
 
     def select(self, connection: duckdb.DuckDBPyConnection, query: Query) -> Iterator[pa.RecordBatch]:
         """Yield what a query gives; what the source raises meanwhile is raised as it is."""
-        connection.register("text", pa.RecordBatchReader.from_batches(self._schema, self._numbered()))
+        schema = pa.schema([(f"c{number}", pa.string()) for number in range(len(self.names))])
+        connection.register("text", pa.RecordBatchReader.from_batches(schema, self._numbered(schema)))
         try:
             yield from connection.sql(query("text")).to_arrow_reader(BATCH_ROWS)
         except Exception as error:
@@ -113,30 +110,26 @@ class BatchText:
         finally:
             connection.unregister("text")
 
-    def next(self) -> BatchText | None:
-        """Return the rows after these, which have other columns; None where there are none."""
-        return BatchText(chain(self._waiting, self._batches)) if self._waiting else None
-
-    def _numbered(self) -> Iterator[pa.RecordBatch]:
+    def _numbered(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         try:
-            for batch in chain(self._waiting, self._batches):
-                names = batch.schema.names
-                if not set(names) <= set(self.names):
-                    self._waiting = [batch]
-                    return
-                columns = [batch[each] if each in names else pa.nulls(len(batch), pa.string()) for each in self.names]
-                yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
-            self._waiting = ()
+            for batch in self._batches:
+                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
         except BaseException as error:
             self._error = error
             raise
 
 
 def in_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[BatchText]:
-    """Yield the rows of batches, those together whose columns are among those of the first of them."""
-    given = iter(batches)
-    first = next(given, None)
-    text = None if first is None else BatchText(chain([first], given))
-    while text is not None:
-        yield text
-        text = text.next()
+    """Yield the rows of batches, those together that have the same columns."""
+    for names, some in groupby(_widened(batches), lambda each: tuple(each.schema.names)):
+        yield BatchText(names, some)
+
+
+def _widened(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield batches with all columns that have come so far: so the columns change once for each new one alone."""
+    known: dict[str, None] = {}
+    for batch in batches:
+        known |= dict.fromkeys(batch.schema.names)
+        nothing = pa.nulls(batch.num_rows, pa.string())
+        columns = [batch[name] if name in batch.schema.names else nothing for name in known]
+        yield pa.RecordBatch.from_arrays(columns, names=list(known))

@@ -21,7 +21,7 @@ from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.casts import arrow_type
 from executor_adapter.pipeline.loading import Loader
-from executor_adapter.pipeline.text_rows import REJECTED, connected, in_batches
+from executor_adapter.pipeline.text_rows import REJECTED, BatchText, connected, in_batches
 
 
 def schema(**columns: Any) -> TableSchema:
@@ -201,8 +201,10 @@ def test_columns_that_are_not_declared(undeclared: str) -> None:
 def test_a_column_that_is_there_twice_is_not_retried() -> None:
     """One of the two would take the place of the other."""
     twice = pa.RecordBatch.from_arrays([pa.array(["1"]), pa.array(["2"])], names=["a", "a"])
-    with pytest.raises(DataProcessingException, match="'a' is there twice") as caught:
-        load(schema(a="integer"), twice)
+    with TemporaryDirectory() as space, connected(Path(space)) as connection:
+        loader = Loader(connection, schema(a="integer"))
+        with pytest.raises(DataProcessingException, match="'a' is there twice") as caught:
+            list(loader.load(BatchText(("a", "a"), [twice])))
     assert caught.value.error_code in NEVER_RETRIED
 
 
