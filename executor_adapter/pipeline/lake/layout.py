@@ -1,7 +1,7 @@
 """Where the files of a table are.
 
     <lake>/<layer>/<tool>/<table>/window=<window>/rows.parquet   the rows; nothing else is in the table's folder
-    <lake>/.state/<layer>/<tool>/<table>/                        its lock, and the journal of a rebuild
+    <lake>/.state/<layer>/<tool>/<table>/                        its lock, and its index
     <lake>/.writing/                                             files that are being written
 
 So every reader of Parquet reads the folder of a table as it stands, with `window` as a column.
@@ -52,11 +52,11 @@ class Place:
         """The file of the table's lock."""
         return self.state / ".lock"
 
-    def file_of(self, window: str, folder: Path | None = None) -> Path:
-        """Return where the rows of a window are, in the table's folder or in another one that is laid out like it."""
+    def file_of(self, window: str) -> Path:
+        """Return where the rows of a window are."""
         # A window can be any value of a column: "America/New_York" must not become two folders, nor ".." one up.
         name = quote(window, safe=" ").replace(".", "%2E")
-        return (folder or self.folder) / f"{WINDOW}={name}" / _FILE
+        return self.folder / f"{WINDOW}={name}" / _FILE
 
     def files(self) -> list[Path]:
         """Return all files of the table, in the order of their folders' names."""

@@ -3,54 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.lake.footers import Range
+from executor_adapter.pipeline.lake.settings import MOMENT, VANISHED_AT, LakeSettings
 
-Vanished = Literal["keep", "mark", "delete"]
-"""What becomes of rows or windows that the source has no longer: they stay, stay with the time at which they were
-missed, or are removed."""
-VANISHED_AT = "vanished_at"
-"""The column that is added to tables whose policy is "mark"."""
-MOMENT = pa.timestamp("us", "UTC")
 MAX_AHEAD = timedelta(days=1)
 """How far after now a cursor may be: a day may have begun elsewhere, and clocks differ."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Merge:
-    """How older rows are merged with those that were collected now."""
+def kept(old: pa.Table, table: LakeSettings, asked: Range, new_keys: pa.Array | None) -> tuple[pa.Table, int, int]:
+    """Return the older rows that stay, how many are replaced by a newer one, and how many have vanished.
 
-    key: tuple[str, ...]
-    cursor: str | None
-    policy: Vanished
-    range: Range
-    new_keys: pa.Array | None
-    """The keys of the new rows; None without a key."""
-
-    def kept(self, old: pa.Table) -> tuple[pa.Table, int, int]:
-        """Return the older rows that stay, how many are replaced by a newer one, and how many have vanished."""
-        everywhere = pa.repeat(pa.scalar(True), old.num_rows)
-        asked = everywhere if self.cursor is None else is_within(old[self.cursor], self.range)
-        if self.new_keys is None:
-            # Without a key no row can be found again: those of the range are replaced altogether.
-            return old.filter(pc.invert(asked)), pc.sum(asked).as_py() or 0, 0
-        replaced = pc.is_in(key_texts(old, self.key), self.new_keys)
-        gone = pc.and_(asked, pc.invert(replaced))
-        if VANISHED_AT in old.column_names:
-            gone = pc.and_(gone, pc.is_null(old[VANISHED_AT]))
-        count = (pc.sum(gone).as_py() or 0) if self.policy != "keep" else 0
-        if self.policy == "delete":
-            return old.filter(pc.invert(pc.or_(replaced, gone))), pc.sum(replaced).as_py() or 0, count
-        if self.policy == "mark":
-            old = marked(old, gone, self.range.collected_at)
-        return old.filter(pc.invert(replaced)), pc.sum(replaced).as_py() or 0, count
+    `new_keys` are the keys of the rows that were collected now; None without a key.
+    """
+    everywhere = pa.repeat(pa.scalar(True), old.num_rows)
+    is_asked = everywhere if table.cursor is None else is_within(old[table.cursor], asked)
+    if new_keys is None:
+        # Without a key no row can be found again: those of the range are replaced altogether.
+        return old.filter(pc.invert(is_asked)), pc.sum(is_asked).as_py() or 0, 0
+    replaced = pc.is_in(key_texts(old, table.key), new_keys)
+    gone = pc.and_(is_asked, pc.invert(replaced))
+    if VANISHED_AT in old.column_names:
+        gone = pc.and_(gone, pc.is_null(old[VANISHED_AT]))
+    count = (pc.sum(gone).as_py() or 0) if table.policy != "keep" else 0
+    rest = old
+    if table.policy == "mark":
+        rest = marked(old, gone, asked.collected_at)
+    leaves = pc.or_(replaced, gone) if table.policy == "delete" else replaced
+    return rest.filter(pc.invert(leaves)), replaced.true_count, count
 
 
 def marked(rows: pa.Table, mask: pa.Array, at: str) -> pa.Table:

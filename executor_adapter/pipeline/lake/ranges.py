@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import total_ordering
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +10,9 @@ import pyarrow as pa
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.lake.footers import MAX_RANGES, Range
 from executor_adapter.pipeline.lake.merging import text_of, typed
+
+Bound = tuple[int, Any]
+"""A bound of a range, as it is compared: -1 and 1 are below and above every value, and 0 comes with a value."""
 
 
 def is_overtaken(new: Range, known: tuple[Range, ...], kind: pa.DataType | None) -> bool:
@@ -21,31 +22,22 @@ def is_overtaken(new: Range, known: tuple[Range, ...], kind: pa.DataType | None)
         DataCollectionException: LOCKED, there is one for a part of it only: it has to be collected again.
     """
     newer = [each for each in known if each.origin == new.origin and is_older(new, each, kind)]
-    if not newer:
-        return False
-    if any(_covers(each, new, kind) for each in newer):
-        return True
-    raise DataCollectionException(
-        "a part of the window was collected again by another run meanwhile: collect it again", error_code="LOCKED"
-    )
+    if newer and not any(_covers(each, new, kind) for each in newer):
+        raise DataCollectionException(
+            "a part of the window was collected again by another run meanwhile: collect it again", error_code="LOCKED"
+        )
+    return bool(newer)
 
 
 def is_older(new: Range, known: Range, kind: pa.DataType | None) -> bool:
     """Return whether `new` was asked for before `known`, for a part of it at least."""
-    return known.collected_at > new.collected_at and _overlap(known, new, kind)
+    overlap = _low(known, kind) < _high(new, kind) and _low(new, kind) < _high(known, kind)
+    return known.collected_at > new.collected_at and overlap
 
 
 def with_range(new: Range, known: tuple[Range, ...], kind: pa.DataType | None) -> tuple[Range, ...]:
-    """Return what is known of a window after `new` was written: what it covers of others is theirs no more."""
-    rest = []
-    for each in known:
-        if each.origin != new.origin or not _overlap(each, new, kind):
-            rest.append(each)
-            continue
-        if _low(each, kind) < _low(new, kind):
-            rest.append(replace(each, until=new.since))
-        if _high(new, kind) < _high(each, kind):
-            rest.append(replace(each, since=new.until))
+    """Return what is known of a window after `new` was written, without the answers that it covers."""
+    rest = [each for each in known if each.origin != new.origin or not _covers(new, each, kind)]
     return (*rest, new)[-MAX_RANGES:]
 
 
@@ -53,54 +45,29 @@ def next_since(
     ranges: tuple[Range, ...], watermark: str | None, kind: pa.DataType, look_back: timedelta | float
 ) -> str | None:
     """Return from where to ask for what is new: see `LakeTable.next_since`."""
-    first = min(ranges, key=lambda each: _low(each, kind))
-    end = _end_of_first_part(ranges, kind)
-    known = [each for each in (end, watermark) if each is not None]
-    if not known:
-        return first.since
-    value = min(typed(each, kind).as_py() for each in known)
-    if look_back:
-        value -= look_back
-    lowest = None if first.since is None else typed(first.since, kind).as_py()
-    return first.since if lowest is not None and value < lowest else text_of(value)
-
-
-def _end_of_first_part(ranges: tuple[Range, ...], kind: pa.DataType) -> str | None:
-    """Return where the first value is that was never asked for; None where there is none."""
-    end: Range | None = None
-    for each in sorted(ranges, key=lambda each: _low(each, kind)):
-        if end is not None and _high(end, kind) < _low(each, kind):
+    ordered = sorted(ranges, key=lambda each: _low(each, kind))
+    first = _low(ordered[0], kind)
+    # Up to here all was asked for, without a gap.
+    end = first
+    for each in ordered:
+        if end < _low(each, kind):
             break
-        if end is None or _high(end, kind) < _high(each, kind):
-            end = each
-    return None if end is None else end.until
+        end = max(end, _high(each, kind))
+    values = [] if end[0] else [end[1]]
+    if watermark is not None:
+        values.append(typed(watermark, kind).as_py())
+    if not values:
+        return ordered[0].since
+    value = min(values) - look_back if look_back else min(values)
+    return ordered[0].since if (0, value) < first else text_of(value)
 
 
-@dataclass(frozen=True, slots=True)
-@total_ordering
-class _Bound:
-    """A bound of a range, which can be infinite."""
-
-    infinite: int
-    """-1 and 1 are below and above every value."""
-    value: Any = None
-
-    def __lt__(self, other: _Bound) -> bool:
-        if self.infinite or other.infinite:
-            return self.infinite < other.infinite
-        return bool(self.value < other.value)
+def _low(bounds: Range, kind: pa.DataType | None) -> Bound:
+    return (-1, None) if bounds.since is None or kind is None else (0, typed(bounds.since, kind).as_py())
 
 
-def _low(bounds: Range, kind: pa.DataType | None) -> _Bound:
-    return _Bound(-1) if bounds.since is None or kind is None else _Bound(0, typed(bounds.since, kind).as_py())
-
-
-def _high(bounds: Range, kind: pa.DataType | None) -> _Bound:
-    return _Bound(1) if bounds.until is None or kind is None else _Bound(0, typed(bounds.until, kind).as_py())
-
-
-def _overlap(one: Range, other: Range, kind: pa.DataType | None) -> bool:
-    return _low(one, kind) < _high(other, kind) and _low(other, kind) < _high(one, kind)
+def _high(bounds: Range, kind: pa.DataType | None) -> Bound:
+    return (1, None) if bounds.until is None or kind is None else (0, typed(bounds.until, kind).as_py())
 
 
 def _covers(one: Range, other: Range, kind: pa.DataType | None) -> bool:

@@ -8,90 +8,28 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.disk import locked
 from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
-from executor_adapter.pipeline.lake.layout import Place, workspace
-from executor_adapter.pipeline.lake.merging import MOMENT, VANISHED_AT, Vanished
+from executor_adapter.pipeline.lake.layout import workspace
 from executor_adapter.pipeline.lake.ranges import next_since
-from executor_adapter.pipeline.lake.rebuild import needs_recovery, recover
+from executor_adapter.pipeline.lake.rewriting import needs_recovery, recover
+from executor_adapter.pipeline.lake.settings import LakeSettings
 from executor_adapter.pipeline.lake.stored import StoredTable, rows_of
-from executor_adapter.pipeline.lake.writer import Settings, Writer
+from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
-class LakeTable:
+class LakeTable(LakeSettings):
     """One table in one layer of a lake. Picklable; it opens nothing until it is used.
 
     Raises:
         ConfigurationError: the settings contradict one another.
     """
-
-    root: Path
-    """The folder of the lake."""
-    layer: str
-    """What kind of tables it is among: "raw", "processed", "rejects", ..."""
-    tool: str
-    name: str
-    key: tuple[str, ...] = ()
-    """The columns that identify a row within its window; none: a window, or a range of it, is replaced altogether."""
-    cursor: str | None = None
-    """The column by which the source is asked for what is new."""
-    vanished_rows: Vanished | None = None
-    """What becomes of rows that the source has no longer; None: "keep" with a key, "delete" without."""
-    vanished_windows: Vanished = "keep"
-    """What becomes of windows that the source has no longer: see `settle_windows`."""
-    lock_timeout: float = 300.0
-    """Seconds to wait for another job that writes to the table."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
-        key: Any = self.key  # People write one column as text.
-        object.__setattr__(self, "key", (key,) if isinstance(key, str) else tuple(key))
-        for field in ("layer", "tool", "name"):
-            value = getattr(self, field)
-            # They are names of folders, and readers pass over those that begin with a dot or an underscore.
-            if not value or value.startswith((".", "_")) or "/" in value:
-                raise ConfigurationError(
-                    f"{field}: {value!r} is not allowed: must be a name without /, that begins with neither . nor _"
-                )
-        if self.vanished_rows in ("keep", "mark") and not self.key:
-            raise ConfigurationError(
-                f"{self.place}: vanished_rows: {self.vanished_rows!r} needs a key: name the columns that identify a row"
-            )
-
-    @property
-    def place(self) -> Place:
-        """The paths of the table."""
-        return Place(root=self.root, layer=self.layer, tool=self.tool, table=self.name)
-
-    @property
-    def folder(self) -> Path:
-        """The folder to read with pyarrow, pandas, Polars or DuckDB; `window` is a column of what they read."""
-        return self.place.folder
-
-    @property
-    def policy(self) -> Vanished:
-        """What becomes of rows that the source has no longer."""
-        return self.vanished_rows or ("keep" if self.key else "delete")
-
-    @property
-    def extra_columns(self) -> pa.Schema:
-        """The columns that the lake adds to those of the rows."""
-        marks = "mark" in (self.policy, self.vanished_windows)
-        return pa.schema([(VANISHED_AT, MOMENT)] if marks else [])
-
-    @property
-    def _settings(self) -> Settings:
-        return Settings(
-            place=self.place, key=self.key, cursor=self.cursor, policy=self.policy, extra_columns=self.extra_columns
-        )
 
     def windows(self) -> dict[str, WindowEntry]:
         """Return the windows that the table has, by name."""
@@ -188,7 +126,7 @@ class LakeTable:
             window=window, rows=0, fingerprint=fingerprint, written_at=at, created_at=at, ranges=(asked,)
         )
         with workspace(self.root) as space, ExitStack() as stack:
-            writer = Writer(self._settings, entry, asked, space)
+            writer = Writer(self, entry, asked, space)
             stack.callback(writer.discard)
             yield writer
             with self.exclusive() as stored:

@@ -12,25 +12,15 @@ import pyarrow.compute as pc
 
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.lake.assembly import rewrite_all, rows_in
 from executor_adapter.pipeline.lake.evolution import check_names, evolved, plain
 from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish
 from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
-from executor_adapter.pipeline.lake.layout import WINDOW, Place
-from executor_adapter.pipeline.lake.merging import Merge, Vanished, is_within, key_texts, last_of_each
+from executor_adapter.pipeline.lake.layout import WINDOW
+from executor_adapter.pipeline.lake.merging import is_within, kept, key_texts, last_of_each
 from executor_adapter.pipeline.lake.ranges import is_older, is_overtaken, with_range
+from executor_adapter.pipeline.lake.rewriting import rewrite_all, rows_in
+from executor_adapter.pipeline.lake.settings import LakeSettings
 from executor_adapter.pipeline.lake.stored import Stored, StoredTable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What a writer needs to know of its table."""
-
-    place: Place
-    key: tuple[str, ...]
-    cursor: str | None
-    policy: Vanished
-    extra_columns: pa.Schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +46,7 @@ class Written:
 class Writer:
     """Takes the rows of one window; see `LakeTable.writing`."""
 
-    def __init__(self, settings: Settings, entry: WindowEntry, asked: Range, space: Path) -> None:
+    def __init__(self, settings: LakeSettings, entry: WindowEntry, asked: Range, space: Path) -> None:
         self._settings = settings
         self._entry = entry
         self._asked = asked
@@ -219,15 +209,11 @@ class Writer:
             file.add(rows if mask is None else rows.filter(mask))
 
     def _add_old(self, file: FileWriter, found: Stored | None, keys: pa.Array | None) -> tuple[int, int]:
-        settings = self._settings
-        merge = Merge(
-            key=settings.key, cursor=settings.cursor, policy=settings.policy, range=self._asked, new_keys=keys
-        )
         replaced = vanished = 0
         for rows in () if found is None else rows_in(found):
-            kept, replaced_now, vanished_now = merge.kept(rows)
+            rest, replaced_now, vanished_now = kept(rows, self._settings, self._asked, keys)
             replaced, vanished = replaced + replaced_now, vanished + vanished_now
-            file.add(kept)
+            file.add(rest)
         return replaced, vanished
 
     def _new_rows(self) -> Iterator[pa.Table]:
