@@ -20,27 +20,16 @@ from executor_adapter.prefect import job_task
 
 OF_TABLE: dict[str, Any] = {"tool_name": "{table.tool_name}", "cache_policy": NO_CACHE, "persist_result": False}
 """Options of the job tasks of a table: their results are what they have written."""
+COLLECTION: dict[str, Any] = {"pool": "thread", "job_type": "collection", **OF_TABLE}
 
 
-@job_task(
-    pool="thread",
-    job_type="collection",
-    name="find windows",
-    task_run_name="find windows of {table}",
-    **OF_TABLE,
-)
+@job_task(name="find windows", task_run_name="find windows of {table}", **COLLECTION)
 def find_windows(table: ConfiguredTable, since: date | None, until: date | None) -> list[Window]:
     """Return the windows of a table that are to be collected."""
     return collecting.find_windows(table, since, until)
 
 
-@job_task(
-    pool="thread",
-    job_type="collection",
-    name="collect windows",
-    task_run_name="collect {table} {subject}",
-    **OF_TABLE,
-)
+@job_task(name="collect windows", task_run_name="collect {table} {subject}", **COLLECTION)
 def collect_windows(table: ConfiguredTable, windows: list[Window], subject: str, again: bool) -> dict[str, Any]:
     """Land windows and store their rows; a REST tool without a URL reads the API of this run's Prefect server."""
     if not isinstance(table.tool, RestTool) or table.tool.url is not None:
@@ -50,13 +39,7 @@ def collect_windows(table: ConfiguredTable, windows: list[Window], subject: str,
     return collecting.collect_windows(own, windows, again=again, headers=headers)
 
 
-@job_task(
-    pool="thread",
-    job_type="collection",
-    name="settle windows",
-    task_run_name="settle windows of {table}",
-    **OF_TABLE,
-)
+@job_task(name="settle windows", task_run_name="settle windows of {table}", **COLLECTION)
 def settle_windows(table: ConfiguredTable, present: list[str]) -> dict[str, Any]:
     """Apply the table's policy to the windows that its files have no longer."""
     return {"gone": upkeep.settle_table(table, present)}
@@ -80,9 +63,7 @@ summarise = job_task(
     retry_attempts=0,  # It only reads what is there, so that it would fail again.
     name="summarise",
     task_run_name="summarise {tool}",
-    tool_name="{tool}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    **OF_TABLE | {"tool_name": "{tool}"},
 )(summaries.summarise_tables)
 
 

@@ -106,10 +106,8 @@ class Run:
         """Let the jobs submitted from now on move the progress from `start` to `end`, as shares of the whole run."""
         self._share, self._submitted, self._done = (start, end), 0, 0
 
-    def submit(
-        self, task: JobTask[..., Any], *, tool: str, stage: str, subject: str, arguments: dict[str, Any]
-    ) -> Future:
-        """Submit a job; `tool`, `stage` and `subject` identify it in the progress table."""
+    def submit(self, task: JobTask[..., Any], stage: str, subject: str, /, **arguments: Any) -> Future:
+        """Submit a job; `stage` and `subject` say in the progress table which one of its tool it is."""
         self._submitted += 1
         labelled = task.with_options(metadata={"stage": stage, "subject": subject})
         with untagged():

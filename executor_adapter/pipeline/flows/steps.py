@@ -39,13 +39,7 @@ def collect(run: Run, since: date | None = None, until: date | None = None) -> N
         # APIs come last: one of them may be the history of this very run, which holds more the later it is read.
         apis = [table for table in tables if isinstance(table.tool, RestTool)]
         searches = {
-            run.submit(
-                jobs.find_windows,
-                tool=table.tool_name,
-                stage="find",
-                subject=table.name,
-                arguments={"table": table, "since": since, "until": until},
-            ): table
+            run.submit(jobs.find_windows, "find", table.name, table=table, since=since, until=until): table
             for table in tables
             if table not in apis
         }
@@ -91,13 +85,8 @@ class _Collections:
     def _submit(self, table: ConfiguredTable, jobs_of: Iterable[list[Window]]) -> None:
         for some in jobs_of:
             subject = _subject([window.name for window in some])
-            future = self._run.submit(
-                jobs.collect_windows,
-                tool=table.tool_name,
-                stage="collect",
-                subject=f"{table.name} {subject}",
-                arguments={"table": table, "windows": some, "subject": subject, "again": self._again},
-            )
+            asked: dict[str, Any] = {"windows": some, "subject": subject, "again": self._again}
+            future = self._run.submit(jobs.collect_windows, "collect", f"{table.name} {subject}", table=table, **asked)
             self._running[future] = table
 
     def wait(self) -> None:
@@ -125,11 +114,7 @@ class _Collections:
         """Apply the policies for windows that the sources have no longer."""
         futures = [
             self._run.submit(
-                jobs.settle_windows,
-                tool=table.tool_name,
-                stage="settle",
-                subject=table.name,
-                arguments={"table": table, "present": sorted(self._present.get(name, ()))},
+                jobs.settle_windows, "settle", table.name, table=table, present=sorted(self._present.get(name, ()))
             )
             for name, table in self._settled.items()
         ]
@@ -163,16 +148,11 @@ def process(run: Run) -> list[dict[str, Any]]:
 
 
 def _submit_windows(run: Run, table: ConfiguredTable, jobs_of: Iterable[list[str]]) -> dict[Future, ConfiguredTable]:
-    return {
-        run.submit(
-            jobs.process_windows,
-            tool=table.tool_name,
-            stage="process",
-            subject=f"{table.name} {_subject(some)}",
-            arguments={"table": table, "windows": some, "subject": _subject(some)},
-        ): table
-        for some in jobs_of
-    }
+    submitted = {}
+    for some in jobs_of:
+        given: dict[str, Any] = {"table": table, "windows": some, "subject": _subject(some)}
+        submitted[run.submit(jobs.process_windows, "process", f"{table.name} {_subject(some)}", **given)] = table
+    return submitted
 
 
 def _together(windows: Sequence[Any], size_of: Callable[[Any], int], limit: int) -> Iterator[list[Any]]:
@@ -198,11 +178,7 @@ def _summarise(run: Run) -> list[dict[str, Any]]:
     run.begin_stage(0.9, 1.0)
     futures = [
         run.submit(
-            jobs.summarise,
-            tool=tool,
-            stage="report",
-            subject="summary",
-            arguments={"tool": tool, "tables": tables, "reference": run.settings.tools[tool].summary},
+            jobs.summarise, "report", "summary", tool=tool, tables=tables, reference=run.settings.tools[tool].summary
         )
         for tool, tables in run.tables.items()
         if run.settings.tools[tool].summary is not None
