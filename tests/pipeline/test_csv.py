@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,12 @@ def test_no_line_is_lost(tmp_path: Path, lines: list[bytes]) -> None:
     good = [number for number, line in enumerate(lines, 2) if line in (b"1,2", b'"a,b",2')]
     assert len(rows) == len(good)
     assert [line for line, *_ in rejects] == [number for number in range(2, len(lines) + 2) if number not in good]
+
+
+@pytest.mark.parametrize("header", ["x" * 9 + ",y" * 500, '"x\n",' * 300 + "y", "short\n" + "z" * 2_000])
+def test_a_header_is_as_bounded_as_other_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str) -> None:
+    """A header, or a line before it, that is too long fails the file before it is read, with its line."""
+    monkeypatch.setattr("executor_adapter.pipeline.sources.csv_rows.MAX_LINE", 999)
+    error = failure(tmp_path, f"{header}\n1,2\n".encode(), skip=1 if header.startswith("short") else 0)
+    assert error.error_code == "DATA_ERROR"
+    assert re.search(r"there: line \d+ is longer than [\d,]+ bytes: correct the file", str(error))

@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import duckdb
 import pyarrow as pa
@@ -132,15 +133,28 @@ def _dialect(path: Path, name: str, format: Format) -> Dialect:
 def _first_names(path: Path, name: str, delimiter: str, quote: str, skip: int) -> list[str]:
     """Return the values of the first line that is not empty."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        for _ in range(skip):
-            file.readline()
+        lines = _bounded_lines(file, name, skip)
         if len(delimiter) > 1:
-            return file.readline().rstrip("\r\n").split(delimiter)
-        reader = csv.reader(file, delimiter=delimiter, quotechar=quote or None)
+            return next(lines, "").rstrip("\r\n").split(delimiter)
+        reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None)
         try:
             return next((line for line in reader if line), [])
         except csv.Error as error:
             raise data_error(f"{name} is not CSV: {error}") from error
+
+
+def _bounded_lines(file: TextIO, name: str, skip: int) -> Iterator[str]:
+    """Yield the lines after those that are skipped, of which one is the header: it may have line ends in quotes."""
+    size = 0
+    for number in count(1):
+        line = file.readline(MAX_LINE + 1)
+        size = len(line) if number <= skip else size + len(line.strip())
+        if size > MAX_LINE:
+            raise data_error(f"{name}: line {number} {_REASONS['LINE SIZE OVER MAXIMUM']}: correct the file")
+        if not line:
+            return
+        if number > skip:
+            yield line
 
 
 def _names(first_line: list[str], name: str) -> tuple[str, ...]:
