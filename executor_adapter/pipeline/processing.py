@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,7 +93,7 @@ def process_window(
         log("%s %s: already processed", target.place, window)
         return Processed(status="already_processed")
     with workspace(source.root) as space, connected(space / "spill", 2, MEMORY) as database, ExitStack() as stack:
-        run = Run(database, _rows_of(source, window, space), source.root, space)
+        run = Run(database, _rows_of(source, window, space, stack), source.root, space)
         for number, step in enumerate(ready):
             run.apply(step)
             progress(number + 1, len(ready), "steps")
@@ -130,17 +129,14 @@ def processing_fingerprint(entry: WindowEntry | None, steps: str, version: str =
     )
 
 
-def _rows_of(source: LakeTable, window: str, space: Path) -> str:
-    """Return SQL that gives the rows of a window: one version of it, also while it is replaced."""
-    copy = space / "source.parquet"
+def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> str:
+    """Return SQL that gives the rows of a window: one version of it, which the stack holds while it is replaced."""
+    version = space / "source.parquet"
     with source.shared() as stored:
-        found = stored.find(window)
-        if found is None:
-            raise DataProcessingException(
-                f"{source.place} has no window {window!r}: collect it first", error_code="DATA_ERROR"
-            )
-        os.link(found.path, copy)
+        file = stack.enter_context(stored.get(window).path.open("rb"))
         schema = stored.schema()
+    # By a name that no other window has, so that DuckDB takes nothing that it remembers of one.
+    version.symlink_to(f"/dev/fd/{file.fileno()}")
     names = Counter(name.lower() for name in (schema or pa.schema([])).names)
     twice = next((name for name, times in names.items() if times > 1), None)
     if twice is not None:
@@ -148,7 +144,7 @@ def _rows_of(source: LakeTable, window: str, space: Path) -> str:
             f"{source.place}: two columns are called {twice!r} but for their case: give one another name",
             error_code="DATA_ERROR",
         )
-    scan = f"read_parquet({literal(copy)}, file_row_number = true, hive_partitioning = false)"
+    scan = f"read_parquet({literal(version)}, file_row_number = true, hive_partitioning = false)"
     return f"SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {scan}"
 
 

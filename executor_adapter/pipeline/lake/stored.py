@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.lake.footers import WindowEntry, entry_of, opened, plain_schema, reading
 from executor_adapter.pipeline.lake.layout import Place
@@ -64,6 +65,17 @@ class StoredTable:
         """Return a window; None where the table has none of that name."""
         path = self.place.file_of(window)
         return self.read(path) if path.exists() else None
+
+    def get(self, window: str) -> Stored:
+        """Return a window.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, the table has none of that name.
+        """
+        if (found := self.find(window)) is None:
+            said = f"{self.place} has no window {window!r}: collect it first"
+            raise DataProcessingException(said, error_code="DATA_ERROR")
+        return found
 
     def schema(self) -> pa.Schema | None:
         """Return the columns of the table, which all its files have; None where it has no file."""

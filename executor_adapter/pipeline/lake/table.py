@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import locked
 from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
 from executor_adapter.pipeline.lake.layout import workspace
@@ -77,11 +77,7 @@ class LakeTable(LakeSettings):
         """
         with ExitStack() as stack:
             with self.shared() as stored:
-                found = stored.find(window)
-                if found is None:
-                    raise DataProcessingException(
-                        f"{self.place} has no window {window!r}: collect it first", error_code="DATA_ERROR"
-                    )
+                found = stored.get(window)
                 file = stack.enter_context(opened(found.path))
             yield rows_of(file, found.path, batch_rows)
 
