@@ -87,6 +87,9 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
         allowed = ", ".join(BUILT_IN)
         raise ConfigurationError(f"{key}: {wrong!r} is not a step: {hint}must be one of {allowed}, or module:function")
     if kind == "function":
+        batch = spec.get("batch")
+        if batch is not None and (type(batch) is not int or batch < 1):
+            raise ConfigurationError(f"{key}: batch: {batch!r} is not allowed: must be a number of rows, at least 1")
         return Step(str(spec["function"]), kind, {"reads": (), "batch": None, **spec})
     given = spec[kind]
     if kind in ("check", "sql") and not isinstance(given, Mapping):
@@ -229,12 +232,9 @@ class Run:
 
     def _relations(self, step: Step, before: str) -> Iterator[duckdb.DuckDBPyRelation]:
         """Yield the rows that a function is called with: all of them, or `batch` at a time."""
-        batch = step.options.get("batch")
-        if not batch:
-            yield self._database.sql(f"FROM {before}")
-            return
-        for start in range(0, max(1, self.account.kept), int(batch)):
-            yield self._database.sql(f"FROM {before} LIMIT {int(batch)} OFFSET {start}")
+        batch = step.options.get("batch") or max(1, self.account.kept)
+        for start in range(0, max(1, self.account.kept), batch):
+            yield self._database.sql(f"FROM {before} LIMIT {batch} OFFSET {start}")
 
     def _sql(self, step: Step, before: str) -> str:
         text = _TABLE.sub(lambda found: self._other(step, found[1]), step.options["sql"])
@@ -267,10 +267,16 @@ class Run:
         group = ", ".join(map(quoted, keys))
         winners = f"FROM best_{self._number}"  # The numbers alone are kept, and no copy of the rows.
         self._database.execute(f"CREATE TEMP TABLE best_{self._number} AS SELECT {best} FROM {before} GROUP BY {group}")
-        if not options.get("reject", False):
-            return f"FROM {before} WHERE {ROW} IN ({winners})"
-        reason = literal(f"another row has this {', '.join(keys)}")
-        return f"SELECT *, CASE WHEN {ROW} NOT IN ({winners}) THEN {reason} END AS {REASON} FROM {before}"
+        empty = " OR ".join(f"{quoted(name)} IS NULL" for name in keys)
+        cases, others = [], "" if options.get("reject", False) else f" WHERE {ROW} IN ({winners})"
+        if self._value(f"SELECT count(*) FROM {before} WHERE {empty}"):
+            # Nothing tells a row without a value in its key from another one.
+            cases.append(f"WHEN {empty} THEN {literal(' or '.join(keys) + ': is empty')}")
+            others = others and f"{others} OR {empty}"
+        if not others:
+            cases.append(f"WHEN {ROW} NOT IN ({winners}) THEN {literal('another row has this ' + ', '.join(keys))}")
+        reason = f", CASE {' '.join(cases)} END AS {REASON}" if cases else ""
+        return f"SELECT *{reason} FROM {before}{others}"
 
     def _enrich(self, step: Step, before: str) -> str:
         options, name = step.options, step.options["table"]

@@ -106,18 +106,29 @@ def test_a_check_changes_no_value(tmp_path: Path, columns: str, message: str) ->
         ({}, [(0, 5000.0), (3, 150.0), (1, 20.0), (5, None)]),
         ({"keep": "first"}, [(1, 9.5), (0, 5000.0), (3, 150.0), (5, None)]),
         ({"order_by": "price", "keep": "first"}, [(1, 9.5), (0, 5000.0), (3, 150.0), (5, None)]),
-        ({"key": "city", "order_by": "price"}, [(1, 9.5), (0, 5000.0), (3, 150.0), (1, 20.0)]),
-        ({"key": "city", "order_by": "price", "keep": "first"}, [(1, 9.5), (0, 5000.0), (3, 150.0), (1, 20.0)]),
+        ({"key": "city", "order_by": "price"}, [(1, 9.5), (0, 5000.0), (1, 20.0)]),
+        ({"key": "city", "order_by": "price", "keep": "first"}, [(1, 9.5), (0, 5000.0), (1, 20.0)]),
     ],
 )
 def test_of_rows_with_the_same_key_one_stays(tmp_path: Path, options: dict[str, Any], kept: list[Any]) -> None:
-    """The last row stays, or the one with the highest or lowest value; a value beats none, and nulls are equal."""
+    """The last row stays, or the one with the highest or lowest value; a value beats none."""
     rows = apply(tmp_path, {"deduplicate": {"key": "id", **options}})
     assert sorted(((row["id"], row["price"]) for row in rows), key=str) == sorted(kept, key=str)
     done = process(tmp_path, [{"deduplicate": {"key": "id", "reject": True, **options}}])
-    assert done.rejected == 1
-    (reason,) = reasons(tmp_path).values()
-    assert reason == f"another row has this {options.get('key', 'id')}"
+    found = [reason for reason in reasons(tmp_path).values() if reason != "city: is empty"]
+    assert found == [f"another row has this {options.get('key', 'id')}"]
+    assert done.given == done.kept + done.rejected
+
+
+@pytest.mark.parametrize("options", [{"key": "city"}, {"key": "city", "reject": True}, {"key": ["id", "city"]}])
+def test_rows_without_a_value_in_the_key_are_rejected(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Nothing tells two rows without a value in their key apart: none of them stays or goes without a word."""
+    rows = [*ORDERS, {"id": 8, "city": None, "price": 7.0}]
+    done = process(tmp_path, [{"deduplicate": {**options, "order_by": "id"}}], rows)
+    reason = "id or city: is empty" if "id" in options["key"] else "city: is empty"
+    assert [each["row"] for each in rejected(tmp_path) if each["reason"] == reason] == [3, 6]
+    assert done.given == done.kept + done.rejected + done.dropped
+    assert {each["city"] for each in tables(tmp_path)["processed"].read("w").to_pylist()} == {"Rome", "Nowhere", "Oslo"}
 
 
 def test_enrich_joins_columns_of_another_table(tmp_path: Path) -> None:
@@ -403,3 +414,20 @@ def test_rows_are_conserved(rows: list[dict[str, Any]], order: list[Spec]) -> No
         assert rest == 0 or (rest > 0 and len(done.reasons) == MAX_LOGGED_REASONS)
         numbers = Counter(row["row"] for row in rejected(Path(folder)))
         assert set(numbers.values()) <= {1}
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.5, "100", True])
+def test_a_batch_that_is_no_number_of_rows_is_refused(batch: Any) -> None:
+    """It is refused when the configuration is read, and not in a job."""
+    with pytest.raises(ConfigurationError, match=r"tools\.steps: batch: .* must be a number of rows, at least 1"):
+        read_step({"function": "my_rules:price", "batch": batch}, "tools.steps")
+
+
+def test_a_window_is_processed_where_files_have_one_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may know no hard links, and the system refuses them for files of other users."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    assert process(tmp_path, []).kept == len(ORDERS)
