@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +131,6 @@ class ConfiguredTable:
             ConfigurationError: they contradict one another.
         """
         settings = self.settings
-        for spec in settings.steps:
-            step = read_step(spec, f"{self.key}.steps")
-            if step.reference is not None:
-                check_module(step.reference, f"{self.key}.steps")
         if settings.group_by and not settings.measures:
             raise ConfigurationError(f"{self.key}: with group_by, measures must have at least one entry")
         if isinstance(settings, FileTable) and settings.period is not None and len(settings.partition) != 1:
@@ -272,21 +267,16 @@ def in_order(tables: Sequence[ConfiguredTable]) -> Iterator[list[ConfiguredTable
 def import_references(settings: Settings) -> list[ConfigurationError]:
     """Import all that the tools name, as their jobs will, and return what is wrong with it."""
     problems = []
-    for name in settings.tools:
-        loads = [partial(import_object, reference, key) for key, reference in _references(settings, name)]
-        for table in configured_tables(settings, name):
-            steps = [read_step(each, f"{table.key}.steps").reference for each in table.settings.steps]
-            loads += [partial(import_object, each, f"{table.key}.steps") for each in steps if each is not None]
-        for load in loads:
-            try:
-                load()
-            except ConfigurationError as error:
-                problems.append(error)
+    for key, reference in (found for name in settings.tools for found in _references(settings, name)):
+        try:
+            import_object(reference, key)
+        except ConfigurationError as error:
+            problems.append(error)
     return problems
 
 
 def _references(settings: Settings, tool_name: str) -> Iterator[tuple[str, str]]:
-    """Yield what a tool names as `module:name`, beside its steps, with the key where it stands."""
+    """Yield what a tool names as `module:name`, with the key where it stands."""
     if summary := settings.tools[tool_name].summary:
         yield f"tools.{tool_name}.summary", summary
     for table in configured_tables(settings, tool_name):
@@ -294,6 +284,9 @@ def _references(settings: Settings, tool_name: str) -> Iterator[tuple[str, str]]
             yield f"{table.key}.schema.check", table.settings.table_schema.check
         if isinstance(table.settings, FunctionTable):
             yield f"{table.key}.function", table.settings.function
+        for spec in table.settings.steps:
+            if (reference := read_step(spec, f"{table.key}.steps").reference) is not None:
+                yield f"{table.key}.steps", reference
 
 
 def _tables_of(tool: Tool) -> Mapping[str, TableSettings]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 from collections import Counter
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 
 from executor_adapter.config import Format
 from executor_adapter.pipeline.errors import data_error
-from executor_adapter.pipeline.sources.landing import Receiver
+from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.pipeline.sources.landing import Landing, Window, receiving
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
 
 MAX_COLUMNS = 2_000
@@ -63,11 +65,35 @@ def text_array(values: Iterable[Any]) -> pa.Array:
     return pa.array([None if each is None else value_text(each) for each in values], pa.string())
 
 
-def add_batch(receiver: Receiver, batch: pa.RecordBatch, origin: str) -> None:
-    """Land a batch of text as a Parquet file, for sources that give no bytes."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_batches([batch]), buffer, compression="zstd")
-    receiver.add(".parquet", [buffer.getvalue()], origin=origin, inspect=lambda _: (batch.num_rows, {}))
+def land_batches(
+    root: Path, tool_name: str, table: str, window: Window, asked: Any, batches: Iterable[pa.RecordBatch], origin: str
+) -> Landing:
+    """Land batches of text, a Parquet file each, for sources that give no bytes.
+
+    Args:
+        root: the folder of the lake.
+        tool_name: the name of the tool.
+        table: the table.
+        window: the window.
+        asked: what identifies the rows that were asked for, as JSON knows it.
+        batches: the rows.
+        origin: what they are of, for people.
+    """
+    fingerprint, done = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(), 0
+    with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
+        receiver.restart()
+        for batch in batches:
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_batches([batch]), buffer, compression="zstd")
+
+            def inspect(_: Path, rows: int = batch.num_rows) -> tuple[int, dict[str, Any]]:
+                return rows, {}
+
+            receiver.add(".parquet", [buffer.getvalue()], origin=origin, inspect=inspect)
+            done += batch.num_rows
+            progress(done, None, "rows")
+    log("%s/%s %s: %d rows", tool_name, table, window.name, done)
+    return receiver.landing
 
 
 def _as_text(column: pa.Array) -> pa.Array:

@@ -5,9 +5,7 @@ A retry calls the function anew.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,8 @@ import pyarrow as pa
 from executor_adapter.config import FunctionTable, FunctionTool
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.importing import import_object
-from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.sources.arrow_rows import add_batch, as_text, check_names, text_array
-from executor_adapter.pipeline.sources.landing import Landing, Window, receiving
+from executor_adapter.pipeline.sources.arrow_rows import as_text, check_names, land_batches, text_array
+from executor_adapter.pipeline.sources.landing import Landing, Window
 
 
 def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, window: Window) -> Landing:
@@ -41,24 +38,10 @@ def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, wi
             the function raises.
     """
     described = tool.tables[table]
-    fingerprint = fingerprint_of(tool, table, window)
-    with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
-        receiver.restart()
-        done = 0
-        for batch in _batches(_call(described, window), described.function, tool.batch_rows):
-            add_batch(receiver, batch, described.function)
-            done += batch.num_rows
-            progress(done, None, "objects")
-    landing = receiver.landing
-    log("%s/%s %s: %d objects", tool_name, table, window.name, landing.rows)
-    return landing
-
-
-def fingerprint_of(tool: FunctionTool, table: str, window: Window) -> str:
-    """Return what identifies the call for a window: see `Manifest`."""
-    described = tool.tables[table]
-    asked = [described.function, described.arguments, window.since, window.until]
-    return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
+    name = described.function
+    batches = _batches(_call(described, window), name, tool.batch_rows)
+    asked = [name, described.arguments, window.since, window.until]
+    return land_batches(root, tool_name, table, window, asked, batches, name)
 
 
 def _call(described: FunctionTable, window: Window) -> Iterable[Any]:

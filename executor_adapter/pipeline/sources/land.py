@@ -32,20 +32,12 @@ def land(
         window: the window; for files one of `find_files`.
         headers: REST: further headers, for the API's own origin alone.
         known_parents: REST: ids of the resource that `for_each` names for which nothing is asked.
-        settle_time: seconds after the end of a window after which it does not change: a landing that was received later
-            is returned, and the source is not asked again; None: it is always asked. For files it has no meaning: those
-            that have not changed are never copied again.
+        settle_time: REST: seconds after the end of a window after which it does not change: a landing that was received
+            later is returned, and the API is not asked again; None: it is always asked.
 
     Raises:
         DataCollectionException: see the source.
     """
-
-    def final(fingerprint: str) -> Landing | None:
-        found = None if settle_time is None else find_landing(root, tool_name, table, window, fingerprint)
-        if found is None or not found.is_final(settle_time or 0.0):
-            return None
-        log("%s/%s %s: is over, and not asked for again", tool_name, table, window.name)
-        return found
 
     # Imported here, because a job needs one source, and each has libraries of its own.
     match tool:
@@ -54,22 +46,20 @@ def land(
 
             return land_file(root, tool_name, tool, table, window)
         case RestTool():
-            from executor_adapter.pipeline.sources.rest import resource
+            from executor_adapter.pipeline.sources.rest.resource import fingerprint_of, land_resource
 
-            return final(resource.fingerprint_of(tool, table, window)) or resource.land_resource(
-                root, tool_name, tool, table, window, headers=headers, known_parents=known_parents
-            )
+            known = find_landing(root, tool_name, table, window, fingerprint_of(tool, table, window))
+            if known is not None and settle_time is not None and known.is_final(settle_time):
+                log("%s/%s %s: is over, and not asked for again", tool_name, table, window.name)
+                return known
+            return land_resource(root, tool_name, tool, table, window, headers=headers, known_parents=known_parents)
         case SqlTool():
-            from executor_adapter.pipeline.sources import sql
+            from executor_adapter.pipeline.sources.sql import land_query
 
-            return final(sql.fingerprint_of(tool, table, window)) or sql.land_query(
-                root, tool_name, tool, table, window
-            )
+            return land_query(root, tool_name, tool, table, window)
         case FunctionTool():
-            from executor_adapter.pipeline.sources import functions
+            from executor_adapter.pipeline.sources.functions import land_function
 
-            return final(functions.fingerprint_of(tool, table, window)) or functions.land_function(
-                root, tool_name, tool, table, window
-            )
+            return land_function(root, tool_name, tool, table, window)
         case _:
             raise configuration_error(f"tools.{tool_name} has no source: set source to files, rest, sql or function")

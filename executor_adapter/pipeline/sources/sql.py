@@ -5,11 +5,9 @@ A retry starts anew, because only one statement sees the table at one moment.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,8 @@ from executor_adapter.config import SqlTable, SqlTool, TableSettings, redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.errors import configuration_error
-from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.sources.arrow_rows import add_batch, check_names, text_array
-from executor_adapter.pipeline.sources.landing import Landing, Window, receiving
+from executor_adapter.pipeline.sources.arrow_rows import check_names, land_batches, text_array
+from executor_adapter.pipeline.sources.landing import Landing, Window
 
 _CONFIGURATION_ERRORS = (exc.ProgrammingError, exc.NoSuchModuleError)
 _REFUSALS = (
@@ -64,26 +61,10 @@ def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Wi
             refused; NETWORK_ERROR, the database does not answer.
     """
     described = tool.tables[table]
-    fingerprint = fingerprint_of(tool, table, window)
-    with _explained(tool), receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
-        receiver.restart()
-        engine = _engine(tool)
-        try:
-            statement = _statement(engine, described, window)
-            for batch in _rows(engine, statement, described, tool.batch_rows):
-                add_batch(receiver, batch, described.table or "query")
-                progress(sum(file.rows or 0 for file in receiver.files), None, "rows")
-        finally:
-            engine.dispose()
-    landing = receiver.landing
-    log("%s/%s %s: %d rows", tool_name, table, window.name, landing.rows)
-    return landing
-
-
-def fingerprint_of(tool: SqlTool, table: str, window: Window) -> str:
-    """Return what identifies the statement for a window: see `Manifest`."""
-    described = tool.tables[table].model_dump(mode="json", exclude=set(TableSettings.model_fields))
-    return hashlib.sha256(json.dumps([tool.url, described, window.since, window.until]).encode()).hexdigest()
+    asked = [tool.url, described.model_dump(mode="json", exclude=set(TableSettings.model_fields))]
+    with _explained(tool), closing(_rows(tool, described, window)) as rows:
+        name = described.table or "query"
+        return land_batches(root, tool_name, table, window, [*asked, window.since, window.until], rows, name)
 
 
 def _engine(tool: SqlTool) -> sa.Engine:
@@ -148,17 +129,17 @@ def _typed(text: str, kind: sa.types.TypeEngine[Any]) -> Any:
         raise configuration_error(f"{text!r} is no bound for a cursor of type {kind!r}") from None
 
 
-def _rows(
-    engine: sa.Engine, statement: sa.Select[Any] | sa.TextClause, described: SqlTable, batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+def _rows(tool: SqlTool, described: SqlTable, window: Window) -> Generator[pa.RecordBatch]:
     """Yield batches of text, from a cursor on the server's side."""
-    options = {"stream_results": True, "max_row_buffer": batch_rows}
+    options = {"stream_results": True, "max_row_buffer": tool.batch_rows}
+    engine = _engine(tool)
+    statement = _statement(engine, described, window)
     with engine.connect().execution_options(**options) as connection, connection.execute(statement) as result:
         names = list(result.keys())
         check_names(names, "the query")
         if described.cursor not in (None, *names):
             raise configuration_error(f"cursor: {described.cursor} is not among the columns {', '.join(names)}")
-        for rows in result.partitions(batch_rows):
+        for rows in result.partitions(tool.batch_rows):
             columns = list(zip(*rows, strict=True))
             yield pa.RecordBatch.from_arrays([text_array(each) for each in columns], names=names)
 
