@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from executor_adapter.pipeline.steps import (
     Account,
     Run,
     Spec,
-    Step,
     digest,
     fingerprint_of,
     measures_query,
@@ -87,7 +86,8 @@ def process_window(
         ConfigurationError: there is no such step.
     """
     ready = [read_step(spec) for spec in steps]
-    entry = source.find(window)
+    with source.shared() as stored:
+        entry = stored.get(window).entry
     fingerprint = processing_fingerprint(entry, fingerprint_of(ready, source.root), version)
     if target.find(window, fingerprint) is not None:
         log("%s %s: already processed", target.place, window)
@@ -122,11 +122,9 @@ def process_window(
     return _told(run.account, f"{target.place} {window}")
 
 
-def processing_fingerprint(entry: WindowEntry | None, steps: str, version: str = "") -> str:
+def processing_fingerprint(entry: WindowEntry, steps: str, version: str = "") -> str:
     """Return the fingerprint of what the steps make of a window; `steps` is that of the steps."""
-    return digest(
-        entry and entry.fingerprint, entry and entry.collected_at, entry and entry.vanished_at, steps, version
-    )
+    return digest(entry.fingerprint, entry.collected_at, entry.vanished_at, steps, version)
 
 
 def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> str:
@@ -258,21 +256,17 @@ def balance(tool: str, tables: Iterable[ConfiguredTable]) -> Balance:
     """Count the rows of a tool's tables."""
     counts: Counter[str] = Counter()
     for table in tables:
-        processed, rejects = table.processed.windows(), table.rejects.windows()
+        rejects = table.rejects.windows()
         unfit = sum(entry.rows for window, entry in rejects.items() if window.startswith(READ))
         counts.update(collected=unfit, rejected=unfit)
-        steps = _steps_of(table)
-        for window, entry in table.raw.windows().items():
-            counts["collected"] += entry.rows
-            if not entry.rows:
-                continue
-            fingerprint = processing_fingerprint(entry, steps, table.version)
-            done, put_aside = processed.get(window), rejects.get(window)
-            if done is None or done.fingerprint != fingerprint:
-                counts["unprocessed"] += entry.rows
+        for window, rows, done in _made(table):
+            counts["collected"] += rows
+            if done is None:
+                counts["unprocessed"] += rows
                 continue
             counts.update(processed=done.rows, dropped=done.dropped, merged=done.merged)
-            counts["rejected"] += put_aside.rows if put_aside and put_aside.fingerprint == fingerprint else 0
+            put_aside = rejects.get(window)
+            counts["rejected"] += put_aside.rows if put_aside and put_aside.fingerprint == done.fingerprint else 0
     return Balance(tool=tool, **counts)
 
 
@@ -280,24 +274,29 @@ def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]
     """Count rejected rows by table and rule: of reasons that differ in a value alone, three values are named."""
     found: Counter[tuple[str, str]] = Counter()
     for table in tables:
-        raw, steps = table.raw.windows(), _steps_of(table)
+        made = {window: done.fingerprint for window, _, done in _made(table) if done is not None}
         for window, entry in table.rejects.windows().items():
-            fingerprint = processing_fingerprint(raw.get(window), steps, table.version)
-            if window.startswith(READ) or (window in raw and entry.fingerprint == fingerprint):
-                _count(found, table, table.rejects, window)
+            if window.startswith(READ) or entry.fingerprint == made.get(window):
+                with table.rejects.reading(window) as batches:
+                    reasons = (reason for batch in batches for reason in batch["reason"].to_pylist())
+                    found.update((table.name, str(reason)) for reason in reasons)
     return _by_rule(found)
 
 
 def windows_to_process(table: ConfiguredTable) -> dict[str, int]:
     """Return the windows that the table's steps have not processed as they are now, and how many rows each has."""
-    steps, processed = _steps_of(table), table.processed.windows()
-    found = {}
+    return {window: rows for window, rows, done in _made(table) if done is None}
+
+
+def _made(table: ConfiguredTable) -> Iterator[tuple[str, int, WindowEntry | None]]:
+    """Yield the raw windows that have rows, how many these are, and what the steps as they are now made of them."""
+    steps = fingerprint_of([read_step(spec) for spec in table.steps], table.lake)
+    processed = table.processed.windows()
     for window, entry in table.raw.windows().items():
-        done = processed.get(window)
-        # A day without any event needs no job.
-        if entry.rows and (done is None or done.fingerprint != processing_fingerprint(entry, steps, table.version)):
-            found[window] = entry.rows
-    return found
+        if entry.rows:  # A day without any event needs no job.
+            done = processed.get(window)
+            is_current = done and done.fingerprint == processing_fingerprint(entry, steps, table.version)
+            yield window, entry.rows, done if is_current else None
 
 
 _VALUE = re.compile(r"""(?<=: )('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[+-]?\d+)?)(?:\.\.\.)?(?= is )""")
@@ -314,14 +313,3 @@ def _by_rule(found: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
         name = reasons[0][0] if len(reasons) == 1 else f"{rule} (such as {', '.join(list(values)[:3])})"
         grouped[table, name] += sum(rows for _, rows in reasons)
     return grouped
-
-
-def _steps_of(table: ConfiguredTable) -> str:
-    steps: list[Step] = [read_step(spec) for spec in table.steps]
-    return fingerprint_of(steps, table.lake)
-
-
-def _count(found: Counter[tuple[str, str]], table: ConfiguredTable, rejects: LakeTable, window: str) -> None:
-    with rejects.reading(window) as batches:
-        for batch in batches:
-            found.update((table.name, str(reason)) for reason in batch["reason"].to_pylist())

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
@@ -166,21 +166,5 @@ def _figures(row: JobRow) -> tuple[str, str, str]:
 def _cells(row: JobRow, wide: bool) -> tuple[str | SafeText, ...]:
     attempts, seconds, records = _figures(row)
     retried = "" if wide or attempts == "1" else f", {attempts} attempts"
-    state = SafeText(row.state + retried, style=_style(row.status))
+    state = SafeText(row.state + retried, style="green" if row.status is JobStatus.COMPLETED else "bold red")
     return row.tool, row.stage, row.subject, *((row.pool, attempts) if wide else ()), seconds, records, state
-
-
-def _style(status: JobStatus) -> str:
-    match status:
-        case JobStatus.PENDING:
-            return "dim"
-        case JobStatus.RUNNING:
-            return "cyan"
-        case JobStatus.RETRYING:
-            return "yellow"
-        case JobStatus.COMPLETED:
-            return "green"
-        case JobStatus.FAILED | JobStatus.CANCELLED:
-            return "bold red"
-        case _:
-            assert_never(status)
