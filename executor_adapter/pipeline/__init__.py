@@ -25,8 +25,8 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.pipeline.collecting import collect_window, collect_windows, find_windows, rebuild_table
-    from executor_adapter.pipeline.lake.footers import WindowEntry
     from executor_adapter.pipeline.lake.layout import remove_leftovers
+    from executor_adapter.pipeline.lake.stored import WindowEntry
     from executor_adapter.pipeline.lake.table import LakeTable
     from executor_adapter.pipeline.lake.upkeep import expire_windows, is_expired, remove_windows, settle_windows
     from executor_adapter.pipeline.lake.writer import Writer, Written
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "collecting": "collect_window collect_windows find_windows rebuild_table",
-    "lake.footers": "WindowEntry",
+    "lake.stored": "WindowEntry",
     "lake.layout": "remove_leftovers",
     "lake.table": "LakeTable",
     "lake.upkeep": "expire_windows is_expired remove_windows settle_windows",

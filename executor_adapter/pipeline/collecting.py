@@ -14,7 +14,7 @@ from executor_adapter.config import FilesTool, FileTable, RestTool
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
-from executor_adapter.pipeline.lake.footers import WindowEntry
+from executor_adapter.pipeline.lake.stored import WindowEntry
 from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of

@@ -19,8 +19,8 @@ import pytest
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
 from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter
-from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.lake.layout import remove_leftovers
+from executor_adapter.pipeline.lake.stored import WindowEntry
 from executor_adapter.pipeline.lake.table import LakeTable
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
 from tests.waiting import PATIENCE

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from executor_adapter.pipeline.disk import explained
 
@@ -73,11 +73,6 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.tool}/{self.table} ({self.layer})"
-
-
-def window_of(file: Path) -> str:
-    """Return the name in the path of a file."""
-    return unquote(file.parent.name.removeprefix(f"{WINDOW}="))
 
 
 @contextmanager

@@ -1,22 +1,147 @@
-"""What is in a table's folder now, read by whoever holds its lock."""
+"""What is stored of a table: its files, and what each says of itself in its footer: its window, whence it is, its rows.
+
+Rows and what is known of them are one file, so that both are published by one rename.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataProcessingException
-from executor_adapter.pipeline.disk import writing
-from executor_adapter.pipeline.lake.footers import WindowEntry, entry_of, opened, plain_schema, reading
+from executor_adapter.pipeline.disk import explained, writing
 from executor_adapter.pipeline.lake.layout import Place
+
+MAX_RANGES = 1000
+"""Ranges that a window remembers. Only a run that was overtaken by so many others would not be seen as too old."""
+
+_KEY = b"executor_adapter.window"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A part of a window that was asked for at one time, by its cursor column."""
+
+    since: str | None = None
+    """The first value; None: from the beginning."""
+    until: str | None = None
+    """The first value after it; None: all that there was."""
+    collected_at: str
+    """When the source was asked, in ISO 8601, UTC."""
+    origin: str = ""
+    """What was asked for: deliveries of several origins are merged into one window."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowEntry:
+    """Describes a window in the lake."""
+
+    window: str
+    rows: int
+    fingerprint: str
+    """Identifies the input of the rows: the same fingerprint gives the same rows."""
+    written_at: str
+    """In ISO 8601, UTC."""
+    created_at: str = ""
+    """When it was written for the first time; what was merged into it before it was removed is not in it."""
+    watermark: str | None = None
+    """The highest value of the cursor column among its rows; None without one."""
+    ranges: tuple[Range, ...] = ()
+    """What was asked for and when, without those that later ones replaced."""
+    dropped: int = 0
+    """Rows of the input that steps left out, and that are in no table."""
+    merged: int = 0
+    """Rows of the input that steps made other rows of; negative where there are more of these."""
+    vanished_at: str | None = None
+    """When the source was seen to have the window no longer; None: it has it."""
+
+    @property
+    def collected_at(self) -> str:
+        """When the source was last asked for a part of the window."""
+        return max(each.collected_at for each in self.ranges)
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Self:
+        """Return the entry that `asdict` made a dict of."""
+        return cls(**found | {"ranges": tuple(Range(**each) for each in found["ranges"])})
+
+    def renamed(self, **changes: Any) -> WindowEntry:
+        """Return the entry with other values."""
+        return replace(self, **changes)
+
+
+def footer_of(entry: WindowEntry) -> dict[bytes, bytes]:
+    """Return what is written into the footer."""
+    return {_KEY: json.dumps(asdict(entry)).encode()}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file of the lake; the checksums of its pages are verified where they are read.
+
+    A writer replaces the file by a new one, so what is open stays as it was.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, the file is damaged.
+    """
+    with reading(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    with file:
+        yield file
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise what is wrong with a file while it is read in the block; what the system refuses is not the file's fault.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, the file is damaged.
+    """
+    try:
+        with explained(path):
+            yield
+    except pa.ArrowException as error:
+        raise damaged(path, error) from error
+    except OSError as error:
+        # Arrow raises some of its own errors as OSError, without a number of the system.
+        if error.errno is not None:
+            raise
+        raise damaged(path, error) from error
+
+
+def entry_of(file: pq.ParquetFile, path: Path) -> WindowEntry:
+    """Return the window in an open file.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, it is not a file of the lake.
+    """
+    try:
+        entry = WindowEntry.from_dict(json.loads(file.metadata.metadata[_KEY]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise damaged(path, error) from error
+    if entry.rows != file.metadata.num_rows:
+        raise damaged(path, "the number of rows differs")
+    return entry
+
+
+def damaged(path: Path, why: object) -> DataProcessingException:
+    """Return the error of a file that is not as it was written."""
+    return DataProcessingException(
+        f"{path} is damaged: {why}: remove it, and process its landing again", error_code="DATA_ERROR"
+    )
+
+
+def plain_schema(file: pq.ParquetFile) -> pa.Schema:
+    """Return the columns of an open file without what its footer says."""
+    return file.schema_arrow.remove_metadata()
 
 
 class Stored(NamedTuple):

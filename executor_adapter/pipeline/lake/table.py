@@ -13,12 +13,11 @@ import pyarrow as pa
 
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import locked
-from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
+from executor_adapter.pipeline.lake.files import needs_recovery, recover
 from executor_adapter.pipeline.lake.layout import workspace
-from executor_adapter.pipeline.lake.ranges import next_since
-from executor_adapter.pipeline.lake.rewriting import needs_recovery, recover
+from executor_adapter.pipeline.lake.merging import next_since
 from executor_adapter.pipeline.lake.settings import LakeSettings
-from executor_adapter.pipeline.lake.stored import StoredTable, rows_of
+from executor_adapter.pipeline.lake.stored import Range, StoredTable, WindowEntry, opened, rows_of
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
 

@@ -11,10 +11,9 @@ import pyarrow as pa
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.disk import explained, sync_folder
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.lake.files import FileWriter, publish
+from executor_adapter.pipeline.lake.files import FileWriter, copy_window, publish
 from executor_adapter.pipeline.lake.layout import workspace
 from executor_adapter.pipeline.lake.merging import marked
-from executor_adapter.pipeline.lake.rewriting import copy_window
 from executor_adapter.pipeline.lake.settings import VANISHED_AT
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.text_rows import READ

@@ -13,14 +13,19 @@ import pyarrow.compute as pc
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.evolution import check_names, evolved, plain
-from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish
-from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
+from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish, rewrite_all, rows_in
 from executor_adapter.pipeline.lake.layout import WINDOW
-from executor_adapter.pipeline.lake.merging import is_within, kept, key_texts, last_of_each
-from executor_adapter.pipeline.lake.ranges import is_older, is_overtaken, with_range
-from executor_adapter.pipeline.lake.rewriting import rewrite_all, rows_in
+from executor_adapter.pipeline.lake.merging import (
+    is_older,
+    is_overtaken,
+    is_within,
+    kept,
+    key_texts,
+    last_of_each,
+    with_range,
+)
 from executor_adapter.pipeline.lake.settings import LakeSettings
-from executor_adapter.pipeline.lake.stored import Stored, StoredTable
+from executor_adapter.pipeline.lake.stored import Range, Stored, StoredTable, WindowEntry, opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
