@@ -18,7 +18,7 @@ from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.casts import cast, cleaned, literal, reason_of, shown
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.text_rows import REJECTED, Text
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, REJECTED, Text
 
 MAX_VALUE = 60
 """Characters of a value in a reason."""
@@ -72,21 +72,28 @@ class Loader:
             DataProcessingException: DATA_ERROR, a column is there twice, or is not declared and refused.
             DataCollectionException: CONFIGURATION_ERROR, a column of `partition` is not there. See `read_texts`.
         """
-        others = self._check_names(text.names)
+        others, before = self._check_names(text.names), self.rows
         names = [*self._schema.columns, *others]
-        for batch in text.select(self._connection, lambda source: self._statement(source, text.names, others)):
-            self.rows += batch.num_rows
-            rows = pa.RecordBatch.from_arrays(batch.columns[4:], names=names)
-            numbers, windows, reasons, texts = batch.columns[:4]
-            if reasons.null_count == batch.num_rows:
+        with self._connection.cursor() as aside:
+            # The lines of rows are known when all were read.
+            aside.execute("CREATE TEMP TABLE unfit (number BIGINT, reason VARCHAR, text VARCHAR)")
+            for batch in text.select(self._connection, lambda source: self._statement(source, text.names, others)):
+                self.rows += batch.num_rows
+                rows = pa.RecordBatch.from_arrays(batch.columns[4:], names=names)
+                numbers, windows, reasons, texts = batch.columns[:4]
+                if reasons.null_count < batch.num_rows:
+                    wrong, right = pc.is_valid(reasons), pc.is_null(reasons)
+                    found = [each.filter(wrong) for each in (numbers, reasons, texts)]
+                    aside.register("found", pa.Table.from_arrays(found, names=["number", "reason", "text"]))
+                    aside.execute("INSERT INTO unfit FROM found")
+                    rows, windows = rows.filter(right), windows.filter(right)
                 yield Loaded(rows, windows, REJECTED.empty_table())
-                continue
-            wrong, right = pc.is_valid(reasons), pc.is_null(reasons)
-            found = [each.filter(wrong) for each in (numbers, reasons, texts)]
-            said = [pa.repeat(pa.scalar(each), len(found[0])) for each in ("type", self._delivery)]
-            rejects = pa.Table.from_arrays([*said, pa.nulls(len(found[0]), pa.int64()), *found], schema=REJECTED)
-            self.rejected += rejects.num_rows
-            yield Loaded(rows.filter(right), windows.filter(right), rejects)
+            for some in aside.sql("FROM unfit").to_arrow_reader(BATCH_ROWS):
+                self.rejected += some.num_rows
+                said = [pa.repeat(pa.scalar(each), some.num_rows) for each in ("type", self._delivery)]
+                lines = text.lines_of(pc.subtract(some["number"], before))
+                rejects = pa.Table.from_arrays([*said, lines, *some.columns], schema=REJECTED)
+                yield Loaded(rows.slice(0, 0), windows.slice(0, 0), rejects)
 
     def finish(self) -> None:
         """Check that the delivery had every declared column, where it had a row.

@@ -30,8 +30,8 @@ READ = "read "
 _TEXT, _INT = pa.string(), pa.int64()
 REJECTED = pa.schema({"step": _TEXT, "delivery": _TEXT, "line": _INT, "row": _INT, "reason": _TEXT, "text": _TEXT})
 """The columns of rejects: the step (`read`, `type`, or one of the table), the delivery (a file, also inside an archive,
-or the URL of a page), the line there, or the number of the row in its delivery or window (both counted from 1),
-everything that is wrong, and the line as it is or the row as JSON."""
+or the URL of a page), the line there where it begins, null where there are no lines, the number of the row in its
+delivery or window (both counted from 1), everything that is wrong, and the line as it is or the row as JSON."""
 
 
 class Reject(NamedTuple):
@@ -64,6 +64,10 @@ class Text(Protocol):
 
     def select(self, connection: duckdb.DuckDBPyConnection, query: Query) -> Iterator[pa.RecordBatch]:
         """Yield what a query gives that has a row for each row of text."""
+        ...
+
+    def lines_of(self, rows: pa.Array) -> pa.Array:
+        """Return the lines in which rows begin, null where it has none; rows are counted from 1, and come in order."""
         ...
 
 
@@ -109,6 +113,10 @@ class BatchText:
             raise (self._error or error) from None
         finally:
             connection.unregister("text")
+
+    def lines_of(self, rows: pa.Array) -> pa.Array:
+        """Return nulls: its rows are in no lines."""
+        return pa.nulls(len(rows), pa.int64())
 
     def _numbered(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         try:

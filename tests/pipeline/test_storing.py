@@ -87,6 +87,15 @@ def test_rows_are_stored_by_window_and_the_rest_is_put_aside(shop: Shop) -> None
     assert (line["line"], line["text"], line["window"]) == (5, "broken,2013-02,1,9", "read a.csv")
 
 
+def test_rows_that_do_not_fit_have_their_lines(shop: Shop) -> None:
+    """The line is that of the file, whatever lines before it are empty, no rows, or several lines of one row."""
+    rows = ["", '"a', 'b",2013-01,bad', "ragged", "c,2013-01,worse", "", 'd,2013-01,"1"', 'e,"2013-01",none']
+    shop.write("a.csv", *rows)
+    shop.collect()
+    found = sorted((row["line"], row["row"], row["step"]) for row in shop.rows(shop.rejects) if row["row"])
+    assert found == [(3, 1, "type"), (6, 2, "type"), (9, 4, "type")]
+
+
 def test_a_file_that_is_put_right_takes_its_rejects_away(shop: Shop) -> None:
     """Rejects are those of the newest content of their file."""
     shop.collect()

@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import re
 import tempfile
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -66,6 +67,8 @@ class CsvText:
         if path.stat().st_size == 0:
             raise data_error(f"{name} is empty: it has no header")
         self._dialect = dialect = _dialect(path, name, format)
+        self._rejected = array("Q")
+        self._row, self._starts = 0, self._starts_of_rows()
         self.names = (*(each for each in dialect.columns if each not in added), *added)
         log("%s: CSV, %s, delimiter %r, quote %r", name, encoding, dialect.delimiter, dialect.quote)
 
@@ -75,7 +78,7 @@ class CsvText:
         Raises:
             DataCollectionException: DATA_ERROR, it is not CSV, or a line is in no row and no reject.
         """
-        ends = _count_ends(self._path)
+        self._ends = ends = _count_ends(self._path)
         with _with_equal_line_ends(self._path, self._name, self._dialect, ends) as equal:
             try:
                 rows = 0
@@ -83,11 +86,56 @@ class CsvText:
                 for batch in connection.sql(query(source)).to_arrow_reader(BATCH_ROWS):
                     rows += batch.num_rows
                     yield batch
-                rejects, inside = _report(connection, equal, self._name, self._on_rejects)
+                inside = self._report(connection, equal)
+                rejects = len(self._rejected)
                 _check_lines(connection, equal, self._name, self._dialect, ends, rows, rejects, inside)
                 connection.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
             except duckdb.Error as error:
                 raise data_error(f"{self._name} is not CSV: {str(error).partition(chr(10))[0]}") from error
+
+    def _report(self, connection: duckdb.DuckDBPyConnection, path: Path) -> int:
+        """Pass on the lines that were no rows, each once, and return how many line ends are in their quoted values."""
+        # A quote that is not closed, and a line that is too long, can have swallowed others: those are not theirs.
+        swallows = "bool_or(error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM'))"
+        # The empty lines before a line are a part of what DuckDB gives for it.
+        line = "ltrim(any_value(csv_line), chr(10) || chr(13))"
+        found = connection.execute(
+            f"SELECT line_byte_position - 1 + length(any_value(csv_line)) - length({line}), string_agg(DISTINCT "
+            f"CAST(error_type AS VARCHAR), ','), left({line}, {MAX_REJECT_TEXT}), CASE WHEN NOT {swallows} THEN "
+            f"length({line}) - length(replace({line}, chr(10), '')) END "
+            "FROM reject_errors GROUP BY line_byte_position ORDER BY line_byte_position"
+        )
+        inside, lines = 0, _LineNumbers(path)
+        while some := found.fetchmany(1_000):
+            rejects = [Reject(lines.at(place), _reason(kinds), text or "") for place, kinds, text, _ in some]
+            inside += sum(ends or 0 for *_, ends in some)
+            self._rejected.extend(each.line for each in rejects)
+            self._on_rejects(rejects_batch(self._name, rejects))
+        return inside
+
+    def lines_of(self, rows: pa.Array) -> pa.Array:
+        """Return the lines in which rows begin, once all were read; rows and calls come in their order."""
+        if not self._ends.unix:  # It is one line for all that reads lines, and may be larger than the memory.
+            return pa.nulls(len(rows), pa.int64())
+        found = []
+        for row in rows.to_pylist():
+            found.append(next(islice(self._starts, row - self._row - 1, None), None))
+            self._row = row
+        return pa.array(found, pa.int64())
+
+    def _starts_of_rows(self) -> Iterator[int]:
+        rejected, begun, is_header = iter(self._rejected), 0, self._dialect.header
+        wrong = next(rejected, 0)
+        for number, line, begin in _lines(self._path, self._dialect):
+            first, begun = begun or number, begin
+            is_empty = len(self._dialect.columns) > 1 and not line.rstrip(b"\r\n")
+            if number <= self._dialect.skip or begin or is_empty:
+                continue
+            while 0 < wrong < first:
+                wrong = next(rejected, 0)
+            if first != wrong and not is_header:
+                yield first
+            is_header = False
 
     def _with_added(self, source: str) -> str:
         if not self._added:
@@ -186,35 +234,6 @@ def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
     return f"read_csv({source})"
 
 
-def _report(connection: duckdb.DuckDBPyConnection, path: Path, name: str, on_rejects: OnRejects) -> tuple[int, int]:
-    """Pass on the lines that were no rows, each once, with its number in the file.
-
-    Returns:
-        How many there were, and how many line ends are inside their quoted values.
-    """
-    # A quote that is not closed, and a line that is too long, can have swallowed others: those are not theirs.
-    swallows = "bool_or(error_type IN ('UNQUOTED VALUE', 'LINE SIZE OVER MAXIMUM'))"
-    # The empty lines before a line are a part of what DuckDB gives for it.
-    line = "ltrim(any_value(csv_line), chr(10) || chr(13))"
-    found = connection.execute(
-        f"SELECT line_byte_position - 1 + length(any_value(csv_line)) - length({line}), string_agg(DISTINCT "
-        f"CAST(error_type AS VARCHAR), ','), left({line}, {MAX_REJECT_TEXT}), CASE WHEN NOT {swallows} THEN "
-        f"length({line}) - length(replace({line}, chr(10), '')) END "
-        "FROM reject_errors GROUP BY line_byte_position ORDER BY line_byte_position"
-    )
-    rejects = inside = 0
-    lines = _LineNumbers(path)
-    while some := found.fetchmany(1_000):
-        rejects += len(some)
-        inside += sum(ends or 0 for *_, ends in some)
-        on_rejects(
-            rejects_batch(
-                name, (Reject(lines.at(position), _reason(kinds), text or "") for position, kinds, text, _ in some)
-            )
-        )
-    return rejects, inside
-
-
 def _check_lines(
     connection: duckdb.DuckDBPyConnection,
     path: Path,
@@ -255,18 +274,22 @@ _EMPTY_LINE = re.compile(r"(?:\n|\r)(?=\r?\n|\r(?!\n))")
 
 def _look_through(path: Path, dialect: Dialect) -> tuple[int, int]:
     """Return the line in which the longest quoted text begins, and how many lines are empty."""
-    quote, begin, longest, length, blank = dialect.quote.encode(), 0, 0, 0, 0
-    with path.open("rb") as file:
-        number = 0
-        for number, line in enumerate(file, 1):
-            blank += number > dialect.skip and not line.rstrip(b"\r\n")
-            if quote and line.count(quote) % 2:
-                if begin and number - begin > length:
-                    longest, length = begin, number - begin
-                begin = 0 if begin else number
-        if begin and number - begin >= length:
-            longest = begin
+    longest, length, blank = 0, -1, 0
+    for number, line, begin in _lines(path, dialect):
+        blank += number > dialect.skip and not line.rstrip(b"\r\n")
+        if begin and number - begin > length:
+            longest, length = begin, number - begin
     return longest, blank
+
+
+def _lines(path: Path, dialect: Dialect) -> Iterator[tuple[int, bytes, int]]:
+    """Yield each line with its number, and the line in which the quoted text began that goes on after it, else 0."""
+    quote, begin = dialect.quote.encode(), 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if quote and line.count(quote) % 2:
+                begin = 0 if begin else number
+            yield number, line, begin
 
 
 class _LineNumbers:
@@ -295,12 +318,9 @@ def _with_equal_line_ends(path: Path, name: str, dialect: Dialect, ends: _Ends) 
         yield path
         return
     log("%s: lines end in two ways", name)
-    with path.open("rb") as source, tempfile.NamedTemporaryFile(dir=path.parent, prefix=TEMPORARY) as copy:
-        quoted = False
-        quote = dialect.quote.encode()
-        for line in source:
-            quoted ^= bool(quote) and line.count(quote) % 2 == 1
-            copy.write(line if quoted else line.removesuffix(b"\r\n").removesuffix(b"\n") + b"\n")
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=TEMPORARY) as copy:
+        for _, line, begin in _lines(path, dialect):
+            copy.write(line if begin else line.removesuffix(b"\r\n").removesuffix(b"\n") + b"\n")
         copy.flush()
         yield Path(copy.name)
 
