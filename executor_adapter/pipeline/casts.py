@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import pyarrow as pa
-
 from executor_adapter.config import Column
 
 INTEGER = r"[+-]?\d+(\.0*)?"
@@ -37,24 +35,6 @@ _FIELDS = {
 }
 """What a directive of a format is called in SQL, where M and m are the same name, and what it matches."""
 _MONTHS = "['jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct', 'nov', 'dec']"
-
-
-def arrow_type(column: Column) -> pa.DataType:
-    """Return the type of a declared column in the lake."""
-    match column.kind:
-        case "integer":
-            return pa.int64()
-        case "decimal":
-            return pa.decimal128(*column.digits_and_places)
-        case "float":
-            return pa.float64()
-        case "boolean":
-            return pa.bool_()
-        case "date":
-            return pa.date32()
-        case "timestamp":
-            return pa.timestamp("us", "UTC")
-    return pa.string()
 
 
 def reason_of(column: Column) -> str:

@@ -16,8 +16,6 @@ from executor_adapter.pipeline.flows.run import JobsFailedError, Run, run_name
 from executor_adapter.pipeline.flows.steps import collect, process
 from executor_adapter.pipeline.tables import configured_tables, select_tools
 
-"""The flows whose artifacts are deleted; those of other flows on the same server stay."""
-
 
 @flow(name="collection", flow_run_name=run_name)
 def collection_flow(

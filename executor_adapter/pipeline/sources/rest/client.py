@@ -111,12 +111,8 @@ class ApiClient:
         Raises:
             DataCollectionException: NETWORK_ERROR, it is cut off; DATA_ERROR, it is larger than `max_bytes`.
         """
-        done = 0
         with _explained(response.url):
-            for chunk in bounded(response, self._tool.max_bytes):
-                done += len(chunk)
-                progress(done, None, "bytes")
-                yield chunk
+            yield from bounded(response, self._tool.max_bytes)
 
     def _send(self, method: str, url: httpx.URL, body: Any) -> httpx.Response:
         for _ in range(MAX_REDIRECTS + 1):
@@ -255,6 +251,7 @@ def bounded(response: httpx.Response, limit: int) -> Iterator[bytes]:
             raise data_error(
                 f"{redacted(str(response.url))} sent more than {limit:,} bytes: raise max_bytes, or correct the URL"
             )
+        progress(done, None, "bytes")
         yield chunk
 
 
