@@ -162,7 +162,7 @@ def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
     """
     for layer in table.layers:
         shutil.rmtree(layer.folder, ignore_errors=True)
-        shutil.rmtree(layer.place.state, ignore_errors=True)
+        shutil.rmtree(layer.state, ignore_errors=True)
     if table.parent is not None:
         shutil.rmtree(table.lake / "landing" / table.tool_name / table.name, ignore_errors=True)
     _check_division(table)
@@ -183,7 +183,7 @@ def _days(table: ConfiguredTable, first: date, end: date, today: date) -> list[W
 
 def _late_days(table: ConfiguredTable, first: date, today: date) -> list[Window]:
     """Return the days before `first` that no run has collected after their end, since the first run."""
-    note = table.raw.place.state / "days" / "since"
+    note = table.raw.state / "days" / "since"
     before = date.fromisoformat(note.read_text()) if note.exists() else first
     late = [each for each in _days(table, before, first, today) if not _final_mark(table, each).exists()]
     # What is before this day is not looked at again; a backfill of older days does not move it.
@@ -199,18 +199,18 @@ def _late_days(table: ConfiguredTable, first: date, today: date) -> list[Window]
 
 def _final_mark(table: ConfiguredTable, day: Window) -> Path:
     """Return the file that says that a day was collected after its end, and stored."""
-    return table.raw.place.state / "days" / day.name
+    return table.raw.state / "days" / day.name
 
 
 def _check_division(table: ConfiguredTable) -> None:
     """Refuse to divide new rows in another way than those that are there: rows of both would be the same ones."""
-    place, division = table.raw.place, _division(table)
+    place, division = table.raw, _division(table)
     note = place.state / "division"
     before = note.read_text() if note.exists() else None
     if before == division:
         return
     if before is not None and place.any_file() is not None:
-        folders = ", ".join(str(layer.place.folder) for layer in table.layers if layer.place.any_file() is not None)
+        folders = ", ".join(str(layer.folder) for layer in table.layers if layer.any_file() is not None)
         raise configuration_error(
             f"{table}: its rows in the lake are divided by {before}, and are to be divided by {division} now: "
             f"undo that in the configuration, or remove {folders} to collect them anew"

@@ -90,7 +90,7 @@ def process_window(
         entry = stored.get(window).entry
     fingerprint = processing_fingerprint(entry, fingerprint_of(ready, source.root), version)
     if target.find(window, fingerprint) is not None:
-        log("%s %s: already processed", target.place, window)
+        log("%s %s: already processed", target, window)
         return Processed(status="already_processed")
     with workspace(source.root) as space, connected(space / "spill", 2, MEMORY) as database, ExitStack() as stack:
         run = Run(database, _rows_of(source, window, space, stack), source.root, space)
@@ -119,7 +119,7 @@ def process_window(
                     error_code="DATA_ERROR",
                     processing_stage="measures",
                 ) from None
-    return _told(run.account, f"{target.place} {window}")
+    return _told(run.account, f"{target} {window}")
 
 
 def processing_fingerprint(entry: WindowEntry, steps: str, version: str = "") -> str:
@@ -139,7 +139,7 @@ def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> s
     twice = next((name for name, times in names.items() if times > 1), None)
     if twice is not None:
         raise DataProcessingException(
-            f"{source.place}: two columns are called {twice!r} but for their case: give one another name",
+            f"{source}: two columns are called {twice!r} but for their case: give one another name",
             error_code="DATA_ERROR",
         )
     scan = f"read_parquet({literal(version)}, file_row_number = true, hive_partitioning = false)"

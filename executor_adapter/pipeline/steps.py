@@ -242,7 +242,7 @@ class Run:
 
     def _other(self, step: Step, name: str) -> str:
         table = other_table(self._root, name)
-        if table.place.any_file() is None:
+        if table.any_file() is None:
             raise _error(step, f"{name} has no processed rows: process that table first, or correct its name")
         return f"read_parquet({literal(table.folder / 'window=*' / '*.parquet')}, hive_partitioning = true)"
 

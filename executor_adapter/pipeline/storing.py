@@ -94,14 +94,14 @@ def store_landing(
     made_of = [landing.manifest.content, types, partition, period, how]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     name = hashlib.sha256(landing.manifest.window.name.encode()).hexdigest()
-    marker = table.place.state / "landings" / f"{name}.json"
+    marker = table.state / "landings" / f"{name}.json"
     storing = _Storing(landing, table, rejects, fingerprint=f"{digest} {landing.manifest.window.name}", wanted=wanted)
     before = json.loads(marker.read_bytes()) if marker.exists() else {}
     # Of an older content of the same file some rows may be there: what came between has replaced others.
     known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
     find = table.find if entries is None else entries.get
     if known and all(storing.has(name, find(name)) for name in filter(wanted, known)):
-        log("%s: the landing is stored already", table.place)
+        log("%s: the landing is stored already", table)
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)
     if not landing.is_new:
@@ -115,7 +115,7 @@ def store_landing(
         remove_windows(rejects, [READ + landing.manifest.window.name])  # Those of the delivery before go.
     with writing(marker) as file:
         file.write(json.dumps({"digest": digest, "windows": storing.created()}).encode())
-    log("%s: %d rows stored, %d rejected", table.place, collected.rows, collected.rejected)
+    log("%s: %d rows stored, %d rejected", table, collected.rows, collected.rejected)
     return collected
 
 
@@ -210,7 +210,7 @@ class _Storing:
         origin = found.fingerprint.partition(" ")[2]
         if origin != self._landing.manifest.window.name:
             raise configuration_error(
-                f"{self._table.place}: window {name} has rows of {origin!r} already, which would be replaced by those "
+                f"{self._table}: window {name} has rows of {origin!r} already, which would be replaced by those "
                 f"of {self._landing.manifest.window.name!r}: name the key of the table, so that they are merged"
             )
 

@@ -596,7 +596,7 @@ def test_the_balance_shows_a_loss(airports: ConfiguredTable) -> None:
     """The balance does not hold when a file of rejects was deleted."""
     collect(airports)
     process(airports)
-    airports.rejects.place.file_of("all").unlink()
+    airports.rejects.file_of("all").unlink()
     found = balance("map", [airports])
     assert (found.holds, str(found)) == (False, "map: 4 collected ≠ 3 processed + 0 rejected")
 

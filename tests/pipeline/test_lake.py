@@ -100,7 +100,7 @@ def test_a_damaged_file_is_told(tmp_path: Path, harm: Callable[[bytes], bytes]) 
     """A file that is cut, or has a changed byte, is not read as if it were right."""
     table = lake_table(tmp_path)
     write(table, "w", pa.table({"a": ["bbbb"]}))
-    path = table.place.file_of("w")
+    path = table.file_of("w")
     path.write_bytes(harm(path.read_bytes()))
     with pytest.raises(DataProcessingException, match=r"is damaged: .*: remove it, and process its") as caught:
         table.read("w")
@@ -126,7 +126,7 @@ def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytes
 def test_a_file_of_somebody_else_is_told(tmp_path: Path) -> None:
     """A Parquet file that the lake did not write is named."""
     table = lake_table(tmp_path)
-    path = table.place.file_of("w")
+    path = table.file_of("w")
     path.parent.mkdir(parents=True)
     pq.write_table(ROWS, path)
     with pytest.raises(DataProcessingException, match="is damaged"):
@@ -138,7 +138,7 @@ def test_a_window_of_any_name_is_one_folder(tmp_path: Path, window: str) -> None
     """Each window is one folder, whatever characters its name has."""
     table = lake_table(tmp_path)
     write(table, window, ROWS)
-    assert [path.parent.parent for path in table.place.files()] == [table.folder]
+    assert [path.parent.parent for path in table.files()] == [table.folder]
     assert list(table.windows()) == [window]
     assert table.read(window).equals(ROWS)
 
@@ -289,7 +289,7 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, colum
         assert len(all_rows(table)) == 6
         remove_leftovers(table.root, older_than=-60)
         assert list((table.root / ".writing").iterdir()) == []
-        assert files(table.place.state) == [".lock", "index.json"]
+        assert files(table.state) == [".lock", "index.json"]
     assert outcomes == {"v1", "v2"}
 
 

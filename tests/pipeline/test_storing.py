@@ -145,7 +145,7 @@ def test_what_is_stored_is_not_read_again(shop: Shop) -> None:
     """An unchanged file is read once; a changed one, another schema, or a window that is gone, read it again."""
     shop.collect()
     assert [done.status for done in shop.collect()] == ["already_collected"]
-    shop.raw.place.file_of("2013-01").unlink()
+    shop.raw.file_of("2013-01").unlink()
     assert [done.status for done in shop.collect()] == ["collected"]
     shop.write("a.csv", "z,2013-01,5")
     assert [done.rows for done in shop.collect()] == [1]

@@ -18,7 +18,7 @@ def asset_of(table: LakeTable) -> Asset:
     """Return the asset of a table in a layer of the lake; its address names no machine."""
     return Asset(
         key=f"lake://{table.layer}/{table.tool}/{table.name}",
-        properties=AssetProperties(name=str(table.place), url=table.folder.absolute().as_uri()),
+        properties=AssetProperties(name=str(table), url=table.folder.absolute().as_uri()),
     )
 
 
@@ -42,7 +42,7 @@ def _materialise(table: LakeTable, origins: Iterable[Asset | str], rows: int) ->
         by=MATERIALISED_BY,
         asset_deps=list(origins),
         name="materialise table",
-        task_run_name=f"materialise {table.place}",
+        task_run_name=f"materialise {table}",
         cache_policy=NO_CACHE,
         persist_result=False,
     )

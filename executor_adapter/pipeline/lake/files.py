@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from executor_adapter.pipeline.disk import TEMPORARY, explained, sync_folder
 from executor_adapter.pipeline.lake.evolution import fitted
-from executor_adapter.pipeline.lake.layout import Place
+from executor_adapter.pipeline.lake.layout import LakeSettings
 from executor_adapter.pipeline.lake.merging import check_cursor, text_of
 from executor_adapter.pipeline.lake.stored import Stored, StoredTable, WindowEntry, footer_of, opened, rows_of
 
@@ -122,39 +122,39 @@ def copy_window(
 
 def rewrite_all(stored: StoredTable, schema: pa.Schema, space: Path, cursor: str | None) -> None:
     """Give all files of a table other columns, at once. The caller holds the table's lock alone."""
-    place, folder = stored.place, space / "table"
+    table, folder = stored.table, space / "table"
     with explained(folder):
         for each in stored.entries():
-            path = folder / each.path.relative_to(place.folder)
+            path = folder / each.path.relative_to(table.folder)
             path.parent.mkdir(parents=True)
             copy_window(each, FileWriter(path, schema, cursor), each.entry)
             sync_folder(path.parent)
         sync_folder(folder)
         # From here on it is the table: whoever takes the lock next would put it in its place.
-        folder.rename(_new(place))
-        sync_folder(place.state)
-    recover(place)
+        folder.rename(_new(table))
+        sync_folder(table.state)
+    recover(table)
 
 
-def needs_recovery(place: Place) -> bool:
+def needs_recovery(table: LakeSettings) -> bool:
     """Return whether a process died while it replaced the table."""
-    return _new(place).exists()
+    return _new(table).exists()
 
 
-def recover(place: Place) -> None:
+def recover(table: LakeSettings) -> None:
     """Finish what a process began that died, or remove what it made of it. The caller holds the table's lock alone."""
-    new, old = _new(place), place.state / "old"
-    with explained(place.folder):
+    new, old = _new(table), table.state / "old"
+    with explained(table.folder):
         if new.exists():
-            if place.folder.exists():
-                place.folder.rename(old)
-            new.rename(place.folder)
-            sync_folder(place.folder.parent)
-            sync_folder(place.state)
+            if table.folder.exists():
+                table.folder.rename(old)
+            new.rename(table.folder)
+            sync_folder(table.folder.parent)
+            sync_folder(table.state)
         shutil.rmtree(old, ignore_errors=True)
-        for leftover in place.state.glob(f"{TEMPORARY}*"):
+        for leftover in table.state.glob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
 
 
-def _new(place: Place) -> Path:
-    return place.state / "new"
+def _new(table: LakeSettings) -> Path:
+    return table.state / "new"

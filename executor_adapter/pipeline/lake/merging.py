@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.exceptions import DataCollectionException, DataProcessingException
-from executor_adapter.pipeline.lake.settings import MOMENT, VANISHED_AT, LakeSettings
+from executor_adapter.pipeline.lake.layout import MOMENT, VANISHED_AT, LakeSettings
 from executor_adapter.pipeline.lake.stored import MAX_RANGES, Range
 
 MAX_AHEAD = timedelta(days=1)

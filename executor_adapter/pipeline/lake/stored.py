@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.disk import explained, writing
-from executor_adapter.pipeline.lake.layout import Place
+from executor_adapter.pipeline.lake.layout import LakeSettings
 
 MAX_RANGES = 1000
 """Ranges that a window remembers. Only a run that was overtaken by so many others would not be seen as too old."""
@@ -154,21 +154,21 @@ class Stored(NamedTuple):
 class StoredTable:
     """Reads the files of a table."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, table: LakeSettings) -> None:
+        self.table = table
 
     def entries(self) -> list[Stored]:
         """Return the windows, in the order of the names of their folders.
 
         The index has what the footers say, so that a footer is opened once after its file was written.
         """
-        index = self.place.state / "index.json"
+        index = self.table.state / "index.json"
         known: dict[str, Any] = {}
         with suppress(FileNotFoundError, ValueError):
             known = json.loads(index.read_bytes())
         found: dict[str, Any] = {}
         stored = []
-        for path in self.place.files():
+        for path in self.table.files():
             name, state = path.parent.name, os.stat(path)
             version = [state.st_ino, state.st_mtime_ns, state.st_size]
             before = known.get(name)
@@ -188,7 +188,7 @@ class StoredTable:
 
     def find(self, window: str) -> Stored | None:
         """Return a window; None where the table has none of that name."""
-        path = self.place.file_of(window)
+        path = self.table.file_of(window)
         return self.read(path) if path.exists() else None
 
     def get(self, window: str) -> Stored:
@@ -198,13 +198,13 @@ class StoredTable:
             DataProcessingException: DATA_ERROR, the table has none of that name.
         """
         if (found := self.find(window)) is None:
-            said = f"{self.place} has no window {window!r}: collect it first"
+            said = f"{self.table} has no window {window!r}: collect it first"
             raise DataProcessingException(said, error_code="DATA_ERROR")
         return found
 
     def schema(self) -> pa.Schema | None:
         """Return the columns of the table, which all its files have; None where it has no file."""
-        path = self.place.any_file()
+        path = self.table.any_file()
         if path is None:
             return None
         with opened(path) as file:

@@ -14,9 +14,8 @@ import pyarrow as pa
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import locked
 from executor_adapter.pipeline.lake.files import needs_recovery, recover
-from executor_adapter.pipeline.lake.layout import workspace
+from executor_adapter.pipeline.lake.layout import LakeSettings, workspace
 from executor_adapter.pipeline.lake.merging import next_since
-from executor_adapter.pipeline.lake.settings import LakeSettings
 from executor_adapter.pipeline.lake.stored import Range, StoredTable, WindowEntry, opened, rows_of
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
@@ -112,7 +111,7 @@ class LakeTable(LakeSettings):
             DataCollectionException: LOCKED, somebody else writes for too long, or has overtaken a part of the range.
         """
         if (since, until) != (None, None) and self.cursor is None:
-            raise ConfigurationError(f"{self.place}: since and until need a cursor: name the column that they bound")
+            raise ConfigurationError(f"{self}: since and until need a cursor: name the column that they bound")
         now = datetime.now(UTC)
         asked_at = (collected_at or now).astimezone(UTC).isoformat(timespec="microseconds")
         asked = Range(since=since, until=until, collected_at=asked_at, origin=origin)
@@ -148,15 +147,15 @@ class LakeTable(LakeSettings):
     @contextmanager
     def shared(self) -> Iterator[StoredTable]:
         """Hold the table as it is, while others read it too."""
-        if needs_recovery(self.place):
-            with locked(self.place.lock, timeout=self.lock_timeout):
-                recover(self.place)
-        with locked(self.place.lock, shared=True, timeout=self.lock_timeout):
-            yield StoredTable(self.place)
+        if needs_recovery(self):
+            with locked(self.lock, timeout=self.lock_timeout):
+                recover(self)
+        with locked(self.lock, shared=True, timeout=self.lock_timeout):
+            yield StoredTable(self)
 
     @contextmanager
     def exclusive(self) -> Iterator[StoredTable]:
         """Hold the table alone, to change it."""
-        with locked(self.place.lock, timeout=self.lock_timeout):
-            recover(self.place)
-            yield StoredTable(self.place)
+        with locked(self.lock, timeout=self.lock_timeout):
+            recover(self)
+            yield StoredTable(self)

@@ -12,9 +12,8 @@ from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.disk import explained, sync_folder
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.files import FileWriter, copy_window, publish
-from executor_adapter.pipeline.lake.layout import workspace
+from executor_adapter.pipeline.lake.layout import VANISHED_AT, workspace
 from executor_adapter.pipeline.lake.merging import marked
-from executor_adapter.pipeline.lake.settings import VANISHED_AT
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.text_rows import READ
 
@@ -49,7 +48,7 @@ def settle_windows(
         return gone
     if not present:
         raise DataProcessingException(
-            f"{table.place}: the source lists no window at all, so {len(gone)} would be gone: check the source, or "
+            f"{table}: the source lists no window at all, so {len(gone)} would be gone: check the source, or "
             "remove them by hand",
             error_code="DATA_ERROR",
         )
@@ -58,7 +57,7 @@ def settle_windows(
     else:
         for window in gone:
             _mark(table, window, moment)
-    log("%s: no longer at the source: %s", table.place, ", ".join(gone))
+    log("%s: no longer at the source: %s", table, ", ".join(gone))
     return gone
 
 
@@ -66,7 +65,7 @@ def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
     """Remove windows; those that the table does not have are passed over."""
     with table.exclusive() as stored:
         for window in windows:
-            path = stored.place.file_of(window)
+            path = stored.table.file_of(window)
             if path.exists():
                 with explained(path):
                     path.unlink()

@@ -14,7 +14,7 @@ from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.evolution import check_names, evolved, plain
 from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish, rewrite_all, rows_in
-from executor_adapter.pipeline.lake.layout import WINDOW
+from executor_adapter.pipeline.lake.layout import WINDOW, LakeSettings
 from executor_adapter.pipeline.lake.merging import (
     is_older,
     is_overtaken,
@@ -24,7 +24,6 @@ from executor_adapter.pipeline.lake.merging import (
     last_of_each,
     with_range,
 )
-from executor_adapter.pipeline.lake.settings import LakeSettings
 from executor_adapter.pipeline.lake.stored import Range, Stored, StoredTable, WindowEntry, opened
 
 
@@ -71,7 +70,7 @@ class Writer:
             RuntimeError: the block of `LakeTable.writing` has not ended, or has failed.
         """
         if self._result is None:
-            raise RuntimeError(f"{self._settings.place} {self._entry.window}: the rows are written when the block ends")
+            raise RuntimeError(f"{self._settings} {self._entry.window}: the rows are written when the block ends")
         return self._result
 
     def add(self, rows: pa.RecordBatch | pa.Table) -> None:
@@ -144,7 +143,7 @@ class Writer:
             ranges=with_range(self._asked, known, kind), dropped=self.dropped, merged=self.merged
         )
         for change in changes:
-            log("%s: column %s", self._settings.place, change)
+            log("%s: column %s", self._settings, change)
         if before is not None and changes:
             rewrite_all(stored, schema, self._space, self._settings.cursor)
             found = stored.find(self._entry.window)
@@ -155,7 +154,7 @@ class Writer:
 
     def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
         if not self._parts:
-            raise ValueError(f"{self._settings.place} {self._entry.window}: add a batch, even one without rows")
+            raise ValueError(f"{self._settings} {self._entry.window}: add a batch, even one without rows")
         new = self._parts[-1].schema
         for field in self._settings.extra_columns:
             new = new.append(field)
@@ -164,16 +163,16 @@ class Writer:
         try:
             return evolved(before, new)
         except DataProcessingException:
-            if self._settings.place.layer == "raw":
+            if self._settings.layer == "raw":
                 raise
             # What is made of rows can be made again: other steps make other columns, window by window.
-            log("%s: the window has columns of its own, until the others are made again", self._settings.place)
+            log("%s: the window has columns of its own, until the others are made again", self._settings)
             return new, []
 
     def _write(
         self, stored: StoredTable, found: Stored | None, schema: pa.Schema, changes: tuple[str, ...], is_late: bool
     ) -> None:
-        target = stored.place.file_of(self._entry.window)
+        target = stored.table.file_of(self._entry.window)
         keys = pa.concat_arrays(self._keys) if self._keys else None
         last = None if keys is None else last_of_each(keys)
         if is_late and found is not None and keys is not None and last is not None:
@@ -230,5 +229,5 @@ class Writer:
 
     def _error(self, message: str) -> DataProcessingException:
         return DataProcessingException(
-            f"{self._settings.place} {self._entry.window}: {message}", error_code="DATA_ERROR", processing_stage="lake"
+            f"{self._settings} {self._entry.window}: {message}", error_code="DATA_ERROR", processing_stage="lake"
         )
