@@ -211,3 +211,12 @@ def test_a_header_is_as_bounded_as_other_lines(tmp_path: Path, monkeypatch: pyte
     error = failure(tmp_path, f"{header}\n1,2\n".encode(), skip=1 if header.startswith("short") else 0)
     assert error.error_code == "DATA_ERROR"
     assert re.search(r"there: line \d+ is longer than [\d,]+ bytes: correct the file", str(error))
+
+
+def test_a_quote_inside_a_value_is_a_character(tmp_path: Path) -> None:
+    """It opens nothing, also where lines end in two ways, and values have some in quotes."""
+    content = b'a,b\r\n1,5" pipe\n2,"x\r\ny"\r\n3,z\n'
+    assert read(tmp_path, content) == (
+        [{"a": "1", "b": '5" pipe'}, {"a": "2", "b": "x\r\ny"}, {"a": "3", "b": "z"}],
+        [],
+    )

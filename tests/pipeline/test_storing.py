@@ -89,11 +89,11 @@ def test_rows_are_stored_by_window_and_the_rest_is_put_aside(shop: Shop) -> None
 
 def test_rows_that_do_not_fit_have_their_lines(shop: Shop) -> None:
     """The line is that of the file, whatever lines before it are empty, no rows, or several lines of one row."""
-    rows = ["", '"a', 'b",2013-01,bad', "ragged", "c,2013-01,worse", "", 'd,2013-01,"1"', 'e,"2013-01",none']
-    shop.write("a.csv", *rows)
+    rows = ["", '5" pipe,2013-01,bad', '"a', 'b",2013-01,bad', "ragged", "c,2013-01,worse", "", 'd,2013-01,"1"']
+    shop.write("a.csv", *rows, 'e,"2013-01",none')
     shop.collect()
     found = sorted((row["line"], row["row"], row["step"]) for row in shop.rows(shop.rejects) if row["row"])
-    assert found == [(3, 1, "type"), (6, 2, "type"), (9, 4, "type")]
+    assert found == [(3, 1, "type"), (4, 2, "type"), (7, 3, "type"), (10, 5, "type")]
 
 
 def test_a_file_that_is_put_right_takes_its_rejects_away(shop: Shop) -> None:

@@ -7,6 +7,7 @@ delimiter and the quote are what the configuration says, or the standard's, and 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 import tempfile
@@ -285,10 +286,15 @@ def _look_through(path: Path, dialect: Dialect) -> tuple[int, int]:
 def _lines(path: Path, dialect: Dialect) -> Iterator[tuple[int, bytes, int]]:
     """Yield each line with its number, and the line in which the quoted text began that goes on after it, else 0."""
     quote, begin = dialect.quote.encode(), 0
+    # As DuckDB has it, a quote that is not the first character of a value is a character like others.
+    delimiter, each = re.escape(dialect.delimiter.encode()), re.escape(quote)
+    opening = re.compile(b"(?:^(?:%b)?|%b)%b" % (codecs.BOM_UTF8, delimiter, each))
+    closing = re.compile(b"(?:[^%b]|%b%b)*+%b" % (each, each, each, each)) if quote else opening
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if quote and line.count(quote) % 2:
-                begin = 0 if begin else number
+            place = 0 if quote and quote in line and number > dialect.skip else len(line)
+            while found := (closing.match if begin else opening.search)(line, place):
+                begin, place = 0 if begin else number, found.end()
             yield number, line, begin
 
 
