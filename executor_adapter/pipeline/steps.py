@@ -99,14 +99,10 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
     required, optional = _OPTIONS[kind]
     options = {("on" if each is True else str(each)): value for each, value in given.items()}  # YAML reads on as true.
     for name in (*(required - options.keys()), *(options.keys() - required - optional)):
-        said = "is missing" if name in required else "is not an option"
-        raise ConfigurationError(f"{key}: {kind}: {name} {said}: the options are {', '.join(_ordered(kind))}")
+        said, known = "is missing" if name in required else "is not an option", [*sorted(required), *sorted(optional)]
+        raise ConfigurationError(f"{key}: {kind}: {name} {said}: the options are {', '.join(known)}")
     _check_options(kind, options, key)
     return Step(kind if kind != "sql" else _name_of_sql(options["sql"]), kind, options)
-
-
-def _ordered(kind: str) -> list[str]:
-    return [*sorted(_OPTIONS[kind][0]), *sorted(_OPTIONS[kind][1])]
 
 
 def _check_options(kind: str, options: dict[str, Any], key: str) -> None:

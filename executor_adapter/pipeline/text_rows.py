@@ -23,6 +23,8 @@ ROW, REASON = "_row", "_reason"
 """The columns by which the rows of a window are accounted for: the number of a row, and why it is rejected."""
 BATCH_ROWS = 50_000
 """Rows of a batch, at most."""
+MAX_REJECT_TEXT = 2_000
+"""Characters of a rejected line that are kept."""
 
 READ = "read "
 """How the windows of the table of rejects begin that have what was wrong with a delivery, whose name follows."""

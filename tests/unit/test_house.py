@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 503,
     "monitoring": 813,
     "persistence": 1_155,
-    "pipeline": 5_490,
+    "pipeline": 5_487,
     "pools": 628,
     "pools/cluster": 3_660,
     "pools/in_process": 671,

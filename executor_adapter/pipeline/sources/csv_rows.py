@@ -29,10 +29,8 @@ from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.sources.arrow_rows import check_names
 from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, OnRejects, Query, Reject, rejects_batch
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, MAX_REJECT_TEXT, OnRejects, Query, Reject, rejects_batch
 
-MAX_REJECT_TEXT = 2_000
-"""Characters of a rejected line that are kept."""
 MAX_LINE = 4 << 20
 """Bytes of one line, at most; a longer one is rejected."""
 
