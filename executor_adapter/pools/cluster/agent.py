@@ -58,8 +58,8 @@ class Agent:
         self._guard: MemoryGuard | None = None
         self._begun: dict[int, RemoteAttempt] = {}
         """Attempts that have started, of which the head does not know yet."""
-        self._functions: dict[int, EncodedFunction] = {}
-        self._refused_functions: dict[int, str] = {}
+        self._functions: dict[int, EncodedFunction | str] = {}
+        """The functions that were sent, by number; in words, why one cannot run here."""
         self._sources: dict[str, Source] = {}
         self._files = ArrivingFiles()
         self._relieve_at = math.inf
@@ -139,28 +139,25 @@ class Agent:
     def _on_function(self, flags: int, number: int, body: bytes) -> None:
         if flags & wire.FORGET_OTHERS:
             self._functions.clear()
-            self._refused_functions.clear()
+        refusal = ""
         if flags & frames.WITH_SOURCES:
             body, names, new = pickle.loads(body)
             self._sources.update((source[0], Source(*source)) for source in new)
             body, refusal = portable.choose(body, [self._sources[name] for name in names])
-            if refusal:
-                self._refused_functions[number] = refusal
-                return
-        self._functions[number] = EncodedFunction(body, once=bool(flags & wire.USE_ONCE))
+        self._functions[number] = refusal or EncodedFunction(body, once=bool(flags & wire.USE_ONCE))
 
     def _on_call(self, flags: int, number: int, seq: int, function: int, max_runtime: float, body: bytes) -> None:
         limit, sizes = frames.CALL_PART.unpack_from(body)
         at = frames.CALL_PART.size + sizes
-        fd = self._files.take(seq) if flags & wire.IN_FILE else -1
-        refusal = self._refused_functions.get(function, "")
-        if not refusal and flags & wire.IN_FILE and fd < 0:
-            refusal = "the node has no room for the job's large arguments (memory, or file descriptors)"
-        if refusal:
-            self._report_end(seq, failed(JobSerializationError(refusal), Ending.UNSENDABLE))
+        found = self._functions.pop(function) if flags & wire.USE_ONCE else self._functions[function]
+        fd = self._files.take(seq) if flags & wire.IN_FILE and not isinstance(found, str) else -1
+        if flags & wire.IN_FILE and fd < 0 and not isinstance(found, str):
+            found = "the node has no room for the job's large arguments (memory, or file descriptors)"
+        if isinstance(found, str):
+            self._files.drop(seq)
+            self._report_end(seq, failed(JobSerializationError(found), Ending.UNSENDABLE))
             return
         file = values.MemoryFile(fd, body[frames.CALL_PART.size : at]) if fd >= 0 else None
-        found = self._functions.pop(function) if flags & wire.USE_ONCE else self._functions[function]
         assignment = unpack_call(seq, number, flags, found, body[at:], file, max_runtime)
         assignment.memory_limit = limit or None
         self.live[seq] = assignment

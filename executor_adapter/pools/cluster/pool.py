@@ -316,7 +316,7 @@ class RemotePool(LeasingPool):
         if assignment.job.live.resources is not None or not others:
             return False
         if is_news:
-            logger.warning("node %s cannot run a function, which others are given: %s", agent.node, why)
+            logger.warning("jobs of a function go to other nodes than %s: %s", agent.node, why)
         return True
 
     def on_leaving(self, agent: RemoteAgent) -> None:

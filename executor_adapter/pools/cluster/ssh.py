@@ -21,7 +21,7 @@ from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.hosts import agent_command
 from executor_adapter.pools.cluster.leases import LeaseSource
-from executor_adapter.pools.cluster.link import LinkEnd, SocketEnd
+from executor_adapter.pools.cluster.link import SocketEnd
 from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 
@@ -116,8 +116,7 @@ class SshHosts(LeaseSource):
         except (OSError, RuntimeError) as error:  # The system refuses a process, or a thread.
             self._on_failure(connection, f"ssh cannot be started: {error}")
         else:
-            end = AfterGreeting(SocketEnd(sock), connection.note)
-            connection.agent = self._pool.connect(end, connection.host.host)
+            connection.agent = self._pool.connect(AfterGreeting(sock, connection.note), connection.host.host)
 
     def on_ready(self, agent: RemoteAgent) -> None:
         connection = self._connection_of(agent)
@@ -168,16 +167,14 @@ class SshHosts(LeaseSource):
             on_closed()
 
 
-class AfterGreeting:
+class AfterGreeting(SocketEnd):
     """The end of a link that passes over what the host's shell prints before the agent starts, such as a greeting."""
 
-    def __init__(self, end: LinkEnd, on_greeting: Callable[[list[bytes]], None]) -> None:
-        self._end = end
+    def __init__(self, sock: socket.socket, on_greeting: Callable[[list[bytes]], None]) -> None:
+        super().__init__(sock)
         self._on_greeting = on_greeting
         self._before: bytearray | None = bytearray()
         """What has come before the start; None after it."""
-        self.read_fd, self.write_fd = end.read_fd, end.write_fd
-        self.send, self.close = end.send, end.close
 
     def receive(self, buffer: bytearray) -> int:
         """Read what comes after the start.
@@ -185,7 +182,7 @@ class AfterGreeting:
         Raises:
             BlockingIOError: there is nothing of it yet.
         """
-        count = self._end.receive(buffer)
+        count = super().receive(buffer)
         if self._before is None:
             return count
         self._before += buffer[:count]

@@ -201,10 +201,8 @@ class EngineLeases(LeaseSource):
         self._token = secrets.token_bytes(TOKEN_SIZE)
         self._door: Door | None = None
         self._last = 0
-        self._wanted: dict[int, RemoteAgent | None] = {}
-        """The leases that were asked for, with the agent that has reported it."""
-        self._shapes: dict[int, Shape] = {}
-        """The shapes of those that are not plain."""
+        self._asked: dict[int, Shape] = {}
+        """The leases that were asked for and not granted yet, the oldest first, with their shapes."""
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_connecting = self._closing = False
@@ -223,15 +221,13 @@ class EngineLeases(LeaseSource):
     def _ask_for(self, count: int, shape: Shape) -> None:
         for _ in range(count):
             self._last += 1
-            self._wanted[self._last] = None
-            if shape:
-                self._shapes[self._last] = shape
+            self._asked[self._last] = shape
             if self._door is not None:
                 self._ask(self._last)
 
     def explain_lack(self) -> None:
         if self._door is not None:
-            leases = self._not_granted()
+            leases = list(self._asked)
             self._commands.put(lambda: self._explain_lack(leases))
         else:
             self._pool.nodes_sought((), (), f"the {self._engine.name} cluster has not answered yet", False)
@@ -240,44 +236,33 @@ class EngineLeases(LeaseSource):
         self._commands.put(self._look_for_others)
 
     def withdraw(self, count: int, shape: Shape = ()) -> None:
-        waiting = [lease for lease in self._not_granted() if self.shape_of(lease) == shape]
+        waiting = [lease for lease, asked in self._asked.items() if asked == shape]
         for lease in waiting[max(0, len(waiting) - count) :]:
             self._drop(lease)
 
-    def _not_granted(self) -> list[int]:
-        """Return the leases that were asked for and not granted yet, the oldest first."""
-        return [lease for lease, agent in self._wanted.items() if agent is None]
-
     def shape_of(self, lease: int) -> Shape:
-        return self._shapes.get(lease, ())
+        return self._asked.get(lease, ())
 
     def accepts(self, lease: int) -> bool:
-        return self._wanted.get(lease, self) is None
+        return lease in self._asked
 
     def release(self, agent: RemoteAgent, lease: int) -> None:
-        self._forget(lease)
         self._commands.put(lambda: self._engine.release(lease))
 
     def lend(self, agent: RemoteAgent, references: tuple[Any, ...]) -> None:
         self._commands.put(lambda: self._engine.lend(agent.node, references))
 
     def on_granted(self, agent: RemoteAgent, lease: int) -> None:
-        self._wanted[lease] = agent
+        self._asked.pop(lease, None)
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
-        for lease in (*agent.leases, *(shaped.number for shaped in agent.shaped)):
-            if agent.is_closing:  # It was asked to end, and its leases end with it.
-                self._forget(lease)
-            else:
+        if not agent.is_closing:  # Otherwise it was asked to end, and its leases end with it.
+            for lease in (*agent.leases, *(shaped.number for shaped in agent.shaped)):
                 self._drop(lease)
         self._commands.put(lambda: self._engine.on_agent_lost(agent.node))
 
-    def _forget(self, lease: int) -> None:
-        self._wanted.pop(lease, None)
-        self._shapes.pop(lease, None)
-
     def _drop(self, lease: int) -> None:
-        self._forget(lease)
+        self._asked.pop(lease, None)
         self._commands.put(lambda: self._engine.drop(lease))
 
     # --- the cluster ---
@@ -292,8 +277,7 @@ class EngineLeases(LeaseSource):
 
     def _on_unreachable(self, why: str) -> None:
         self._is_connecting = False
-        self._wanted.clear()
-        self._shapes.clear()
+        self._asked.clear()
         self._pool.refused(f"the {self._engine.name} cluster cannot be reached: {why}")
 
     def _on_connected(self, scheduler: str, context: ssl.SSLContext | None) -> None:
@@ -308,7 +292,7 @@ class EngineLeases(LeaseSource):
             keys = f"cluster.{self._pool.name}.listen_host or cluster.listen_port"
             self._pool.refused(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
             return
-        for lease in self._wanted:
+        for lease in self._asked:
             self._ask(lease)
         self._look_for_nodes()
 
@@ -318,7 +302,7 @@ class EngineLeases(LeaseSource):
             self._let_others_pass()
         if self._look_timer is not None:
             self._look_timer.cancel()
-        shapes = {shape for lease in self._not_granted() if (shape := self.shape_of(lease))}
+        shapes = set(filter(None, self._asked.values()))
         if shapes and self._door is not None and not self._closing:
             self._commands.put(lambda: self._look_at_nodes(shapes))
             due = self._supervisor.now() + LOOK_SECONDS
@@ -326,7 +310,7 @@ class EngineLeases(LeaseSource):
 
     def _let_others_pass(self) -> None:
         """Ask anew for the leases of the shape that waits longest, so that they come after those of other shapes."""
-        in_line = [lease for lease in self._not_granted() if self._engine.is_in_line(self.shape_of(lease))]
+        in_line = [lease for lease, shape in self._asked.items() if self._engine.is_in_line(shape)]
         first = self.shape_of(in_line[0]) if in_line else ()
         of_first = [lease for lease in in_line if self.shape_of(lease) == first]
         if len(of_first) < len(in_line):
@@ -352,20 +336,20 @@ class EngineLeases(LeaseSource):
 
     def _on_lease_ended(self, lease: int, why: str, is_final: bool) -> None:
         """Ask again for a lease that no agent has reported, at once if that was just about to end."""
-        if self._wanted.get(lease, self) is not None or self._closing:
+        if lease not in self._asked or self._closing:
             return
         if is_final:
-            self._forget(lease)
+            del self._asked[lease]
             self._pool.refused(why)
             return
         if not why:
-            self._ask_again(lease)
+            self._ask(lease)
             return
         self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}", self.shape_of(lease))
         self._supervisor.call_at(self._supervisor.now() + RETRY_SECONDS, lambda: self._ask_again(lease))
 
     def _ask_again(self, lease: int) -> None:
-        if lease in self._wanted and not self._closing:
+        if lease in self._asked and not self._closing:
             self._ask(lease)
 
     def close(self, on_closed: Callable[[], None]) -> None:
