@@ -88,6 +88,7 @@ def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluste
     assert codes.pop(lost.job_id) == ["NODE_LOST", None]
     assert list(codes.values()) == [[None], [None]]
     cluster.start_worker(1)
+    cluster.wait_for_workers(2)  # The next test changes the Python of both.
 
 
 def test_a_killed_agent_s_job_is_retried_once_nothing_of_it_is_alive(
