@@ -314,7 +314,7 @@ def test_a_scheduler_that_does_not_say_who_waits_is_named(
     cluster: DaskCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture, mocker: MockerFixture
 ) -> None:
     """Slots do not go back for others then, and a warning says once why."""
-    mocker.patch("executor_adapter.pools.cluster.engines.leases.REFUSAL_SECONDS", 0.0)
+    mocker.patch("executor_adapter.pools.cluster.engines.leases.REFUSAL_SECONDS", 3600.0)
     mocker.patch("executor_adapter.pools.cluster.engines.dask.platform.python_version", return_value="3.99.0")
     go = tmp_path / "go"
     with executor_of(cluster, 2) as executor:

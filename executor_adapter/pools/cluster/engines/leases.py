@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from executor_adapter.config import ClusterSettings, DaskSettings, RaySettings
-from executor_adapter.exceptions.display import text_of
+from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import UNITS, Job, Shape, amount_text, units_of
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door, host_towards
@@ -388,7 +388,7 @@ class EngineLeases(LeaseSource):
             certificates = self._engine.certificates()
             context = None if certificates is None else tls_context(certificates, listens=True)
         except Exception as error:
-            self._supervisor.call_soon(self._on_unreachable, text_of(error))
+            self._supervisor.call_soon(self._on_unreachable, text_of(error) or repr_of(error))
         else:
             self._supervisor.call_soon(self._on_connected, scheduler, context)
 
@@ -418,7 +418,7 @@ class EngineLeases(LeaseSource):
                 waiting = self._engine.others()
             except Exception as error:
                 self._ask_others_at = now + REFUSAL_SECONDS
-                logger.warning("the %s cluster does not say who waits: %s", self._engine.name, text_of(error))
+                logger.warning("the %s cluster does not say who waits: %s", self._engine.name, repr_of(error))
         self._supervisor.call_soon(self._pool.others_wait, waiting)
 
     def _try_to_ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
