@@ -166,12 +166,12 @@ def test_idle_slots_are_given_back(make_stored: MakeStored, store: JobStore) -> 
 
 def test_a_rate_holds_over_all_executors(make_stored: MakeStored) -> None:
     """Two executors start no more jobs a second together than the rate allows."""
-    limits = {TOOL: ToolLimit(rate=50.0)}
+    limits = {TOOL: ToolLimit(rate=10.0)}
     executors = [make_stored(4, queue=name, tool_limits=limits) for name in "ab"]
-    futures = [submit(executor) for _ in range(10) for executor in executors]
+    futures = [submit(executor) for _ in range(7) for executor in executors]
     began = sorted(future.result(PATIENCE)[0] for future in futures)
-    assert began[-1] - began[0] > (len(began) - 3) / 50
-    assert all(later - earlier > 0.05 for earlier, later in zip(began, began[5:], strict=False))
+    assert began[-1] - began[0] > (len(began) - 3) / 10
+    assert all(later - earlier > 0.25 for earlier, later in zip(began, began[5:], strict=False))
 
 
 def test_a_tool_that_asks_to_wait_is_left_alone_by_all(make_stored: MakeStored, tmp_path: Path) -> None:
