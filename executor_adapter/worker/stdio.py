@@ -125,11 +125,11 @@ class PeakMemory:
     def _read(self) -> int:
         # macOS counts bytes, others KiB.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (10 if sys.platform == "darwin" else 0)
-        if sys.platform != "linux" or peak <= self._baseline + 1024:
-            return peak
-        # Linux counts there what the program that has started this one held too, and clear_refs does not reset it.
-        with open("/proc/self/status", "rb") as file:
-            return int(file.read().partition(b"VmHWM:")[2].split(None, 1)[0])
+        if sys.platform == "linux" and peak > self._baseline + 1024:
+            # Linux counts there what the program that has started this one held too, and clear_refs does not reset it.
+            with contextlib.suppress(OSError), open("/proc/self/status", "rb") as file:
+                return int(file.read().partition(b"VmHWM:")[2].split(None, 1)[0])
+        return peak
 
     def take(self, seconds: float) -> int:
         """Return the peak in KiB since the last call, and start a new measurement. `seconds`: the time between."""

@@ -21,7 +21,7 @@ from executor_adapter.pools.base import Recall
 from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, open_descriptors
-from tests.contract.spawned.functions import leave_child
+from tests.contract.spawned.functions import leave_child, take_descriptors
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
@@ -270,6 +270,13 @@ def test_the_peak_memory_of_an_attempt_is_not_the_program_s() -> None:
         pool.value(assignment)
     assert assignment.peak_rss is not None
     assert assignment.peak_rss < len(held)
+
+
+@pytest.mark.parametrize("method", ["guardian", "spawn"])
+def test_a_function_that_takes_all_descriptors_and_memory_completes(method: StartMethod) -> None:
+    """Its peak memory cannot be looked up then, which is no fault of the job."""
+    with harness(1, start_method=method) as pool:
+        assert pool.value(pool.submit(take_descriptors, 64 << 20)) > 100
 
 
 def test_the_program_is_not_imported_again(tmp_path: Path) -> None:
