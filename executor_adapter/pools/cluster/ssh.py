@@ -219,10 +219,8 @@ class _Connection:
     @property
     def free(self) -> int:
         """Slots that are neither leased nor reserved."""
-        if self.agent is None and self.process is not None:
-            return 0  # It is about to end.
         leased = 0 if self.agent is None else self.agent.slots
-        return self.host.slots - leased - self.reserved
+        return 0 if self.agent is None and self.process else self.host.slots - leased - self.reserved
 
     def start(self, on_exit: Callable[[], object]) -> socket.socket:
         """Start ssh, and return our end of its stdin and stdout. `on_exit` is called in a thread when it has exited.
@@ -232,10 +230,11 @@ class _Connection:
         """
         self._lines.clear()
         ours, theirs = socket.socketpair()
-        fd, command = theirs.fileno(), agent_command(self.host, self._ssh_command)
-        self.is_running = True
+        fd, command, self.is_running = theirs.fileno(), agent_command(self.host, self._ssh_command), True
         try:
             process = subprocess.Popen(command, stdin=fd, stdout=fd, stderr=subprocess.PIPE, start_new_session=True)
+            self._reader = threading.Thread(target=self._read, args=(process.stderr,), name="executor-ssh", daemon=True)
+            self._reader.start()
             threading.Thread(target=self._wait, args=(process, on_exit), name="executor-ssh", daemon=True).start()
         except BaseException:
             ours.close()
@@ -245,9 +244,13 @@ class _Connection:
         self.process = process
         return ours
 
+    def _read(self, stderr: Any) -> None:
+        with stderr:
+            self.note(stderr)
+
     def _wait(self, process: subprocess.Popen[bytes], on_exit: Callable[[], object]) -> None:
-        with process:
-            self.note(process.stderr or ())
+        process.wait()
+        self._reader.join(_EXIT_MOMENT)  # What ssh has started, as for ControlPersist, may hold its stderr for longer.
         self.is_running = False
         on_exit()
 
@@ -260,12 +263,10 @@ class _Connection:
 
     def failure(self) -> str:
         """Return in words why the agent was not ready before its end."""
-        assert self.process is not None
         said = f": {'; '.join(self._lines)}" if self._lines else ""
-        code = self.process.returncode
+        code = self.process.returncode if self.process else 0
         if code == _SSH_FAILED:
             return f"ssh cannot connect{said}"
         if code in _NOT_FOUND:
             return f"{self.host.python!r} cannot be run there: set the host's python{said}"
-        ended = self.why if code < 0 else f"its agent ended with code {code}"
-        return f"{ended} before it was ready{said}"
+        return f"{self.why if code < 0 else f'its agent ended with code {code}'} before it was ready{said}"

@@ -6,8 +6,10 @@ import importlib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +176,25 @@ def test_what_the_shell_of_a_host_prints_does_no_harm(
         job = Job(function="os:getpid", pool="ssh", retry_attempts=0)
         with pytest.raises(WorkerUnavailableError, match=r"ended with code 0 .*: Welcome to node1\.; no line end"):
             executor.submit(job).result(timeout=PATIENCE)
+
+
+def test_what_ssh_has_started_keeps_no_executor(two_ssh_hosts: SshServer, tmp_path: Path) -> None:
+    """A process that outlives ssh and holds its stderr, as some of ControlPersist do, is not waited for."""
+    ssh, pid = tmp_path / "ssh", tmp_path / "pid"
+    command = shlex.join(two_ssh_hosts.command)
+    ssh.write_text(f'#!/bin/sh\nsleep 600 <&- >&- &\necho $! >{pid}\nexec {command} "$@"\n')
+    ssh.chmod(0o755)
+    host = SshHostSettings(host="node1", python=two_ssh_hosts.python, directory=str(ROOT))
+    cluster = ClusterSettings(ssh=SshSettings(hosts=(host,), command=(str(ssh),)))
+    executor = JobExecutor(1, config=Settings(cluster=cluster))
+    ending = threading.Thread(target=executor.shutdown, daemon=True)
+    try:
+        executor.run(Job(function="os:getpid", pool="ssh"))
+        ending.start()
+        ending.join(PATIENCE)
+        assert not ending.is_alive()
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
 def test_without_any_host_jobs_fail_in_words(two_ssh_hosts: SshServer) -> None:
