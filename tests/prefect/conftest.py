@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -140,7 +141,10 @@ class Api:
 
     def task_run(self, task_run_id: UUID | str) -> dict[str, Any]:
         answer = self._client.get(f"/task_runs/{task_run_id}")
-        return answer.json() if answer.is_success else {"state_name": None}
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            return {"state_name": None}
+        answer.raise_for_status()
+        return answer.json()
 
     def states(self, task_run_id: UUID | str) -> list[dict[str, Any]]:
         answer = self._client.get("/task_run_states/", params={"task_run_id": str(task_run_id)})

@@ -326,6 +326,19 @@ def test_an_inherited_event_that_was_lost_is_kept_as_it_is_sent_again(tmp_path: 
     assert left.id == sent["id"] != old.id
 
 
+def test_a_look_that_ends_after_the_outbox_was_closed_changes_nothing_in_it(tmp_path: Path) -> None:
+    """What a closed mirror has left is the next one's, though its thread finds out meanwhile that it was lost."""
+    old, harness = event(COMPLETED), Harness([])
+    harness.inherit(tmp_path / "outbox.db", [old])
+    harness.run(0.5)
+    harness.server.lose()
+    harness.sender.outbox.close(harness.sender.unrecorded())
+    harness.run(30)
+    assert harness.sender.unrecorded() or harness.server.queue, "it was not found to be lost"
+    (left,) = OutboxFile("server", tmp_path / "outbox.db").take_over(10)
+    assert left.id == old.id
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [(s, RejectedError) for s in (400, 403, 409, 413, 422, 500)]

@@ -282,10 +282,8 @@ class SenderThread:
     def is_done(self) -> bool:
         """Whether the server has recorded all events of this mirror, and had INHERITED_SECONDS for those of others."""
         with self._lock:
-            if self.is_closed or not self._is_busy:
-                return True
             is_late = self._unsent.is_hurried or time.monotonic() - self._had_own_events_at > INHERITED_SECONDS
-            return is_late and not self._has_own_events
+            return self.is_closed or not self._is_busy or (is_late and not self._has_own_events)
 
     def unrecorded(self) -> tuple[str, ...]:
         """Return the finished jobs whose final state the server is not known to have."""
@@ -325,8 +323,7 @@ class SenderThread:
 
     @property
     def _is_busy(self) -> bool:
-        is_heir = self.is_heir and not self._unsent.is_hurried
-        return is_heir or bool(self._unsent or self._outbox.stored) or not self.sender.is_idle
+        return (self.is_heir and not self._unsent.is_hurried) or self._has_own_events or not self.sender.is_idle
 
     def _next_events(self, limit: int) -> list[StateEvent]:
         return self._unsent.next_events(limit, self._flow)

@@ -272,6 +272,8 @@ class Outbox:
         """Final states that were in the file alone, and are not there any more."""
         self.has_failed = False
         """Whether the file could not be used last time."""
+        self.is_closed = False
+        """Whether all that is in the file is the next mirror's."""
         self._source = source
         self._over: list[int] = []
         """Rows of events that are over, and still to be deleted."""
@@ -319,8 +321,11 @@ class Outbox:
         return bool(self._tries(self.file.count) != 0)
 
     def back_up(self, events: Iterable[StateEvent]) -> bool:
-        """Write events that stay in memory too; return whether they are in the file."""
-        return self._write(events, is_held=True)
+        """Write events that stay in memory too; return whether they are in the file.
+
+        Not once it is closed: a request that was under way then would make them a mirror's again that is no more.
+        """
+        return self.is_closed or self._write(events, is_held=True)
 
     def store(self, events: list[StateEvent]) -> bool:
         """Write events that then need not stay in memory; return whether they are in the file."""
@@ -362,7 +367,7 @@ class Outbox:
                 if not each.is_inherited:
                     ids[each.row is not None].append(each.job_id)
         self._tries(self.file.release)
-        self.stored = 0
+        self.stored, self.is_closed = 0, True
         return tuple(ids[True]), tuple(ids[False])
 
     def _write(self, events: Iterable[StateEvent], *, is_held: bool) -> bool:
