@@ -244,7 +244,7 @@ def end(run: subprocess.Popen[str]) -> int:
 def content(root: Path) -> list[tuple[str, str]]:
     """All rows of all layers, in an order of their own."""
     tables = sorted(path for path in (root / "lake").glob("*/shop/orders") if not str(path).count("landing"))
-    return [(table.parts[-3], str(row)) for table in tables for row in sorted(map(str, rows_in(table)))]
+    return [(t.parts[-3], row.replace(str(root), "")) for t in tables for row in sorted(map(str, rows_in(t)))]
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
