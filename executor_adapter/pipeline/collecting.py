@@ -73,7 +73,7 @@ def collect_windows(
     )
     return {
         "records_collected": sum(each["records_collected"] for each in done),
-        "status": "collected" if any(each["status"] == "collected" for each in done) else "already_collected",
+        "status": "already_collected" if {each["status"] for each in done} == {"already_collected"} else "collected",
         "rows": sum(each["rows"] for each in done),
         "windows": list(dict.fromkeys(name for each in done for name in each["windows"])),
         "failed": failed,

@@ -214,7 +214,7 @@ def process_windows(table: ConfiguredTable, windows: Sequence[str]) -> dict[str,
         done, failed = do_each(windows, lambda window: process_table(table, window))
     return {
         "records_processed": sum(each["records_processed"] for each in done),
-        "status": "processed" if any(each["status"] == "processed" for each in done) else "already_processed",
+        "status": "already_processed" if {each["status"] for each in done} == {"already_processed"} else "processed",
         "rejected": sum(each["rejected"] for each in done),
         "failed": failed,
     }

@@ -119,6 +119,7 @@ def test_one_job_collects_several_files(tmp_path: Path, monkeypatch: pytest.Monk
     done = collect_windows(table, find_windows(table))
     assert (done["records_collected"], done["windows"]) == (3, ["a.csv", "c.csv"])
     assert [window.name for window in done["failed"]] == ["b.csv"]
+    assert collect_windows(table, done["failed"] * 2)["status"] == "collected"
     with pytest.raises(DataCollectionException, match="the column 'n' is there twice") as caught:
         collect_windows(table, done["failed"])
     assert caught.value.error_code == "DATA_ERROR"
