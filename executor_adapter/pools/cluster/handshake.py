@@ -18,7 +18,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import urlsplit
 
 NONCE_SIZE = 32
@@ -98,25 +98,20 @@ class Door:
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self._guests: dict[socket.socket, None] = {}
         """The connections that have not proved themselves yet, the oldest first."""
-        self._is_closed = threading.Event()
         threading.Thread(target=self._accept, name="executor-adapter-door", daemon=True).start()
 
     def _accept(self) -> None:
-        while not self._is_closed.is_set():
+        for guest in connections(self._socket):
             try:
-                guest = self._socket.accept()[0]
                 if self._context is not None:
                     guest = self._context.wrap_socket(guest, server_side=True, do_handshake_on_connect=False)
-            except OSError:  # It is closed, or the other side has gone, or no descriptor is left.
-                self._is_closed.wait(ACCEPT_PAUSE)
-                continue
-            self._guests[guest] = None
-            for oldest in [*self._guests][:-MAX_GUESTS]:
-                _end(oldest)
-            try:
+                self._guests[guest] = None
+                for oldest in [*self._guests][:-MAX_GUESTS]:
+                    _end(oldest)
                 threading.Thread(target=self._meet, args=(guest,), name="executor-adapter-guest", daemon=True).start()
-            except RuntimeError:  # The system starts none now: the agent is started and connects again.
-                self._guests.popitem()[0].close()
+            except (OSError, RuntimeError):  # It has gone, or no thread starts now: the agent connects again.
+                self._guests.pop(guest, None)
+                guest.close()
 
     def _meet(self, guest: socket.socket) -> None:
         until = time.monotonic() + HANDSHAKE_TIMEOUT
@@ -133,17 +128,25 @@ class Door:
             del self._guests[guest]
 
     def _pass_on(self, sock: socket.socket) -> None:
-        if self._is_closed.is_set():
+        if self._socket.fileno() < 0:
             sock.close()
         else:
             self._on_agent(sock)
 
     def close(self) -> None:
         """Listen no more. Supervisor thread only."""
-        self._is_closed.set()
         for sock in (self._socket, *list(self._guests)):
             _end(sock)
         self._socket.close()
+
+
+def connections(listening: socket.socket) -> Iterator[socket.socket]:
+    """Yield what connects, until the socket is closed; where no descriptor is left, wait until there is one again."""
+    while listening.fileno() >= 0:
+        try:
+            yield listening.accept()[0]
+        except OSError:  # It is closed, or the other side has gone, or no descriptor is left.
+            time.sleep(ACCEPT_PAUSE)
 
 
 def _listen(host: str, ports: Sequence[int]) -> socket.socket:

@@ -7,12 +7,15 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from executor_adapter.pools.cluster import handshake
+from executor_adapter.pools.cluster.engines.agent_process import DataServer
 from executor_adapter.pools.cluster.engines.leases import advertised, ports_of
 from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, prove
+from executor_adapter.pools.cluster.node_data import VARIABLE, Kept, fetch
 from tests.waiting import wait_for
 
 TOKEN = b"t" * 32
@@ -71,6 +74,34 @@ def test_an_agent_is_accepted_once_the_system_starts_threads_again(
     with listening.connect() as agent:
         prove(agent, TOKEN)
         wait_for(lambda: listening.accepted)
+
+
+class OneValue:
+    """A store of an engine that holds a single value."""
+
+    def fetch(self, name: Any) -> Any:
+        return f"value of {name}"
+
+    def keep(self, name: str, value: Any) -> Kept:
+        raise NotImplementedError
+
+
+def test_the_data_of_a_node_is_served_once_the_system_starts_threads_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that asks while no thread can be started gets an error, and later ones get their values."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    server = DataServer(OneValue())
+    try:
+        monkeypatch.setenv(VARIABLE, server.address)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises((EOFError, ConnectionError)):
+                fetch("a", "a")
+        assert fetch("b", "b") == "value of b"
+    finally:
+        server.close()
 
 
 def test_idle_connections_take_few_descriptors_and_keep_nobody_out(listening: Listening) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.cluster import agent_program
+from executor_adapter.pools.cluster.handshake import connections
 from executor_adapter.pools.cluster.node_data import FETCH, VARIABLE, Kept, receive, send
 from executor_adapter.worker import interpreter_command
 
@@ -61,12 +62,11 @@ class DataServer:
         self._socket.close()
 
     def _accept(self) -> None:
-        while True:
+        for sock in connections(self._socket):
             try:
-                sock, _ = self._socket.accept()
-            except OSError:  # It is closed.
-                return
-            threading.Thread(target=self._serve, args=(sock,), name="executor-adapter-data", daemon=True).start()
+                threading.Thread(target=self._serve, args=(sock,), name="executor-adapter-data", daemon=True).start()
+            except RuntimeError:  # The system starts none now: the worker's job fails with a ConnectionError.
+                sock.close()
 
     def _serve(self, sock: socket.socket) -> None:
         with sock:
