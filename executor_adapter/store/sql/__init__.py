@@ -20,7 +20,7 @@ def open_sql_store(url: str) -> JobStore:
     """Open the store at `url`; its schema is created or upgraded where it has to be.
 
     Raises:
-        ConfigurationError: the URL is wrong, its driver is missing, or a newer version made the database.
+        ConfigurationError: the URL is wrong, its driver is missing, or another version made the database.
         StoreUnavailableError: the store cannot be opened now.
     """
     engine = make_engine(url)
@@ -46,7 +46,7 @@ def _migrate(engine: Engine) -> None:
     """Create the schema, or upgrade it.
 
     Raises:
-        ConfigurationError: a newer version of this package made the database.
+        ConfigurationError: another version of this package made the database.
     """
     with engine.connect() as connection:
         if _revision(connection) == REVISION:
@@ -67,7 +67,7 @@ def _migrate(engine: Engine) -> None:
                 command.upgrade(config, "head")
             except CommandError as error:
                 raise ConfigurationError(
-                    f"the store's schema is {found!r}, unknown to this version ({error}): upgrade the package"
+                    f"the store's schema is {found!r} ({error}): use the version of this package that made it"
                 ) from None
 
 

@@ -85,13 +85,13 @@ def test_opening_waits_for_a_program_that_changes_the_schema(tmp_path: Path, moc
 
 
 def test_a_store_of_a_newer_version_is_refused(url: str) -> None:
-    """A database of a newer version is refused, and the message says to upgrade the package."""
+    """A database of another version is refused, and the message says which one to use."""
     open_store(url).close()
     engine = make_engine(url)
     with engine.execution_options(writes=True).begin() as connection:
         connection.execute(text(f"UPDATE {VERSIONS} SET version_num = '9999'"))
     engine.dispose()
-    with pytest.raises(ConfigurationError, match=r"9999.*upgrade the package"):
+    with pytest.raises(ConfigurationError, match=r"9999.*use the version of this package that made it"):
         open_store(url)
 
 
