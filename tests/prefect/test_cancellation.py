@@ -319,7 +319,7 @@ def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancell
 def test_an_unreachable_server_is_polled_again(prefect_api: str, mocker: Any) -> None:
     """A cancel is noticed once an unreachable server answers again."""
     heard = threading.Event()
-    read = mocker.patch.object(watcher, "_read", side_effect=[OSError("away"), httpx.ConnectError("away")])
+    read = mocker.patch.object(watcher.Records, "flow_runs", side_effect=[OSError("away"), httpx.ConnectError("away")])
 
     @flow
     def run() -> None:

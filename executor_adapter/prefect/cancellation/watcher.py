@@ -14,13 +14,12 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import copy_context
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
-import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.utilities.engine import capture_sigterm
@@ -29,8 +28,9 @@ from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import ending_handlers, sentinel_client, signal_watch
 from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, FlowRunEnding
+from executor_adapter.prefect.crashes.records import FlowRunRecord, Records
 from executor_adapter.prefect.crashes.sweep import sweep_earlier_runs
-from executor_adapter.prefect.mirror.server import server_name
+from executor_adapter.prefect.mirror.server import ServerApi, server_name
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -104,17 +104,7 @@ POLL_INTERVAL = 2.0
 MAX_IDLE_POLLS = 5
 """Polls without a watched flow run after which a thread ends."""
 
-PAGE_LIMIT = 200
-"""Flow runs in one answer: the server's own limit."""
-
 CANCEL_TYPES = frozenset({StateType.CANCELLING.value, StateType.CANCELLED.value})
-
-
-class _FlowRunRecord(NamedTuple):
-    """The fields of a flow run on the server that matter here."""
-
-    state_type: str | None
-    parent_task_run_id: str | None
 
 
 class FlowRunWatch:
@@ -168,14 +158,13 @@ class _WatchedRun:
         self.watches: list[FlowRunWatch] = []
         self.end = FlowRunEnding(flow_run_id)
 
-    def extend_lineage(self, client: SyncPrefectClient, known: dict[UUID, _FlowRunRecord]) -> None:
-        """Extend the lineage up to the flow run that is not a subflow run, and read into `known` what is added."""
-        while (last := known.get(self.lineage[-1])) is not None and last.parent_task_run_id is not None:
-            parent = _flow_run_of(client, last.parent_task_run_id)
-            if parent is None:
-                return
-            self.lineage.append(parent)
-            known |= _read(client, [parent])
+    def extend_lineage(self, records: Records, known: dict[str, FlowRunRecord]) -> None:
+        """Extend the lineage up to the flow run that is not a subflow run, and add to `known` what is added."""
+        last = known.get(str(self.lineage[-1]))
+        while last is not None and (callers := records.callers([last])):
+            (last,) = callers
+            self.lineage.append(UUID(last.id))
+            known[last.id] = last
 
     def cancel(self, cancelled: UUID) -> None:
         """Notify the watches. `cancelled` is the flow run that was cancelled: this one, or one of its lineage."""
@@ -232,20 +221,20 @@ class _Watcher:
             try:
                 # The client is kept while the server answers: making one takes longer than a request.
                 with get_client(sync_client=True, httpx_settings=OWN_CLIENT_SETTINGS) as client:
-                    is_done = self._poll(client, server)
+                    is_done = self._poll(Records(ServerApi(client)), server)
             except Exception as error:
                 logger.debug("cannot ask the server for flow runs: %r", error)
                 cancelled_runs.answer(server, cancelled_runs.questions)
                 self._wait_for_runs(server)
 
-    def _poll(self, client: SyncPrefectClient, server: str) -> bool:
+    def _poll(self, records: Records, server: str) -> bool:
         """Poll until no flow run of the server is watched any more, and return True then."""
         idle = 0
         while idle < MAX_IDLE_POLLS or not self._stop_if_idle(server):
             runs = self._wait_for_runs(server)
             questions = cancelled_runs.questions
             idle = 0 if runs else idle + 1
-            self._check(client, runs)
+            self._check(records, runs)
             cancelled_runs.answer(server, questions)
         return True
 
@@ -264,40 +253,17 @@ class _Watcher:
                 del cancelled_runs.answers[server]
             return is_idle
 
-    def _check(self, client: SyncPrefectClient, runs: list[_WatchedRun]) -> None:
-        known = _read(client, {each for run in runs for each in run.lineage})
+    def _check(self, records: Records, runs: list[_WatchedRun]) -> None:
+        known = records.flow_runs(str(each) for run in runs for each in run.lineage)
         for run in runs:
-            run.extend_lineage(client, known)  # First, since a signal may come before the next poll.
+            run.extend_lineage(records, known)  # First, since a signal may come before the next poll.
             self._cancel_if_asked(run, known)
 
-    def _cancel_if_asked(self, run: _WatchedRun, known: dict[UUID, _FlowRunRecord]) -> None:
+    def _cancel_if_asked(self, run: _WatchedRun, known: dict[str, FlowRunRecord]) -> None:
         for each in run.lineage:
-            if each in known and known[each].state_type in CANCEL_TYPES:
+            if (found := known.get(str(each))) is not None and found.state_type in CANCEL_TYPES:
                 run.cancel(each)
                 return
-
-
-# The requests use plain JSON: a daemon thread that is in pydantic when the interpreter exits aborts the process.
-
-
-def _read(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, _FlowRunRecord]:
-    wanted, known = [str(each) for each in ids], {}
-    for start in range(0, len(wanted), PAGE_LIMIT):
-        body = {"flow_runs": {"id": {"any_": wanted[start : start + PAGE_LIMIT]}}, "limit": PAGE_LIMIT}
-        for run in client.request("POST", "/flow_runs/filter", json=body).json():
-            known[UUID(run["id"])] = _FlowRunRecord(run["state_type"], run["parent_task_run_id"])
-    return known
-
-
-def _flow_run_of(client: SyncPrefectClient, task_run_id: str) -> UUID | None:
-    """Return the flow run that the task run belongs to; None if it is not recorded yet, or belongs to none."""
-    try:
-        found = client.request("GET", "/task_runs/{id}", path_params={"id": task_run_id}).json()
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code == httpx.codes.NOT_FOUND:
-            return None
-        raise
-    return None if found["flow_run_id"] is None else UUID(found["flow_run_id"])
 
 
 _watcher = _Watcher()

@@ -1,4 +1,4 @@
-"""Reads from the server what a dead process has left: flow runs, their subflow runs, and unfinished task runs.
+"""Reads flow runs from the server, with those that they call or that call them, and their unfinished task runs.
 
 The requests use plain JSON: some run on a daemon thread, and one that is in pydantic when the interpreter exits aborts
 the process.
@@ -82,10 +82,17 @@ class Records:
         known = self.flow_runs(ids)
         newest = list(known.values())
         while newest:
-            related = self._subflow_runs(newest) + (self._callers(newest) if callers else [])
+            called = [run for run in newest if callers and not run.is_deployed]
+            related = self._subflow_runs(newest) + self.callers(called)
             newest = list({run.id: run for run in related if run.id not in known}.values())
             known |= {run.id: run for run in newest}
         return known
+
+    def callers(self, runs: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
+        """Return the flow runs that the runs are subflow runs of, as far as they are recorded."""
+        ids = [run.parent_task_run_id for run in runs if run.parent_task_run_id is not None]
+        rows = self._rows("/task_runs/filter", (_by("task_runs", "id", part) for part in _parts(ids)))
+        return list(self.flow_runs({row["flow_run_id"] for row in rows} - {None}).values())
 
     def count_unfinished(self, flow_run_ids: Iterable[str]) -> int:
         """Return how many task runs of the flow runs are not final."""
@@ -121,11 +128,6 @@ class Records:
     def _subflow_runs(self, parents: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
         found = self._flow_runs_by("parent_flow_run_id", (run.id for run in parents)).values()
         return [run for run in found if not run.is_deployed]  # A deployed one has a process of its own.
-
-    def _callers(self, runs: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
-        ids = [run.parent_task_run_id for run in runs if run.parent_task_run_id is not None and not run.is_deployed]
-        rows = self._rows("/task_runs/filter", (_by("task_runs", "id", part) for part in _parts(ids)))
-        return list(self.flow_runs({row["flow_run_id"] for row in rows} - {None}).values())
 
     def _flow_runs_by(self, field: str, ids: Iterable[str]) -> dict[str, FlowRunRecord]:
         rows = self._rows("/flow_runs/filter", (_by("flow_runs", field, part) for part in _parts(ids)))
