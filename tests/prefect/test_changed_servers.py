@@ -104,7 +104,7 @@ def test_earlier_runs_are_looked_after_once_for_each_server(
         sweep, "_sweep_earlier_runs", side_effect=lambda *_: servers.append(PREFECT_API_URL.value())
     )
     servers: list[str] = []
-    flow_run: Any = SimpleNamespace(id=uuid4(), flow_id=uuid4(), run_count=1)
+    flow_run: Any = SimpleNamespace(id=uuid4(), flow_id=uuid4(), run_count=1, state=None)
     for url in (prefect_api, address(proxy), prefect_api):
         with temporary_settings({PREFECT_API_URL: url}):
             sweep.sweep_earlier_runs(flow_run)

@@ -22,7 +22,7 @@ from executor_adapter.prefect import doctor
 from executor_adapter.prefect.crashes.records import Records
 from executor_adapter.prefect.crashes.reporter import main as main_of_reporter
 from executor_adapter.prefect.crashes.reporter import report
-from executor_adapter.prefect.crashes.sweep import Closing, find_earlier_runs, sweep_earlier_starts
+from executor_adapter.prefect.crashes.sweep import Closing, Start, find_earlier_runs
 from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.events import iso, uuid7
 from executor_adapter.prefect.mirror.server import ServerApi, server_name
@@ -245,12 +245,16 @@ def test_a_flow_looks_after_its_earlier_runs(rows: MakeRows) -> None:
 
 def test_a_flow_run_that_starts_again_looks_after_its_earlier_starts(rows: MakeRows, api: Api) -> None:
     """What a flow run left at an earlier start becomes Crashed, not at its own start; what this one has begun stays."""
-    made = rows({"type": "RUNNING", "name": "Running"})  # The server counts no start of these: their number is 0.
+    this_start = Start(2, time.time())
+    made = rows({"type": "RUNNING", "name": "Running"})  # As of one that never ran, the number of their start is 0.
     found_at = time.time()
     with ServerApi.connected() as server:
         closing = Closing(server, time.monotonic() + 30.0)
-        assert list(closing.unfinished([made.flow_run_id], before=0)) == []
-        sweep_earlier_starts(Closing(server, time.monotonic() + 30.0), made.flow_run_id, 1)
+        assert list(closing.unfinished([made.flow_run_id], before=this_start)) == []
+        closing = Closing(server, time.monotonic() + 30.0)
+        closing.end_task_runs(closing.records.flow_runs([made.flow_run_id]), None, before=Start(2, found_at))
     assert made.states() == {"flow run": "Running", **AS_MADE, "Running": "Crashed"}
     left = api.task_run(made.task_runs["Running"])
     assert datetime.fromisoformat(left["end_time"]).timestamp() >= found_at
+    numbered = [left | {"flow_run_run_count": number} for number in (1, 2, 3)]
+    assert [Start(2, time.time()).is_after(run) for run in numbered] == [True, False, False]

@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 416,
     "pools/process": 1_667,
     "pools/transport": 597,
-    "prefect": 6_692,
+    "prefect": 6_690,
     "scheduler": 460,
     "store": 1_835,
     "supervision": 2_621,

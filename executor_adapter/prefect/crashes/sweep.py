@@ -68,9 +68,6 @@ SWEEP_TIMEOUT = 600.0
 EARLIER_RUNS_TIMEOUT = 30.0
 """Seconds for the earlier runs of a flow, at its start."""
 
-MAX_EARLIER_RUNS = 20
-"""Earlier runs of a flow that are looked after at its start, the newest ones."""
-
 MAX_EARLIER_DAYS = 7
 """Days since the end of an earlier run."""
 
@@ -78,9 +75,6 @@ MIN_AGE_SECONDS = 60.0
 """Seconds since the end of an earlier run: until then its own reporter, or its server's queue, may be at work."""
 
 DIED = "The process of its flow run was killed, or exited without ending it (SIGKILL, out of memory, a lost machine)"
-
-ROUND_EVENTS = 1_000
-"""Events that are sent before the server has recorded the ones before: a tenth of what its queue holds."""
 
 RESEND_SECONDS = 5.0
 """Seconds without progress after which events are sent again."""
@@ -92,6 +86,19 @@ POLL_INTERVAL = 0.25
 
 _EVENT_IDS = uuid.UUID("0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b21")
 """Namespace of the ids of the events. Two processes that end a task run at once send the same event."""
+
+
+class Start(NamedTuple):
+    """A start of a flow run."""
+
+    number: int
+    at: float
+    """In seconds since the epoch."""
+
+    def is_after(self, task_run: Row) -> bool:
+        """Return whether an earlier start has left the task run. The time tells where it never ran: its number is 0."""
+        number, state = task_run["flow_run_run_count"], task_run["state"] or {"timestamp": task_run["created"]}
+        return number < self.number if number else seconds(state["timestamp"]) < self.at
 
 
 class Closing:
@@ -130,18 +137,18 @@ class Closing:
         self._api.client.request("POST", path, path_params={"id": run.id}, json={"state": state, "force": False})
 
     def end_task_runs(
-        self, flow_runs: Mapping[str, FlowRunRecord], died_at: float | None, *, before: int | None = None
+        self, flow_runs: Mapping[str, FlowRunRecord], died_at: float | None, *, before: Start | None = None
     ) -> bool:
         """End the unfinished task runs of the flow runs, and return whether the server has recorded all of it.
 
         `died_at` is when the process died, in seconds since the epoch; None if nobody has seen that.
-        With `before`, only task runs that the flow run left at a start of a lower number are ended.
+        With `before`, only task runs that the flow run left at an earlier start are ended.
         """
         settled_at = time.monotonic()
         while not self.is_late:
-            left = list(itertools.islice(self.unfinished(flow_runs, before=before), ROUND_EVENTS))
+            left = list(itertools.islice(self.unfinished(flow_runs, before=before), PAGE_LIMIT))
             if left:
-                self._send([self._crashed(run, flow_runs[run["flow_run_id"]], died_at) for run in left])
+                self._api.send([self._crashed(run, flow_runs[run["flow_run_id"]], died_at) for run in left])
                 self._wait_for_progress(flow_runs)
                 settled_at = time.monotonic()
             elif time.monotonic() - settled_at >= SETTLE_SECONDS:
@@ -150,19 +157,15 @@ class Closing:
                 time.sleep(POLL_INTERVAL)
         return False
 
-    def unfinished(self, flow_runs: Iterable[str], *, before: int | None = None) -> Iterator[Row]:
+    def unfinished(self, flow_runs: Iterable[str], *, before: Start | None = None) -> Iterator[Row]:
         """Yield the unfinished task runs of the flow runs that no other process runs; see `end_task_runs`."""
         for page in self.records.unfinished_task_runs(flow_runs):
             if before is not None:
-                self._others |= {run["id"] for run in page if run["flow_run_run_count"] >= before}
+                self._others |= {run["id"] for run in page if not before.is_after(run)}
             self._others |= self.records.of_other_processes(
                 [run for run in page if run["id"] not in self._others and run["id"] not in self.ended]
             )
             yield from (run for run in page if run["id"] not in self._others)
-
-    def _send(self, bodies: list[bytes]) -> None:
-        for start in range(0, len(bodies), PAGE_LIMIT):
-            self._api.send(bodies[start : start + PAGE_LIMIT])
 
     def _wait_for_progress(self, flow_runs: Iterable[str]) -> None:
         """Wait until the server has recorded what was sent, or makes no progress."""
@@ -314,18 +317,21 @@ def sweep_earlier_runs(flow_run: FlowRun) -> None:
         return
     _swept.add(server_name())
     context = copy_context()  # The thread uses the caller's settings.
-    arguments = (str(flow_run.flow_id), str(flow_run.id), flow_run.run_count)
+    start = Start(flow_run.run_count, flow_run.state.timestamp.timestamp() if flow_run.state else 0.0)
+    arguments = (str(flow_run.flow_id), str(flow_run.id), start)
     threading.Thread(
         target=context.run, args=(_sweep_earlier_runs, *arguments), name="earlier-runs", daemon=True
     ).start()
 
 
-def _sweep_earlier_runs(flow_id: str, run_id: str, run_count: int, wall: Callable[[], float] = time.time) -> None:
+def _sweep_earlier_runs(flow_id: str, run_id: str, start: Start, wall: Callable[[], float] = time.time) -> None:
     try:
         with ServerApi.connected() as api:
             closing = Closing(api, time.monotonic() + EARLIER_RUNS_TIMEOUT)
-            if run_count > 1:
-                sweep_earlier_starts(closing, run_id, run_count)
+            if start.number > 1:
+                closing.end_task_runs(closing.records.flow_runs([run_id]), None, before=start)
+                if closing.ended:
+                    logger.info("ended %d task runs of earlier starts of this flow run", len(closing.ended))
             for swept in _end_all(closing, lambda records: find_earlier_runs(records, flow_id, wall())):
                 logger.info("ended %d task runs of the crashed flow run %s", swept.task_runs, swept.name)
     except UNREACHABLE_ERRORS as error:  # The process may be exiting, and its server with it. The next one tries again.
@@ -334,14 +340,6 @@ def _sweep_earlier_runs(flow_id: str, run_id: str, run_count: int, wall: Callabl
         logger.exception(
             "cannot end the task runs of flow runs that crashed earlier; run: executor-adapter prefect sweep"
         )
-
-
-def sweep_earlier_starts(closing: Closing, run_id: str, run_count: int) -> None:
-    """End the unfinished task runs that a flow run left at its starts before the one with the number `run_count`."""
-    before = len(closing.ended)
-    closing.end_task_runs(closing.records.flow_runs([run_id]), None, before=run_count)
-    if ended := len(closing.ended) - before:
-        logger.info("ended %d task runs of an earlier start of this flow run", ended)
 
 
 def find_earlier_runs(records: Records, flow_id: str, now: float) -> list[FlowRunRecord]:
@@ -353,7 +351,6 @@ def find_earlier_runs(records: Records, flow_id: str, now: float) -> list[FlowRu
             "flow_runs": {"state": {"type": {"any_": ["CRASHED"]}}, "end_time": ended},
             "task_runs": {"state": {"type": {"any_": UNFINISHED_TYPES}}},
             "sort": "END_TIME_DESC",
-            "limit": MAX_EARLIER_RUNS,
         }
     )
 
