@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/in_process": 671,
     "pools/memory": 416,
     "pools/process": 1_667,
-    "pools/transport": 597,
+    "pools/transport": 596,
     "prefect": 6_690,
     "scheduler": 460,
     "store": 1_835,

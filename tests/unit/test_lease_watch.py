@@ -43,7 +43,7 @@ class Pool:
         self.wanted: dict[Shape, Starving] = {}
         self.released: list[str] = []
         self.due: list[tuple[float, Any]] = []
-        self.supervisor = cast("Any", self)
+        self.supervisor = self.source = cast("Any", self)
         self.waiting: list[Any] = []
         self.are_awaited = True
         self.watch = LeaseWatch(*[cast("Any", self)] * 3, 10.0, MAX_GRANT)
@@ -85,6 +85,9 @@ class Pool:
         """Leases with a shape are busy here."""
 
     def ask_again(self) -> None:
+        """Nothing is asked for here."""
+
+    def request(self, *, withdraws: bool) -> None:
         """Nothing is asked for here."""
 
     # What tests do.

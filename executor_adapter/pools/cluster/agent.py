@@ -60,7 +60,7 @@ class Agent:
         """Attempts that have started, of which the head does not know yet."""
         self._functions: dict[int, EncodedFunction | str] = {}
         """The functions that were sent, by number; in words, why one cannot run here."""
-        self._sources: dict[str, Source] = {}
+        self._sources: list[Source] = []
         self._files = ArrivingFiles()
         self._relieve_at = math.inf
         self._ending = False
@@ -141,9 +141,9 @@ class Agent:
             self._functions.clear()
         refusal = ""
         if flags & frames.WITH_SOURCES:
-            body, names, new = pickle.loads(body)
-            self._sources.update((source[0], Source(*source)) for source in new)
-            body, refusal = portable.choose(body, [self._sources[name] for name in names])
+            body, numbers, new = pickle.loads(body)
+            self._sources += map(Source._make, new)
+            body, refusal = portable.choose(body, numbers, self._sources)
         self._functions[number] = refusal or EncodedFunction(body, once=bool(flags & wire.USE_ONCE))
 
     def _on_call(self, flags: int, number: int, seq: int, function: int, max_runtime: float, body: bytes) -> None:

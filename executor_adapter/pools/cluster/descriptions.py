@@ -20,7 +20,6 @@ from executor_adapter.job import size_text
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.engines.ray_connection import RayUser, last_line, node_name
 from executor_adapter.pools.cluster.handshake import host_towards
-from executor_adapter.pools.cluster.hosts import agent_command
 from executor_adapter.pools.memory.available import AvailableMemory
 
 PACKAGES = ("prefect-executor-adapter", "cloudpickle", "prefect", "numpy", "pandas", "pyarrow")
@@ -92,7 +91,7 @@ def describe_ssh_host(host: SshHostSettings, ssh_command: Sequence[str]) -> dict
     Raises:
         OSError: it cannot be reached, or cannot run this package; the message says what ssh said.
     """
-    command = agent_command(host, ssh_command, "--describe")
+    command = frames.agent_command(host, ssh_command, "--describe")
     asked_at = time.time()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, stdin=subprocess.DEVNULL)

@@ -3,8 +3,8 @@
     head -> agent
         SETUP       body: the options of the process pool, pickled
         SLOTS       word: attempts that may run at once from now on, beside those that are ON_LEASE
-        FUNCTION    as in `wire`; WITH_SOURCES, the body is pickled: the function, the names of the modules of the
-                    program that it reaches, and the sources of those that were not sent yet
+        FUNCTION    as in `wire`; WITH_SOURCES, the body is pickled: the function, the numbers of the modules of the
+                    program that it reaches, and the sources of those that were not sent yet, which get the next ones
         FILE        seq; body: the next chunk of the memory file of that call
         DROP_FILE   seq: the call is not sent after all
         CALL        seq, number of the attempt, word: the function's number, first: max_runtime or 0
@@ -38,12 +38,17 @@ Times are told as ages, since the clocks of machines differ.
 from __future__ import annotations
 
 import os
+import shlex
 import struct
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from executor_adapter.job import HAS_GUARDIAN
+
+if TYPE_CHECKING:
+    from executor_adapter.config import SshHostSettings
 
 START = b"\0executor-adapter agent\n"
 """What an agent that ssh starts writes first: the shell of its host may have printed something before."""
@@ -76,8 +81,16 @@ def give_up_after(lost_after: float) -> float:
     return 1.25 * lost_after + 0.5
 
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Changes whenever a head and an agent of different versions would not understand each other."""
+
+
+def agent_command(host: SshHostSettings, ssh_command: Sequence[str], *arguments: str) -> list[str]:
+    """Return the command that starts the agent's program on a host of `pool="ssh"`."""
+    start = " ".join(["exec", host.python, "-m", "executor_adapter.pools.cluster.agent_program", *arguments])
+    if host.directory is not None:
+        start = f"cd {shlex.quote(host.directory)} && {start}"
+    return [*ssh_command, "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host.host, start]
 
 
 def hello(node: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple, Protocol
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.job import CPU, UNITS, Job, Shape, shape_of, shape_text
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
+from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent, ShapedLease
 from executor_adapter.pools.transport.envelope import crashed
 
@@ -36,6 +37,7 @@ class LeasesOwner(Protocol):
     agents: list[RemoteAgent]
     busy: int
     max_workers: int
+    source: LeaseSource
 
     @property
     def is_closing(self) -> bool:
@@ -54,9 +56,6 @@ class LeasesOwner(Protocol):
     def ask_for(self, count: int, shape: Shape) -> None:
         """Ask for so many leases more, or less where the number is negative."""
 
-    def explain_lack(self) -> None:
-        """Find out why there is no slot; `SlotQueue.on_nodes_sought` is told."""
-
     def count_leases(self, shape: Shape) -> int:
         """Return the number of leases of a shape, used or free."""
 
@@ -68,9 +67,6 @@ class LeasesOwner(Protocol):
 
     def close_unused(self, agent: RemoteAgent) -> None:
         """Let an agent without a lease end, unless leases have just gone back for others: some may follow soon."""
-
-    def look_for_others(self) -> None:
-        """Find out what others wait for; `LeaseWatch.on_others` is told."""
 
 
 class SlotQueue:
@@ -103,7 +99,7 @@ class SlotQueue:
             return False
         self.waiting.remove(assignment)
         self._pool.busy -= 1
-        self.withdraw()
+        self.request(withdraws=True)
         return True
 
     def serve(self) -> None:
@@ -119,26 +115,13 @@ class SlotQueue:
         may_ask = self._pool.may_ask_for(())
         return max(0, min(len(self.waiting), self._pool.max_workers - self._pool.slots)) if may_ask else 0
 
-    def request(self) -> None:
-        """Ask for more leases if more are wanted."""
+    def request(self, *, withdraws: bool = False) -> None:
+        """Ask for more leases if more are wanted, and for fewer if fewer are and it `withdraws`."""
         more = self._wanted - self._requested
-        if more > 0 and not self._pool.is_closing:
+        if (more > 0 and not self._pool.is_closing) or (more < 0 and withdraws):
             self._requested += more
             self._pool.ask_for(more, ())
         self._watch_starving()
-
-    def withdraw(self) -> None:
-        """Ask for fewer leases if fewer are wanted."""
-        spare = self._requested - self._wanted
-        if spare > 0:
-            self._requested -= spare
-            self._pool.ask_for(-spare, ())
-        self._watch_starving()
-
-    def ask_again(self) -> None:
-        """Ask for as many leases as are wanted and may be asked for now."""
-        self.withdraw()
-        self.request()
 
     def on_granted(self) -> None:
         """Take note of a new slot."""
@@ -162,7 +145,7 @@ class SlotQueue:
 
     def close(self) -> None:
         """Ask for nothing any more."""
-        self.withdraw()
+        self.request(withdraws=True)
         self._end_starving()
 
     def on_nodes_sought(self, nodes: Collection[str], why: str) -> None:
@@ -195,7 +178,7 @@ class SlotQueue:
             self._fail()
         else:
             self._look_again()
-            self._pool.explain_lack()
+            self._pool.source.explain_lack()
 
     def _end_starving(self) -> None:
         if self._look is not None:
@@ -207,7 +190,7 @@ class SlotQueue:
         waiting, self.waiting = self.waiting, deque()
         why = self._failure or self._lack or "no node has answered yet"
         self._pool.busy -= len(waiting)
-        self.withdraw()
+        self.request(withdraws=True)
         for assignment in waiting:
             _refuse(self._pool, assignment, why)
 
@@ -568,7 +551,7 @@ class LeaseWatch:
         if self.rests != before:
             self._ask_again()
         if any(self._is_due(since) for agent in self._pool.agents for since in _ages(agent)):
-            self._pool.look_for_others()
+            self._pool.source.look_for_others()
         if not self.rests and not is_awaited:
             for agent in list(self._pool.agents):
                 self._pool.close_unused(agent)
@@ -631,7 +614,7 @@ class LeaseWatch:
             self._ask_again()
 
     def _ask_again(self) -> None:
-        self._queue.ask_again()
+        self._queue.request(withdraws=True)
         self._shapes.ask_again()
 
 

@@ -49,6 +49,7 @@ class RemotePool(LeasingPool):
     can_keep: ClassVar[bool] = False
     is_here: ClassVar[bool] = False
     shapes: ShapedLeases
+    source: LeaseSource
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class RemotePool(LeasingPool):
         self._watch = LeaseWatch(self, self.queue, self.shapes, cluster.lease_idle, cluster.max_grant_seconds)
         self._close_timer: Timer | None = None
         self._on_closed: Callable[[], None] | None = None
-        self._source = make_source(self)
+        self.source = make_source(self)
 
     @classmethod
     def prepare(cls, job: Job) -> Payload:
@@ -109,7 +110,7 @@ class RemotePool(LeasingPool):
 
     def give(self, agent: RemoteAgent, assignment: Assignment, lease: ShapedLease | None = None) -> None:
         if assignment.payload.lent:
-            self._source.lend(agent, assignment.payload.lent)
+            self.source.lend(agent, assignment.payload.lent)
         if lease is not None:
             assignment.environment = dict(lease.environment) or None
         agent.give(assignment, lease)
@@ -191,7 +192,7 @@ class RemotePool(LeasingPool):
         for agent in self.agents:
             while self.slots > max_workers and agent.free:
                 self.release(agent)
-        self.queue.ask_again()
+        self.queue.request(withdraws=True)
 
     # --- what a source of leases asks and reports ---
 
@@ -205,7 +206,7 @@ class RemotePool(LeasingPool):
         """Take a lease on the agent's node: one more attempt may run there."""
         self.queue.on_granted()
         agent.add_lease(lease)
-        self._source.on_granted(agent, lease)
+        self.source.on_granted(agent, lease)
         if self.slots > self.max_workers or self.is_closing:
             self.release(agent)
             return
@@ -215,8 +216,8 @@ class RemotePool(LeasingPool):
     def on_lease(self, agent: RemoteAgent, lease: int, environment: dict[str, str]) -> None:
         if agent.is_closing:
             return  # Its end gives all its leases back, and says why.
-        if self._source.accepts(lease):
-            if shape := self._source.shape_of(lease):
+        if self.source.accepts(lease):
+            if shape := self.source.shape_of(lease):
                 self._on_shaped_lease(agent, ShapedLease(lease, shape, self.supervisor.now(), environment))
             else:
                 self.granted(agent, lease)
@@ -225,12 +226,12 @@ class RemotePool(LeasingPool):
 
     def _on_shaped_lease(self, agent: RemoteAgent, lease: ShapedLease) -> None:
         agent.shaped.add(lease)
-        self._source.on_granted(agent, lease.number)
+        self.source.on_granted(agent, lease.number)
         self.shapes.granted(agent, lease)
         self._look_for_idle()
 
     def release(self, agent: RemoteAgent) -> None:
-        self._source.release(agent, agent.remove_lease())
+        self.source.release(agent, agent.remove_lease())
         self.close_unused(agent)
 
     def release_shaped(self, agent: RemoteAgent, lease: ShapedLease) -> None:
@@ -238,19 +239,19 @@ class RemotePool(LeasingPool):
             self._watch.on_retired(lease.shape)
         agent.shaped.remove(lease)
         agent.return_lease(lease.number)
-        self._source.release(agent, lease.number)
+        self.source.release(agent, lease.number)
         self.close_unused(agent)
 
     def close_unused(self, agent: RemoteAgent) -> None:
-        if agent.is_unused and not self._source.keeps_idle and not self._watch.rests:
+        if agent.is_unused and not self.source.keeps_idle and not self._watch.rests:
             agent.close()
 
     def ask_for(self, count: int, shape: Shape) -> None:
         if count > 0:
-            self._source.request(count, shape)
+            self.source.request(count, shape)
             self._look_for_idle()
         else:
-            self._source.withdraw(-count, shape)
+            self.source.withdraw(-count, shape)
 
     def count_leases(self, shape: Shape) -> int:
         return sum(lease.shape == shape for agent in self.agents for lease in agent.shaped)
@@ -259,19 +260,13 @@ class RemotePool(LeasingPool):
         return self._watch.may_ask_for(shape)
 
     def _look_for_idle(self) -> None:
-        if not self._source.keeps_idle and not self.is_closing and not all(agent.is_unused for agent in self.agents):
+        if not self.source.keeps_idle and not self.is_closing and not all(agent.is_unused for agent in self.agents):
             self._watch.begin()
-
-    def look_for_others(self) -> None:
-        self._source.look_for_others()
 
     def others_wait(self, waiting: Mapping[str, int]) -> None:
         """Take note for how many slots others wait on each node, by the engine's books."""
         if not self.is_closing:
             self._watch.on_others(waiting)
-
-    def explain_lack(self) -> None:
-        self._source.explain_lack()
 
     def not_granted(self, why: str, shape: Shape = ()) -> None:
         """Take note that leases cannot be had now; the source keeps trying. `why` is shown, and logged once."""
@@ -306,7 +301,7 @@ class RemotePool(LeasingPool):
             agent.refuse(why)
         else:
             agent.accept(self._setup)
-            self._source.on_ready(agent)
+            self.source.on_ready(agent)
 
     def may_run_elsewhere(self, agent: RemoteAgent, assignment: Assignment, why: str) -> bool:
         number = assignment.payload.function.number
@@ -335,7 +330,7 @@ class RemotePool(LeasingPool):
             logger.warning("node %s is lost: %s", agent.node, why)
         self.agents.remove(agent)
         self.busy -= agent.busy
-        self._source.on_lost(agent, why)
+        self.source.on_lost(agent, why)
         self.shapes.on_lost(agent)
         self.queue.serve()
         self.queue.request()
@@ -362,4 +357,4 @@ class RemotePool(LeasingPool):
             return
         self._close_timer.cancel()
         self._close_timer = None
-        self._source.close(self._on_closed)
+        self.source.close(self._on_closed)

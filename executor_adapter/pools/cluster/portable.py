@@ -1,7 +1,8 @@
 """The modules of the program that a function reaches: a node runs them as the program has them, or not at all.
 
-A program sends each such module once to an agent. Where the node's own file of that name is another one, or there is
-none, workers import the module from what was sent. Modules of installed packages are imported from the node.
+A program sends each such module once to an agent, and again when it has reloaded it with another source. Where the
+node's own file of that name is another one, or there is none, workers import the module from what was sent, and so they
+do where they may have imported an earlier one. Modules of installed packages are imported from the node.
 """
 
 from __future__ import annotations
@@ -10,17 +11,30 @@ import functools
 import hashlib
 import pickle
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from executor_adapter.pools.cluster.program import FunctionOfProgram, Source
-from executor_adapter.pools.transport.functions import EncodedFunction
+from executor_adapter.pools.transport.functions import EncodedFunction, forget_functions
 from executor_adapter.pools.transport.importable import file_of_program, find_file
 from executor_adapter.worker import PICKLE, REFERENCE
 
 _SHORT_TEXT = b"\x8c"
 """Stands in a pickle before a text of fewer than 256 bytes, and the byte that says how many."""
+
+_sources: dict[str, tuple[object, Source]] = {}
+"""The modules that were sent, by name, as they were imported: each with its spec, which a reload replaces."""
+
+
+def forget_reloaded() -> None:
+    """Let functions be encoded anew if the program has reloaded a module that was sent."""
+    sent = list(_sources.items())
+    if reloaded := [name for name, (spec, _) in sent if getattr(sys.modules.get(name), "__spec__", None) is not spec]:
+        for name in reloaded:
+            _sources.pop(name, None)
+        forget_functions()
 
 
 def pack(encoded: EncodedFunction) -> None:
@@ -59,7 +73,8 @@ def _reached(names: list[str], modules: Mapping[str, tuple[ModuleType, str]]) ->
         seen.add(name)
         module, file = modules[name]
         if name not in ("__main__", "__mp_main__"):  # A function of theirs is sent by value.
-            yield Source(name, file, _content_of(file), hasattr(module, "__path__"))
+            source = Source(name, file, _content_of(file), hasattr(module, "__path__"))
+            yield _sources.setdefault(name, (module.__spec__, source))[1]
         names.append(name.rpartition(".")[0])
         for value in list(vars(module).values()):
             found = getattr(value, "__name__" if isinstance(value, ModuleType) else "__module__", None)
@@ -67,17 +82,23 @@ def _reached(names: list[str], modules: Mapping[str, tuple[ModuleType, str]]) ->
                 names.append(found)
 
 
-def choose(encoded: bytes, sources: Iterable[Source]) -> tuple[bytes, str]:
-    """Return the function as a worker of this node is to decode it, and why it cannot run here, or ""."""
+def choose(encoded: bytes, numbers: Iterable[int], sent: Sequence[Source]) -> tuple[bytes, str]:
+    """Return the function as a worker of this node is to decode it, and why it cannot run here, or "".
+
+    `numbers`: the places in `sent` of the modules that it reaches.
+    """
+    versions = Counter(source.name for source in sent)
+    sources = [sent[number] for number in numbers]
     lacking = []
     for source in sources:
-        file = find_file(source.name)
-        if file is None or source.content is None or _content_of(file) != source.content:
+        file, content = find_file(source.name), source.content
+        if versions[source.name] > 1 or file is None or content is None or _content_of(file) != content:
             lacking.append(source)
-            if source.content is None or not source.file.endswith(".py"):
+            if content is None or not source.file.endswith(".py"):
                 state = "is not on this node" if file is None else f"is another version on this node ({file})"
                 return b"", f"the module {source.name} {state}: copy it there, since only sources can be sent"
-    return (PICKLE + pickle.dumps(FunctionOfProgram(lacking, encoded), 5) if lacking else encoded), ""
+    function = FunctionOfProgram([source.name for source in sources], lacking, encoded)
+    return (PICKLE + pickle.dumps(function, 5) if lacking else encoded), ""
 
 
 def _content_of(file: str) -> bytes | None:

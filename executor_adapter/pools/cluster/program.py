@@ -25,14 +25,16 @@ class Source(NamedTuple):
 
 
 class FunctionOfProgram:
-    """Is unpickled as a function, once its modules can be imported from `sources`. `encoded`: the function itself."""
+    """Is unpickled as a function, once its modules can be imported from `sources`.
 
-    def __init__(self, sources: list[Source], encoded: bytes) -> None:
-        self._sources = [tuple(source) for source in sources]
-        self._encoded = encoded
+    `names`: all modules of the program that it reaches. `encoded`: the function itself.
+    """
+
+    def __init__(self, names: list[str], sources: list[Source], encoded: bytes) -> None:
+        self._parts = names, [tuple(source) for source in sources], encoded
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load, (self._sources, self._encoded)
+        return load, self._parts
 
 
 class _Finder:
@@ -70,12 +72,15 @@ class _Finder:
 _finder = _Finder()
 
 
-def load(sources: list[tuple[Any, ...]], encoded: bytes) -> Any:
+def load(names: list[str], sources: list[tuple[Any, ...]], encoded: bytes) -> Any:
     """Return a function that was sent as a reference or a pickle, with its modules from `sources`."""
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
-    for source in map(Source._make, sources):
-        if _finder.sources.get(source.name) != source:
-            _finder.sources[source.name] = source
-            sys.modules.pop(source.name, None)
+    new = [source for source in map(Source._make, sources) if _finder.sources.get(source.name) != source]
+    _finder.sources.update((source.name, source) for source in new)
+    if any(source.name in sys.modules for source in new):
+        for name in names:  # Others hold what they have imported of it.
+            parent, _, child = name.rpartition(".")
+            sys.modules.pop(name, None)
+            vars(sys.modules.get(parent, _finder)).pop(child, None)
     return decode_function(encoded)

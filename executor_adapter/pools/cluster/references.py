@@ -29,6 +29,7 @@ def remote_payload(
         InvalidJobError: the function is a reference to nothing.
         JobSerializationError: function or arguments cannot be pickled.
     """
+    portable.forget_reloaded()
     payload = make_payload(job, arguments)
     payload.flags |= wire.KEEP if job.keep else 0
     payload.near, payload.lent = near, lent

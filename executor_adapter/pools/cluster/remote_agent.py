@@ -387,7 +387,7 @@ class SentFunctions:
 
     def __init__(self) -> None:
         self._known: set[int] = set()
-        self._sources: set[Source] = set()
+        self._sources: dict[Source, int] = {}
 
     def frame(self, function: EncodedFunction, *, may_forget: bool) -> bytes:
         """Return the frame that must precede a call of `function`; empty if the agent has the function.
@@ -404,8 +404,8 @@ class SentFunctions:
             self._known.add(function.number)
         if not function.sources:
             return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=function.encoded)
-        new = [source for source in function.sources if source not in self._sources]
-        self._sources.update(new)
-        names = [source.name for source in function.sources]
-        body = pickle.dumps((function.encoded, names, [tuple(source) for source in new]), 5)
+        before = len(self._sources)
+        numbers = [self._sources.setdefault(source, len(self._sources)) for source in function.sources]
+        new = [tuple(source) for source in list(self._sources)[before:]]
+        body = pickle.dumps((function.encoded, numbers, new), 5)
         return wire.pack_frame(wire.FUNCTION, flags | frames.WITH_SOURCES, word=function.number, body=body)

@@ -19,7 +19,6 @@ from executor_adapter.config import ClusterSettings, SshHostSettings, SshSetting
 from executor_adapter.job import Shape
 from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.cluster import frames
-from executor_adapter.pools.cluster.hosts import agent_command
 from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import SocketEnd
 from executor_adapter.pools.cluster.pool import RemotePool
@@ -230,7 +229,7 @@ class _Connection:
         """
         self._lines.clear()
         ours, theirs = socket.socketpair()
-        fd, command, self.is_running = theirs.fileno(), agent_command(self.host, self._ssh_command), True
+        fd, command, self.is_running = theirs.fileno(), frames.agent_command(self.host, self._ssh_command), True
         try:
             process = subprocess.Popen(command, stdin=fd, stdout=fd, stderr=subprocess.PIPE, start_new_session=True)
             self._reader = threading.Thread(target=self._read, args=(process.stderr,), name="executor-ssh", daemon=True)

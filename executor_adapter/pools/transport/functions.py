@@ -10,6 +10,7 @@ immutable and unchanged, since a child process must see the globals as they are 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -25,6 +26,7 @@ import cloudpickle
 
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
+from executor_adapter.job import resolve
 from executor_adapter.pools.transport import importable
 from executor_adapter.worker import PICKLE, REFERENCE, values
 
@@ -56,33 +58,42 @@ class EncodedFunction:
 _cache: dict[int, tuple[weakref.ref[Any], EncodedFunction, Any]] = {}
 
 
-def encode_function(function: Callable[..., Any]) -> EncodedFunction:
+def encode_function(function: Callable[..., Any] | str) -> EncodedFunction:
     """Encode a function for workers.
 
     Raises:
+        InvalidJobError: it is a reference to nothing.
         JobSerializationError: it cannot be pickled.
     """
+    if isinstance(function, str):
+        return _encode_reference(function)
     known = _cache.get(id(function))
-    if known is not None and known[0]() is function:
-        if known[2] is None or known[2] == _dependencies(function):
-            return known[1]
-        _cache.pop(id(function), None)
+    if known is not None and known[0]() is function and (known[2] is None or known[2] == _dependencies(function)):
+        return known[1]
     referred = importable.reference(function)
     if referred is not None:
         return _add_to_cache(function, EncodedFunction(REFERENCE + referred.encode(), once=False), None)
     dependencies = _dependencies(function)
-    encoded = EncodedFunction(PICKLE + _pickle_function(function), once=dependencies is None)
-    return encoded if dependencies is None else _add_to_cache(function, encoded, dependencies)
-
-
-def _pickle_function(function: Callable[..., Any]) -> bytes:
     try:
-        return dumps(function)
+        encoded = EncodedFunction(PICKLE + dumps(function), once=dependencies is None)
     except Exception as error:
         raise JobSerializationError(
             f"function {function!r} cannot be pickled: {text_of(error)}: use a function of a module, "
             "or leave out what it captures, or run it with pool='thread'"
         ) from error
+    return encoded if dependencies is None else _add_to_cache(function, encoded, dependencies)
+
+
+@functools.lru_cache(maxsize=MAX_CACHED)
+def _encode_reference(function: str) -> EncodedFunction:
+    resolve(function)
+    return EncodedFunction(REFERENCE + function.encode(), once=False)
+
+
+def forget_functions() -> None:
+    """Encode every function anew when it is needed again."""
+    _cache.clear()
+    _encode_reference.cache_clear()
 
 
 def _add_to_cache(function: Any, encoded: EncodedFunction, dependencies: Any) -> EncodedFunction:

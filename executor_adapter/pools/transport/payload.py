@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.job import GPU, resolve
+from executor_adapter.job import GPU
 from executor_adapter.pools.transport import functions
 from executor_adapter.pools.transport.functions import EncodedFunction, encode_function
-from executor_adapter.worker import REFERENCE, values, wire
+from executor_adapter.worker import values, wire
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job
@@ -68,8 +68,6 @@ def attempt_part(assignment: Assignment) -> bytes:
 Initializer = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function that each worker calls before its first job, and its arguments."""
 
-_encoded_references: dict[str, EncodedFunction] = {}
-
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -81,8 +79,7 @@ def make_payload(job: Job, arguments: Arguments | None = None) -> Payload:
         InvalidJobError: the function is a reference to nothing.
         JobSerializationError: function or arguments cannot be pickled.
     """
-    function = job.function
-    encoded = _encode_reference(function) if isinstance(function, str) else encode_function(function)
+    encoded = encode_function(job.function)
     flags = wire.USE_ONCE if encoded.once else 0
     if job.fresh_worker or GPU in (job.resources or ()):  # Libraries keep the GPUs that they found.
         flags |= wire.OWN_WORKER
@@ -97,14 +94,6 @@ def make_payload(job: Job, arguments: Arguments | None = None) -> Payload:
     job_id = job.job_id.encode()
     sizes = wire.CALL_SIZES.pack(len(job_id), len(description), len(args))
     return Payload(encoded, flags, b"".join((sizes, job_id, description, args)), file, job.max_runtime or 0.0)
-
-
-def _encode_reference(function: str) -> EncodedFunction:
-    encoded = _encoded_references.get(function)
-    if encoded is None:
-        resolve(function)
-        encoded = _encoded_references[function] = EncodedFunction(REFERENCE + function.encode(), once=False)
-    return encoded
 
 
 def _encode_arguments(job: Job, arguments: Arguments) -> tuple[bytes, values.MemoryFile | None]:

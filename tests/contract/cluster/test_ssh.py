@@ -312,6 +312,30 @@ def test_a_node_runs_no_other_version_of_a_module(
     assert executor.submit(Job(function=function, args=(21,), pool="ssh")).result(timeout=PATIENCE) == 42
 
 
+@pytest.mark.parametrize("way", ["by reference", "by value"])
+@pytest.mark.parametrize("has_files", [False, True])
+def test_a_reloaded_module_replaces_the_earlier_one(
+    make_ssh_executor: MakeSshExecutor,
+    program: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    has_files: bool,
+) -> None:
+    """A worker that has run a function runs it with the program's new helper, whether its node has the files or not."""
+    if has_files:
+        python = f"env PYTHONPATH={ROOT}:{tmp_path} {sys.executable}"
+        monkeypatch.setattr(SshServer, "python", property(lambda server: python))
+    function = {"by reference": program.double, "by value": lambda value: program.double(value)}[way]
+    executor = make_ssh_executor(1)
+    jobs = [Job(function=function, args=(21,), pool="ssh") for _ in range(3)]
+    assert executor.submit(jobs[0]).result(timeout=PATIENCE) == 42
+    (tmp_path / "helper_of_program.py").write_text("def times(value, step):\n    return value * step + 1\n")
+    assert executor.submit(jobs[1]).result(timeout=PATIENCE) == 42, "the program has not reloaded it"
+    importlib.reload(sys.modules["helper_of_program"])
+    assert executor.submit(jobs[2]).result(timeout=PATIENCE) == program.double(21) == 43
+
+
 def test_a_module_that_cannot_be_sent_is_named(
     make_ssh_executor: MakeSshExecutor, program: ModuleType, tmp_path: Path
 ) -> None:
