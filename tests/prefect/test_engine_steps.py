@@ -37,18 +37,6 @@ ADDED_STEPS = {
 """Steps of our loops that Prefect's do not have, with the reason."""
 
 LEFT_OUT: dict[str, dict[str, str]] = {
-    "compute_transaction_key": {
-        "ValueError": "Prefect computes the key where there is no context",
-        "exception": "Prefect computes the key again where that fails, and logs why",
-        "_format_user_supplied_storage_key": "Prefect computes the key of a task without a cache policy",
-    },
-    "begin_run": {
-        "Running": "made by `new_states.running`",
-        "is_pending": "no server rejects a state that the mirror reports",
-        "is_paused": "the same",
-        "clamped_poisson_interval": "the same",
-        "sleep": "the same",
-    },
     "setup_run_context": {
         "ValueError": "an assertion",
         "ExitStack": "there are always the same contexts",
@@ -101,7 +89,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
 }
 """Calls in the methods of Prefect's engines that ours replace, and that ours do not make, with the reason."""
 
-ONLY_IN_THREADS = {"begin_run", "setup_run_context"}
+ONLY_IN_THREADS = {"setup_run_context"}
 """Methods that the sync engine alone replaces: submitted tasks run in it."""
 
 

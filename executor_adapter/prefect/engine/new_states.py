@@ -1,20 +1,14 @@
-"""Makes states as Prefect's `Pending()` and `Running()` make them, at a quarter of the cost: there are two a task run.
-
-A state is a copy of one that Prefect has made, with an id and a time of its own. Nothing of it needs to be validated
-again. Within an OpenTelemetry span Prefect makes the state itself, since the state names the span.
-"""
+"""Copies the first state of a task run, with an id and a time of its own, so that nothing of it is validated again."""
 
 from __future__ import annotations
 
 import copy
-import functools
 from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
 
 from opentelemetry import trace
 from prefect.client.schemas.objects import State
-from prefect.states import Running
 
 from executor_adapter.job import uuid7
 
@@ -42,13 +36,3 @@ def copy_state(sample: State, task_run_id: UUID | None = None) -> State:
     state.state_details = copy.copy(sample.state_details)
     state.state_details.task_run_id = task_run_id
     return state
-
-
-def running() -> State:
-    """Return a new Running state."""
-    return Running() if is_traced() else copy_state(_first_running())
-
-
-@functools.cache
-def _first_running() -> State:
-    return Running()

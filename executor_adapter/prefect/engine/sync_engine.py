@@ -40,11 +40,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         except Exception as error:
             self.handle_exception(self.job_run.refuse(error))
             return
-        if self.job_run.reporter is None:
-            super().begin_run()
-            return
-        state = self.set_state(self.first_state())
-        self.call_hooks(state)
+        super().begin_run()
 
     @contextlib.contextmanager
     def setup_run_context(self, client: SyncPrefectClient | None = None) -> Iterator[None]:
