@@ -1,18 +1,17 @@
-"""Describes a run: sentences for the terminal, rows and Markdown for Prefect artifacts. Does not import Prefect."""
+"""Describes a run: sentences for the terminal, and Markdown for an artifact of Prefect. Does not import Prefect."""
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from executor_adapter.job import JobStatus
-from executor_adapter.pipeline.flows.progress_table import JobRow
+from executor_adapter.pipeline.flows.job_lines import JobRow
 from executor_adapter.pipeline.processing import Balance
 
 MAX_REASONS = 20
@@ -21,23 +20,6 @@ MAX_REASON_SENTENCES = 5
 """Reasons that the terminal shows of them."""
 MAX_REASON = 200
 """Characters of a reason on the terminal."""
-
-
-def artifact_rows(jobs: Iterable[JobRow]) -> list[dict[str, Any]]:
-    """Return one row per job in the form of Prefect's table artifact."""
-    return [
-        {
-            "tool": job.tool,
-            "stage": job.stage,
-            "job": job.subject,
-            "pool": job.pool,
-            "attempts": job.attempts,
-            "seconds": None if job.duration is None else round(job.duration, 3),
-            "rows": job.records,
-            "state": job.state,
-        }
-        for job in jobs
-    ]
 
 
 def collection_sentences(jobs: Iterable[JobRow], balances: Iterable[Balance]) -> list[str]:
@@ -59,12 +41,8 @@ def failure_sentences(jobs: Iterable[JobRow]) -> list[str]:
         f"failed: {job.stage} {job.tool} {job.subject}: {job.note or job.status}"
         f" after {job.attempts} attempt{'' if job.attempts == 1 else 's'}: {job.error or ''}"
         for job in jobs
-        if _has_failed(job)
+        if job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
     ]
-
-
-def _has_failed(job: JobRow) -> bool:
-    return job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 def reject_sentences(rejects: Counter[tuple[str, str, str]]) -> list[str]:
@@ -82,57 +60,36 @@ def _rows(number: int) -> str:
     return f"{number:,} row{'' if number == 1 else 's'}"
 
 
-def success_rate(jobs: Sequence[JobRow]) -> float:
-    """Return the share of the jobs that completed; 1 if there are none."""
-    completed = sum(job.status is JobStatus.COMPLETED for job in jobs)
-    return completed / len(jobs) if jobs else 1.0
+def markdown(
+    title: str,
+    jobs: Iterable[JobRow],
+    rows: Iterable[str],
+    rejects: Counter[tuple[str, str, str]],
+    summaries: Sequence[Mapping[str, Any]],
+    lake: Path,
+) -> str:
+    """Return the report of a run as Markdown: failures first.
 
-
-def mean_duration(jobs: Iterable[JobRow]) -> float:
-    """Return the mean duration of the started jobs in seconds; 0 if none started."""
-    durations = [job.duration for job in jobs if job.duration is not None]
-    return fmean(durations) if durations else 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What the report of a run shows beside its jobs."""
-
-    title: str
-    rows: Sequence[str]
-    """Sentences on the rows that were collected and processed."""
-    sentences: Sequence[str]
-    """Sentences of the summaries."""
-    rejects: Counter[tuple[str, str, str]]
-    """Rejected rows by tool, table and reason."""
-    plots: Sequence[str]
-    """Pictures, in Markdown."""
-    links: dict[str, str]
-    """Addresses of the run's other artifacts, by what they show."""
-    lake: Path
-
-
-def markdown(report: Report, jobs: Sequence[JobRow]) -> str:
-    """Return the report of a run as Markdown: failures first."""
-    failed = [job for job in jobs if _has_failed(job)]
-    figures = (
-        "| jobs | completed | failed | success rate | average duration |\n|--:|--:|--:|--:|--:|\n"
-        f"| {len(jobs)} | {len(jobs) - len(failed)} | {len(failed)} | {success_rate(jobs):.1%}"
-        f" | {mean_duration(jobs):.2f} s |"
-    )
-    parts = [f"# {report.title}", figures]
-    if report.links:
-        parts.append("More of this run: " + ", ".join(f"[{text}]({url})" for text, url in report.links.items()))
-    if failed:
-        listed = "\n".join(_failure_row(job) for job in failed)
-        parts += ["## Failures", f"| job | error code | attempts | message |\n|---|---|--:|---|\n{listed}"]
-    parts += ["## Rows", _items(report.rows)]
-    if report.rejects:
-        parts += ["## Rejected rows, by reason", _reject_table(report.rejects)]
-    if report.sentences or report.plots:
-        parts += ["## Summary", _items(report.sentences), *report.plots]
-    parts.append(f"The data is in `{report.lake}`.")
-    return "\n\n".join(parts)
+    Args:
+        title: the name of the run.
+        jobs: its jobs.
+        rows: sentences on the rows that were collected and processed.
+        rejects: rejected rows by tool, table and reason.
+        summaries: what `summarise_tables` has returned for each tool.
+        lake: where the data is.
+    """
+    parts = [f"# {title}"]
+    if failures := failure_sentences(jobs):
+        parts += ["## Failures", _items(map(_in_cell, failures))]
+    parts += ["## Rows", _items(rows)]
+    if rejects:
+        parts += ["## Rejected rows, by reason", _reject_table(rejects)]
+    if summaries:
+        parts += ["## Summary", _items(line for each in summaries for line in each["lines"])]
+    # An image is embedded, because the UI's browser may not reach the files of this machine.
+    pictures = [(each["title"], Path(each["png"]).read_bytes()) for each in summaries if each["png"]]
+    parts += [f"![{shown}](data:image/png;base64,{base64.b64encode(png).decode()})" for shown, png in pictures]
+    return "\n\n".join([*parts, f"The data is in `{lake}`."])
 
 
 def _reject_table(rejects: Counter[tuple[str, str, str]]) -> str:
@@ -147,16 +104,8 @@ def _reject_table(rejects: Counter[tuple[str, str, str]]) -> str:
     return "\n".join(["| tool | table | reason | rows |\n|---|---|---|--:|", *listed])
 
 
-def _name(job: JobRow) -> str:
-    return _in_cell(f"{job.stage} {job.tool} {job.subject}")
-
-
 def _items(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
-
-
-def _failure_row(job: JobRow) -> str:
-    return f"| {_name(job)} | {job.note} | {job.attempts} | {_in_cell(job.error or '')} |"
 
 
 def _in_cell(text: str) -> str:

@@ -1,24 +1,15 @@
-"""One flow run: submits its jobs, shows them in a table while they run, then reports on the terminal and in Prefect."""
+"""One flow run: submits its jobs, shows them on the terminal, then reports on the terminal and in Prefect."""
 
 from __future__ import annotations
 
-import base64
 import json
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact
 from prefect.context import TagsContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
@@ -29,10 +20,8 @@ from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus
 from executor_adapter.monitoring import HealthMonitor, ProgressBar, ProgressCounts
 from executor_adapter.pipeline.disk import writing
-from executor_adapter.pipeline.flows.progress_table import JobRow, ProgressTable
+from executor_adapter.pipeline.flows.job_lines import JobLines, JobRow
 from executor_adapter.pipeline.flows.report_text import (
-    Report,
-    artifact_rows,
     collection_sentences,
     failure_sentences,
     markdown,
@@ -40,24 +29,18 @@ from executor_adapter.pipeline.flows.report_text import (
 )
 from executor_adapter.pipeline.processing import Balance, balance, reject_reasons
 from executor_adapter.pipeline.tables import configured_tables
-from executor_adapter.prefect import JobTask, emit_alert, job_events, wait_until_recorded
+from executor_adapter.prefect import JobReport, JobTask, emit_alert, job_events, wait_until_recorded
+from executor_adapter.terminal import SafeConsole
 
 Future = PrefectFuture[Any]
 
 RECORDING_TIMEOUT = 120.0
 """Seconds to wait until the server has recorded every task run."""
-PROGRESS_INTERVAL = 1.0
-"""Seconds between two updates of the progress."""
 
 
 def run_name() -> str:
     """Return a readable name for the current flow run: the name of the flow and the start time."""
     return f"{flow_run.get_flow_name()} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def key(artifact: str) -> str:
-    """Return the key of an artifact of the current flow, so that those of each flow have a history of their own."""
-    return f"{flow_run.get_flow_name()}-{artifact}"
 
 
 def untagged() -> TagsContext:
@@ -80,35 +63,28 @@ class Run:
         self.settings = settings
         self.tables = {tool: configured_tables(settings, tool) for tool in tools}
         """The tables of each tool."""
-        self.progress_table = ProgressTable()
-        self._submitted = self._done = 0
+        self._lines = JobLines()
+        # Each table is searched, collected and processed.
+        total = 3 * sum(map(len, self.tables.values()))
+        self._jobs = JobReport(flow_run.get_flow_name() or "", total=total)
         self._rejected: list[str] = []
         self.processes = False
         """Whether the run processes the rows in the lake, so that no row may be left unprocessed."""
-        self._share = (0.0, 1.0)
-        self._artifact_id: UUID | None = None
-        self._percent = 0
-        self._shown_at = -PROGRESS_INTERVAL
 
     @contextmanager
     def executor(self, stage: Stage) -> Iterator[None]:
-        """Run the jobs that are submitted in the block on the stage's executor, and show them in the progress table."""
+        """Run the jobs that are submitted in the block on the stage's executor, and show them on the terminal."""
         max_workers = getattr(self.settings, stage).max_concurrent_jobs
         config = self.settings.for_stage(stage)
-        with JobExecutor(max_workers, config=config, observers=[self.progress_table]) as executor:
+        with JobExecutor(max_workers, config=config, observers=[self._lines, self._jobs]) as executor:
             monitor = HealthMonitor(executor, on_alert=[emit_alert])
             # Their events are what automations react to.
-            with job_events(executor=executor), monitor, self.progress_table.live(stage):
+            with job_events(executor=executor), monitor, self._lines.bar(stage):
                 yield
             monitor.check()  # Most runs are shorter than its interval.
 
-    def begin_stage(self, start: float, end: float) -> None:
-        """Let the jobs submitted from now on move the progress from `start` to `end`, as shares of the whole run."""
-        self._share, self._submitted, self._done = (start, end), 0, 0
-
     def submit(self, task: JobTask[..., Any], stage: str, subject: str, /, **arguments: Any) -> Future:
-        """Submit a job; `stage` and `subject` say in the progress table which one of its tool it is."""
-        self._submitted += 1
+        """Submit a job; `stage` and `subject` say on the terminal which one of its tool it is."""
         labelled = task.with_options(metadata={"stage": stage, "subject": subject})
         with untagged():
             future: Future = labelled.submit(**arguments)
@@ -119,24 +95,9 @@ class Run:
         for future in as_completed(futures):
             completed = future.state.is_completed()
             value = future.result() if completed else None
-            if self.progress_table.record_result(str(future.task_run_id), value) is None and not completed:
+            if self._lines.record_result(str(future.task_run_id), value) is None and not completed:
                 self._rejected.append(str(future.state.message))
-            self._done += 1
-            self._show_progress(self._share[0] + (self._share[1] - self._share[0]) * self._done / self._submitted)
             yield future, value
-
-    def _show_progress(self, share: float) -> None:
-        # Jobs submitted later can lower the share; the progress that is shown never goes down.
-        percent = round(100 * share)
-        if self._artifact_id is None:
-            created = create_progress_artifact(0.0, key=key("progress"), description="Finished jobs")
-            assert isinstance(created, UUID)  # Prefect returns a coroutine only inside a running event loop.
-            self._artifact_id = created
-        # Each update is a request, for which the jobs that come next wait.
-        is_due = time.monotonic() - self._shown_at >= PROGRESS_INTERVAL or percent == 100
-        if percent > self._percent and is_due:
-            self._percent, self._shown_at = percent, time.monotonic()
-            update_progress_artifact(self._artifact_id, float(percent))
 
     def finish(self, summaries: Sequence[dict[str, Any]] = ()) -> None:
         """Report the run on the terminal and in Prefect, and wait until the server has recorded all of it.
@@ -147,50 +108,22 @@ class Run:
         Raises:
             JobsFailedError: a job failed, or rows of a tool were lost.
         """
-        self._show_progress(1.0)
-        jobs, balances = self.progress_table.rows(), [balance(*of_tool) for of_tool in self.tables.items()]
+        jobs, balances = self._lines.rows(), [balance(*of_tool) for of_tool in self.tables.items()]
+        self._jobs.summary.total = None
+        self._jobs.close(summarise=bool(jobs))
         rows = collection_sentences(jobs, balances) + (list(map(str, balances)) if self.processes else [])
-        sentences = [sentence for summary in summaries for sentence in summary["lines"]]
-        plots = [(summary["title"], Path(summary["png"])) for summary in summaries if summary["png"]]
         rejects = self._rejects() if self.processes else Counter()
-        self._create_artifacts(jobs, rows, sentences, plots, rejects)
+        text = markdown(flow_run.get_name() or "", jobs, rows, rejects, summaries, self.settings.lake)
+        create_markdown_artifact(text, key=f"{flow_run.get_flow_name()}-rows", description="The rows of the run")
         self._write_last_run()
-        self._print(jobs, rows + reject_sentences(rejects) + sentences)
+        lines = [line for each in summaries for line in each["lines"]]
+        self._print(jobs, rows + reject_sentences(rejects) + lines)
         waiting = ProgressCounts(note="it records the last states of the run")
         with ProgressBar("Prefect server", lambda: waiting, summary=False):
             report = wait_until_recorded(timeout=RECORDING_TIMEOUT)
         if not report.complete:
-            self.progress_table.console.print(str(report), style="bold red")
+            SafeConsole().print(str(report), style="bold red")
         self._raise_for_failures(jobs, balances)
-
-    def _create_artifacts(
-        self,
-        jobs: list[JobRow],
-        rows: list[str],
-        sentences: list[str],
-        plots: list[tuple[str, Path]],
-        rejects: Counter[tuple[str, str, str]],
-    ) -> None:
-        links = {"all jobs": create_table_artifact(artifact_rows(jobs), key=key("jobs"), description="All jobs")}
-        pictures = []
-        for title, file in plots:
-            # An image is embedded, because the UI's browser may not reach the files of this machine. A Markdown
-            # artifact is used, because the page of an image artifact also prints the 80,000 characters of its address.
-            picture = f"![{title}](data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()})"
-            artifact = key(f"plot-{file.parent.name}".lower().replace("_", "-").replace(".", "-"))
-            links[title] = create_markdown_artifact(picture, key=artifact, description=title)
-            pictures.append(picture)
-        report = Report(
-            title=flow_run.get_name() or "",
-            rows=rows,
-            sentences=sentences,
-            rejects=rejects,
-            plots=pictures,
-            # Without a host: the UI that shows the report has the others too, wherever it is.
-            links={text: f"/artifacts/artifact/{artifact_id}" for text, artifact_id in links.items()},
-            lake=self.settings.lake,
-        )
-        create_markdown_artifact(markdown(report, jobs), key=key("report"), description="The report of the run")
 
     def _rejects(self) -> Counter[tuple[str, str, str]]:
         rejects: Counter[tuple[str, str, str]] = Counter()
@@ -203,8 +136,7 @@ class Run:
             file.write(json.dumps({"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}).encode())
 
     def _print(self, jobs: list[JobRow], sentences: list[str]) -> None:
-        console = self.progress_table.console
-        console.print(self.progress_table.render(jobs))
+        console = SafeConsole()
         for sentence in sentences:
             console.print(sentence, soft_wrap=True)
         for failure in failure_sentences(jobs):

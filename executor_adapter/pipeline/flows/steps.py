@@ -33,7 +33,6 @@ def collect(run: Run, since: date | None = None, until: date | None = None) -> N
         since: the first day of a range that is collected again; None: only what is new is collected.
         until: the first day after that range; None: up to now.
     """
-    run.begin_stage(0.0, 0.5)
     tables = [table for each in run.tables.values() for table in each]
     with run.executor("collection"):
         # APIs come last: one of them may be the history of this very run, which holds more the later it is read.
@@ -124,7 +123,6 @@ class _Collections:
 def process(run: Run) -> list[dict[str, Any]]:
     """Process what the run's tools have in the lake and is not processed yet, and return the summaries of the tools."""
     run.processes = True
-    run.begin_stage(0.5, 0.9)
     tables = [table for each in run.tables.values() for table in each]
     with run.executor("processing"):
         new: dict[str, int] = {}
@@ -175,7 +173,6 @@ def _subject(names: Sequence[str]) -> str:
 
 
 def _summarise(run: Run) -> list[dict[str, Any]]:
-    run.begin_stage(0.9, 1.0)
     futures = [
         run.submit(
             jobs.summarise, "report", "summary", tool=tool, tables=tables, reference=run.settings.tools[tool].summary
