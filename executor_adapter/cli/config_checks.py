@@ -69,10 +69,10 @@ def check_pipeline(settings: Settings) -> Iterator[Finding]:
         return
     with modules_of_this_directory():
         try:
-            from executor_adapter.pipeline import import_references, select_tools
+            from executor_adapter.pipeline import import_references, select_tables
 
             try:
-                select_tools(settings)
+                select_tables(settings)
             except ConfigurationError as error:
                 yield _as_finding(error)
             else:

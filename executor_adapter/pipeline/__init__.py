@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.starter import write_starter
     from executor_adapter.pipeline.steps import Step, read_step
     from executor_adapter.pipeline.storing import Collected, store_landing
-    from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tools
+    from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tables
     from executor_adapter.pipeline.text_rows import REJECTED
     from executor_adapter.pipeline.upkeep import clean_lake, keep_table, settle_table
 
@@ -80,7 +80,7 @@ _NAMES = {
     "starter": "write_starter",
     "steps": "Step read_step",
     "storing": "Collected store_landing",
-    "tables": "ConfiguredTable configured_tables import_references select_tools",
+    "tables": "ConfiguredTable configured_tables import_references select_tables",
     "text_rows": "REJECTED",
     "upkeep": "clean_lake keep_table settle_table",
 }
@@ -130,7 +130,7 @@ __all__ = [
     "reject_reasons",
     "remove_leftovers",
     "remove_windows",
-    "select_tools",
+    "select_tables",
     "settle_table",
     "settle_windows",
     "store_landing",

@@ -9,7 +9,7 @@ aggregates  the measures of each window
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ from executor_adapter.config import (
     Tool,
 )
 from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.job import did_you_mean
 from executor_adapter.pipeline.importing import check_module, import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.upkeep import is_expired
@@ -49,6 +50,11 @@ class ConfiguredTable:
 
     def __str__(self) -> str:
         return f"{self.tool_name}/{self.name}"
+
+    @property
+    def full_name(self) -> str:
+        """What steps and commands call it."""
+        return f"{self.tool_name}.{self.name}"
 
     @property
     def key(self) -> str:
@@ -228,40 +234,43 @@ def configured_tables(settings: Settings, tool_name: str) -> list[ConfiguredTabl
     return [ConfiguredTable(lake=settings.lake, tool_name=tool_name, tool=tool, name=name) for name in names]
 
 
-def select_tools(settings: Settings, names: list[str] | None = None) -> tuple[str, ...]:
-    """Return the tools called `names`, or all that have a source, after checking what can be checked without them.
+def select_tables(settings: Settings, names: Collection[str] | None = None) -> list[ConfiguredTable]:
+    """Return the tables called `names`, or all, after checking what can be checked without their sources.
+
+    Args:
+        settings: the configuration.
+        names: tables as `tool.table`, or tools, for all of their tables; none: all tables.
 
     Raises:
-        ConfigurationError: no tool is configured, a name is unknown, or a tool names a stage or a module that does not
+        ConfigurationError: no tool is configured, a name is unknown, or a table names a step or a module that does not
             exist.
     """
     if not settings.tools:
         raise ConfigurationError("tools is missing: describe at least one tool in config.yaml")
+    tables = [table for tool in settings.tools for table in configured_tables(settings, tool)]
+    known = dict.fromkeys([*settings.tools, *(table.full_name for table in tables)])
     for name in names or ():
-        if name not in settings.tools:
-            raise ConfigurationError(f"tools: {name!r} is not described: must be one of {', '.join(settings.tools)}")
-    selected = tuple(names or (name for name, tool in settings.tools.items() if _tables_of(tool)))
-    for name in selected:
-        for key, reference in _references(settings, name):
+        if name not in known:
+            meant = did_you_mean(name, known, otherwise="must be one of ")
+            raise ConfigurationError(f"{name!r} is not a table, as tool.table, and not a tool: {meant}")
+    selected = [table for table in tables if not names or {table.tool_name, table.full_name} & {*names}]
+    for tool in dict.fromkeys(table.tool_name for table in selected):
+        for key, reference in _references(settings, tool):
             check_module(reference, key)
-        for table in configured_tables(settings, name):
-            table.check()
-    list(in_order([table for name in selected for table in configured_tables(settings, name)]))
+    for table in selected:
+        table.check()
+    _check_order(selected)
     return selected
 
 
-def in_order(tables: Sequence[ConfiguredTable]) -> Iterator[list[ConfiguredTable]]:
-    """Yield the tables, those together that can be processed at once: each comes after the tables that it reads.
-
-    Raises:
-        ConfigurationError: tables read each other in a circle.
-    """
-    left = {f"{table.tool_name}.{table.name}": table for table in tables}
+def _check_order(tables: Iterable[ConfiguredTable]) -> None:
+    left = {table.full_name: table for table in tables}
     while left:
         ready = [name for name, table in left.items() if not table.reads & left.keys()]
         if not ready:
             raise ConfigurationError(f"steps: {', '.join(left)} read each other: let one of them read raw rows instead")
-        yield [left.pop(name) for name in ready]
+        for name in ready:
+            del left[name]
 
 
 def import_references(settings: Settings) -> list[ConfigurationError]:

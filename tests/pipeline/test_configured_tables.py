@@ -35,12 +35,11 @@ from executor_adapter.pipeline import (
     process_table,
     rebuild_table,
     reject_reasons,
-    select_tools,
+    select_tables,
     settle_table,
 )
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.processing import windows_to_process
-from executor_adapter.pipeline.tables import in_order
 from executor_adapter.pipeline.upkeep import lateness
 from executor_adapter.worker.context import JobContext, enter_job, leave_job
 from tests.api_server import Answer, as_json, serving
@@ -721,27 +720,34 @@ def test_steps_are_checked_before_anything_starts(tmp_path: Path, steps: Any, me
     described = {"file": "a.csv", "steps": steps}
     settings = Settings(tools={"map": {"source": "files", "directory": tmp_path, "tables": {"airports": described}}})
     with pytest.raises(ConfigurationError, match=r"tools\.map\.tables\.airports\.steps: ") as refused:
-        select_tools(settings)
+        select_tables(settings)
     assert message in str(refused.value)
 
 
-def test_tables_are_processed_after_those_that_they_read(tmp_path: Path) -> None:
-    """Whatever the order in the configuration; a circle is refused, and so is the old key `stages`."""
-
-    def of(**steps: Any) -> list[ConfiguredTable]:
-        described = {name: {"file": "a.csv", "steps": each} for name, each in steps.items()}
-        return tables(tmp_path, source="files", directory=tmp_path, tables=described)
-
+def test_tables_that_read_each_other_are_refused(tmp_path: Path) -> None:
+    """They could never be processed. The old key `stages` is refused too."""
     read = {name: [{"sql": f"FROM {{rows}}, {{table:map.{name}}}"}] for name in "abc"}
-    assert [[table.name for table in each] for each in in_order(of(a=read["b"], b=read["c"], c=[]))] == [
-        ["c"],
-        ["b"],
-        ["a"],
-    ]
+
+    def select(**steps: Any) -> list[str]:
+        described = {name: {"file": "a.csv", "steps": each} for name, each in steps.items()}
+        tool = {"source": "files", "directory": tmp_path, "tables": described}
+        return [table.name for table in select_tables(Settings(tools={"map": tool}))]
+
+    assert select(a=read["b"], b=read["c"], c=[]) == ["a", "b", "c"]
     with pytest.raises(ConfigurationError, match=r"map\.a, map\.b read each other"):
-        list(in_order(of(a=read["b"], b=read["a"], c=[])))
+        select(a=read["b"], b=read["a"], c=[])
     with pytest.raises(ValueError, match="stages is not a key: did you mean steps"):
         tables(tmp_path, source="files", directory=tmp_path, tables={"a": {"file": "a.csv", "stages": []}})
+
+
+def test_tables_are_selected_by_name(tmp_path: Path) -> None:
+    """A tool stands for its tables; a name that is none is answered with the nearest right one."""
+    tables = {"airports": {"file": "a.csv"}, "roads": {"file": "b.csv"}}
+    settings = Settings(tools={"map": {"source": "files", "directory": tmp_path, "tables": tables}, "own": {}})
+    assert [table.full_name for table in select_tables(settings, ["map.roads"])] == ["map.roads"]
+    assert [table.full_name for table in select_tables(settings, ["map"])] == ["map.airports", "map.roads"]
+    with pytest.raises(ConfigurationError, match=r"'airports' is not a table, .*: did you mean map\.airports\?"):
+        select_tables(settings, ["airports"])
 
 
 @pytest.mark.parametrize(
@@ -766,7 +772,7 @@ def test_sql_files_are_relative_to_the_configuration(tmp_path: Path, monkeypatch
     described = {"source": "files", "directory": "inbox", "tables": {"a": table}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"tools": {"map": described}}))
     monkeypatch.chdir("/")
-    assert select_tools(load_config(tmp_path / "config.yaml")) == ("map",)
+    assert [each.full_name for each in select_tables(load_config(tmp_path / "config.yaml"))] == ["map.a"]
 
 
 # --- killed runs ---

@@ -13,7 +13,10 @@ from executor_adapter.pipeline.flows.parameters import offer_configured_tools
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ("tools: {radar: {rate: 2}, sonar: {}}", {"enum": ["radar", "sonar"]}),
+        (
+            "tools: {radar: {rate: 2}, sonar: {source: files, directory: ., tables: {seas: {file: a.csv}}}}",
+            {"enum": ["radar", "sonar", "sonar.seas"]},
+        ),
         ("lake: data", {}),
         ("tools: {radar: {speed: 2}}", {}),
     ],
@@ -22,7 +25,7 @@ from executor_adapter.pipeline.flows.parameters import offer_configured_tools
 def test_the_configured_tools_are_the_choices(
     config: str, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tools that are configured are offered; without any, or with a mistake, anything can be typed."""
+    """The tools and tables that are configured are offered; without any, or with a mistake, anything can be typed."""
     file = tmp_path / "config.yaml"
     file.write_text(config)
     monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", str(file))

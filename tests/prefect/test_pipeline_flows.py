@@ -27,6 +27,11 @@ def no_february(rows: pa.Table) -> pa.Table:
     return rows
 
 
+def blocked_until(path: str) -> list[dict[str, str]]:
+    wait_for(Path(path).exists)
+    return [{"id": "1"}]
+
+
 @pytest.fixture(scope="module")
 def prefect_api(server_of_file: str) -> str:
     """Maintenance ends flow runs of others, as soon as they can be ended."""
@@ -124,6 +129,22 @@ def test_a_range_is_collected_again(prefect_api: str, tmp_path: Path) -> None:
     assert sorted(asked) == sorted(["2024-01-01", "2024-01-02", "2024-01-03"] * 2)
     with pytest.raises(ConfigurationError, match="until: 2024-01-01 is not after since"):
         collection_flow(since=date(2024, 1, 1), until=date(2024, 1, 1), config=config)
+
+
+def test_no_table_waits_for_the_source_of_another(prefect_api: str, tmp_path: Path) -> None:
+    """A table is processed when its own deliveries are in, and after the tables that its steps read."""
+    processed = tmp_path / "lake/processed/quick/orders/window=2024-01/rows.parquet"
+    slow = {"function": f"{__name__}:blocked_until", "arguments": {"path": str(processed)}}
+    reader = {
+        "file": "orders.csv",
+        "steps": [{"sql": "SELECT {rows}.* FROM {rows} JOIN {table:quick.orders} USING (id)"}],
+    }
+    quick = files(tmp_path)
+    quick["tables"] = {"readers": reader, **quick["tables"]}
+    config = configure(tmp_path, {"slow": {"source": "function", "tables": {"rows": slow}}, "quick": quick})
+    pipeline_flow(config=config)
+    for table in ("slow/rows", "quick/readers"):
+        assert (tmp_path / f"lake/processed/{table}/window=all/rows.parquet").exists()
 
 
 def test_a_late_table_is_an_event(prefect_api: str, api: Api, tmp_path: Path) -> None:

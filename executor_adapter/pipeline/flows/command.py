@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from executor_adapter.config import load_config, redacted
 from executor_adapter.exceptions import ConfigurationError, JobError
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
-from executor_adapter.pipeline.tables import import_references, select_tools
+from executor_adapter.pipeline.tables import import_references, select_tables
 from executor_adapter.terminal import escaped
 
 EMBEDDED_SERVER = {
@@ -43,7 +43,7 @@ def run_pipeline(arguments: Sequence[str] = ()) -> int:
     config = arguments[0] if arguments else None
     try:
         settings = load_config(config)
-        select_tools(settings)
+        select_tables(settings)
         problems = import_references(settings)
     except ConfigurationError as error:
         problems = [error]

@@ -7,14 +7,14 @@ from datetime import date
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from executor_adapter.config import load_config
+from executor_adapter.config import Stage, load_config
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.executor import JobExecutor
 from executor_adapter.pipeline.flows import maintenance
 from executor_adapter.pipeline.flows.parameters import Days, ToolName
 from executor_adapter.pipeline.flows.run import JobsFailedError, Run, run_name
-from executor_adapter.pipeline.flows.steps import collect, process
-from executor_adapter.pipeline.tables import configured_tables, select_tools
+from executor_adapter.pipeline.flows.steps import Steps
+from executor_adapter.pipeline.tables import configured_tables, select_tables
 
 
 @flow(name="collection", flow_run_name=run_name)
@@ -27,7 +27,7 @@ def collection_flow(
     """Collect rows from the tools into the lake.
 
     Args:
-        tools: The tools to collect from. Empty: all that are configured.
+        tools: The tools, or tables as tool.table, to collect. Empty: all that are configured.
         since: The first day of a range that is collected again (backfill). Empty: only what is new is collected.
         until: The first day after that range. Empty: up to now.
         config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
@@ -37,12 +37,7 @@ def collection_flow(
         ConfigurationError: the configuration or the range is wrong; nothing was started.
         JobsFailedError: a job failed; the rows that other jobs collected are kept.
     """
-    if since is not None and until is not None and since >= until:
-        raise ConfigurationError(f"until: {until} is not after since, {since}: until is the first day after the range")
-    settings = load_config(config)
-    run = Run(settings, select_tools(settings, tools))
-    collect(run, since, until)
-    run.finish()
+    _do(["collection"], tools, config, since, until)
 
 
 @flow(name="processing", flow_run_name=run_name)
@@ -50,7 +45,7 @@ def processing_flow(tools: list[ToolName] | None = None, config: str | None = No
     """Process the rows in the lake that are not processed yet.
 
     Args:
-        tools: The tools whose rows are processed. Empty: all that are configured.
+        tools: The tools, or tables as tool.table, whose rows are processed. Empty: all that are configured.
         config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
             EXECUTOR_ADAPTER_CONFIG names, or config.yaml in the flow's working directory.
 
@@ -58,28 +53,44 @@ def processing_flow(tools: list[ToolName] | None = None, config: str | None = No
         ConfigurationError: the configuration is wrong; nothing was started.
         JobsFailedError: a job failed or rows were lost; the results of the other jobs are kept.
     """
-    settings = load_config(config)
-    run = Run(settings, select_tools(settings, tools))
-    run.finish(process(run))
+    _do(["processing"], tools, config)
 
 
 @flow(name="pipeline", flow_run_name=run_name)
-def pipeline_flow(tools: list[ToolName] | None = None, config: str | None = None) -> None:
-    """Collect from the tools, process the rows and report.
+def pipeline_flow(
+    tools: list[ToolName] | None = None,
+    since: date | None = None,
+    until: date | None = None,
+    config: str | None = None,
+) -> None:
+    """Collect from the tools, process the rows and report. Each table is processed once its own rows are collected.
 
     Args:
-        tools: The tools to collect from. Empty: all that are configured.
+        tools: The tools, or tables as tool.table, to collect. Empty: all that are configured.
+        since: The first day of a range that is collected again (backfill). Empty: only what is new is collected.
+        until: The first day after that range. Empty: up to now.
         config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
             EXECUTOR_ADAPTER_CONFIG names, or config.yaml in the flow's working directory.
 
     Raises:
-        ConfigurationError: the configuration is wrong; nothing was started.
+        ConfigurationError: the configuration or the range is wrong; nothing was started.
         JobsFailedError: a job failed or rows were lost; the results of the other jobs are kept.
     """
+    _do(["collection", "processing"], tools, config, since, until)
+
+
+def _do(
+    stages: list[Stage],
+    names: list[str] | None,
+    config: str | None,
+    since: date | None = None,
+    until: date | None = None,
+) -> None:
+    if since is not None and until is not None and since >= until:
+        raise ConfigurationError(f"until: {until} is not after since, {since}: until is the first day after the range")
     settings = load_config(config)
-    run = Run(settings, select_tools(settings, tools))
-    collect(run)
-    run.finish(process(run))
+    run = Run(settings, select_tables(settings, names))
+    run.finish(Steps(run, stages, since, until).do())
 
 
 @flow(name="maintenance", flow_run_name=run_name)

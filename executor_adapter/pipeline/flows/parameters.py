@@ -11,16 +11,18 @@ from pydantic import Field
 
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.pipeline.tables import configured_tables
 
 
 def offer_configured_tools(schema: dict[str, Any]) -> None:
-    """Add the tools that are configured now to a JSON schema, as the choices of the form."""
+    """Add the tools and tables that are configured now to a JSON schema, as the choices of the form."""
     try:
-        tools = list(load_config().tools)
+        settings = load_config()
     except ConfigurationError:
         return  # The flow reports it when it runs.
-    if tools:
-        schema["enum"] = tools
+    if settings.tools:
+        tables = [table.full_name for tool in settings.tools for table in configured_tables(settings, tool)]
+        schema["enum"] = [*settings.tools, *tables]
 
 
 ToolName = Annotated[str, Field(json_schema_extra=offer_configured_tools)]

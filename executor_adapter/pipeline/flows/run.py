@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import Context, copy_context
 from datetime import UTC, datetime
+from queue import SimpleQueue
 from typing import Any
+from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import TagsContext
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
@@ -28,7 +31,7 @@ from executor_adapter.pipeline.flows.report_text import (
     reject_sentences,
 )
 from executor_adapter.pipeline.processing import Balance, balance, reject_reasons
-from executor_adapter.pipeline.tables import configured_tables
+from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.prefect import JobReport, JobTask, emit_alert, job_events, wait_until_recorded
 from executor_adapter.terminal import SafeConsole
 
@@ -52,6 +55,12 @@ def untagged() -> TagsContext:
     return TagsContext(current_tags=set())
 
 
+def _submit_untagged(task: JobTask[..., Any], arguments: dict[str, Any]) -> Future:
+    with untagged():
+        future: Future = task.submit(**arguments)
+    return future
+
+
 class JobsFailedError(Exception):
     """Raised when jobs of the run failed or rows were lost; the results of the other jobs are kept."""
 
@@ -59,51 +68,73 @@ class JobsFailedError(Exception):
 class Run:
     """Submits the jobs of one flow run, tracks their progress and writes the report."""
 
-    def __init__(self, settings: Settings, tools: Iterable[str]) -> None:
+    def __init__(self, settings: Settings, tables: Iterable[ConfiguredTable]) -> None:
         self.settings = settings
-        self.tables = {tool: configured_tables(settings, tool) for tool in tools}
+        self.tables: dict[str, list[ConfiguredTable]] = {}
         """The tables of each tool."""
+        for table in tables:
+            self.tables.setdefault(table.tool_name, []).append(table)
         self._lines = JobLines()
         # Each table is searched, collected and processed.
         total = 3 * sum(map(len, self.tables.values()))
         self._jobs = JobReport(flow_run.get_flow_name() or "", total=total)
+        self._contexts: dict[str, Context] = {}
+        """What each stage's executor is the current one in."""
+        self._ended = SimpleQueue[Future]()
+        self._then: dict[UUID, Callable[[Any], object]] = {}
         self._rejected: list[str] = []
-        self.processes = False
-        """Whether the run processes the rows in the lake, so that no row may be left unprocessed."""
 
     @contextmanager
-    def executor(self, stage: Stage) -> Iterator[None]:
-        """Run the jobs that are submitted in the block on the stage's executor, and show them on the terminal."""
-        max_workers = getattr(self.settings, stage).max_concurrent_jobs
-        config = self.settings.for_stage(stage)
-        with JobExecutor(max_workers, config=config, observers=[self._lines, self._jobs]) as executor:
-            monitor = HealthMonitor(executor, on_alert=[emit_alert])
-            # Their events are what automations react to.
-            with job_events(executor=executor), monitor, self._lines.bar(stage):
+    def executors(self, *stages: Stage) -> Iterator[None]:
+        """Run the jobs of the block, each on the executor of its stage, and show them on the terminal."""
+        with ExitStack() as stack:
+            monitors = []
+            for stage in stages:
+                workers, config = getattr(self.settings, stage).max_concurrent_jobs, self.settings.for_stage(stage)
+                executor = JobExecutor(workers, config=config, observers=[self._lines, self._jobs])
+                stack.enter_context(executor)
+                # Their events are what automations react to.
+                stack.enter_context(job_events(executor=executor))
+                monitors.append(stack.enter_context(HealthMonitor(executor, on_alert=[emit_alert])))
+                self._contexts[stage] = copy_context()
+            with self._lines.bar(flow_run.get_flow_name() or ""):
                 yield
-            monitor.check()  # Most runs are shorter than its interval.
+            for monitor in monitors:
+                monitor.check()  # Most runs are shorter than its interval.
 
-    def submit(self, task: JobTask[..., Any], stage: str, subject: str, /, **arguments: Any) -> Future:
-        """Submit a job; `stage` and `subject` say on the terminal which one of its tool it is."""
-        labelled = task.with_options(metadata={"stage": stage, "subject": subject})
-        with untagged():
-            future: Future = labelled.submit(**arguments)
-        return future
+    def submit(
+        self, task: JobTask[..., Any], label: str, subject: str, then: Callable[[Any], object], /, **arguments: Any
+    ) -> None:
+        """Submit a job.
 
-    def as_completed(self, futures: list[Future]) -> Iterator[tuple[Future, Any]]:
-        """Yield each future when it is done, with its value, or None for a job that failed."""
-        for future in as_completed(futures):
+        Args:
+            task: what it does.
+            label: how the terminal calls what it does.
+            subject: which one of its tool it is.
+            then: is called in `wait` with its value, or with None if it failed.
+            arguments: the arguments of the task.
+        """
+        labelled = task.with_options(metadata={"stage": label, "subject": subject})
+        context = self._contexts["processing" if label in ("process", "report") else "collection"]
+        future = context.run(_submit_untagged, labelled, arguments)
+        self._then[future.task_run_id] = then
+        future.add_done_callback(self._ended.put)
+
+    def wait(self) -> None:
+        """Wait until all jobs have ended, also those that are submitted meanwhile."""
+        while self._then:
+            future = self._ended.get()
             completed = future.state.is_completed()
             value = future.result() if completed else None
             if self._lines.record_result(str(future.task_run_id), value) is None and not completed:
                 self._rejected.append(str(future.state.message))
-            yield future, value
+            self._then.pop(future.task_run_id)(value)
 
     def finish(self, summaries: Sequence[dict[str, Any]] = ()) -> None:
         """Report the run on the terminal and in Prefect, and wait until the server has recorded all of it.
 
         Args:
-            summaries: what `summarise` has returned for each tool.
+            summaries: what `summarise_tables` has returned for each tool.
 
         Raises:
             JobsFailedError: a job failed, or rows of a tool were lost.
@@ -111,8 +142,8 @@ class Run:
         jobs, balances = self._lines.rows(), [balance(*of_tool) for of_tool in self.tables.items()]
         self._jobs.summary.total = None
         self._jobs.close(summarise=bool(jobs))
-        rows = collection_sentences(jobs, balances) + (list(map(str, balances)) if self.processes else [])
-        rejects = self._rejects() if self.processes else Counter()
+        rows = collection_sentences(jobs, balances) + (list(map(str, balances)) if self._processes else [])
+        rejects = self._rejects() if self._processes else Counter()
         text = markdown(flow_run.get_name() or "", jobs, rows, rejects, summaries, self.settings.lake)
         create_markdown_artifact(text, key=f"{flow_run.get_flow_name()}-rows", description="The rows of the run")
         self._write_last_run()
@@ -124,6 +155,11 @@ class Run:
         if not report.complete:
             SafeConsole().print(str(report), style="bold red")
         self._raise_for_failures(jobs, balances)
+
+    @property
+    def _processes(self) -> bool:
+        """Whether the run processes the rows in the lake, so that no row may be left unprocessed."""
+        return "processing" in self._contexts
 
     def _rejects(self) -> Counter[tuple[str, str, str]]:
         rejects: Counter[tuple[str, str, str]] = Counter()
@@ -150,6 +186,6 @@ class Run:
         failures = [f"{job.stage} {job.tool} {job.subject}: {job.note}" for job in failed] + self._rejected
         if failures:
             raise JobsFailedError(f"{len(failures)} of {len(jobs)} jobs failed: {'; '.join(failures)}")
-        incomplete = [str(each) for each in balances if not each.holds or (each.unprocessed and self.processes)]
+        incomplete = [str(each) for each in balances if not each.holds or (each.unprocessed and self._processes)]
         if incomplete:
             raise JobsFailedError(f"rows were lost: {'; '.join(incomplete)}")

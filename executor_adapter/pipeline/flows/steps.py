@@ -1,20 +1,21 @@
-"""The steps of a pipeline: collect the tables of its tools, process what they hold, and say what it is."""
+"""The order of a run's jobs: each table is found, collected and processed when it can be, whatever others wait for."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
+from functools import partial
 from typing import Any
 
 from prefect.events import emit_event
 
-from executor_adapter.config import FilesTool, RestTool
-from executor_adapter.pipeline.collecting import find_windows
+from executor_adapter.config import FilesTool, Stage
 from executor_adapter.pipeline.flows import assets, jobs
-from executor_adapter.pipeline.flows.run import Future, Run
+from executor_adapter.pipeline.flows.run import Run
 from executor_adapter.pipeline.processing import windows_to_process
 from executor_adapter.pipeline.sources.landing import Window
-from executor_adapter.pipeline.tables import ConfiguredTable, in_order
+from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.upkeep import lateness
 
 MAX_BYTES = 64 << 20
@@ -25,132 +26,151 @@ MAX_WINDOWS = 500
 """Windows of one job, at most."""
 
 
-def collect(run: Run, since: date | None = None, until: date | None = None) -> None:
-    """Collect all tables of the run's tools. A failed job is shown in the table and stops no other job.
+class Steps:
+    """Submits the jobs of a run. A failed job is shown on the terminal and stops no other table.
+
+    A table is processed once its own deliveries are in and the tables that its steps read are processed.
 
     Args:
         run: the run.
+        stages: what is done: collection, processing or both.
         since: the first day of a range that is collected again; None: only what is new is collected.
         until: the first day after that range; None: up to now.
     """
-    tables = [table for each in run.tables.values() for table in each]
-    with run.executor("collection"):
-        # APIs come last: one of them may be the history of this very run, which holds more the later it is read.
-        apis = [table for table in tables if isinstance(table.tool, RestTool)]
-        searches = {
-            run.submit(jobs.find_windows, "find", table.name, table=table, since=since, until=until): table
-            for table in tables
-            if table not in apis
-        }
-        collections = _Collections(run, again=since is not None or until is not None)
-        for search, windows in run.as_completed(list(searches)):
-            collections.submit(searches[search], windows)
-        while apis:
-            ready = [table for table in apis if table.parent not in {other.name for other in apis}]
-            for table in ready:
-                collections.submit(table, find_windows(table, since, until))
-            # A resource of `for_each` needs the objects of the other one.
-            apis = [table for table in apis if table not in ready]
-            collections.wait()
-        collections.wait()
-        collections.settle()
-    collections.materialise()
-    for table in tables:
-        if (late := lateness(table)) is not None:
-            name = f"{table.tool_name}.{table.name}"
-            emit_event(
-                event="executor-adapter.table.late",
-                resource={"prefect.resource.id": f"executor-adapter.table.{name}", "prefect.resource.name": name},
-                payload={"expect": table.settings.expect, "late_seconds": round(late)},
-            )
 
-
-class _Collections:
-    """The jobs that collect windows, and the windows that the tables have been found to have."""
-
-    def __init__(self, run: Run, again: bool) -> None:
-        self._run, self._again = run, again
-        self._running: dict[Future, ConfiguredTable] = {}
+    def __init__(self, run: Run, stages: Sequence[Stage], since: date | None = None, until: date | None = None) -> None:
+        self._run, self._stages, self._since, self._until = run, stages, since, until
+        self._tables = {table.full_name: table for tables in run.tables.values() for table in tables}
+        self._open = Counter[str]()
+        """How many jobs of a table have not ended."""
+        self._uncollected = set(self._tables if "collection" in stages else ())
+        self._unprocessed = set(self._tables if "processing" in stages else ())
+        self._waiting = set(self._unprocessed)
+        """The tables whose processing has not begun."""
         self._present: dict[str, set[str]] = {}
-        self._settled: dict[str, ConfiguredTable] = {}
-        self._new: dict[str, int] = {}
+        """The windows that are at the source, of tables for which those that vanished are settled."""
+        self._collected, self._processed = Counter[str](), Counter[str]()
+        """The new rows of each table."""
 
-    def submit(self, table: ConfiguredTable, windows: list[Window] | None) -> None:
-        """Submit jobs for the windows; None: they could not be found."""
+    def do(self) -> list[dict[str, Any]]:
+        """Run all jobs, tell Prefect which tables have new rows or are late, and return the summaries of the tools."""
+        with self._run.executors(*self._stages):
+            for name, table in self._tables.items():
+                if name in self._uncollected and self._parent_of(table) not in self._tables:
+                    self._find(table)
+            self._process_ready()
+            self._run.wait()
+            summaries = self._summarise() if "processing" in self._stages else []
+        for name, table in self._tables.items():
+            if rows := self._collected[name]:
+                assets.materialise_raw(table, self._tables.values(), rows)
+            if rows := self._processed[name]:
+                assets.materialise_processed(table, rows)
+            if "collection" in self._stages:
+                _tell_if_late(table)
+        return summaries
+
+    def _parent_of(self, table: ConfiguredTable) -> str | None:
+        return None if table.parent is None else f"{table.tool_name}.{table.parent}"
+
+    def _find(self, table: ConfiguredTable) -> None:
+        given: dict[str, Any] = {"table": table, "since": self._since, "until": self._until}
+        self._run.submit(jobs.find_windows, "find", table.name, partial(self._found, table), **given)
+
+    def _found(self, table: ConfiguredTable, windows: list[Window] | None) -> None:
+        """Collect the windows; None: they could not be found."""
         if windows and isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep":
-            self._settled[str(table)] = table
-        self._submit(table, _together(windows or [], lambda window: window.size, MAX_BYTES))
+            self._present[table.full_name] = set()
+        self._collect(table, _together(windows or [], lambda window: window.size, MAX_BYTES))
 
-    def _submit(self, table: ConfiguredTable, jobs_of: Iterable[list[Window]]) -> None:
-        for some in jobs_of:
-            subject = _subject([window.name for window in some])
-            asked: dict[str, Any] = {"windows": some, "subject": subject, "again": self._again}
-            future = self._run.submit(jobs.collect_windows, "collect", f"{table.name} {subject}", table=table, **asked)
-            self._running[future] = table
+    def _collect(self, table: ConfiguredTable, jobs_of: Iterable[list[Window]]) -> None:
+        given: dict[str, Any] = {"again": self._since is not None or self._until is not None}
+        self._submit(jobs.collect_windows, "collect", table, self._stored, jobs_of, **given)
+        if self._open[table.full_name]:
+            return
+        if (present := self._present.pop(table.full_name, None)) is None:
+            self._end_collection(table)
+        else:
+            then = partial(self._end_collection, table)
+            self._run.submit(jobs.settle_windows, "settle", table.name, then, table=table, present=sorted(present))
 
-    def wait(self) -> None:
-        """Wait for the jobs that were submitted."""
-        while self._running:
-            running, self._running = self._running, {}
-            for future, done in self._run.as_completed(list(running)):
-                table = running[future]
-                if done is None:
-                    # What a file has that could not be collected is not known, so nothing of its table has vanished.
-                    self._settled.pop(str(table), None)
-                else:
-                    self._present.setdefault(str(table), set()).update(done["windows"])
-                    self._new[str(table)] = self._new.get(str(table), 0) + done["records_collected"]
-                    self._submit(table, ([window] for window in done["failed"]))
+    def _stored(self, table: ConfiguredTable, done: dict[str, Any] | None) -> None:
+        self._open[table.full_name] -= 1
+        if done is None:
+            # What a file has that could not be collected is not known, so nothing of its table has vanished.
+            self._present.pop(table.full_name, None)
+        else:
+            self._collected[table.full_name] += done["records_collected"]
+            if table.full_name in self._present:
+                self._present[table.full_name].update(done["windows"])
+        self._collect(table, _alone(done))
 
-    def materialise(self) -> None:
-        """Tell Prefect which tables have new rows."""
-        for tables in self._run.tables.values():
-            for table in tables:
-                if rows := self._new.get(str(table), 0):
-                    assets.materialise_raw(table, tables, rows)
+    def _end_collection(self, table: ConfiguredTable, _: object = None) -> None:
+        """Go on with what needs the deliveries of a table: resources that are asked for by it, and its processing."""
+        self._uncollected.discard(table.full_name)
+        for other in self._tables.values():
+            if self._parent_of(other) == table.full_name:
+                self._find(other)
+        self._process_ready()
 
-    def settle(self) -> None:
-        """Apply the policies for windows that the sources have no longer."""
-        futures = [
-            self._run.submit(
-                jobs.settle_windows, "settle", table.name, table=table, present=sorted(self._present.get(name, ()))
-            )
-            for name, table in self._settled.items()
-        ]
-        list(self._run.as_completed(futures))
-
-
-def process(run: Run) -> list[dict[str, Any]]:
-    """Process what the run's tools have in the lake and is not processed yet, and return the summaries of the tools."""
-    run.processes = True
-    tables = [table for each in run.tables.values() for table in each]
-    with run.executor("processing"):
-        new: dict[str, int] = {}
-        for ready in in_order(tables):
-            running: dict[Future, ConfiguredTable] = {}
-            for table in ready:
+    def _process_ready(self) -> None:
+        for name, table in self._tables.items():
+            is_ready = name not in self._uncollected and not table.reads & (self._uncollected | self._unprocessed)
+            if name in self._waiting and is_ready:
+                self._waiting.discard(name)
                 sizes = windows_to_process(table)
-                running |= _submit_windows(run, table, _together(list(sizes), sizes.__getitem__, MAX_ROWS))
-            while running:
-                futures, running = running, {}
-                for future, done in run.as_completed(list(futures)):
-                    if done is not None:
-                        table = futures[future]
-                        new[str(table)] = new.get(str(table), 0) + done["records_processed"]
-                        running |= _submit_windows(run, table, ([window] for window in done["failed"]))
-        summaries = _summarise(run)
-    for table in tables:
-        if rows := new.get(str(table), 0):
-            assets.materialise_processed(table, rows)
-    return summaries
+                self._process(table, _together(list(sizes), sizes.__getitem__, MAX_ROWS))
+
+    def _process(self, table: ConfiguredTable, jobs_of: Iterable[list[str]]) -> None:
+        self._submit(jobs.process_windows, "process", table, self._made, jobs_of)
+        if not self._open[table.full_name]:
+            self._unprocessed.discard(table.full_name)
+            self._process_ready()
+
+    def _made(self, table: ConfiguredTable, done: dict[str, Any] | None) -> None:
+        self._open[table.full_name] -= 1
+        self._processed[table.full_name] += 0 if done is None else done["records_processed"]
+        self._process(table, _alone(done))
+
+    def _submit(
+        self,
+        task: Any,
+        label: str,
+        table: ConfiguredTable,
+        then: Callable[[ConfiguredTable, Any], None],
+        jobs_of: Iterable[list[Any]],
+        **given: Any,
+    ) -> None:
+        for windows in jobs_of:
+            self._open[table.full_name] += 1
+            names = [each.name if isinstance(each, Window) else each for each in windows]
+            subject = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
+            asked = {"table": table, "windows": windows, "subject": subject} | given
+            self._run.submit(task, label, f"{table.name} {subject}", partial(then, table), **asked)
+
+    def _summarise(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any] | None] = []
+        for tool, tables in self._run.tables.items():
+            if (reference := self._run.settings.tools[tool].summary) is not None:
+                given: dict[str, Any] = {"tool": tool, "tables": tables, "reference": reference}
+                self._run.submit(jobs.summarise, "report", "summary", found.append, **given)
+        self._run.wait()
+        return [each for each in found if each is not None]
 
 
-def _submit_windows(run: Run, table: ConfiguredTable, jobs_of: Iterable[list[str]]) -> dict[Future, ConfiguredTable]:
-    submitted = {}
-    for some in jobs_of:
-        given: dict[str, Any] = {"table": table, "windows": some, "subject": _subject(some)}
-        submitted[run.submit(jobs.process_windows, "process", f"{table.name} {_subject(some)}", **given)] = table
-    return submitted
+def _tell_if_late(table: ConfiguredTable) -> None:
+    if (late := lateness(table)) is not None:
+        name = table.full_name
+        emit_event(
+            event="executor-adapter.table.late",
+            resource={"prefect.resource.id": f"executor-adapter.table.{name}", "prefect.resource.name": name},
+            payload={"expect": table.settings.expect, "late_seconds": round(late)},
+        )
+
+
+def _alone(done: dict[str, Any] | None) -> Iterator[list[Any]]:
+    """Yield the windows that failed among others, each for a job of its own."""
+    return ([window] for window in (done or {"failed": ()})["failed"])
 
 
 def _together(windows: Sequence[Any], size_of: Callable[[Any], int], limit: int) -> Iterator[list[Any]]:
@@ -166,18 +186,3 @@ def _together(windows: Sequence[Any], size_of: Callable[[Any], int], limit: int)
         total += size
     if some:
         yield some
-
-
-def _subject(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
-
-
-def _summarise(run: Run) -> list[dict[str, Any]]:
-    futures = [
-        run.submit(
-            jobs.summarise, "report", "summary", tool=tool, tables=tables, reference=run.settings.tools[tool].summary
-        )
-        for tool, tables in run.tables.items()
-        if run.settings.tools[tool].summary is not None
-    ]
-    return [value for _, value in run.as_completed(futures) if value is not None]
