@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from prefect.client.schemas.objects import State
-from prefect.concurrency.context import ConcurrencyContext
 from prefect.task_engine import AsyncTaskRunEngine
 from prefect.transactions import AsyncTransaction, atransaction
 from prefect.utilities.engine import should_log_prints
@@ -47,7 +46,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
     @contextlib.asynccontextmanager
     async def run_context(self) -> AsyncIterator[Self]:
         """Set up the context of an attempt, without Prefect's timer: `timeout_seconds` is a limit of the job."""
-        with self.attempt_context(), ConcurrencyContext():
+        async with self.setup_run_context():
             try:
                 yield self
             except TimeoutError as error:

@@ -22,7 +22,7 @@ from typing import Any, cast
 from opentelemetry import trace
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import FlowRunContext
 from prefect.results import (  # type: ignore[attr-defined]  # Prefect exports these from there on purpose.
     ResultRecord,
     get_result_store,
@@ -40,7 +40,6 @@ from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import details_of, log_failure
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.new_states import now_like
 from executor_adapter.prefect.engine.results import as_record, is_surely_absent
 from executor_adapter.prefect.mirror.events import is_final
 from executor_adapter.prefect.mirror.runs import TaskRunReporter
@@ -74,28 +73,6 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
     """Drives one job; holds the part of both engines that does not wait."""
 
     job_run: JobRun
-
-    def run_context_fields(self) -> dict[str, Any]:
-        """Return the fields of a task run's context within a flow, but for its client and its result store."""
-        persist = self.task.persist_result
-        if persist is None:
-            persist = get_current_settings().tasks.default_persist_result
-        return {
-            "task": self.task,
-            "task_run": self.task_run,
-            "parameters": self.parameters,
-            "log_prints": False,
-            "persist_result": should_persist_result() if persist is None else persist,
-            "start_time": now_like(self.state.timestamp),
-            "input_keyset": None,
-        }
-
-    def attempt_context(self) -> TaskRunContext:
-        """Return the context of an attempt: that of the engine, with the resolved parameters."""
-        context = TaskRunContext.get()
-        assert context is not None, "an engine that runs has a context"
-        started = now_like(context.start_time)
-        return context.model_copy(update={"start_time": started, "parameters": self.parameters})
 
     # --- results ---
 

@@ -15,15 +15,15 @@ from uuid import UUID, uuid4
 
 from prefect import Task
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import RunInput, TaskRun, TaskRunResult
+from prefect.client.schemas.objects import RunInput, State, StateDetails, TaskRun, TaskRunResult
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.states import Pending
 from prefect.types import DateTime
 from prefect.utilities.engine import collect_task_run_inputs_sync, get_state_for_result
 
 from executor_adapter.job import uuid7
 from executor_adapter.prefect.child.payload import version_of
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.new_states import copy_state, is_traced
 from executor_adapter.prefect.mirror.runs import reporter_for
 from executor_adapter.prefect.reporting.events import emit_pending_event
 
@@ -114,7 +114,7 @@ _samples: weakref.WeakKeyDictionary[Task[..., Any], _Sample] = weakref.WeakKeyDi
 def _sample_for(task: Task[..., Any]) -> TaskRun | None:
     """Return a task run of `task` that can be copied in the caller's context; None where Prefect must make it."""
     context = FlowRunContext.get()
-    if context is None or context.flow_run is None or TaskRunContext.get() is not None or is_traced():
+    if context is None or context.flow_run is None or TaskRunContext.get() is not None:
         return None
     version = version_of(task)
     known = _samples.get(task)
@@ -135,9 +135,8 @@ def _copy_of(
     wait_for: Iterable[Any] | None,
     dependencies: dict[str, set[RunInput]] | None,
 ) -> TaskRun:
-    assert sample.state is not None, "a new task run is Pending"
     task_run_id, key = UUID(uuid7()), str(uuid4())
-    state = copy_state(sample.state, task_run_id)
+    state: State[Any] = Pending(state_details=StateDetails(task_run_id=task_run_id, flow_run_id=sample.flow_run_id))
     task_run = copy.copy(sample)
     task_run.id, task_run.dynamic_key, task_run.name = task_run_id, key, f"{task.name}-{key[:3]}"
     task_run.tags = list(task.tags | TagsContext.get().current_tags)
