@@ -18,7 +18,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, get_args, overload
 
 from prefect import State, Task
 from prefect.context import FlowRunContext
@@ -33,8 +33,7 @@ from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import ReturnType, run_async, run_sync
 from executor_adapter.prefect.engine.task_worker import (
     AttemptAsJob,
-    RetryCondition,
-    in_prefect_engine,
+    SeenByEngine,
     retries_of_job,
     retry_condition,
 )
@@ -112,45 +111,11 @@ class JobTask(Task[P, R]):
             raise InvalidJobError(f"job task {self.name}: a generator function cannot be a job: return a list")
         self.job_options: dict[str, Any] = job_options
 
-    @property
-    def fn(self) -> Callable[P, R]:
-        """The task's function; Prefect's own engine, which calls it, gets one that runs it as a job."""
-        own: Callable[P, R] = vars(self)["fn"]
-        return cast(Callable[P, R], AttemptAsJob(self, self.job_options, own)) if in_prefect_engine(self) else own
-
-    @fn.setter
-    def fn(self, function: Callable[P, R]) -> None:
-        vars(self)["fn"] = function
-
-    @property
-    def retry_condition_fn(self) -> RetryCondition | None:
-        """The task's own retry condition; Prefect's own engine gets one that also asks the executor's retry policy."""
-        own: RetryCondition | None = vars(self)["retry_condition_fn"]
-        return retry_condition(own) if in_prefect_engine(self) else own
-
-    @retry_condition_fn.setter
-    def retry_condition_fn(self, condition: RetryCondition | None) -> None:
-        vars(self)["retry_condition_fn"] = condition
-
-    @property
-    def retries(self) -> int:
-        """The task's own retries; for Prefect's own engine those of the job, to which the settings may give some."""
-        own: int = vars(self)["retries"]
-        return retries_of_job(own) if in_prefect_engine(self) else own
-
-    @retries.setter
-    def retries(self, number: int) -> None:
-        vars(self)["retries"] = number
-
-    @property
-    def timeout_seconds(self) -> float | None:
-        """The `max_runtime`; None for Prefect's own engine, which must not apply the job's limit a second time."""
-        own: float | None = vars(self)["timeout_seconds"]
-        return None if in_prefect_engine(self) else own
-
-    @timeout_seconds.setter
-    def timeout_seconds(self, seconds: float | None) -> None:
-        vars(self)["timeout_seconds"] = seconds
+    if not TYPE_CHECKING:  # Type checkers see Task's own attributes.
+        fn = SeenByEngine(lambda task, own: AttemptAsJob(task, task.job_options, own))
+        retry_condition_fn = SeenByEngine(lambda _, own: retry_condition(own))
+        retries = SeenByEngine(lambda _, own: retries_of_job(own))
+        timeout_seconds = SeenByEngine(lambda *_: None)  # The job's limit must not be applied a second time.
 
     def make_job(self, job_id: str, parameters: Mapping[str, Any]) -> Job:
         """Return the job of one call; `parameters` are bound to the function's signature and hold no futures."""

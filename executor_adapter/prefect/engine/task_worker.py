@@ -32,10 +32,24 @@ from executor_adapter.prefect.engine.waiting import await_result, is_done_within
 RetryCondition = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 
 
-def in_prefect_engine(task: Task[..., Any]) -> bool:
-    """Return whether the caller is one of Prefect's own engines that runs `task`, or code called by it."""
-    context = TaskRunContext.get()
-    return context is not None and context.task is task and not is_driven(task)
+class SeenByEngine:
+    """An attribute of a job task that Prefect's own engine, and code called by it, sees as `seen(task, value)`."""
+
+    def __init__(self, seen: Callable[[Any, Any], Any]) -> None:
+        self._seen = seen
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, task: Any, owner: type) -> Any:
+        if task is None:
+            return self
+        own, context = vars(task)[self._name], TaskRunContext.get()
+        is_prefects = context is not None and context.task is task and not is_driven(task)
+        return self._seen(task, own) if is_prefects else own
+
+    def __set__(self, task: Any, value: Any) -> None:
+        vars(task)[self._name] = value
 
 
 class TaskWorkerJob:
