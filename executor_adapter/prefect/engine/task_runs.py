@@ -19,16 +19,12 @@ from prefect.client.schemas.objects import RunInput, State, StateDetails, TaskRu
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.states import Pending
 from prefect.types import DateTime
-from prefect.utilities.engine import collect_task_run_inputs_sync, get_state_for_result
+from prefect.utilities.engine import collect_task_run_inputs_sync, emit_task_run_state_change_event
 
 from executor_adapter.job import uuid7
 from executor_adapter.prefect.child.payload import version_of
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.mirror.runs import reporter_for
-from executor_adapter.prefect.reporting.events import emit_pending_event
-
-_LEAF_TYPES = frozenset({bool, int, float, complex, str, bytes, type(None)})
-"""Types whose values hold no others; a value may be known as the result of a task."""
 
 
 def create_task_run(
@@ -48,8 +44,20 @@ def create_task_run(
     if job_run.reporter is not None:
         job_run.reporter.report(task_run, task_run.state, None)
     else:
-        emit_pending_event(job_run.task, task_run)
+        _emit_pending_event(job_run.task, task_run)
     return task_run
+
+
+def _emit_pending_event(task: Task[..., Any], task_run: TaskRun) -> None:
+    """Send the Pending event as Prefect's own engine does, related to the flow run around the caller alone."""
+    assert task_run.state is not None, "a new task run is Pending"
+    # Prefect's events worker reads the flow run and the task run of an event from these contexts. Without them it uses
+    # those that were around the first event of this process.
+    of_flow: dict[str, Any] = {"flow_run": None}
+    of_task: dict[str, Any] = {"task": task, "task_run": task_run, "persist_result": False}
+    around = contextlib.nullcontext() if FlowRunContext.get() else FlowRunContext.model_construct(**of_flow)
+    with around, TaskRunContext.model_construct(**of_task):
+        emit_task_run_state_change_event(task_run=task_run, initial_state=None, validated_state=task_run.state)
 
 
 # --- the first task run of a task ---
@@ -151,15 +159,9 @@ def _inputs_of(
     parameters: dict[str, Any], wait_for: Iterable[Any] | None, dependencies: dict[str, set[RunInput]] | None
 ) -> dict[str, list[Any]]:
     """Return the task runs that the arguments of a call come from, and those that it waits for."""
-    found = {name: _inputs_in(value) for name, value in parameters.items()}
+    found: dict[str, set[Any]] = {name: collect_task_run_inputs_sync(value) for name, value in parameters.items()}
     if wait_for:
         found["wait_for"] = collect_task_run_inputs_sync(wait_for)
     for name, further in (dependencies or {}).items():
         found[name] = {*found[name], *further}
     return {name: list(inputs) for name, inputs in found.items()}
-
-
-def _inputs_in(value: Any) -> set[Any]:
-    if type(value) in _LEAF_TYPES and get_state_for_result(value) is None:
-        return set()
-    return set(collect_task_run_inputs_sync(value))
