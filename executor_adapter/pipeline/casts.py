@@ -18,23 +18,22 @@ FLOAT = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"
 _OFFSET = r"Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?"
 _ISO_TIME = r"\d{4}-\d\d-\d\d[T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d([.,]\d{1,6}0{0,3})?)?"
 _FIELDS = {
-    "Y": ("year", r"(\d{4})"),
-    "y": ("short", r"(\d\d)"),
-    "m": ("month", r"(\d\d?)"),
-    "b": ("name", r"([A-Za-z]{3})"),
-    "d": ("day", r"(\d\d?)"),
-    "j": ("number", r"(\d{1,3})"),
-    "H": ("hour", r"(\d\d?)"),
-    "I": ("half", r"(\d\d?)"),
-    "p": ("noon", r"([AaPp][Mm])"),
-    "M": ("minute", r"(\d\d?)"),
-    "S": ("second", r"(\d\d?)"),
-    "f": ("part", r"(\d{1,6})0{0,3}"),
-    "z": ("zone", f"({_OFFSET})"),
-    "%": ("", "%"),
+    "Y": r"(000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d{3})",
+    "y": r"\d\d",
+    "m": r"\d\d?",
+    "b": "[A-Za-z]{3}",
+    "d": r"\d\d?",
+    "j": r"\d{1,3}",
+    "H": r"\d\d?",
+    "I": r"\d\d?",
+    "p": "[AaPp][Mm]",
+    "M": r"\d\d?",
+    "S": r"\d\d?",
+    "f": r"\d{1,6}0{0,3}",
+    "z": f"({_OFFSET})",
+    "%": "%",
 }
-"""What a directive of a format is called in SQL, where M and m are the same name, and what it matches."""
-_MONTHS = "['jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct', 'nov', 'dec']"
+"""What a directive of a format matches."""
 
 
 def reason_of(column: Column) -> str:
@@ -81,7 +80,7 @@ def cast(column: Column, text: str) -> str:
         case "date" if column.format is None:
             return _guarded(text, r"\d{4}-\d\d?-\d\d?", f"CASE WHEN {text} >= '0001' THEN TRY_CAST({text} AS DATE) END")
         case "date":
-            return _with_fields(column.format or "", text, "TRY_CAST({date} AS DATE)")
+            return f"CAST({_by_format(column.format or '', text)} AS DATE)"
         case "timestamp":
             return _timestamp(column, text)
         case "json":
@@ -116,9 +115,8 @@ def _timestamp(column: Column, text: str) -> str:
     moment = "TRY_CAST({moment} AS TIMESTAMPTZ)"
     local = "list_transform([TRY_CAST({moment} AS TIMESTAMP)], lambda l: " + _in_zone(column.zone) + ")[1]"
     if column.format is not None:
-        if "%z" not in column.format.replace("%%", ""):
-            return _with_fields(column.format, text, local)
-        return _with_fields(column.format, text, moment.replace("{moment}", "{moment} || f.zone"))
+        found = _by_format(column.format, text)
+        return found if "%z" in column.format.replace("%%", "") else local.format(moment=found)
     iso = f"replace({text}, ',', '.')"
     value = f"WHEN regexp_full_match({text}, '{_ISO_TIME}({_OFFSET})') THEN {moment.format(moment=iso)}"
     if column.zone is not None:
@@ -145,48 +143,16 @@ def _in_zone(zone: str | None) -> str:
     )
 
 
-def _with_fields(format: str, text: str, value: str) -> str:
-    """Return SQL of `value` with {date} and {moment}, in ISO 8601, of a text in a format; `f` has its fields."""
+def _by_format(format: str, text: str) -> str:
+    """Return SQL of the time that a text in a format says, with its offset where the format has one."""
     parts = re.split(r"%(.)", format)
-    pattern = "".join(_FIELDS[part][1] if place % 2 else re.escape(part) for place, part in enumerate(parts))
-    names = ["whole", *(name for each in parts[1::2] if (name := _FIELDS[each][0]))]
-    fields = f"regexp_extract({text}, {literal(f'^({pattern})$')}, [{_texts(names)}])"
-    date, moment = _date(names), f"{_date(names)} || ' ' || {_time(names)}"
-    inner = f"CASE WHEN f.whole <> '' THEN {value.format(date=date, moment=moment)} END"
-    return f"CASE WHEN {text} IS NOT NULL THEN list_transform([{fields}], lambda f: {inner})[1] END"
-
-
-def _date(names: list[str]) -> str:
-    year, month, day = "'0001'", "'01'", "'01'"
-    if "year" in names:
-        year = "nullif(f.year, '0000')"
-    if "short" in names:
-        year = "CASE WHEN f.short < '69' THEN '20' ELSE '19' END || f.short"  # As POSIX has it.
-    if "month" in names:
-        month = "lpad(f.month, 2, '0')"
-    if "name" in names:
-        month = f"lpad(CAST(list_position({_MONTHS}, lower(f.name)) AS VARCHAR), 2, '0')"
-    if "day" in names:
-        day = "lpad(f.day, 2, '0')"
-    if "number" not in names:
-        return f"{year} || '-' || {month} || '-' || {day}"
-    first = f"TRY_CAST({year} || '-01-01' AS DATE)"
-    found = f"{first} + (CAST(f.number AS INTEGER) - 1)"
-    same_year = f"CAST(f.number AS INTEGER) > 0 AND year({found}) = year({first})"
-    return f"CASE WHEN {same_year} THEN CAST({found} AS VARCHAR) END"
-
-
-def _time(names: list[str]) -> str:
-    hour = "lpad(f.hour, 2, '0')" if "hour" in names else "'00'"
-    if "half" in names:
-        afternoon = "CASE WHEN lower(f.noon) = 'pm' THEN 12 ELSE 0 END" if "noon" in names else "0"
-        found = f"lpad(CAST(CAST(f.half AS INTEGER) % 12 + {afternoon} AS VARCHAR), 2, '0')"
-        hour = f"CASE WHEN CAST(f.half AS INTEGER) BETWEEN 1 AND 12 THEN {found} END"
-    elif "hour" in names:
-        hour = f"CASE WHEN {hour} < '24' THEN {hour} END"  # 24:00 would be the next day.
-    minute, second = (f"lpad(f.{each}, 2, '0')" if each in names else "'00'" for each in ("minute", "second"))
-    fraction = "'.' || rpad(f.part, 6, '0')" if "part" in names else "''"
-    return f"{hour} || ':' || {minute} || ':' || {second} || {fraction}"
+    pattern = "".join(_FIELDS[part] if place % 2 else re.escape(part) for place, part in enumerate(parts))
+    given = text
+    if "f" in parts[1::2]:  # Of nine digits after the point DuckDB takes none, though the last three are zeros.
+        given = rf"regexp_replace({given}, '(\D\d{{6}})0{{1,3}}(\D|$)', '\1\2')"
+    if "z" in parts[1::2]:  # It does not know Z either.
+        given, format = f"replace({given}, 'Z', '+00')", format.replace("Z", "+00")
+    return _guarded(text, pattern.replace("'", "''"), f"try_strptime({given}, {literal(format)})")
 
 
 def _guarded(text: str, pattern: str, value: str) -> str:
