@@ -72,11 +72,9 @@ def check_pipeline(settings: Settings) -> Iterator[Finding]:
             from executor_adapter.pipeline import import_references, select_tables
 
             try:
-                select_tables(settings)
+                yield from map(_as_finding, import_references(settings, select_tables(settings)))
             except ConfigurationError as error:
                 yield _as_finding(error)
-            else:
-                yield from map(_as_finding, import_references(settings))
         except ModuleNotFoundError as error:
             yield wrong("tools", f"collecting needs {error.name}", "pip install 'prefect-executor-adapter[pipeline]'")
 

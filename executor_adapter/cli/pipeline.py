@@ -1,20 +1,34 @@
-"""`pipeline init|run`: writes the files of a new pipeline, and runs the one that the configuration describes."""
+"""`pipeline ...`: writes the files of a new pipeline, runs it, shows how its tables are, and makes them again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from executor_adapter.cli.checks import modules_of_this_directory
-from executor_adapter.cli.output import console
+from executor_adapter.cli.output import JsonOption, clock_time, console, print_json, print_rows, seconds
 from executor_adapter.cli.stores import ConfigOption
+from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
 
+if TYPE_CHECKING:
+    from executor_adapter.pipeline import ConfiguredTable
+
 app = typer.Typer(help="Collect and process the tables that the configuration describes.", no_args_is_help=True)
+
+MAX_ROWS = 1_000
+"""Rejected rows that are shown."""
+
+TableName = Annotated[str, typer.Argument(metavar="TABLE", help="A table as tool.table, or a tool: all of its tables.")]
+WindowOption = Annotated[str | None, typer.Option("--window", "-w", help="One window of it; default: all.")]
+Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"])]
 
 
 @app.command()
@@ -35,11 +49,99 @@ def run(config_file: ConfigOption = None) -> None:
     Modules that the configuration names are found in the current directory too, after all that is installed: a file
     there cannot stand in for a package. Without PREFECT_API_URL the run starts an embedded Prefect server.
     """
+    _run("pipeline_flow", config_file)
+
+
+@app.command()
+def status(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show of each table when it was last collected, how late it is, its rows, and the windows that it lacks."""
+    with _tables(config_file) as tables:
+        from executor_adapter.pipeline import status_of
+
+        found = [status_of(table) for table in tables]
+    _show(found if as_json else [_for_people(**each) for each in found], as_json)
+
+
+def _for_people(collected_at: str | None, late_seconds: float | None, missing: Sequence[str], **rest: Any) -> Any:
+    at = "never" if collected_at is None else clock_time(datetime.fromisoformat(collected_at).timestamp())
+    lacks = f"{missing[0]} and {len(missing) - 1} more" if missing[1:] else "".join(missing)
+    return {"table": rest.pop("table"), "collected": at, "late": seconds(late_seconds), **rest, "missing": lacks}
+
+
+@app.command()
+def windows(table: TableName, config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show what became of the rows of each window, and of each delivery with rows that do not fit."""
+    with _tables(config_file, table) as tables:
+        from executor_adapter.pipeline import balances
+
+        _show(
+            [{"table": each.full_name, **dataclasses.asdict(one)} for each in tables for one in balances(each)], as_json
+        )
+
+
+@app.command()
+def rejects(
+    table: TableName, window: WindowOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Show why rows were rejected, by rule; of a window, or of a delivery such as a file, the rows themselves."""
+    with _tables(config_file, table) as tables:
+        from executor_adapter.pipeline import reject_reasons, rejected_rows
+
+        if window is not None:
+            found = list(islice((row for each in tables for row in rejected_rows(each, window)), MAX_ROWS))
+        else:
+            reasons = reject_reasons(tables).most_common()
+            found = [{"table": name, "rows": rows, "reason": reason} for (name, reason), rows in reasons]
+    _show(found, as_json)
+
+
+def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    elif found:
+        print_rows([name.upper() for name in found[0]], [list(each.values()) for each in found])
+
+
+@app.command()
+def backfill(table: TableName, since: Day = None, until: Day = None, config_file: ConfigOption = None) -> None:
+    """Collect a range of days again, also of files, and process it. Without --until: up to now."""
+    days = {name: day and day.date() for name, day in (("since", since), ("until", until))}
+    _run("pipeline_flow", config_file, tools=[table], **days)
+
+
+@app.command()
+def reprocess(table: TableName, window: WindowOption = None, config_file: ConfigOption = None) -> None:
+    """Process a table, or one window of it, again, although its rows and its steps are as before."""
+    _run("processing_flow", config_file, tools=[table], again=True, window=window)
+
+
+@app.command()
+def rebuild(table: TableName, config_file: ConfigOption = None) -> None:
+    """Make a table anew from its landings, as after a change of its types, and process it. No source is asked."""
+    with _tables(config_file, table) as tables:
+        from executor_adapter.pipeline import rebuild_table
+
+        for each in tables:
+            found = rebuild_table(each)
+            console().print(f"{each.full_name}: {found['rows']:,} rows of {found['landings']:,} landings")
+    _run("processing_flow", config_file, tools=[table])
+
+
+def _run(flow: str, config_file: Path | None, **parameters: Any) -> None:
     with _explained(), modules_of_this_directory():
         from executor_adapter.pipeline.flows import run_pipeline
 
-        code = run_pipeline([] if config_file is None else [str(config_file)])
+        code = run_pipeline([] if config_file is None else [str(config_file)], flow, **parameters)
     raise typer.Exit(code)
+
+
+@contextmanager
+def _tables(config_file: Path | None, name: str | None = None) -> Iterator[list[ConfiguredTable]]:
+    """Yield the tables that are called so, or all of them."""
+    with _explained(), modules_of_this_directory():
+        from executor_adapter.pipeline import select_tables
+
+        yield select_tables(load_config(config_file), None if name is None else [name])
 
 
 @contextmanager

@@ -34,33 +34,21 @@ if TYPE_CHECKING:
         Balance,
         Processed,
         balance,
+        balances,
         process_table,
         process_window,
         process_windows,
         reject_reasons,
     )
-    from executor_adapter.pipeline.sources.files import find_files, land_file
-    from executor_adapter.pipeline.sources.functions import land_function
+    from executor_adapter.pipeline.sources.files import find_files
     from executor_adapter.pipeline.sources.land import land
-    from executor_adapter.pipeline.sources.landing import (
-        LandedFile,
-        Landing,
-        Manifest,
-        Receiver,
-        Window,
-        find_landing,
-        read_landing,
-        receiving,
-    )
+    from executor_adapter.pipeline.sources.landing import Landing, Window
     from executor_adapter.pipeline.sources.reading import read_rows
-    from executor_adapter.pipeline.sources.rest.resource import land_resource
-    from executor_adapter.pipeline.sources.sql import land_query
     from executor_adapter.pipeline.starter import write_starter
-    from executor_adapter.pipeline.steps import Step, read_step
+    from executor_adapter.pipeline.status import rejected_rows, status_of
     from executor_adapter.pipeline.storing import Collected, store_landing
     from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tables
     from executor_adapter.pipeline.text_rows import REJECTED
-    from executor_adapter.pipeline.upkeep import clean_lake, keep_table, settle_table
 
 _NAMES = {
     "collecting": "collect_window collect_windows find_windows rebuild_table",
@@ -69,20 +57,16 @@ _NAMES = {
     "lake.table": "LakeTable",
     "lake.upkeep": "expire_windows is_expired remove_windows settle_windows",
     "lake.writer": "Writer Written",
-    "processing": "Balance Processed balance process_table process_window process_windows reject_reasons",
-    "sources.files": "find_files land_file",
-    "sources.functions": "land_function",
+    "processing": "Balance Processed balance balances process_table process_window process_windows reject_reasons",
+    "sources.files": "find_files",
     "sources.land": "land",
-    "sources.landing": "LandedFile Landing Manifest Receiver Window find_landing read_landing receiving",
+    "sources.landing": "Landing Window",
     "sources.reading": "read_rows",
-    "sources.rest.resource": "land_resource",
-    "sources.sql": "land_query",
     "starter": "write_starter",
-    "steps": "Step read_step",
+    "status": "rejected_rows status_of",
     "storing": "Collected store_landing",
     "tables": "ConfiguredTable configured_tables import_references select_tables",
     "text_rows": "REJECTED",
-    "upkeep": "clean_lake keep_table settle_table",
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
 
@@ -92,47 +76,35 @@ __all__ = [
     "Collected",
     "ConfiguredTable",
     "LakeTable",
-    "LandedFile",
     "Landing",
-    "Manifest",
     "Processed",
-    "Receiver",
-    "Step",
     "Window",
     "WindowEntry",
     "Writer",
     "Written",
     "balance",
-    "clean_lake",
+    "balances",
     "collect_window",
     "collect_windows",
     "configured_tables",
     "expire_windows",
     "find_files",
-    "find_landing",
     "find_windows",
     "import_references",
     "is_expired",
-    "keep_table",
     "land",
-    "land_file",
-    "land_function",
-    "land_query",
-    "land_resource",
     "process_table",
     "process_window",
     "process_windows",
-    "read_landing",
     "read_rows",
-    "read_step",
     "rebuild_table",
-    "receiving",
     "reject_reasons",
+    "rejected_rows",
     "remove_leftovers",
     "remove_windows",
     "select_tables",
-    "settle_table",
     "settle_windows",
+    "status_of",
     "store_landing",
     "write_starter",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.lake.stored import WindowEntry
+from executor_adapter.pipeline.lake.upkeep import is_between
 from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of
@@ -33,9 +35,9 @@ def find_windows(
 ) -> list[Window]:
     """Return the windows of a table that are to be collected now.
 
-    They are its files; of an API that is asked by day the UTC days that were not collected after their end, however
-    long ago that was, and those from `days` ago until today; else one window, from where a column that is its cursor
-    was read up to. Those that would have expired are left out.
+    They are its files, of whose days and months a range has those that are in it; of an API that is asked by day the
+    UTC days that were not collected after their end, however long ago that was, and those from `days` ago until today;
+    else one window, from where a column that is its cursor was read up to. Those that would have expired are left out.
 
     Args:
         table: the table.
@@ -48,7 +50,7 @@ def find_windows(
     """
     today = _today(now)
     if isinstance(table.tool, FilesTool):
-        return find_files(table.tool, table.name)
+        return [replace(each, since=_start(since), until=_start(until)) for each in find_files(table.tool, table.name)]
     if isinstance(table.tool, RestTool) and table.is_dated:
         first, end = today - timedelta(days=table.tool.days), today + timedelta(days=1)
         late = _late_days(table, first, today) if since is None and until is None else []
@@ -107,17 +109,19 @@ def collect_window(
         DataProcessingException: see `store_landing`.
     """
     _check_division(table)
+    of_files = isinstance(table.tool, FilesTool)
     landing = land(
         table.lake,
         table.tool_name,
         table.tool,
         table.name,
-        window,
+        # A file is landed as a whole.
+        replace(window, since=None, until=None) if of_files else window,
         headers=headers,
         known_parents=() if again or table.parent is None or table.is_whole else _known_parents(table, window),
         settle_time=None if again else SETTLE_TIME,
     )
-    done = store(table, landing, entries)
+    done = store(table, landing, entries, (window.since, window.until) if of_files else (None, None))
     _check_selected(table, landing, done)
     if table.is_dated and landing.is_final(SETTLE_TIME):
         with writing(_final_mark(table, window)):
@@ -131,8 +135,13 @@ def collect_window(
     }
 
 
-def store(table: ConfiguredTable, landing: Landing, entries: Mapping[str, WindowEntry] | None = None) -> Collected:
-    """Store what was landed of a table, as its settings say: see `store_landing`."""
+def store(
+    table: ConfiguredTable,
+    landing: Landing,
+    entries: Mapping[str, WindowEntry] | None = None,
+    days: tuple[str | None, str | None] = (None, None),
+) -> Collected:
+    """Store what was landed of a table, as its settings say: see `store_landing`, and `is_between` for `days`."""
     of_files = table.settings if isinstance(table.settings, FileTable) else None
     return store_landing(
         landing,
@@ -146,7 +155,7 @@ def store(table: ConfiguredTable, landing: Landing, entries: Mapping[str, Window
         period=of_files.period if of_files else None,
         # Of several files each is a window, where nothing divides them.
         window=SINGLE_WINDOW if of_files and not _is_pattern(table) else landing.manifest.window.name,
-        wanted=lambda name: table.wants(name, _today()),
+        wanted=lambda name: table.wants(name, _today()) and is_between(name, *days),
         entries=entries,
     )
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,7 @@ def process_window(
     measures: Mapping[str, Any] | None = None,
     aggregates: LakeTable | None = None,
     version: str = "",
+    again: bool = False,
 ) -> Processed:
     """Write what the steps make of a window, each of which is given all of its rows. The body of a job.
 
@@ -79,6 +80,7 @@ def process_window(
         measures: measures of the rows that went through: name -> (column, count, sum, min, max or mean).
         aggregates: the table of the measures.
         version: a change of it lets windows be processed again, as when the code of a step has changed.
+        again: whether it is done once more where nothing has changed.
 
     Raises:
         DataProcessingException: DATA_ERROR, the window is not there or does not fit; CONFIGURATION_ERROR, a step
@@ -89,7 +91,7 @@ def process_window(
     with source.shared() as stored:
         entry = stored.get(window).entry
     fingerprint = processing_fingerprint(entry, fingerprint_of(ready, source.root), version)
-    if target.find(window, fingerprint) is not None:
+    if not again and target.find(window, fingerprint) is not None:
         log("%s %s: already processed", target, window)
         return Processed(status="already_processed")
     with workspace(source.root) as space, connected(space / "spill", 2, MEMORY) as database, ExitStack() as stack:
@@ -181,8 +183,10 @@ def _told(account: Account, subject: str) -> Processed:
     )
 
 
-def process_table(table: ConfiguredTable, window: str) -> dict[str, Any]:
-    """Send a raw window through the table's steps; one that they have processed already stays. The body of a job.
+def process_table(table: ConfiguredTable, window: str, *, again: bool = False) -> dict[str, Any]:
+    """Send a raw window through the table's steps. The body of a job.
+
+    One that they have processed already stays as it is, unless it is processed `again`.
 
     Returns:
         `records_processed`: rows that went through; `status`: `processed` or `already_processed`; `rejected`.
@@ -201,17 +205,18 @@ def process_table(table: ConfiguredTable, window: str) -> dict[str, Any]:
         measures=table.settings.measures,
         aggregates=table.aggregates,
         version=table.version,
+        again=again,
     )
     return {"records_processed": done.kept, "status": done.status, "rejected": done.rejected}
 
 
-def process_windows(table: ConfiguredTable, windows: Sequence[str]) -> dict[str, Any]:
+def process_windows(table: ConfiguredTable, windows: Sequence[str], *, again: bool = False) -> dict[str, Any]:
     """Process several windows one after another, as `process_table` does, and return their sum.
 
     `failed` are the windows of several that cannot be processed; to process each of them alone raises its error.
     """
     with workspace(table.lake) as space, connected(space, 2, MEMORY):
-        done, failed = do_each(windows, lambda window: process_table(table, window))
+        done, failed = do_each(windows, lambda window: process_table(table, window, again=again))
     return {
         "records_processed": sum(each["records_processed"] for each in done),
         "status": "already_processed" if {each["status"] for each in done} == {"already_processed"} else "processed",
@@ -222,9 +227,10 @@ def process_windows(table: ConfiguredTable, windows: Sequence[str]) -> dict[str,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """The number of a tool's rows by where they are now: counted in the files, whatever jobs have reported."""
+    """The number of rows by where they are now: counted in the files, whatever jobs have reported."""
 
-    tool: str
+    name: str
+    """What they are rows of: a tool, or a window."""
     collected: int = 0
     processed: int = 0
     rejected: int = 0
@@ -247,27 +253,33 @@ class Balance:
         rest = f" + {self.unprocessed:,} not processed" if self.unprocessed else ""
         sign = "=" if self.holds else "≠"
         return (
-            f"{self.tool}: {self.collected:,} collected {sign} "
+            f"{self.name}: {self.collected:,} collected {sign} "
             f"{self.processed:,} processed + {self.rejected:,} rejected{dropped}{merged}{rest}"
         )
 
 
-def balance(tool: str, tables: Iterable[ConfiguredTable]) -> Balance:
-    """Count the rows of a tool's tables."""
+def balances(table: ConfiguredTable) -> Iterator[Balance]:
+    """Yield the balance of each window of a table, and of each delivery that has lines or values that do not fit."""
+    rejects = table.rejects.windows()
+    for window, entry in rejects.items():
+        if window.startswith(READ):
+            yield Balance(name=window, collected=entry.rows, rejected=entry.rows)
+    for window, rows, done in _made(table):
+        if done is None:
+            yield Balance(name=window, collected=rows, unprocessed=rows)
+            continue
+        put_aside = rejects.get(window)
+        rejected = put_aside.rows if put_aside and put_aside.fingerprint == done.fingerprint else 0
+        kept = {"processed": done.rows, "dropped": done.dropped, "merged": done.merged}
+        yield Balance(name=window, collected=rows, rejected=rejected, **kept)
+
+
+def balance(name: str, tables: Iterable[ConfiguredTable]) -> Balance:
+    """Count the rows of tables, such as those of a tool."""
     counts: Counter[str] = Counter()
-    for table in tables:
-        rejects = table.rejects.windows()
-        unfit = sum(entry.rows for window, entry in rejects.items() if window.startswith(READ))
-        counts.update(collected=unfit, rejected=unfit)
-        for window, rows, done in _made(table):
-            counts["collected"] += rows
-            if done is None:
-                counts["unprocessed"] += rows
-                continue
-            counts.update(processed=done.rows, dropped=done.dropped, merged=done.merged)
-            put_aside = rejects.get(window)
-            counts["rejected"] += put_aside.rows if put_aside and put_aside.fingerprint == done.fingerprint else 0
-    return Balance(tool=tool, **counts)
+    for each in (found for table in tables for found in balances(table)):
+        counts.update({field: value for field, value in asdict(each).items() if field != "name"})
+    return Balance(name=name, **counts)
 
 
 def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]]:
@@ -283,9 +295,12 @@ def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]
     return _by_rule(found)
 
 
-def windows_to_process(table: ConfiguredTable) -> dict[str, int]:
-    """Return the windows that the table's steps have not processed as they are now, and how many rows each has."""
-    return {window: rows for window, rows, done in _made(table) if done is None}
+def windows_to_process(table: ConfiguredTable, *, again: bool = False) -> dict[str, int]:
+    """Return the windows that the table's steps have not processed as they are now, and how many rows each has.
+
+    `again`: also those that they have.
+    """
+    return {window: rows for window, rows, done in _made(table) if done is None or again}
 
 
 def _made(table: ConfiguredTable) -> Iterator[tuple[str, int, WindowEntry | None]]:

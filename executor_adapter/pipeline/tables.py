@@ -9,7 +9,7 @@ aggregates  the measures of each window
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -32,7 +32,7 @@ from executor_adapter.config import (
 )
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import did_you_mean
-from executor_adapter.pipeline.importing import check_module, import_object
+from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.upkeep import is_expired
 from executor_adapter.pipeline.steps import Spec, read_step
@@ -137,6 +137,8 @@ class ConfiguredTable:
             ConfigurationError: they contradict one another.
         """
         settings = self.settings
+        for spec in settings.steps:
+            read_step(spec, f"{self.key}.steps")
         if settings.group_by and not settings.measures:
             raise ConfigurationError(f"{self.key}: with group_by, measures must have at least one entry")
         if isinstance(settings, FileTable) and settings.period is not None and len(settings.partition) != 1:
@@ -235,15 +237,15 @@ def configured_tables(settings: Settings, tool_name: str) -> list[ConfiguredTabl
 
 
 def select_tables(settings: Settings, names: Collection[str] | None = None) -> list[ConfiguredTable]:
-    """Return the tables called `names`, or all, after checking what can be checked without their sources.
+    """Return the tables called `names`, or all, after checking what can be checked without an import.
 
     Args:
         settings: the configuration.
         names: tables as `tool.table`, or tools, for all of their tables; none: all tables.
 
     Raises:
-        ConfigurationError: no tool is configured, a name is unknown, or a table names a step or a module that does not
-            exist.
+        ConfigurationError: no tool is configured, a name is unknown, there is no such step, or settings contradict one
+            another.
     """
     if not settings.tools:
         raise ConfigurationError("tools is missing: describe at least one tool in config.yaml")
@@ -254,9 +256,6 @@ def select_tables(settings: Settings, names: Collection[str] | None = None) -> l
             meant = did_you_mean(name, known, otherwise="must be one of ")
             raise ConfigurationError(f"{name!r} is not a table, as tool.table, and not a tool: {meant}")
     selected = [table for table in tables if not names or {table.tool_name, table.full_name} & {*names}]
-    for tool in dict.fromkeys(table.tool_name for table in selected):
-        for key, reference in _references(settings, tool):
-            check_module(reference, key)
     for table in selected:
         table.check()
     _check_order(selected)
@@ -273,10 +272,10 @@ def _check_order(tables: Iterable[ConfiguredTable]) -> None:
             del left[name]
 
 
-def import_references(settings: Settings) -> list[ConfigurationError]:
-    """Import all that the tools name, as their jobs will, and return what is wrong with it."""
+def import_references(settings: Settings, tables: Iterable[ConfiguredTable]) -> list[ConfigurationError]:
+    """Import all that tables and their tools name, as their jobs will, and return what is wrong with it."""
     problems = []
-    for key, reference in (found for name in settings.tools for found in _references(settings, name)):
+    for key, reference in _references(settings, list(tables)):
         try:
             import_object(reference, key)
         except ConfigurationError as error:
@@ -284,18 +283,19 @@ def import_references(settings: Settings) -> list[ConfigurationError]:
     return problems
 
 
-def _references(settings: Settings, tool_name: str) -> Iterator[tuple[str, str]]:
-    """Yield what a tool names as `module:name`, with the key where it stands."""
-    if summary := settings.tools[tool_name].summary:
-        yield f"tools.{tool_name}.summary", summary
-    for table in configured_tables(settings, tool_name):
+def _references(settings: Settings, tables: Sequence[ConfiguredTable]) -> Iterator[tuple[str, str]]:
+    """Yield what is named as `module:name`, with the key where it stands."""
+    for table in tables:
         if table.settings.table_schema is not None and table.settings.table_schema.check is not None:
             yield f"{table.key}.schema.check", table.settings.table_schema.check
         if isinstance(table.settings, FunctionTable):
             yield f"{table.key}.function", table.settings.function
         for spec in table.settings.steps:
-            if (reference := read_step(spec, f"{table.key}.steps").reference) is not None:
+            if (reference := read_step(spec).reference) is not None:
                 yield f"{table.key}.steps", reference
+    for tool in dict.fromkeys(table.tool_name for table in tables):
+        if (summary := settings.tools[tool].summary) is not None:
+            yield f"tools.{tool}.summary", summary
 
 
 def _tables_of(tool: Tool) -> Mapping[str, TableSettings]:

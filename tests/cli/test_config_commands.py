@@ -101,7 +101,10 @@ def test_what_a_pipeline_names_is_looked_for(command: Command, home: Path) -> No
     table["steps"] = []
     tool["summary"] = "my_rule:summarise"
     write(home, yaml.safe_dump({"tools": {"shop": tool}}))
-    assert "tools.shop.summary: 'my_rule:summarise': there is no module my_rule" in command("config", "check").err
+    missing = (
+        "tools.shop.summary: 'my_rule:summarise' cannot be imported: ModuleNotFoundError: No module named 'my_rule'"
+    )
+    assert missing in command("config", "check").err
 
 
 @pytest.mark.parametrize(("words", "code"), [(("config", "check"), 0), (("pipeline", "run", "-c", "wrong.yaml"), 2)])

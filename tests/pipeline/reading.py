@@ -10,7 +10,8 @@ import pytest
 
 from executor_adapter.config import Format
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline import Window, find_landing, receiving
+from executor_adapter.pipeline import Window
+from executor_adapter.pipeline.sources.landing import find_landing, receiving
 from executor_adapter.pipeline.sources.reading import read_rows
 
 Rows = list[dict[str, str | None]]

@@ -117,7 +117,7 @@ BROKEN = row(FAILED, attempts=4, duration=4.0, records=None, note="API_ERROR", e
 
 def test_new_rows_and_known_rows_are_counted_apart() -> None:
     """The sentence of a tool counts new rows apart from rows that were collected before."""
-    balance = Balance(tool="flights", collected=12, processed=12, rejected=0, unprocessed=0)
+    balance = Balance(name="flights", collected=12, processed=12, rejected=0, unprocessed=0)
     assert report_text.collection_sentences([row(), row(stage="process")], [balance]) == [
         "flights: 5 new rows; 7 were already collected, and not collected again"
     ]

@@ -19,7 +19,8 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import JobTimeoutError
-from executor_adapter.pipeline import Landing, find_landing
+from executor_adapter.pipeline import Landing
+from executor_adapter.pipeline.sources.landing import find_landing
 from tests.pipeline.hostile_server import Answer, Api, Raw, Request, as_json, raw_json, serving
 from tests.pipeline.rest import DAY, collect, failure, land, rows, tool
 from tests.waiting import PATIENCE, wait_for

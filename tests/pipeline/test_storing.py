@@ -15,16 +15,9 @@ import pytest
 
 from executor_adapter.config import FilesTool, TableSchema
 from executor_adapter.exceptions import DataCollectionException, DataProcessingException
-from executor_adapter.pipeline import (
-    Collected,
-    LakeTable,
-    Landing,
-    find_files,
-    land_file,
-    process_window,
-    store_landing,
-)
+from executor_adapter.pipeline import Collected, LakeTable, Landing, find_files, process_window, store_landing
 from executor_adapter.pipeline import storing as module
+from executor_adapter.pipeline.sources.files import land_file
 from tests.waiting import PATIENCE
 
 SCHEMA = TableSchema.model_validate({"columns": {"id": "text", "month": "text", "price": "decimal(8, 2)"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from executor_adapter.cli import main
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline import configured_tables
+from executor_adapter.pipeline import configured_tables, select_tables
 from executor_adapter.pipeline.flows import JobsFailedError, collection_flow, maintenance_flow, pipeline_flow
 from tests.api_server import Answer, as_json, serving
 from tests.prefect.conftest import Api
@@ -145,6 +147,33 @@ def test_no_table_waits_for_the_source_of_another(prefect_api: str, tmp_path: Pa
     pipeline_flow(config=config)
     for table in ("slow/rows", "quick/readers"):
         assert (tmp_path / f"lake/processed/{table}/window=all/rows.parquet").exists()
+
+
+def test_an_operator_makes_a_table_again(prefect_api: str, tmp_path: Path) -> None:
+    """One window is processed again, files are collected for a range of days alone, and a new type is applied."""
+    config = configure(tmp_path, {"shop": files(tmp_path)})
+    pipeline_flow(config=config)
+    raw, processed = (tmp_path / f"lake/{layer}/shop/orders" for layer in ("raw", "processed"))
+
+    def versions(folder: Path) -> dict[str, int]:
+        return {file.parent.name[7:]: file.stat().st_ino for file in folder.glob("*/rows.parquet")}
+
+    def order(*words: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["pipeline", *words, "--config", config])
+        return int(ended.value.code or 0)
+
+    before = versions(processed)
+    assert order("reprocess", "shop.orders", "--window", "2024-01") == 0
+    assert {name for name, version in versions(processed).items() if version != before[name]} == {"2024-01"}
+    shutil.rmtree(raw)
+    assert order("backfill", "shop.orders", "--since", "2024-02-01", "--until", "2024-03-01") == 0
+    assert versions(raw).keys() == {"2024-02"}
+    configure(tmp_path, {"shop": files(tmp_path, schema={"columns": {"id": "integer", "day": "date"}})})
+    assert order("rebuild", "shop") == 0
+    (table,) = select_tables(load_config(config))
+    assert sorted(str(table.processed.schema()).splitlines()) == ["day: date32[day]", "id: int64"]
+    assert versions(processed).keys() == {"2024-01", "2024-02"}
 
 
 def test_a_late_table_is_an_event(prefect_api: str, api: Api, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from executor_adapter.config import load_config, redacted
 from executor_adapter.exceptions import ConfigurationError, JobError
@@ -26,13 +27,15 @@ EMBEDDED_SERVER = {
 }
 
 
-def run_pipeline(arguments: Sequence[str] = ()) -> int:
-    """Run the pipeline flow once, and return the exit code.
+def run_pipeline(arguments: Sequence[str] = (), flow: str = "pipeline_flow", **parameters: Any) -> int:
+    """Run a flow of the pipeline once, and return the exit code.
 
     Call it before Prefect is imported, since Prefect reads the environment then; what is set there stays.
 
     Args:
         arguments: the path of the configuration file, or nothing: see `load_config`.
+        flow: the name of the flow in `executor_adapter.pipeline.flows`.
+        parameters: the parameters of the flow.
 
     Returns:
         0, all jobs completed; 1, a job failed, or the lake cannot be read (the results of the others are kept); 2, the
@@ -43,22 +46,21 @@ def run_pipeline(arguments: Sequence[str] = ()) -> int:
     config = arguments[0] if arguments else None
     try:
         settings = load_config(config)
-        select_tables(settings)
-        problems = import_references(settings)
+        problems = import_references(settings, select_tables(settings, parameters.get("tools")))
     except ConfigurationError as error:
         problems = [error]
     for problem in problems:
         print(escaped(redacted(str(problem))), file=sys.stderr)
     if problems:
         return 2
-    return _run(config)
+    return _run(flow, {"config": config, **parameters})
 
 
-def _run(config: str | None) -> int:
+def _run(flow: str, parameters: dict[str, Any]) -> int:
     from prefect import tags
     from prefect.settings import get_current_settings
 
-    from executor_adapter.pipeline.flows.entry import pipeline_flow
+    from executor_adapter.pipeline.flows import entry
     from executor_adapter.pipeline.flows.run import JobsFailedError
 
     try:
@@ -66,7 +68,7 @@ def _run(config: str | None) -> int:
             print("starting an embedded Prefect server; set PREFECT_API_URL to use a running one", flush=True)
             _start_server()
         with tags("pipeline"):
-            pipeline_flow(config=config)
+            getattr(entry, flow)(**parameters)
     except (JobsFailedError, JobError) as error:
         # The flow itself reads the lake, and meets what the disk or its permissions refuse.
         print(escaped(redacted(str(error))), file=sys.stderr)

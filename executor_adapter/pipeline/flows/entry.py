@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 from prefect import flow
 from prefect.logging import get_run_logger
@@ -14,7 +15,7 @@ from executor_adapter.pipeline.flows import maintenance
 from executor_adapter.pipeline.flows.parameters import Days, ToolName
 from executor_adapter.pipeline.flows.run import JobsFailedError, Run, run_name
 from executor_adapter.pipeline.flows.steps import Steps
-from executor_adapter.pipeline.tables import configured_tables, select_tables
+from executor_adapter.pipeline.tables import configured_tables, import_references, select_tables
 
 
 @flow(name="collection", flow_run_name=run_name)
@@ -37,15 +38,19 @@ def collection_flow(
         ConfigurationError: the configuration or the range is wrong; nothing was started.
         JobsFailedError: a job failed; the rows that other jobs collected are kept.
     """
-    _do(["collection"], tools, config, since, until)
+    _do(["collection"], tools, config, since=since, until=until)
 
 
 @flow(name="processing", flow_run_name=run_name)
-def processing_flow(tools: list[ToolName] | None = None, config: str | None = None) -> None:
+def processing_flow(
+    tools: list[ToolName] | None = None, again: bool = False, window: str | None = None, config: str | None = None
+) -> None:
     """Process the rows in the lake that are not processed yet.
 
     Args:
         tools: The tools, or tables as tool.table, whose rows are processed. Empty: all that are configured.
+        again: Whether windows are processed again that are processed already.
+        window: The only window that is processed. Empty: all.
         config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
             EXECUTOR_ADAPTER_CONFIG names, or config.yaml in the flow's working directory.
 
@@ -53,7 +58,7 @@ def processing_flow(tools: list[ToolName] | None = None, config: str | None = No
         ConfigurationError: the configuration is wrong; nothing was started.
         JobsFailedError: a job failed or rows were lost; the results of the other jobs are kept.
     """
-    _do(["processing"], tools, config)
+    _do(["processing"], tools, config, again=again, window=window)
 
 
 @flow(name="pipeline", flow_run_name=run_name)
@@ -76,21 +81,19 @@ def pipeline_flow(
         ConfigurationError: the configuration or the range is wrong; nothing was started.
         JobsFailedError: a job failed or rows were lost; the results of the other jobs are kept.
     """
-    _do(["collection", "processing"], tools, config, since, until)
+    _do(["collection", "processing"], tools, config, since=since, until=until)
 
 
-def _do(
-    stages: list[Stage],
-    names: list[str] | None,
-    config: str | None,
-    since: date | None = None,
-    until: date | None = None,
-) -> None:
+def _do(stages: list[Stage], names: list[str] | None, config: str | None, **asked: Any) -> None:
+    since, until = asked.get("since"), asked.get("until")
     if since is not None and until is not None and since >= until:
         raise ConfigurationError(f"until: {until} is not after since, {since}: until is the first day after the range")
     settings = load_config(config)
-    run = Run(settings, select_tables(settings, names))
-    run.finish(Steps(run, stages, since, until).do())
+    tables = select_tables(settings, names)
+    for problem in import_references(settings, tables):
+        raise problem
+    run = Run(settings, tables)
+    run.finish(Steps(run, stages, **asked).do())
 
 
 @flow(name="maintenance", flow_run_name=run_name)

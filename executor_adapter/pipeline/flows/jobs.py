@@ -52,9 +52,9 @@ def settle_windows(table: ConfiguredTable, present: list[str]) -> dict[str, Any]
     task_run_name="process {table} {subject}",
     **OF_TABLE,
 )
-def process_windows(table: ConfiguredTable, windows: list[str], subject: str) -> dict[str, Any]:
+def process_windows(table: ConfiguredTable, windows: list[str], subject: str, again: bool) -> dict[str, Any]:
     """Send windows through the table's steps."""
-    return processing.process_windows(table, windows)
+    return processing.process_windows(table, windows, again=again)
 
 
 summarise = job_task(

@@ -25,14 +25,14 @@ MAX_REASON = 200
 def collection_sentences(jobs: Iterable[JobRow], balances: Iterable[Balance]) -> list[str]:
     """Return a sentence per tool: how many rows this run collected, and how many were collected before."""
     jobs = list(jobs)
-    return [_collection_sentence(each, [job for job in jobs if job.tool == each.tool]) for each in balances]
+    return [_collection_sentence(each, [job for job in jobs if job.tool == each.name]) for each in balances]
 
 
 def _collection_sentence(balance: Balance, jobs: list[JobRow]) -> str:
     new = sum(job.records or 0 for job in jobs if job.stage == "collect")
     previous = balance.collected - new
     skipped = f"; {previous:,} were already collected, and not collected again" if previous > 0 else ""
-    return f"{balance.tool}: {new:,} new rows{skipped}"
+    return f"{balance.name}: {new:,} new rows{skipped}"
 
 
 def failure_sentences(jobs: Iterable[JobRow]) -> list[str]:

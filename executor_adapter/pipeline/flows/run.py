@@ -55,12 +55,6 @@ def untagged() -> TagsContext:
     return TagsContext(current_tags=set())
 
 
-def _submit_untagged(task: JobTask[..., Any], arguments: dict[str, Any]) -> Future:
-    with untagged():
-        future: Future = task.submit(**arguments)
-    return future
-
-
 class JobsFailedError(Exception):
     """Raised when jobs of the run failed or rows were lost; the results of the other jobs are kept."""
 
@@ -96,7 +90,8 @@ class Run:
                 # Their events are what automations react to.
                 stack.enter_context(job_events(executor=executor))
                 monitors.append(stack.enter_context(HealthMonitor(executor, on_alert=[emit_alert])))
-                self._contexts[stage] = copy_context()
+                with untagged():
+                    self._contexts[stage] = copy_context()
             with self._lines.bar(flow_run.get_flow_name() or ""):
                 yield
             for monitor in monitors:
@@ -116,7 +111,7 @@ class Run:
         """
         labelled = task.with_options(metadata={"stage": label, "subject": subject})
         context = self._contexts["processing" if label in ("process", "report") else "collection"]
-        future = context.run(_submit_untagged, labelled, arguments)
+        future: Future = context.run(labelled.submit, **arguments)
         self._then[future.task_run_id] = then
         future.add_done_callback(self._ended.put)
 

@@ -36,11 +36,24 @@ class Steps:
         stages: what is done: collection, processing or both.
         since: the first day of a range that is collected again; None: only what is new is collected.
         until: the first day after that range; None: up to now.
+        again: whether windows are processed again that are processed already.
+        window: the only window that is processed; None: all.
     """
 
-    def __init__(self, run: Run, stages: Sequence[Stage], since: date | None = None, until: date | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        stages: Sequence[Stage],
+        *,
+        since: date | None = None,
+        until: date | None = None,
+        again: bool = False,
+        window: str | None = None,
+    ) -> None:
         self._run, self._stages, self._since, self._until = run, stages, since, until
+        self._again, self._window = again, window
         self._tables = {table.full_name: table for tables in run.tables.values() for table in tables}
+        self._is_backfill = since is not None or until is not None
         self._open = Counter[str]()
         """How many jobs of a table have not ended."""
         self._uncollected = set(self._tables if "collection" in stages else ())
@@ -79,13 +92,14 @@ class Steps:
 
     def _found(self, table: ConfiguredTable, windows: list[Window] | None) -> None:
         """Collect the windows; None: they could not be found."""
-        if windows and isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep":
+        settles = isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep"
+        # Of a range nothing is known of the windows beside it.
+        if windows and settles and not self._is_backfill:
             self._present[table.full_name] = set()
         self._collect(table, _together(windows or [], lambda window: window.size, MAX_BYTES))
 
     def _collect(self, table: ConfiguredTable, jobs_of: Iterable[list[Window]]) -> None:
-        given: dict[str, Any] = {"again": self._since is not None or self._until is not None}
-        self._submit(jobs.collect_windows, "collect", table, self._stored, jobs_of, **given)
+        self._submit(jobs.collect_windows, "collect", table, self._stored, jobs_of, again=self._is_backfill)
         if self._open[table.full_name]:
             return
         if (present := self._present.pop(table.full_name, None)) is None:
@@ -118,11 +132,12 @@ class Steps:
             is_ready = name not in self._uncollected and not table.reads & (self._uncollected | self._unprocessed)
             if name in self._waiting and is_ready:
                 self._waiting.discard(name)
-                sizes = windows_to_process(table)
-                self._process(table, _together(list(sizes), sizes.__getitem__, MAX_ROWS))
+                sizes = windows_to_process(table, again=self._again)
+                wanted = [each for each in sizes if self._window in (None, each)]
+                self._process(table, _together(wanted, sizes.__getitem__, MAX_ROWS))
 
     def _process(self, table: ConfiguredTable, jobs_of: Iterable[list[str]]) -> None:
-        self._submit(jobs.process_windows, "process", table, self._made, jobs_of)
+        self._submit(jobs.process_windows, "process", table, self._made, jobs_of, again=self._again)
         if not self._open[table.full_name]:
             self._unprocessed.discard(table.full_name)
             self._process_ready()

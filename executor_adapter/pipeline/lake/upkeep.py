@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import pyarrow as pa
 
@@ -90,6 +90,17 @@ def is_expired(window: str, before: date) -> bool:
     if not _DATED.fullmatch(window):
         return False
     return window < before.isoformat()[: len(window)]
+
+
+def is_between(window: str, since: str | None, until: str | None) -> bool:
+    """Return whether a part of a window that is named by a day, a month or a year is in a range of days.
+
+    A window of another name always is. The bounds are in ISO 8601; `until` is the first moment after the range.
+    """
+    if not _DATED.fullmatch(window):
+        return True
+    last = until and (datetime.fromisoformat(until) - timedelta(microseconds=1)).isoformat()
+    return (since is None or window >= since[: len(window)]) and (last is None or window <= last[: len(window)])
 
 
 def _mark(table: LakeTable, window: str, at: str) -> None:

@@ -1,0 +1,98 @@
+"""`pipeline status|windows|rejects`, and what names of tables they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from executor_adapter.cli import output
+from executor_adapter.config import load_config
+from executor_adapter.pipeline import ConfiguredTable, collect_windows, find_windows, process_windows, select_tables
+from tests.cli.conftest import Command
+
+ROWS = "id,day\n1,2024-01-01\n\x1b[2Jx,2024-01-01\n2,2024-01-03\n2,2024-01-03\n3\n"
+
+
+@pytest.fixture
+def orders(home: Path) -> ConfiguredTable:
+    """A table of two days, of which a step, a type and a line have rejected a row each."""
+    (home / "inbox").mkdir()
+    (home / "inbox/jan.csv").write_text(ROWS)
+    table = {
+        "file": "*.csv",
+        "partition": "day",
+        "period": "day",
+        "expect": "daily",
+        "schema": {"columns": {"id": "integer", "day": "date"}},
+        "steps": [{"deduplicate": {"key": "id", "reject": True}}],
+    }
+    tool = {"source": "files", "directory": "inbox", "tables": {"orders": table}}
+    (home / "config.yaml").write_text(yaml.safe_dump({"lake": "lake", "tools": {"shop": tool}}))
+    (found,) = select_tables(load_config())
+    return found
+
+
+@pytest.fixture
+def done(orders: ConfiguredTable) -> ConfiguredTable:
+    """The same table once it is collected and processed."""
+    collect_windows(orders, find_windows(orders))
+    process_windows(orders, list(orders.raw.windows()))
+    return orders
+
+
+def test_the_status_of_a_table_says_what_is_late_missing_and_rejected(command: Command, done: ConfiguredTable) -> None:
+    """Its rows are counted wherever they are, and the days that it lacks are named."""
+    (found,) = command("pipeline", "status", "--json").json
+    assert found["missing"][:2] == ["2024-01-02", "2024-01-04"]
+    expected = {"table": "shop.orders", "rows": 5, "rejected": 3, "unprocessed": 0, "windows": 2, "late_seconds": None}
+    assert {name: found[name] for name in expected} == expected
+    header, row = command("pipeline", "status").out.splitlines()
+    assert header.split() == ["TABLE", "COLLECTED", "ROWS", "REJECTED", "UNPROCESSED", "WINDOWS", "MISSING"]
+    assert "shop.orders" in row
+    assert "2024-01-02 and " in row
+
+
+def test_a_table_without_rows_has_a_status(command: Command, orders: ConfiguredTable) -> None:
+    """It was never collected, and its source is not asked."""
+    assert "never" in command("pipeline", "status").out
+    assert command("pipeline", "windows", "shop.orders") == (0, "", "")
+
+
+def test_the_windows_of_a_table_say_what_became_of_their_rows(command: Command, done: ConfiguredTable) -> None:
+    """A delivery is among them, where it has what is not a row or does not fit."""
+    found = {each["name"]: each for each in command("pipeline", "windows", "shop", "--json").json}
+    kept = {name: (each["collected"], each["processed"], each["rejected"]) for name, each in found.items()}
+    assert kept == {"read jan.csv": (2, 0, 2), "2024-01-01": (1, 1, 0), "2024-01-03": (2, 1, 1)}
+    assert "2024-01-03" in command("pipeline", "windows", "shop.orders").out
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_rejects_are_shown_by_rule_or_by_row(
+    command: Command, done: ConfiguredTable, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a window or a file the rows themselves are shown, and a terminal obeys nothing in them."""
+    monkeypatch.setattr(output, "PIPE_WIDTH", width)
+    rules = {each["reason"]: each["rows"] for each in command("pipeline", "rejects", "shop.orders", "--json").json}
+    assert rules == {
+        "another row has this id": 1,
+        "has fewer values than there are columns": 1,
+        "id: '\x1b[2Jx' is not an integer of 64 bits": 1,
+    }
+    (row,) = command("pipeline", "rejects", "shop.orders", "-w", "2024-01-03", "--json").json
+    assert (row["step"], row["row"]) == ("deduplicate", 1)
+    shown = command("pipeline", "rejects", "shop.orders", "--window", "jan.csv").out
+    assert max(map(len, shown.splitlines())) <= width
+    assert "␛[2Jx" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("name", ["windows", "rejects", "backfill", "reprocess", "rebuild"])
+def test_a_wrong_name_is_answered_with_the_nearest(command: Command, orders: ConfiguredTable, name: str) -> None:
+    """Exit code 2, before anything starts."""
+    result = command("pipeline", name, "shop/order")
+    assert result.code == 2
+    assert result.err.endswith(
+        "'shop/order' is not a table, as tool.table, and not a tool: did you mean shop.orders?\n"
+    )
