@@ -40,7 +40,7 @@ from executor_adapter.job import (
     Job,
     JobResult,
     JobStatus,
-    LimitObserver,
+    NearLimit,
     Observer,
     ToolLimit,
     check_count,
@@ -61,6 +61,7 @@ from executor_adapter.supervision import (
     JobScope,
     Supervisor,
     figures,
+    near_limits,
     program_output,
 )
 
@@ -133,7 +134,6 @@ class JobExecutor(JobCaller):
             memory_guard=make_memory_guard(self.config),
             read_capacity=functools.partial(read_capacity, self.config, check_capacity(capacity)),
             kill_grace=self.config.executor.kill_grace,
-            near_limit=self.config.monitoring.near_limit,
             output=self.config.executor.output,
         )
         self._defaults = JobDefaults(self.config)
@@ -335,18 +335,11 @@ class JobExecutor(JobCaller):
         with contextlib.suppress(ValueError):
             self._supervisor.tracker.observers.remove(observer)
 
-    def add_limit_observer(self, observer: LimitObserver) -> None:
-        """Call `observer` with a NearLimit once for each limit that a job comes near to.
-
-        A limit is near when the share `monitoring.near_limit` of it is used. It counts once for each attempt, and a
-        deadline once. A HealthMonitor makes alerts of it.
-        """
-        self._supervisor.near_limits.observers.append(observer)
-
-    def remove_limit_observer(self, observer: LimitObserver) -> None:
-        """Stop calling `observer`; it need not have been added."""
-        with contextlib.suppress(ValueError):
-            self._supervisor.near_limits.observers.remove(observer)
+    def near_limits(self) -> list[NearLimit]:
+        """Return the limits that live jobs are near to: they have used the share `monitoring.near_limit` of them."""
+        supervisor, share = self._supervisor, self.config.monitoring.near_limit
+        jobs = tuple(supervisor.intake.jobs.values())
+        return [] if share is None else [*near_limits(supervisor.running(), jobs, share, supervisor.now())]
 
     def stats(self, *, window: float = DEFAULT_WINDOW_SECONDS) -> ExecutorStats:
         """Return counts since the executor was made, and figures of jobs that ended in the last `window` seconds."""
@@ -367,7 +360,7 @@ class JobExecutor(JobCaller):
             abandoned_threads=pools["abandoned_threads"] + (0 if self._hooked is None else self._hooked.abandoned),
             quarantined=tuple(supervisor.intake.quarantined),
             longest_running_seconds=now - min(begun) if begun else None,
-            jobs_near_limit=supervisor.near_limits.count(),
+            jobs_near_limit=len({near.job for near in self.near_limits()}),
             waits_for_memory=guard is not None and guard.holds,
             waiting_for_resources=supervisor.dispatcher.resources.waiting,
             memory_limit_bytes=None if level is None else level.limit,

@@ -47,7 +47,7 @@ from executor_adapter.job.resources import (
 from executor_adapter.job.results import ERROR_OF_ATTEMPT, Attempt, JobResult, JobResults, Progress
 from executor_adapter.job.retry import CRASHES, RetryDecision, RetryPolicy, RetryRule, decide, limit_attempts
 from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
-from executor_adapter.job.transition import LimitObserver, NearLimit, Observer, Transition
+from executor_adapter.job.transition import NearLimit, Observer, Transition
 from executor_adapter.job.validation import (
     Count,
     MemoryLimit,
@@ -88,7 +88,6 @@ __all__ = [
     "JobResults",
     "JobState",
     "JobStatus",
-    "LimitObserver",
     "MapOptions",
     "MemoryLimit",
     "Model",

@@ -1,4 +1,4 @@
-"""What observers are notified of: a change of a job's state, and a time limit that is near."""
+"""What can be seen of a job from outside: a change of its state, and a time limit that is near."""
 
 from __future__ import annotations
 
@@ -46,12 +46,8 @@ class NearLimit(NamedTuple):
     of: float
     """The limit in seconds."""
     attempt: int
-    """The number of the attempt that runs; of a deadline, of the last one that started."""
+    """The number of the attempt whose max_runtime it is; 0 of a deadline, which is that of all attempts."""
 
     def __str__(self) -> str:
         left = f"{max(0.0, self.of - self.used):.3g} s are left"
         return f"job {self.job.job_id} has used {self.used:.3g} s of its {self.limit} of {self.of:.3g} s: {left}"
-
-
-LimitObserver = Callable[[NearLimit], None]
-"""Called on the supervisor's thread, so it must be quick and must not block."""

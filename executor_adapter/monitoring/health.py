@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
+import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, Self
 
 from executor_adapter.config import MonitoringSettings, Settings
-from executor_adapter.job import Job, LimitObserver, NearLimit, size_text
+from executor_adapter.job import Job, NearLimit, size_text
 from executor_adapter.pools import MemoryLevel
 from executor_adapter.supervision import ExecutorStats
 
 logger = logging.getLogger("executor_adapter.health")
 
-MAX_NEAR = 1000
-"""Jobs near a limit that wait for a check; with each further one the oldest is forgotten."""
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks for jobs near a limit."""
 
 
 class AlertKind(StrEnum):
@@ -61,7 +60,7 @@ class Watched(Protocol):
 
     def running(self) -> Sequence[Job]: ...
 
-    def add_limit_observer(self, observer: LimitObserver) -> None: ...
+    def near_limits(self) -> Sequence[NearLimit]: ...
 
     def stats(self, *, window: float = ...) -> ExecutorStats | None: ...
 
@@ -74,7 +73,7 @@ class HealthMonitor:
     error too, and the next one is made as usual.
 
     A job that comes near its max_runtime or deadline (the setting `monitoring.near_limit` of what is watched) is an
-    alert at once, not only at the next check; once for each attempt, and once for the deadline.
+    alert within LOOK_INTERVAL, not only at the next check; once for each attempt, and once for the deadline.
 
         with HealthMonitor(executor, on_alert=[page_someone]):          # checks in a thread of its own
         async with HealthMonitor(scheduler, stuck_after=600):           # checks in the running event loop
@@ -106,13 +105,12 @@ class HealthMonitor:
         self._stuck: set[Job] = set()
         self._rate_is_high = False
         self._memory_is_low = False
-        self._near: deque[NearLimit] = deque(maxlen=MAX_NEAR)
+        self._near: Set[tuple[Job, str, int]] = set()
+        """The limits that were near at the last look, by job, limit and attempt."""
+        self._check_at = -math.inf
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._woken = threading.Event()
-        self._wake_task: Callable[[], object] | None = None
         self._task: asyncio.Task[None] | None = None
-        watched.add_limit_observer(self._on_near_limit)
 
     def check(self) -> list[Alert]:
         """Check once, and return the new alerts, which have been logged and passed to `on_alert`."""
@@ -122,20 +120,13 @@ class HealthMonitor:
             self._raise_alert(alert)
         return alerts
 
-    def _on_near_limit(self, near: NearLimit) -> None:
-        """Wake the checks; called on a supervisor's thread."""
-        self._near.append(near)
-        self._woken.set()
-        if (wake := self._wake_task) is not None:
-            with contextlib.suppress(RuntimeError):  # The event loop has ended.
-                wake()
-
     def _near_limits(self) -> Iterator[Alert]:
-        limit, now = self._watched.config.monitoring.near_limit or 1.0, self._clock()
-        while self._near:
-            near = self._near.popleft()
+        share, now = self._watched.config.monitoring.near_limit or 1.0, self._clock()
+        found = {(near.job, near.limit, near.attempt): near for near in self._watched.near_limits()}
+        known, self._near = self._near, found.keys()
+        for near in (near for key, near in found.items() if key not in known):
             kind, used = AlertKind.NEAR_LIMIT, near.used / near.of
-            yield Alert(kind=kind, message=str(near), value=used, limit=limit, job=near.job, at=now)
+            yield Alert(kind=kind, message=str(near), value=used, limit=share, job=near.job, at=now)
 
     def _stuck_jobs(self) -> Iterator[Alert]:
         now, limit = self._clock(), self.settings.stuck_after
@@ -177,15 +168,18 @@ class HealthMonitor:
             except Exception:
                 logger.exception("an on_alert callback failed")
 
-    def _check_and_log(self) -> None:
+    def _look(self) -> float:
+        """Check if it is time to, else look for jobs near a limit; return the seconds until the next look."""
         try:
-            self.check()
+            if (now := time.monotonic()) >= self._check_at:
+                self._check_at = now + self.settings.interval
+                self.check()
+            else:
+                for alert in self._near_limits():
+                    self._raise_alert(alert)
         except Exception:
             logger.exception("a health check failed")
-
-    def _raise_near_limits(self) -> None:
-        for alert in self._near_limits():
-            self._raise_alert(alert)
+        return max(0.0, min(LOOK_INTERVAL, self._check_at - time.monotonic()))
 
     # --- in a thread ---
 
@@ -193,7 +187,7 @@ class HealthMonitor:
         """Check now and every `interval` seconds, in a thread. Does nothing if it is started already."""
         if self._thread is None:
             self._stopping.clear()
-            self._woken.clear()
+            self._check_at = -math.inf
             # In this context, since Prefect reads of which flow run the event of an alert is.
             run = copy_context().run
             self._thread = threading.Thread(target=run, args=(self._watch,), name="executor-health", daemon=True)
@@ -203,18 +197,12 @@ class HealthMonitor:
         """Stop checking. Does nothing if it is not started."""
         thread, self._thread = self._thread, None
         self._stopping.set()
-        self._woken.set()
         if thread is not None:
             thread.join()
 
     def _watch(self) -> None:
-        while not self._stopping.is_set():
-            self._check_and_log()
-            next_check = time.monotonic() + self.settings.interval
-            while not self._stopping.is_set() and (left := next_check - time.monotonic()) > 0:
-                if self._woken.wait(min(left, threading.TIMEOUT_MAX)):
-                    self._woken.clear()
-                    self._raise_near_limits()
+        while not self._stopping.wait(self._look()):
+            pass
 
     def __enter__(self) -> Self:
         self.start()
@@ -227,17 +215,9 @@ class HealthMonitor:
 
     async def run(self) -> None:
         """Check now and every `interval` seconds, until cancelled."""
-        woken, loop = asyncio.Event(), asyncio.get_running_loop()
-        self._wake_task = functools.partial(loop.call_soon_threadsafe, woken.set)
+        self._check_at = -math.inf
         while True:
-            self._check_and_log()
-            next_check = loop.time() + self.settings.interval
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(next_check):
-                    while True:
-                        await woken.wait()
-                        woken.clear()
-                        self._raise_near_limits()
+            await asyncio.sleep(self._look())
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self.run())

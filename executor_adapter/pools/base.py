@@ -35,7 +35,7 @@ class Assignment:
 
     __slots__ = (
         "checkpoint", "context", "coroutine", "ended_at", "environment", "exit_code", "exit_signal", "hard_limit",
-        "job", "memory_limit", "near_limit", "node", "number", "payload", "peak_rss", "pid",
+        "job", "memory_limit", "node", "number", "payload", "peak_rss", "pid",
         "position", "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at",
         "stop_reason", "worker",
     )  # fmt: skip
@@ -77,7 +77,7 @@ class Assignment:
         self.exit_signal: int | None = None
         # These five belong to the supervisor.
         self.run_time: Any = None
-        self.hard_limit = self.soft_limit = self.stall_limit = self.near_limit = float("inf")
+        self.hard_limit = self.soft_limit = self.stall_limit = float("inf")
         self.stop_reason: Any = None
 
 

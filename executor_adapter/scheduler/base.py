@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from executor_adapter.config import Settings, Stage, StageSettings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor
-from executor_adapter.job import Job, LimitObserver, Observer, ToolLimit, check_count, rerun
+from executor_adapter.job import Job, NearLimit, Observer, ToolLimit, check_count, rerun
 from executor_adapter.pools import check_job
 from executor_adapter.scheduler.binding import bind, check_own_arguments
 from executor_adapter.scheduler.job_queue import JobQueue
@@ -55,7 +55,6 @@ class BaseScheduler:
         self._store: JobStore | None = None
         self._tool_limits = tool_limits
         self._observers = tuple(observers)
-        self._limit_observers: list[LimitObserver] = []
         self._executor: JobExecutor | None = None
         self._progress = progress
         self._bar = contextlib.ExitStack()
@@ -111,8 +110,6 @@ class BaseScheduler:
             requeue_on_shutdown=True,
         )
         executor.quarantine(self._quarantined.values())
-        for observer in self._limit_observers:
-            executor.add_limit_observer(observer)
         if self._progress:
             self._bar.enter_context(scheduler_bar(self.section, executor))
         self.job_queue.use_history(executor.history())
@@ -238,12 +235,9 @@ class BaseScheduler:
         """Return the executor's counts and figures; None while the scheduler is not started."""
         return None if self._executor is None else self._executor.stats(window=window)
 
-    def add_limit_observer(self, observer: LimitObserver) -> None:
-        """Call `observer` with a NearLimit for each limit that a job comes near to, as JobExecutor does; any thread."""
-        with self._lock:
-            self._limit_observers.append(observer)
-            if self._executor is not None:
-                self._executor.add_limit_observer(observer)
+    def near_limits(self) -> list[NearLimit]:
+        """Return the limits that live jobs are near to, as JobExecutor does."""
+        return [] if self._executor is None else self._executor.near_limits()
 
     async def _add(self, job: Job, own: dict[str, Any]) -> str:
         check_own_arguments(job.function, own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision.limits import near_limits
 from executor_adapter.supervision.messages import JobScope, UnclaimedMessages, program_output, write_line
 from executor_adapter.supervision.outcome import (
     DEFAULT_WINDOW_SECONDS,
@@ -38,6 +39,7 @@ __all__ = [
     "failed_as",
     "figures",
     "mean",
+    "near_limits",
     "percentile",
     "program_output",
     "write_line",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from executor_adapter.exceptions import JobError
 from executor_adapter.exceptions.display import repr_of
-from executor_adapter.job import TERMINAL, Job, JobStatus, LimitObserver, NearLimit
+from executor_adapter.job import TERMINAL, Job, JobStatus, NearLimit
 from executor_adapter.pools import Assignment, Recall, SupervisorLoop
 from executor_adapter.pools.transport.envelope import Outcome, failed
 from executor_adapter.supervision.intake import JobIntake
@@ -21,54 +20,19 @@ logger = logging.getLogger("executor_adapter")
 BEGIN_INTERVAL = 0.01
 """Seconds after which a worker that had not begun a function at its soft_timeout is looked at again."""
 
-MIN_NOTED = 64
-"""Jobs near a limit that are kept before those that have ended are dropped."""
 MAX_CANCEL_GRACE = 3.0
 """Max seconds of grace for a cancelled attempt: it must end within five seconds, the kill included."""
 
 
-class NearLimits:
-    """Notifies observers of each job that has used `share` of a time limit, and knows which jobs are that far now.
-
-    `share` is between 0 and 1; None: nobody is notified. Supervisor thread only, except `count`.
-    """
-
-    def __init__(self, share: float | None = None) -> None:
-        self.observers: list[LimitObserver] = []
-        self._share = share
-        # By reference to the job, which is not kept alive, since its arguments may be large: the limit and the attempt.
-        self._noted: dict[weakref.ref[Job], tuple[str, int]] = {}
-        self._prune_at = MIN_NOTED
-
-    def time_of(self, since: float, limit: float) -> float:
-        """Return when a limit of `limit` seconds that counts from `since` is near; NEVER where nobody is notified."""
-        return NEVER if self._share is None else since + self._share * limit
-
-    def note(self, job: Job, limit: str, used: float, of: float) -> None:
-        """Notify the observers, unless the limit has passed already, as after a pause of the process."""
-        if used >= of:
-            return
-        if len(self._noted) >= self._prune_at:
-            self._noted = {job_ref: noted for job_ref, noted in self._noted.items() if _is_still_near(job_ref, *noted)}
-            self._prune_at = max(MIN_NOTED, 2 * len(self._noted))
-        self._noted[weakref.ref(job)] = (limit, job.state.attempt)
-        near = NearLimit(job, limit, used, of, job.state.attempt)
-        for observer in tuple(self.observers):
-            try:
-                observer(near)
-            except Exception:
-                logger.exception("an observer of limits failed", extra={"job_id": job.job_id})
-
-    def count(self) -> int:
-        """Return how many jobs are near a limit now. Any thread may call it."""
-        return sum(_is_still_near(job_ref, *noted) for job_ref, noted in tuple(self._noted.items()))
-
-
-def _is_still_near(job_ref: weakref.ref[Job], limit: str, attempt: int) -> bool:
-    job = job_ref()
-    if job is None or job.state.status in TERMINAL:
-        return False
-    return limit == "deadline" or (job.state.status is JobStatus.RUNNING and job.state.attempt == attempt)
+def near_limits(running: Iterable[Assignment], jobs: Iterable[Job], share: float, now: float) -> Iterator[NearLimit]:
+    """Yield each limit of which `share` is used, and that has not passed, of running attempts and of live jobs."""
+    for assignment in running:
+        job, limit = assignment.job, assignment.job.max_runtime
+        if limit is not None and share * limit <= (used := now - (assignment.hard_limit - limit)) < limit:
+            yield NearLimit(job, "max_runtime", used, limit, assignment.number)
+    for job in jobs:
+        if job.deadline is not None and share * job.deadline <= (used := now - job.live.queued_at) < job.deadline:
+            yield NearLimit(job, "deadline", used, job.deadline, 0)
 
 
 class RunningAttempts(set[Assignment]):
@@ -78,10 +42,9 @@ class RunningAttempts(set[Assignment]):
     sorted: when `due` comes, all are checked and the next time is computed.
     """
 
-    def __init__(self, near_limits: NearLimits | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.due = NEVER
-        self.near_limits = near_limits or NearLimits()
 
     def begin(self, assignment: Assignment, at: float, *, apply_max_runtime: bool) -> None:
         """Add an attempt that started at `at`, and set its limits."""
@@ -91,9 +54,7 @@ class RunningAttempts(set[Assignment]):
         job = assignment.job
         if job.max_runtime is not None and apply_max_runtime:
             assignment.hard_limit = at + job.max_runtime
-            assignment.near_limit = near = self.near_limits.time_of(at, job.max_runtime)
-            if (limit := min(near, assignment.hard_limit)) < self.due:
-                self.due = limit
+            self.due = min(self.due, assignment.hard_limit)
         if job.soft_timeout is not None:
             assignment.soft_limit = at + job.soft_timeout
             self.due = min(self.due, assignment.soft_limit)
@@ -130,16 +91,7 @@ class RunningAttempts(set[Assignment]):
             if assignment.soft_limit <= now:
                 # A worker begins a moment after it was given the attempt, which may be later than this limit.
                 assignment.soft_limit = NEVER if interrupt(assignment) else now + BEGIN_INTERVAL
-            if assignment.near_limit <= now:
-                assignment.near_limit = NEVER
-                self._note_near(assignment, now)
-            self.due = min(
-                self.due, assignment.soft_limit, assignment.near_limit, assignment.hard_limit, assignment.stall_limit
-            )
-
-    def _note_near(self, assignment: Assignment, now: float) -> None:
-        limit = assignment.job.max_runtime or 0.0
-        self.near_limits.note(assignment.job, "max_runtime", now - (assignment.hard_limit - limit), limit)
+            self.due = min(self.due, assignment.soft_limit, assignment.hard_limit, assignment.stall_limit)
 
 
 class Stopping:
@@ -216,9 +168,6 @@ class Stopping:
         if job.queue_timeout is not None:
             self._follow_up.set_timer(job, "queue", queued_at + job.queue_timeout, self._on_queue_timeout)
         if job.deadline is not None:
-            near = self._running.near_limits.time_of(queued_at, job.deadline)
-            if near != NEVER:
-                self._follow_up.set_timer(job, "near deadline", near, self._on_near_deadline)
             end = functools.partial(self.end_job, reason=StopReason.DEADLINE)
             self._follow_up.set_timer(job, "deadline", queued_at + job.deadline, end)
 
@@ -231,9 +180,6 @@ class Stopping:
                 assignment.stop_reason = StopReason.QUEUE_TIMEOUT
             return
         self.end_unstarted_job(job, stopped(job, StopReason.QUEUE_TIMEOUT))
-
-    def _on_near_deadline(self, job: Job) -> None:
-        self._running.near_limits.note(job, "deadline", self._loop.now() - job.live.queued_at, job.deadline or 0.0)
 
     # --- the executor ---
 

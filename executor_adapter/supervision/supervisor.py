@@ -35,7 +35,7 @@ from executor_adapter.pools import (
 from executor_adapter.pools.transport.envelope import PLAIN_TYPES, Ending, Outcome, crashed
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
-from executor_adapter.supervision.limits import NearLimits, RunningAttempts, Stopping
+from executor_adapter.supervision.limits import RunningAttempts, Stopping
 from executor_adapter.supervision.messages import JobScope, OutputMode, UnclaimedMessages
 from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stopped
 from executor_adapter.supervision.resources import Capacity
@@ -69,7 +69,6 @@ class Supervisor:
         memory_guard: MemoryGuard | None = None,
         read_capacity: Callable[[], Capacity] = Capacity,
         kill_grace: float = 5.0,
-        near_limit: float | None = None,
         output: OutputMode = "forward",
         clock: Callable[[], float] = time.monotonic,
         make_thread: Callable[..., SupervisorThread] = SupervisorThread,
@@ -100,8 +99,7 @@ class Supervisor:
         )
         self.discard = Discard(lambda: self.thread.is_inline or self.thread.belongs_to_parent)
         self.follow_up = FollowUp(loop, self.intake, self.tracker, self.dispatcher, self.pools, self.discard)
-        self.near_limits = NearLimits(near_limit)
-        self._running = RunningAttempts(self.near_limits)
+        self._running = RunningAttempts()
         self.stopping = Stopping(loop, self.intake, self.pools, self._running, self.follow_up, kill_grace=kill_grace)
         self._run_times = RunTimes()
         self.unclaimed = UnclaimedMessages(output)

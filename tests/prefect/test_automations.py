@@ -20,7 +20,7 @@ from prefect.flow_engine import run_flow
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import Settings
-from executor_adapter.monitoring import Alert, HealthMonitor
+from executor_adapter.monitoring import Alert, HealthMonitor, health
 from executor_adapter.prefect import BootstrapPlan, emit_alert, job_events, run_jobs
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.prefect.setup.automations import automations
@@ -169,8 +169,9 @@ def test_failing_jobs_fire(
     assert flow_run_id in limit["body"]
 
 
-def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created) -> None:
+def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created, monkeypatch: pytest.MonkeyPatch) -> None:
     """A running job that has used most of its max_runtime or deadline fires, and one that has used little does not."""
+    monkeypatch.setattr(health, "LOOK_INTERVAL", 0.02)
     names = {name: f"{name}-{uuid4().hex[:8]}" for name in ("runtime", "deadline", "fine")}
     limits: dict[str, dict[str, Any]] = {"runtime": {"max_runtime": 1.0}, "deadline": {"deadline": 1.0}, "fine": {}}
     alerts: list[Alert] = []

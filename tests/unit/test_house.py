@@ -103,15 +103,15 @@ MAY_IMPORT = {
     "deployments": {"executor_adapter", "tasks", "flows", "deployments"},
 }
 BUDGETS = {
-    "cli": 1_931,
+    "cli": 1_915,
     "config": 1_146,
     "exceptions": 170,
-    "executor": 1_267,
-    "job": 1_215,
+    "executor": 1_266,
+    "job": 1_213,
     "modules": 503,
-    "monitoring": 813,
+    "monitoring": 794,
     "persistence": 1_155,
-    "pipeline": 5_407,
+    "pipeline": 5_391,
     "pools": 628,
     "pools/cluster": 3_641,
     "pools/in_process": 671,
@@ -119,9 +119,9 @@ BUDGETS = {
     "pools/process": 1_667,
     "pools/transport": 596,
     "prefect": 6_551,
-    "scheduler": 460,
+    "scheduler": 454,
     "store": 1_835,
-    "supervision": 2_621,
+    "supervision": 2_583,
     "worker": 1_886,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

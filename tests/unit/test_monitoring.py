@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable
 
 import pytest
@@ -15,10 +13,9 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.job import LimitObserver, NearLimit
-from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
+from executor_adapter.job import NearLimit
+from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor, health
 from executor_adapter.scheduler import CollectionScheduler
-from executor_adapter.supervision.limits import MIN_NOTED, NearLimits
 from executor_adapter.supervision.outcome import MAX_ENDED_JOBS, EndedJob, StateTracker, figures, percentile
 from executor_adapter.testing import FakeClock, InlineExecutor
 from tests.waiting import PATIENCE, wait_for
@@ -217,7 +214,8 @@ def test_it_checks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixt
 
         def stats(self, *, window: float = 1.0) -> None: ...
 
-        def add_limit_observer(self, observer: LimitObserver) -> None: ...
+        def near_limits(self) -> list[NearLimit]:
+            return []
 
     monitor = HealthMonitor(Watched(), interval=0.01)
     with monitor:
@@ -252,29 +250,26 @@ def test_it_checks_in_an_event_loop_until_its_block_is_left() -> None:
 # --- limits that are near ---
 
 
-def limits_noted(executor: JobExecutor) -> list[NearLimit]:
-    noted: list[NearLimit] = []
-    executor.add_limit_observer(noted.append)
-    return noted
-
-
 def test_a_deadline_is_near_also_while_the_job_waits() -> None:
-    """A job that waits for its retry is noted when its deadline is near, once."""
-    clock = FakeClock()
+    """A deadline is near while the job waits for its retry, and an alert once."""
+    clock, alerts = FakeClock(), list[Alert]()
     with InlineExecutor(clock=clock) as executor:
-        noted = limits_noted(executor)
+        monitor = HealthMonitor(executor, on_alert=[alerts.append])
         future = executor.submit(
             Job(function=fail_by_network, deadline=100.0, retry_attempts=9, retry_delay=90.0, job_id="late")
         )
         clock.advance(79.0)
-        assert noted == []
+        assert executor.near_limits() == []
         clock.advance(2.0)
-        (near,) = noted
+        (near,) = executor.near_limits()
         assert executor.stats().jobs_near_limit == 1
         assert str(near) == "job late has used 81 s of its deadline of 100 s: 19 s are left"
+        for _ in range(3):
+            monitor.check()
+        assert [alert.message for alert in alerts] == [str(near)]
         clock.advance(30.0)
         assert future.exception() is not None
-        assert (len(noted), executor.stats().jobs_near_limit) == (1, 0)
+        assert (executor.near_limits(), executor.stats().jobs_near_limit) == ([], 0)
 
 
 def fail_by_network() -> None:
@@ -283,63 +278,46 @@ def fail_by_network() -> None:
 
 @pytest.mark.parametrize("near_limit", [None, 0.5])
 def test_the_share_of_a_limit_is_a_setting(near_limit: float | None) -> None:
-    """`monitoring.near_limit` sets when a limit is near; null turns it off."""
-    clock = FakeClock()
+    """`monitoring.near_limit` sets when a limit is near; null turns it off. One that has passed is not near."""
+    clock, near = FakeClock(), list[tuple[str, float, int]]()
+
+    def take(seconds: float) -> None:
+        clock.advance(seconds)
+        near.extend((each.limit, each.used, each.attempt) for each in executor.near_limits())
+
     config = Settings(monitoring=MonitoringSettings(near_limit=near_limit))
     with InlineExecutor(clock=clock, config=config) as executor:
-        noted = limits_noted(executor)
-        executor.run(Job(function=lambda: clock.advance(6.0), max_runtime=10.0))
-        executor.run(Job(function=lambda: clock.advance(4.0), max_runtime=10.0))
-    assert [near.used for near in noted] == ([] if near_limit is None else [6.0])
+        for seconds in (6.0, 4.0):
+            executor.run(Job(function=take, args=(seconds,), max_runtime=10.0, deadline=100.0))
+        late = Job(function=take, args=(60.0,), max_runtime=10.0, deadline=20.0, retry_attempts=0)
+        assert executor.submit(late).exception() is not None
+    assert near == ([] if near_limit is None else [("max_runtime", 6.0, 1)])
 
 
-def test_a_limit_that_has_passed_is_not_near() -> None:
-    """After a pause of the process beyond the limit the job ends, and nobody is told that it is near."""
-    clock = FakeClock()
-    with InlineExecutor(clock=clock) as executor:
-        noted = limits_noted(executor)
-        executor.submit(
-            Job(function=lambda: clock.advance(60.0), max_runtime=10.0, deadline=20.0, retry_attempts=0)
-        ).exception()
-    assert noted == []
+def test_each_attempt_that_is_near_its_limit_is_an_alert() -> None:
+    """A second attempt is another one, also where both are near their limits at two looks in a row."""
+    clock, alerts = FakeClock(), list[Alert]()
 
-
-def test_an_observer_of_limits_that_fails_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """A failing observer of limits is logged, and the others are called until they are removed."""
-    clock = FakeClock()
-
-    def broken(near: NearLimit) -> None:
-        raise OSError("no one there")
+    def look_and_fail() -> None:
+        clock.advance(9.0)
+        monitor.check()
+        monitor.check()
+        raise ConnectionError
 
     with InlineExecutor(clock=clock) as executor:
-        executor.add_limit_observer(broken)
-        noted = limits_noted(executor)
-        job = Job(function=lambda: clock.advance(9.0), max_runtime=10.0)
-        executor.run(job.model_copy(update={"job_id": "first"}))
-        executor.remove_limit_observer(noted.append)
-        executor.remove_limit_observer(print)
-        executor.run(job.model_copy(update={"job_id": "second"}))
-    assert [near.job.job_id for near in noted] == ["first"]
-    assert caplog.text.count("an observer of limits failed") == 2
+        monitor = HealthMonitor(executor, on_alert=[alerts.append], stuck_after=1e9)
+        job = Job(function=look_and_fail, max_runtime=10.0, retry_attempts=1, retry_delay=0.0)
+        future = executor.submit(job)
+        clock.advance(1.0)
+        assert isinstance(future.exception(), ConnectionError)
+    assert [alert.kind for alert in alerts] == [AlertKind.NEAR_LIMIT] * 2
 
 
-def test_jobs_near_a_limit_are_not_kept_alive() -> None:
-    """Jobs that were near a limit and have ended take no memory."""
-    clock, near_limits, alive = FakeClock(), NearLimits(0.5), list[weakref.ref[Job]]()
-    with InlineExecutor(clock=clock) as executor:
-        for _ in range(3 * MIN_NOTED):
-            job = Job(function=int)
-            executor.run(job)
-            near_limits.note(job, "deadline", 1.0, 2.0)
-            alive.append(weakref.ref(job))
-        del job
-        assert near_limits.count() == 0
-    gc.collect()
-    assert [each for each in alive if each() is not None] == []
-
-
-def test_a_job_near_its_limit_is_an_alert_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_near_its_limit_is_an_alert_soon(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A monitor in a thread raises an alert when a limit is near, long before its next check."""
+    monkeypatch.setattr(health, "LOOK_INTERVAL", 0.02)
     alerts, counts, go_on = list[Alert](), list[int](), threading.Event()
 
     def on_alert(alert: Alert) -> None:
@@ -359,8 +337,9 @@ def test_a_job_near_its_limit_is_an_alert_at_once(caplog: pytest.LogCaptureFixtu
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_a_scheduler_s_job_near_its_limit_is_an_alert_in_its_event_loop() -> None:
+def test_a_scheduler_s_job_near_its_limit_is_an_alert_in_its_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A monitor of a scheduler raises the alert in the event loop, for each executor that it makes."""
+    monkeypatch.setattr(health, "LOOK_INTERVAL", 0.02)
     alerts: list[Alert] = []
 
     async def main() -> None:
