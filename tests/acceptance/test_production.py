@@ -106,7 +106,7 @@ class Cluster:
             run = self.flow_run(run_id)
             return run if run["state_type"] in FINAL else None
 
-        return wait_for(is_over, what=f"the end of {run_id}")  # type: ignore[no-any-return]
+        return wait_for(is_over, what=lambda: f"the end of {run_id}: {self.states(run_id)}")  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

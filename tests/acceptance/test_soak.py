@@ -64,7 +64,7 @@ def test_a_day_of_collection(tmp_path: Path) -> None:
         own = {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_LOGGING_LEVEL": "CRITICAL", MARK: str(os.getpid())}
         env = server.env | own
         command = [sys.executable, "-m", "tests.acceptance.soak", url, str(folder), str(SECONDS)]
-        done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=SECONDS + PATIENCE)
         assert done.returncode == 0, done.stdout[-4000:]
         *hours, outcome = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
         for hour in hours:
