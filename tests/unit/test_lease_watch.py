@@ -40,6 +40,8 @@ class Pool:
         self.agents = list(agents)
         self.time = 0.0
         self.others: dict[str, int] = {}
+        self.took: float | None = 0.0
+        self.asked: list[float] = []
         self.wanted: dict[Shape, Starving] = {}
         self.released: list[str] = []
         self.due: list[tuple[float, Any]] = []
@@ -64,7 +66,9 @@ class Pool:
     # What it asks of the pool, its queue and its shapes.
 
     def look_for_others(self) -> None:
-        self.watch.on_others(self.others)
+        self.asked.append(self.time)
+        if self.took is not None:
+            self.watch.on_others(self.others, self.took)
 
     def release(self, agent: Agent) -> None:
         agent.slots -= 1
@@ -150,6 +154,17 @@ def test_an_agent_whose_leases_went_back_for_others_stays_for_those_that_follow(
     pool.are_awaited = False
     pool.let(1)
     assert pool.agents == []
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 0.5), (0.03, 3.0), (60.0, 20.0)])
+def test_the_engine_is_asked_the_less_often_the_longer_it_takes(two_nodes: Pool, took: float, pause: float) -> None:
+    """Who waits is asked so seldom that the answers take a hundredth of the time, and each 20 seconds at least."""
+    two_nodes.took = took
+    two_nodes.let(MAX_GRANT + 2.5 * pause)
+    assert two_nodes.asked == [MAX_GRANT, MAX_GRANT + pause, MAX_GRANT + 2 * pause]
+    two_nodes.took = None
+    two_nodes.let(300)
+    assert len(two_nodes.asked) == 4, "no second question while the first has no answer"
 
 
 def test_a_young_lease_stays(two_nodes: Pool) -> None:

@@ -27,6 +27,10 @@ _MAX_KNOWN_FAILURES = 100
 """Failures of which another one with the same words is no news."""
 LOOK_INTERVAL = 0.5
 """Seconds between two looks at what the pool holds."""
+MAX_QUESTION_SHARE = 0.01
+"""The part of the time in which the engine may be busy with the question what others wait for."""
+MAX_QUESTION_INTERVAL = 20.0
+"""Seconds after which it is asked again however long the last answer took."""
 
 
 class LeasesOwner(Protocol):
@@ -248,7 +252,6 @@ class ShapedLeases:
         self._pool = pool
         self._node_timeout = node_timeout
         self._shapes: dict[Shape, _Books] = {}
-        self._is_closing = False
 
     # --- what the supervisor asks ---
 
@@ -315,7 +318,7 @@ class ShapedLeases:
         """Take note that no attempt uses a lease."""
         books = self._books(lease.shape)
         lease.was_idle = False
-        if agent.leaving or agent.is_closing or self._is_closing or lease.is_retiring:
+        if agent.leaving or agent.is_closing or self._pool.is_closing or lease.is_retiring:
             self._pool.release_shaped(agent, lease)
         else:
             books.free[lease] = agent
@@ -427,7 +430,6 @@ class ShapedLeases:
 
     def close(self) -> None:
         """Ask for nothing any more."""
-        self._is_closing = True
         for books in list(self._shapes.values()):
             books.demand = 0
             self._balance(books)
@@ -457,7 +459,7 @@ class ShapedLeases:
         """Ask for as many leases as are wanted and not there."""
         wanted = 0 if books.is_hopeless or not self._pool.may_ask_for(books.shape) else books.lacking
         more, books.requested = wanted - books.requested, wanted
-        if more and not (self._is_closing and more > 0):
+        if more and not (self._pool.is_closing and more > 0):
             self._pool.ask_for(more, books.shape)
         if not books.free and not books.lacking:
             books.cancel_timer()
@@ -523,6 +525,8 @@ class LeaseWatch:
         self._max_grant = max_grant
         self._timer: Timer | None = None
         self._looked_at = self._supervisor.now()
+        self._ask_others_at = 0.0
+        """When the engine may be asked again what others wait for; never while an answer is awaited."""
         self._wanted: Counter[str] = Counter()
         """Slots that others waited for at the last look, by node."""
         self.rests: dict[Shape, float] = {}
@@ -550,7 +554,10 @@ class LeaseWatch:
         before, self.rests = self.rests, {shape: until for shape, until in self.rests.items() if until > now}
         if self.rests != before:
             self._ask_again()
-        if any(self._is_due(since) for agent in self._pool.agents for since in _ages(agent)):
+        if now >= self._ask_others_at and any(
+            self._is_due(since) for agent in self._pool.agents for since in _ages(agent)
+        ):
+            self._ask_others_at = math.inf
             self._pool.source.look_for_others()
         if not self.rests and not is_awaited:
             for agent in list(self._pool.agents):
@@ -576,8 +583,12 @@ class LeaseWatch:
     def _is_due(self, since: float) -> bool:
         return self._supervisor.now() >= since + self._max_grant
 
-    def on_others(self, waiting: Mapping[str, int]) -> None:
-        """Let leases retire for others. `waiting`: how many slots they wait for, by the name of the node."""
+    def on_others(self, waiting: Mapping[str, int], took: float) -> None:
+        """Let leases retire for others.
+
+        `waiting`: how many slots they wait for, by the name of the node. `took`: seconds until the engine had said so.
+        """
+        self._ask_others_at = self._supervisor.now() + min(took / MAX_QUESTION_SHARE, MAX_QUESTION_INTERVAL)
         wanted = Counter(waiting)
         for shape, starving in self._starving().items():
             able = [each for each in self._pool.agents if starving.nodes is None or each.node in starving.nodes]

@@ -18,7 +18,6 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.cluster import frames
@@ -35,22 +34,6 @@ Certificates = Mapping[str, str | None]
 """The files `ca_file`, `cert` and `key`, or their text, and `ciphers`, as Dask's `Security` has them for a role."""
 
 
-class LinkEnd(Protocol):
-    """The descriptors of one end of a stream, which do not block."""
-
-    read_fd: int
-    write_fd: int
-
-    def receive(self, buffer: bytearray) -> int:
-        """Read into the buffer and return the number of bytes; 0 at the end of the stream."""
-
-    def send(self, data: memoryview) -> int:
-        """Write what there is room for, and return its number of bytes."""
-
-    def close(self) -> None:
-        """Close the descriptors."""
-
-
 class SocketEnd:
     """One end of a link over a socket."""
 
@@ -62,9 +45,11 @@ class SocketEnd:
         self.read_fd = self.write_fd = sock.fileno()
 
     def receive(self, buffer: bytearray) -> int:
+        """Read into the buffer and return the number of bytes; 0 at the end of the stream."""
         return self._socket.recv_into(buffer)
 
     def send(self, data: memoryview) -> int:
+        """Write what there is room for, and return its number of bytes."""
         return self._socket.send(data, wire.NO_SIGNAL)
 
     def close(self) -> None:
@@ -98,7 +83,7 @@ class TlsEnd(SocketEnd):
             raise BlockingIOError from None
 
 
-def end_of(sock: socket.socket) -> LinkEnd:
+def end_of(sock: socket.socket) -> SocketEnd:
     """Return the end of a link over a socket, with TLS or without."""
     return TlsEnd(sock) if isinstance(sock, ssl.SSLSocket) else SocketEnd(sock)
 
@@ -162,6 +147,10 @@ class PipeEnd:
     def close(self) -> None:
         os.close(self.read_fd)
         os.close(self.write_fd)
+
+
+LinkEnd = SocketEnd | PipeEnd
+"""One end of a stream, which does not block."""
 
 
 def take_stdio() -> tuple[int, int]:

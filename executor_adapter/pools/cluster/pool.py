@@ -34,14 +34,10 @@ CLOSE_TIMEOUT = 5.0
 """Seconds that agents may take to end when the pool is closed."""
 
 
-MakeSource = Callable[["RemotePool"], LeaseSource]
-
-
 class RemotePool(LeasingPool):
     """Runs attempts on other machines; see `pools.cluster`.
 
-    `make_source`: makes the source of leases. The others are as in the process pool of one machine, and apply on each
-    node.
+    Options of workers are those of the process pool of one machine, and apply on each node.
     """
 
     can_limit_memory: ClassVar[bool] = True
@@ -50,12 +46,12 @@ class RemotePool(LeasingPool):
     is_here: ClassVar[bool] = False
     shapes: ShapedLeases
     source: LeaseSource
+    """Set by each kind of pool."""
 
     def __init__(
         self,
         supervisor: PoolSupervisor,
         max_workers: int,
-        make_source: MakeSource,
         *,
         cluster: ClusterSettings,
         initializer: Initializer | bytes | None = None,
@@ -76,7 +72,6 @@ class RemotePool(LeasingPool):
         self._watch = LeaseWatch(self, self.queue, self.shapes, cluster.lease_idle, cluster.max_grant_seconds)
         self._close_timer: Timer | None = None
         self._on_closed: Callable[[], None] | None = None
-        self.source = make_source(self)
 
     @classmethod
     def prepare(cls, job: Job) -> Payload:
@@ -263,10 +258,10 @@ class RemotePool(LeasingPool):
         if not self.source.keeps_idle and not self.is_closing and not all(agent.is_unused for agent in self.agents):
             self._watch.begin()
 
-    def others_wait(self, waiting: Mapping[str, int]) -> None:
-        """Take note for how many slots others wait on each node, by the engine's books."""
+    def others_wait(self, waiting: Mapping[str, int], took: float) -> None:
+        """Take note for how many slots others wait on each node, by the engine's books; it `took` so many seconds."""
         if not self.is_closing:
-            self._watch.on_others(waiting)
+            self._watch.on_others(waiting, took)
 
     def not_granted(self, why: str, shape: Shape = ()) -> None:
         """Take note that leases cannot be had now; the source keeps trying. `why` is shown, and logged once."""

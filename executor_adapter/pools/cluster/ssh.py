@@ -49,7 +49,8 @@ class SshPool(RemotePool):
     def __init__(
         self, supervisor: PoolSupervisor, max_workers: int, *, cluster: ClusterSettings, **options: Any
     ) -> None:
-        super().__init__(supervisor, max_workers, lambda pool: SshHosts(pool, cluster.ssh), cluster=cluster, **options)
+        super().__init__(supervisor, max_workers, cluster=cluster, **options)
+        self.source = SshHosts(self, cluster.ssh)
 
 
 class SshHosts(LeaseSource):

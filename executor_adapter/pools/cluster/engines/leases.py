@@ -205,7 +205,7 @@ class EngineLeases(LeaseSource):
         """The leases that were asked for and not granted yet, the oldest first, with their shapes."""
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._is_connecting = self._closing = False
+        self._is_connecting = False
         self._look_timer: Timer | None = None
         self._ask_others_at = 0.0
         """When the engine may be asked again what others wait for."""
@@ -222,8 +222,7 @@ class EngineLeases(LeaseSource):
         for _ in range(count):
             self._last += 1
             self._asked[self._last] = shape
-            if self._door is not None:
-                self._ask(self._last)
+            self._ask(self._last)
 
     def explain_lack(self) -> None:
         if self._door is not None:
@@ -282,7 +281,7 @@ class EngineLeases(LeaseSource):
 
     def _on_connected(self, scheduler: str, context: ssl.SSLContext | None) -> None:
         self._is_connecting = False
-        if self._closing:
+        if self._pool.is_closing:
             return
         host = getattr(self._cluster, self._pool.name).listen_host or host_towards(scheduler)
         try:
@@ -303,7 +302,7 @@ class EngineLeases(LeaseSource):
         if self._look_timer is not None:
             self._look_timer.cancel()
         shapes = set(filter(None, self._asked.values()))
-        if shapes and self._door is not None and not self._closing:
+        if shapes and self._door is not None and not self._pool.is_closing:
             self._commands.put(lambda: self._look_at_nodes(shapes))
             due = self._supervisor.now() + LOOK_SECONDS
             self._look_timer = self._supervisor.call_at(due, lambda: self._look_for_nodes(again=True))
@@ -322,7 +321,8 @@ class EngineLeases(LeaseSource):
         self._pool.connect(end_of(sock))
 
     def _ask(self, lease: int) -> None:
-        assert self._door is not None
+        if self._door is None or lease not in self._asked or self._pool.is_closing:
+            return
         head = {"address": advertised(self._cluster.advertise, *self._door.address), "token": self._token.hex()}
         needs = amounts_of(self.shape_of(lease))
         self._commands.put(lambda: self._try_to_ask(head, lease, needs))
@@ -336,7 +336,7 @@ class EngineLeases(LeaseSource):
 
     def _on_lease_ended(self, lease: int, why: str, is_final: bool) -> None:
         """Ask again for a lease that no agent has reported, at once if that was just about to end."""
-        if lease not in self._asked or self._closing:
+        if lease not in self._asked or self._pool.is_closing:
             return
         if is_final:
             del self._asked[lease]
@@ -346,14 +346,9 @@ class EngineLeases(LeaseSource):
             self._ask(lease)
             return
         self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}", self.shape_of(lease))
-        self._supervisor.call_at(self._supervisor.now() + RETRY_SECONDS, lambda: self._ask_again(lease))
-
-    def _ask_again(self, lease: int) -> None:
-        if lease in self._asked and not self._closing:
-            self._ask(lease)
+        self._supervisor.call_at(self._supervisor.now() + RETRY_SECONDS, lambda: self._ask(lease))
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        self._closing = True
         if self._look_timer is not None:
             self._look_timer.cancel()
         if self._door is not None:
@@ -413,13 +408,15 @@ class EngineLeases(LeaseSource):
 
     def _look_for_others(self) -> None:
         waiting: dict[str, int] = {}
-        if (now := time.monotonic()) >= self._ask_others_at:
+        took, now = 0.0, time.monotonic()
+        if now >= self._ask_others_at:
             try:
                 waiting = self._engine.others()
+                took = time.monotonic() - now
             except Exception as error:
                 self._ask_others_at = now + REFUSAL_SECONDS
                 logger.warning("the %s cluster does not say who waits: %s", self._engine.name, repr_of(error))
-        self._supervisor.call_soon(self._pool.others_wait, waiting)
+        self._supervisor.call_soon(self._pool.others_wait, waiting, took)
 
     def _try_to_ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
         try:
@@ -483,7 +480,5 @@ class EnginePool(RemotePool):
         at_exit: Callable[[], object],
         **options: Any,
     ) -> None:
-        def make_source(_: RemotePool) -> EngineLeases:
-            return EngineLeases(self, cluster, capacity, at_exit)
-
-        super().__init__(supervisor, max_workers, make_source, cluster=cluster, **options)
+        super().__init__(supervisor, max_workers, cluster=cluster, **options)
+        self.source = EngineLeases(self, cluster, capacity, at_exit)
