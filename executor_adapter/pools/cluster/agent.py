@@ -219,7 +219,7 @@ class Agent:
         due = self._check_memory(now)
         given = self._start_attempts(now)
         if given:
-            self.link.send(wire.pack_frame(frames.GIVEN, body=b"".join(map(frames.SEQ.pack, given))))
+            self.link.send(wire.pack_frame(frames.GIVEN, body=b"".join(map(frames.WORD.pack, given))))
             self.link.flush()
         # A worker gets a call only when the kernel has what says so: whatever happens, the head can tell.
         if not self.link.has_unsent_frames:
@@ -291,9 +291,9 @@ class Agent:
         kind, flags, body = packed(outcome)
         now = self.now()
         start, end = assignment.started_at or now, assignment.ended_at or now
-        size, peak = frames.PID.size + len(body), (assignment.peak_rss or 0) >> 10
+        size, peak = frames.WORD.size + len(body), (assignment.peak_rss or 0) >> 10
         header = wire.HEADER.pack(size, kind, flags, 0, seq, peak, now - start, now - end)
-        frame = b"".join((header, frames.PID.pack(assignment.pid or 0), body))
+        frame = b"".join((header, frames.WORD.pack(assignment.pid or 0), body))
         if (file := outcome.body.file) is not None:
             self.link.send_file(seq, file.fd, frame, file)
         else:

@@ -26,11 +26,8 @@ from executor_adapter.worker import wire
 
 BOOTSTRAP = (
     "import json\n"
-    "line = b''\n"
-    "while not line.endswith(b'\\n'):\n"
-    "    byte = os.read(0, 1)\n"
-    "    if not byte: sys.exit(0)\n"
-    "    line += byte\n"
+    "line = sys.stdin.buffer.raw.readline()\n"
+    "if not line: sys.exit(0)\n"
     "setup = json.loads(line)\n"
     "from executor_adapter.pools.cluster.agent_program import main\n"
     "sys.path[:] = setup['path']\n"

@@ -23,8 +23,8 @@
         GIVEN       body: the seq of each call that a worker is about to get
         STARTED     seq, word: pid, first: the age of the start in seconds
         RETURNED, RAISED, UNSENDABLE
-                    seq, word: peak RSS in KiB, first and second: the ages of start and end; body: PID, and the
-                    body of the worker's frame
+                    seq, word: peak RSS in KiB, first and second: the ages of start and end; body: the worker's
+                    pid, and the body of its frame
         MESSAGE     seq; body: topic and content, as the worker wrote them
         ENDED       seq; body: how it ended otherwise, plain data, pickled
         HANDED_BACK seq: it has not started
@@ -68,18 +68,11 @@ OF_AGENT = SHORT | ON_LEASE
 
 CALL_PART = struct.Struct("<QI")
 """The memory limit or 0, and the size of what follows before the body proper: the sizes of the memory file's parts."""
-PID = struct.Struct("<I")
-"""The worker's process, at the start of the body of a result."""
-SEQ = struct.Struct("<I")
+WORD = struct.Struct("<I")
+"""A seq in the body of a GIVEN; the worker's process at the start of the body of a result."""
 
 BEATS = 6
 """Beats that an agent sends within `lost_after` seconds."""
-
-
-def give_up_after(lost_after: float) -> float:
-    """Return the seconds of silence after which the head gives up an agent that kills its attempts at `lost_after`."""
-    return 1.25 * lost_after + 0.5
-
 
 PROTOCOL = 2
 """Changes whenever a head and an agent of different versions would not understand each other."""

@@ -343,20 +343,21 @@ class ShapedLeases:
     def release_idle(self) -> None:
         """Give back the leases that were free at the last call, too."""
         for books in list(self._shapes.values()):
-            spare = len(books.free) - len(books.reserved)
-            for lease in [lease for lease in books.free if lease.was_idle][: max(0, spare)]:
-                self._pool.release_shaped(books.free.pop(lease), lease)
+            self._release_spare(books, [lease for lease in books.free if lease.was_idle])
             for lease in books.free:
                 lease.was_idle = True
-            self._balance(books)
 
     def release_retiring(self, agent: RemoteAgent) -> None:
         """Give back the free leases of an agent that are to retire and are kept for nobody."""
         for books in list(self._shapes.values()):
-            retiring = [lease for lease, holder in books.free.items() if holder is agent and lease.is_retiring]
-            for lease in retiring[: max(0, len(books.free) - len(books.reserved))]:
-                self._pool.release_shaped(books.free.pop(lease), lease)
-            self._balance(books)
+            of_agent = [lease for lease, holder in books.free.items() if holder is agent]
+            self._release_spare(books, [lease for lease in of_agent if lease.is_retiring])
+
+    def _release_spare(self, books: _Books, leases: list[ShapedLease]) -> None:
+        """Give back those of the free leases that are kept for nobody."""
+        for lease in leases[: max(0, len(books.free) - len(books.reserved))]:
+            self._pool.release_shaped(books.free.pop(lease), lease)
+        self._balance(books)
 
     def starving(self) -> dict[Shape, Starving]:
         """Return the shapes that have no lease, and jobs that wait for one which some node could hold."""

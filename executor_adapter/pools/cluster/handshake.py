@@ -87,7 +87,7 @@ class Door:
         call_soon: Callable[..., None],
         host: str,
         token: bytes,
-        on_agent: Callable[[socket.socket], None],
+        on_agent: Callable[[socket.socket], object],
         context: ssl.SSLContext | None = None,
         ports: Sequence[int] = (0,),
     ) -> None:

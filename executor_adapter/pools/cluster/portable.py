@@ -73,8 +73,10 @@ def _reached(names: list[str], modules: Mapping[str, tuple[ModuleType, str]]) ->
         seen.add(name)
         module, file = modules[name]
         if name not in ("__main__", "__mp_main__"):  # A function of theirs is sent by value.
-            source = Source(name, file, _content_of(file), hasattr(module, "__path__"))
-            yield _sources.setdefault(name, (module.__spec__, source))[1]
+            if (known := _sources.get(name)) is None:
+                source = Source(name, file, _content_of(file), hasattr(module, "__path__"))
+                known = _sources[name] = module.__spec__, source
+            yield known[1]
         names.append(name.rpartition(".")[0])
         for value in list(vars(module).values()):
             found = getattr(value, "__name__" if isinstance(value, ModuleType) else "__module__", None)
@@ -104,13 +106,7 @@ def choose(encoded: bytes, numbers: Iterable[int], sent: Sequence[Source]) -> tu
 def _content_of(file: str) -> bytes | None:
     """Return what tells whether two files are the same: the text of a source, or a hash; None if it cannot be read."""
     try:
-        status = Path(file).stat()
-        return _content(file, status.st_mtime_ns, status.st_size)
+        content = Path(file).read_bytes()
     except OSError:
         return None
-
-
-@functools.lru_cache(maxsize=1024)
-def _content(file: str, mtime_ns: int, size: int) -> bytes:
-    content = Path(file).read_bytes()
     return content if file.endswith(".py") else hashlib.sha256(content).digest()

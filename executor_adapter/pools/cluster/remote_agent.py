@@ -97,7 +97,8 @@ class RemoteAgent:
         self.fewest_plain = 0
         """The lowest number of slots in use since the pool looked last."""
         self._owner, self._supervisor = owner, owner.supervisor
-        self._patience = frames.give_up_after(lost_after)
+        self._patience = 1.25 * lost_after + 0.5
+        """Seconds of silence after which it is given up: it kills its attempts at `lost_after`."""
         self._long = 0
         """Number of plain attempts that are not short."""
         self._on_lease: dict[int, ShapedLease] = {}
@@ -255,7 +256,7 @@ class RemoteAgent:
             elif kind == wire.STARTED:
                 self._on_started(seq, word, first)
             elif kind == frames.GIVEN:
-                self._given.update(number for (number,) in frames.SEQ.iter_unpack(body))
+                self._given.update(number for (number,) in frames.WORD.iter_unpack(body))
             elif kind == wire.MESSAGE:
                 self._supervisor.on_message(self.live.get(seq), *values.load_plain(body)[0])
             elif kind == frames.BEAT:
@@ -298,12 +299,12 @@ class RemoteAgent:
         assignment = self._forget(seq)
         if assignment is None:
             return
-        outcome = received(kind, flags, body[frames.PID.size :], fd, assignment.job.job_id)
+        outcome = received(kind, flags, body[frames.WORD.size :], fd, assignment.job.job_id)
         if kind == wire.UNSENDABLE and self._may_run_elsewhere(assignment, outcome):
             self._supervisor.handed_back(assignment)
             return
         now = self._supervisor.now()
-        (assignment.pid,) = frames.PID.unpack_from(body)
+        (assignment.pid,) = frames.WORD.unpack_from(body)
         if assignment.started_at is None:
             self._supervisor.started(assignment, now - start_age)
         assignment.started_at = now - start_age

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import logging
 import secrets
-import socket
 import ssl
 import threading
 import time
@@ -286,7 +285,7 @@ class EngineLeases(LeaseSource):
         host = getattr(self._cluster, self._pool.name).listen_host or host_towards(scheduler)
         try:
             call_soon, ports = self._supervisor.call_soon, ports_of(self._cluster.listen_port)
-            self._door = Door(call_soon, host, self._token, self._on_agent, context, ports)
+            self._door = Door(call_soon, host, self._token, lambda it: self._pool.connect(end_of(it)), context, ports)
         except OSError as error:
             keys = f"cluster.{self._pool.name}.listen_host or cluster.listen_port"
             self._pool.refused(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
@@ -316,9 +315,6 @@ class EngineLeases(LeaseSource):
             for lease in of_first:
                 self._drop(lease)
             self._ask_for(len(of_first), first)
-
-    def _on_agent(self, sock: socket.socket) -> None:
-        self._pool.connect(end_of(sock))
 
     def _ask(self, lease: int) -> None:
         if self._door is None or lease not in self._asked or self._pool.is_closing:

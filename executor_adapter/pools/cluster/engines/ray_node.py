@@ -37,11 +37,15 @@ def certificates_of_ray() -> Certificates | None:
 
 
 class NodeActor:
-    """Starts the agent of one head on one node. The agent ends with the process of the actor."""
+    """Starts the agent of one head on one node, and is its `DataStore`. The agent ends with the actor's process."""
 
     def __init__(self, head: dict[str, Any], node: str) -> None:
-        self._data = _ActorData(head["token"], node)
-        self._agent = AgentProcess({**head, "certificates": certificates_of_ray()}, node, self._data)
+        self._head, self._node = head["token"], node
+        self._kept: dict[str, Any] = {}
+        self._lent: defaultdict[str, list[Any]] = defaultdict(list)
+        """References by their names, each as often as a call has it among its arguments."""
+        self._changed = threading.Condition()
+        self._agent = AgentProcess({**head, "certificates": certificates_of_ray()}, node, self)
 
     def hold(self, lease: int, environment: dict[str, str]) -> None:
         """Tell the agent of a lease, and of variables of the environment of the attempts that run on it."""
@@ -53,31 +57,17 @@ class NodeActor:
 
     def lend(self, references: list[Any]) -> None:
         """Keep references until a worker fetches what each of them refers to."""
-        self._data.lend(references)
-
-    def take(self, name: str) -> Any:
-        """Return a result that was kept."""
-        return self._data.take(name)
-
-
-class _ActorData:
-    """The values that workers fetch and keep here. Any thread may use it."""
-
-    def __init__(self, head: str, node: str) -> None:
-        self._head = head
-        self._node = node
-        self._kept: dict[str, Any] = {}
-        self._lent: defaultdict[str, list[Any]] = defaultdict(list)
-        """References by their names, each as often as a call has it among its arguments."""
-        self._changed = threading.Condition()
-
-    def lend(self, references: list[Any]) -> None:
         with self._changed:
             for reference in references:
                 self._lent[reference.hex()].append(reference)
             self._changed.notify_all()
 
     def fetch(self, name: str) -> Any:
+        """Return what a reference refers to.
+
+        Raises:
+            LookupError: it was not lent, or its task has failed.
+        """
         import ray
 
         with self._changed:
@@ -93,8 +83,10 @@ class _ActorData:
             raise LookupError(f"its task has failed: {type(cause.cause).__name__}: {text_of(cause.cause)}") from None
 
     def keep(self, name: str, value: Any) -> Kept:
+        """Take a result."""
         self._kept[name] = value
         return Kept(self._head, name, self._node)
 
     def take(self, name: str) -> Any:
+        """Return a result that was kept."""
         return self._kept.pop(name)
