@@ -20,7 +20,7 @@ them. When an agent is lost, these attempts end as NODE_LOST, and all others are
 | module | holds |
 | --- | --- |
 | `frames` | what head and agent say to one another |
-| `link`, `handshake` | the stream that carries frames, with large values in chunks between them, and who may open one |
+| `link`, `handshake` | the stream that carries frames and, in chunks, large values; who may open one; its relay |
 | `pool`, `remote_agent` | the head's side |
 | `agent`, `agent_program` | the node's side |
 | `leases` | what a source of leases offers |

@@ -139,12 +139,10 @@ class Agent:
     def _on_function(self, flags: int, number: int, body: bytes) -> None:
         if flags & wire.FORGET_OTHERS:
             self._functions.clear()
-        refusal = ""
-        if flags & frames.WITH_SOURCES:
-            body, numbers, new = pickle.loads(body)
-            self._sources += map(Source._make, new)
-            body, refusal = portable.choose(body, numbers, self._sources)
-        self._functions[number] = refusal or EncodedFunction(body, once=bool(flags & wire.USE_ONCE))
+        encoded, numbers, new = pickle.loads(body)
+        self._sources += map(Source._make, new)
+        encoded, refusal = portable.choose(encoded, numbers, self._sources)
+        self._functions[number] = refusal or EncodedFunction(encoded, once=bool(flags & wire.USE_ONCE))
 
     def _on_call(self, flags: int, number: int, seq: int, function: int, max_runtime: float, body: bytes) -> None:
         limit, sizes = frames.CALL_PART.unpack_from(body)

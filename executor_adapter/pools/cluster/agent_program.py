@@ -111,8 +111,6 @@ class _Worker:
                 agent.link.send(wire.pack_frame(frames.LEASED, word=message["lease"], body=environment))
             if "leaving" in message:
                 agent.leave()
-            if "answer" in message:
-                self.tell(message)
         agent.link.flush()
 
 

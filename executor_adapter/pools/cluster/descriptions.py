@@ -10,8 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -114,15 +113,14 @@ def ask_nodes(engine: EngineName, address: str, listen_host: str | None) -> dict
         ImportError: the engine is not installed here.
         OSError: the cluster cannot be reached.
     """
-    connect: dict[EngineName, Callable[[str], AbstractContextManager[tuple[str, _AskAll]]]]
-    connect = {"dask": _connect_to_dask, "ray": _connect_to_ray}
+    connect = {"dask": _connect_to_dask, "ray": _connect_to_ray}[engine]
     try:
-        with connect[engine](address) as (scheduler, ask_all):
+        with contextlib.ExitStack() as stack:
+            scheduler, ask_all = connect(address, stack)
             host = listen_host or host_towards(scheduler)
-            with socket.create_server((host, 0)) as listening:
-                port = listening.getsockname()[1]
-                asked_at = time.time()
-                answers = ask_all(functools.partial(describe_node, host, port, _PACKAGES[engine]))
+            port = stack.enter_context(socket.create_server((host, 0))).getsockname()[1]
+            asked_at = time.time()
+            answers = ask_all(functools.partial(describe_node, host, port, _PACKAGES[engine]))
     except (ImportError, OSError):
         raise
     except Exception as error:
@@ -143,26 +141,21 @@ def describe_node(host: str, port: int, package: str) -> dict[str, Any]:
     return {**describe(package), "unreached": unreached}
 
 
-@contextlib.contextmanager
-def _connect_to_dask(address: str) -> Iterator[tuple[str, _AskAll]]:
+def _connect_to_dask(address: str, stack: contextlib.ExitStack) -> tuple[str, _AskAll]:
     import distributed  # Only here: programs that do not use it need not have it.
 
     engine: Any = distributed
-    with engine.Client(address, set_as_default=False, timeout=ANSWER_TIMEOUT) as client:
-        yield address, lambda describe: dict(client.run(describe, on_error="return"))
+    client = stack.enter_context(engine.Client(address, set_as_default=False, timeout=ANSWER_TIMEOUT))
+    return address, lambda describe: dict(client.run(describe, on_error="return"))
 
 
-@contextlib.contextmanager
-def _connect_to_ray(address: str) -> Iterator[tuple[str, _AskAll]]:
+def _connect_to_ray(address: str, stack: contextlib.ExitStack) -> tuple[str, _AskAll]:
     import ray  # Only here, likewise.
 
     engine: Any = ray
     user = RayUser()
-    try:
-        scheduler = user.join(address, {})
-        yield scheduler, functools.partial(_ask_ray_nodes, engine)
-    finally:
-        user.leave()
+    stack.callback(user.leave)
+    return user.join(address, {}), functools.partial(_ask_ray_nodes, engine)
 
 
 def _ask_ray_nodes(ray: Any, describe: _Describe) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     head -> agent
         SETUP       body: the options of the process pool, pickled
         SLOTS       word: attempts that may run at once from now on, beside those that are ON_LEASE
-        FUNCTION    as in `wire`; WITH_SOURCES, the body is pickled: the function, the numbers of the modules of the
-                    program that it reaches, and the sources of those that were not sent yet, which get the next ones
+        FUNCTION    as in `wire`, but for the body, pickled: the function, the numbers of the modules of the program
+                    that it reaches, and the sources of those that were not sent yet, which get the next ones
         FILE        seq; body: the next chunk of the memory file of that call
         DROP_FILE   seq: the call is not sent after all
         CALL        seq, number of the attempt, word: the function's number, first: max_runtime or 0
@@ -56,8 +56,6 @@ START = b"\0executor-adapter agent\n"
 SETUP, SLOTS, FILE, DROP_FILE, RECALL, GIVE_BACK, STOP, INTERRUPT, RELEASED, BEAT, CLOSE = range(40, 51)
 HELLO, LEASED, GIVEN, ENDED, HANDED_BACK, LEAVING = range(60, 66)
 
-WITH_SOURCES = 128
-"""Flag of a FUNCTION: workers must have such modules of the program."""
 SHORT = 64
 """Flag of a CALL: others may be queued behind it."""
 

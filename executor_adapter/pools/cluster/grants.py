@@ -14,9 +14,9 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.job import CPU, UNITS, Job, Shape, shape_of, shape_text
-from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
+from executor_adapter.pools.base import Assignment, Timer
 from executor_adapter.pools.cluster.leases import LeaseSource
-from executor_adapter.pools.cluster.remote_agent import RemoteAgent, ShapedLease
+from executor_adapter.pools.cluster.remote_agent import AgentOwner, RemoteAgent, ShapedLease
 from executor_adapter.pools.transport.envelope import crashed
 
 logger = logging.getLogger("executor_adapter.cluster")
@@ -33,11 +33,10 @@ MAX_QUESTION_INTERVAL = 20.0
 """Seconds after which it is asked again however long the last answer took."""
 
 
-class LeasesOwner(Protocol):
+class LeasesOwner(AgentOwner, Protocol):
     """Defines what the books of leases need of their pool. Supervisor thread only."""
 
     name: ClassVar[str]
-    supervisor: PoolSupervisor
     agents: list[RemoteAgent]
     busy: int
     max_workers: int

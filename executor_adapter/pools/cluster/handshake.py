@@ -27,6 +27,8 @@ HANDSHAKE_TIMEOUT = 10.0
 """Seconds that a connection may take to prove itself."""
 MAX_GUESTS = 64
 """Connections that may be proving themselves at once."""
+RELAY_BYTES = 1 << 18
+"""Bytes that a relay carries at once."""
 ACCEPT_PAUSE = 0.1
 """Seconds without an attempt to accept a connection after one that failed."""
 _PROOF_SIZE = hashlib.sha256().digest_size
@@ -161,6 +163,34 @@ def _end(sock: socket.socket) -> None:
     """Let the thread that waits for a socket go on: its stream is over."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def relay(door: tuple[str, int], read: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
+    """Carry the stream of an agent that cannot connect to a door, by calls that may block.
+
+    `read` returns what the agent has sent, and b"" at its end; `write` takes what it is sent, likewise. Where a call
+    fails the stream stands still, and does not end: what the agent runs may still be alive.
+    """
+    sock = socket.create_connection(door)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def carry_in() -> None:
+        with contextlib.suppress(BaseException):
+            while part := read():
+                sock.sendall(part)
+            _end(sock)
+
+    def carry_back() -> None:
+        with sock, contextlib.suppress(OSError):
+            with contextlib.suppress(BaseException):
+                while part := sock.recv(RELAY_BYTES):
+                    write(part)
+                write(b"")
+            while sock.recv(RELAY_BYTES):  # A call has failed: the door's side ends when it gives the agent up.
+                continue
+
+    for carry in (carry_in, carry_back):
+        threading.Thread(target=carry, name="executor-adapter-relay", daemon=True).start()
 
 
 def host_towards(address: str) -> str:

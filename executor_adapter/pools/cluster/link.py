@@ -249,13 +249,13 @@ class Link:
             try:
                 sent = self._end.send(self._rest)
             except BlockingIOError:
-                self._wait_for_room()
+                self._wait_for_room(waits=True)
                 return
             except OSError:
                 self._lose()
                 return
             self._rest = self._rest[sent:]
-        self._stop_waiting()
+        self._wait_for_room(waits=False)
 
     def _add_chunk(self) -> None:
         sending = self._files.popleft()
@@ -268,22 +268,17 @@ class Link:
             self._unsent.append(sending.then)
             sending.close()
 
-    def _wait_for_room(self) -> None:
-        if self._waits_for_room:
+    def _wait_for_room(self, *, waits: bool) -> None:
+        if waits == self._waits_for_room or not self.is_open:
             return
-        self._waits_for_room = True
-        fd = self._end.write_fd
-        if fd != self._end.read_fd:
+        self._waits_for_room, fd = waits, self._end.write_fd
+        reads_too = fd == self._end.read_fd
+        if waits and not reads_too:
             self._loop.watch(fd, self.flush)
-        self._loop.watch_writable(fd, self.flush)
-
-    def _stop_waiting(self) -> None:
-        if self._waits_for_room and self.is_open:
-            self._waits_for_room = False
-            if self._end.write_fd != self._end.read_fd:
-                self._loop.unwatch(self._end.write_fd)
-            else:
-                self._loop.watch_writable(self._end.write_fd, None)
+        if waits or reads_too:
+            self._loop.watch_writable(fd, self.flush if waits else None)
+        else:
+            self._loop.unwatch(fd)
 
     def _read(self) -> None:
         try:

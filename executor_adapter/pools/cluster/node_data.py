@@ -23,8 +23,8 @@ VARIABLE = "EXECUTOR_ADAPTER_NODE_DATA"
 
 FETCH, KEEP = "fetch", "keep"
 
-_SIZE = struct.Struct("<Q?")
-"""Bytes of a message, and whether its value is in a memory file that goes with it."""
+_SIZES = struct.Struct("<Q?Q")
+"""Bytes of a message, whether its value is in a memory file that goes with it, and the bytes of the value."""
 
 
 class NodeValue:
@@ -105,8 +105,8 @@ def send(sock: socket.socket, head: Any, value: Any) -> None:
     """Send a message: a head of plain data, and a value."""
     body, file = values.dump(value, values.checked_dumps)
     head_part = pickle.dumps(head)
-    size = _SIZE.pack(len(head_part), file is not None) + len(body).to_bytes(8, "little")
-    wire.send_fds(sock, size, [] if file is None else [file.fd])
+    sizes = _SIZES.pack(len(head_part), file is not None, len(body))
+    wire.send_fds(sock, sizes, [] if file is None else [file.fd])
     sock.sendall(head_part)
     sock.sendall(body)
 
@@ -117,12 +117,11 @@ def receive(sock: socket.socket) -> tuple[Any, Any]:
     Raises:
         EOFError: the other side has gone.
     """
-    prefix, descriptors, _, _ = socket.recv_fds(sock, _SIZE.size + 8, 1)
-    prefix += _exactly(sock, _SIZE.size + 8 - len(prefix))
-    head_size, in_file = _SIZE.unpack_from(prefix)
+    prefix, descriptors, _, _ = socket.recv_fds(sock, _SIZES.size, 1)
+    head_size, in_file, size = _SIZES.unpack(prefix + _exactly(sock, _SIZES.size - len(prefix)))
     try:
         head = pickle.loads(_exactly(sock, head_size))
-        body = _exactly(sock, int.from_bytes(prefix[_SIZE.size :], "little"))
+        body = _exactly(sock, size)
     except BaseException:
         for fd in descriptors:
             os.close(fd)

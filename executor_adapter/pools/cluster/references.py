@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable
@@ -42,12 +43,10 @@ def imported_engine(name: str) -> Any:
 
     Where another thread is importing it, as the engine's pool does at its first job, this waits until that is done.
     """
-    if name not in sys.modules:
-        return None
-    try:
-        return importlib.import_module(name)
-    except ImportError:  # Its import failed just now. The pool reports why.
-        return None
+    with contextlib.suppress(ImportError):  # Its import failed just now. The pool reports why.
+        if name in sys.modules:
+            return importlib.import_module(name)
+    return None
 
 
 def replace_references(job: Job, kind: type, replace: Replace) -> Arguments:

@@ -16,7 +16,7 @@ from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
 from executor_adapter.pools.cluster.program import Source
 from executor_adapter.pools.cluster.remote_attempt import pack_call, unpack_end
-from executor_adapter.pools.transport.envelope import STOPPED, Outcome, crashed, received
+from executor_adapter.pools.transport.envelope import STOPPED, crashed, received
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.worker import values, wire
@@ -300,7 +300,8 @@ class RemoteAgent:
         if assignment is None:
             return
         outcome = received(kind, flags, body[frames.WORD.size :], fd, assignment.job.job_id)
-        if kind == wire.UNSENDABLE and self._may_run_elsewhere(assignment, outcome):
+        lack = outcome.error.text if outcome.error and outcome.error.code == "MISSING_MODULE" else ""
+        if kind == wire.UNSENDABLE and lack and self._owner.may_run_elsewhere(self, assignment, lack):
             self._supervisor.handed_back(assignment)
             return
         now = self._supervisor.now()
@@ -313,12 +314,6 @@ class RemoteAgent:
         if assignment.stop_asked_at is not None and assignment.ended_at <= assignment.stop_asked_at:
             assignment.stop_asked_at = None
         self._supervisor.ended(assignment, outcome)
-
-    def _may_run_elsewhere(self, assignment: Assignment, outcome: Outcome) -> bool:
-        error = outcome.error
-        if error is None or error.code != "MISSING_MODULE":
-            return False
-        return self._owner.may_run_elsewhere(self, assignment, error.text)
 
     def _on_ended(self, seq: int, body: bytes) -> None:
         assignment = self._forget(seq)
@@ -403,10 +398,8 @@ class SentFunctions:
             flags |= wire.FORGET_OTHERS
         if not function.once:
             self._known.add(function.number)
-        if not function.sources:
-            return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=function.encoded)
         before = len(self._sources)
-        numbers = [self._sources.setdefault(source, len(self._sources)) for source in function.sources]
+        numbers = [self._sources.setdefault(source, len(self._sources)) for source in function.sources or ()]
         new = [tuple(source) for source in list(self._sources)[before:]]
         body = pickle.dumps((function.encoded, numbers, new), 5)
-        return wire.pack_frame(wire.FUNCTION, flags | frames.WITH_SOURCES, word=function.number, body=body)
+        return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=body)

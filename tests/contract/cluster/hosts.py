@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 
@@ -50,6 +51,17 @@ def switch_off(host: str) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def full_port(address: str) -> Iterator[str]:
+    """Yield a host and port that neither accept nor refuse a connection, as behind a firewall that drops packets."""
+    with socket.create_server((address, 0), backlog=0) as full, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            guest = stack.enter_context(socket.socket())
+            guest.setblocking(False)
+            guest.connect_ex(full.getsockname())
+        yield f"{address}:{full.getsockname()[1]}"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import distributed
 import pytest
@@ -29,6 +30,7 @@ from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import Runs, guardian_of
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
+from tests.contract.cluster.hosts import full_port
 from tests.contract.functions import wait_for_file
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
@@ -36,7 +38,7 @@ from tests.waiting import PATIENCE, wait_for
 AT_ONCE = RetryPolicy(retry_delay=0.0, jitter=0.0)
 
 
-def executor_of(cluster: DaskCluster, max_workers: int, **settings: float) -> JobExecutor:
+def executor_of(cluster: DaskCluster, max_workers: int, **settings: Any) -> JobExecutor:
     dask = DaskSettings(**json.loads(cluster.settings()))
     return JobExecutor(max_workers, config=Settings(cluster=ClusterSettings(dask=dask, **settings)))
 
@@ -91,11 +93,32 @@ def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluste
     cluster.wait_for_workers(2)  # The next test changes the Python of both.
 
 
+@pytest.fixture
+def unreachable() -> Iterator[str]:
+    """An address to which workers cannot connect."""
+    with full_port("127.0.0.1") as address:
+        yield address
+
+
+def test_a_link_goes_through_the_cluster_where_a_worker_does_not_reach_the_program(
+    cluster: DaskCluster, unreachable: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers that cannot connect to the program run its jobs, large values too, and it is said which they are."""
+    with executor_of(cluster, 2, advertise=unreachable) as executor:
+        both = run_on_both_workers(executor, tmp_path)
+        sizes = [executor.submit(Job(function=functions.size_of, args=(bytes(9_000_000),), pool="dask")) for _ in both]
+        assert [size.result(timeout=PATIENCE) for size in sizes] == [9_000_000] * 2
+    for future in both:
+        node = future.job.attempts[0].node
+        assert f"worker {node} does not reach this program: its link goes through the Dask cluster" in caplog.messages
+
+
+@pytest.mark.parametrize("is_relayed", [False, True])
 def test_a_killed_agent_s_job_is_retried_once_nothing_of_it_is_alive(
-    cluster: DaskCluster, runs: Runs, tmp_path: Path
+    cluster: DaskCluster, runs: Runs, tmp_path: Path, unreachable: str, is_relayed: bool
 ) -> None:
     """The loss of an agent that is killed is known only when its guardian has killed all that it had started."""
-    with executor_of(cluster, 2) as executor:
+    with executor_of(cluster, 2, lost_after=3600.0, advertise=unreachable if is_relayed else None) as executor:
         run_on_both_workers(executor, tmp_path)
         job = Job(function=functions.note_times, args=(str(runs.folder), 2.0), pool="dask", retry=AT_ONCE)
         future = executor.submit(job)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from executor_adapter.exceptions.display import text_of
@@ -23,8 +24,6 @@ from executor_adapter.worker import interpreter_command
 
 logger = logging.getLogger("executor_adapter.cluster")
 
-_ANSWER_TIMEOUT = 2.0
-"""Seconds that an agent may take to answer."""
 _CREDENTIALS = struct.Struct("3i")
 """What SO_PEERCRED returns: pid, uid and gid."""
 
@@ -115,35 +114,26 @@ class AgentProcess:
         self,
         head: dict[str, Any],
         node: str,
-        store: DataStore | None = None,
+        store: DataStore,
         on_end: Callable[[AgentProcess], object] = lambda agent: None,
     ) -> None:
         self._lock = threading.Lock()
         self._released: dict[int, threading.Event] = {}
-        self._ended: str | None = None
-        """Why it takes no further lease; "" where it was told to end."""
+        self.ended: str | None = None
+        """Why it takes no further lease; "" where it was told to end; None while it takes some."""
         self._is_leaving = False
-        self._answered = threading.Event()
         self._on_end = on_end
-        self._data = None if store is None else DataServer(store)
-        environment = dict(os.environ)
-        if self._data is not None:
-            environment[VARIABLE] = self._data.address
+        self._data = DataServer(store)
         self._process = subprocess.Popen(
             interpreter_command(agent_program.BOOTSTRAP),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            env=environment,
+            env={**os.environ, VARIABLE: self._data.address},
         )
         self._tell({**head, "node": node, "path": [os.path.abspath(entry) for entry in sys.path]})
         self._thread = threading.Thread(target=self._listen, name="executor-adapter-agent", daemon=True)
         self._thread.start()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether its process takes no further lease."""
-        return self._ended is not None
 
     def hold(self, lease: int, environment: dict[str, str] | None = None) -> threading.Event:
         """Tell the agent of a lease. The event is set when it is given back, or the agent has ended.
@@ -152,7 +142,7 @@ class AgentProcess:
         """
         event = self._released[lease] = threading.Event()
         with self._lock:
-            if self.has_ended:
+            if self.ended is not None:
                 event.set()
             else:
                 self._tell({"lease": lease, "environment": environment or {}})
@@ -161,27 +151,24 @@ class AgentProcess:
     def leave(self) -> None:
         """Tell the agent that the engine's process is about to leave."""
         with self._lock:
-            if not self._is_leaving and not self.has_ended:
+            if not self._is_leaving and self.ended is None:
                 self._is_leaving = True
                 self._tell({"leaving": True})
 
     def end_if_stuck(self) -> None:
-        """Kill the agent if it does not answer: a signal has stopped it."""
-        self._answered.clear()
-        with self._lock:
-            self._tell({"answer": True})
-        if not self._answered.wait(_ANSWER_TIMEOUT) and not self.has_ended:
-            self._process.kill()
+        """Kill the agent if a signal has stopped it."""
+        with contextlib.suppress(OSError):  # It has ended.
+            if Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2][0] in "Tt":
+                self._process.kill()
 
     def why_ended(self, lease: int) -> str:
         """Forget a lease that has ended; return what was wrong with the agent, "" if nothing was."""
-        was_given_back = self._released.pop(lease, None) is None
-        return "" if was_given_back else self._ended or ""
+        return "" if self._released.pop(lease, None) is None else self.ended or ""
 
     def wait_for_end(self) -> str:
         """Wait until the process has ended, and return what was wrong with it, "" if nothing was."""
         self._thread.join()
-        return self._ended or ""
+        return self.ended or ""
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -196,16 +183,13 @@ class AgentProcess:
         for line in self._process.stdout:
             message = _message(line)
             why = message.get("failed", why)
-            if "answer" in message:
-                self._answered.set()
             if (event := self._released.pop(message.get("released", -1), None)) is not None:
                 event.set()
         self._process.stdout.close()
-        if self._data is not None:
-            self._data.close()
+        self._data.close()
         with self._lock:
             code = self._process.wait()
-            self._ended = f"the agent ended with code {code}, and does not say why" if why is None else why
+            self.ended = f"the agent ended with code {code}, and does not say why" if why is None else why
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         self._on_end(self)

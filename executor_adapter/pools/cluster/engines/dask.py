@@ -7,6 +7,7 @@ No attempt is a task of Dask's. So neither its retries nor its work stealing con
 from __future__ import annotations
 
 import contextlib
+import logging
 import platform
 import time
 import weakref
@@ -20,8 +21,11 @@ from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import CPU, GPU, Shape
 from executor_adapter.pools.cluster.engines.dask_worker import hold_lease
 from executor_adapter.pools.cluster.engines.leases import WATCH_INTERVAL, Amounts, Engine, EnginePool, able_nodes
+from executor_adapter.pools.cluster.handshake import relay
 from executor_adapter.pools.cluster.link import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
+
+logger = logging.getLogger("executor_adapter.cluster")
 
 _kept_on: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 """The node of each result that was kept, by its future."""
@@ -82,6 +86,10 @@ class DaskCluster(Engine):
     def ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
         if self._client is None or self._client.status != "running":
             self.connect()
+            self._head = ""
+        if not self._head:
+            self._door = head["door"]
+            self._client.subscribe_topic(f"executor-adapter-relay-{head['token'][:8]}", self._relay)
         self._head = head["token"]
         heads[self._head] = self._open_kept
         head = {**head, "client": self._keeper.id, "tls": self.certificates() is not None}
@@ -96,6 +104,17 @@ class DaskCluster(Engine):
             retries=0,
             resources=self._counted(needs) or None,
         )
+
+    def _relay(self, event: tuple[float, tuple[str, str]]) -> None:
+        """Carry the link of an agent that does not reach this program, through scheduler and worker."""
+        worker, link = event[1]
+        logger.warning("worker %s does not reach this program: its link goes through the Dask cluster", worker)
+
+        def call(**message: Any) -> Any:
+            message["link"] = link
+            return self._client.sync(self._client.scheduler.broadcast, msg=message, workers=[worker])[worker]
+
+        relay(self._door, lambda: call(op="agent_read"), lambda part: call(op="agent_write", part=part))
 
     def poll(self) -> float | None:
         # Dask's callbacks need a pool of threads, which is gone before the jobs of a program that ends.

@@ -319,7 +319,8 @@ class EngineLeases(LeaseSource):
     def _ask(self, lease: int) -> None:
         if self._door is None or lease not in self._asked or self._pool.is_closing:
             return
-        head = {"address": advertised(self._cluster.advertise, *self._door.address), "token": self._token.hex()}
+        door = self._door.address
+        head = {"address": advertised(self._cluster.advertise, *door), "door": door, "token": self._token.hex()}
         needs = amounts_of(self.shape_of(lease))
         self._commands.put(lambda: self._try_to_ask(head, lease, needs))
 

@@ -214,7 +214,7 @@ class RayCluster(Engine):
                 try:
                     self._hold(lease, node_id, self._ray.get(answer))
                 except Exception as error:
-                    self._forget(lease, _why(error), is_final=_lacks_package(error))
+                    self._forget(lease, *_why(error))
 
     def _hold(self, lease: int, node_id: str, environment: dict[str, str]) -> None:
         if (node := self._nodes.get(node_id)) is None:
@@ -238,7 +238,7 @@ class RayCluster(Engine):
                 try:
                     why, is_final = self._ray.get(node.end), False
                 except Exception as error:  # Its actor could not start the agent.
-                    why, is_final = _why(error), _lacks_package(error)
+                    why, is_final = _why(error)
                 self._remove(node_id, node, why, is_final)
 
     def on_agent_lost(self, node: str) -> None:
@@ -270,7 +270,7 @@ class RayCluster(Engine):
         elif self._user.is_connected():
             self._postponed.append(call)
 
-    def _forget(self, lease: int, why: str, *, is_final: bool = False) -> None:
+    def _forget(self, lease: int, why: str, is_final: bool = False) -> None:
         self.drop(lease)
         self._ends.lease_ended(lease, why, is_final=is_final)
 
@@ -285,12 +285,12 @@ class RayCluster(Engine):
         self._user.leave()
 
 
-def _lacks_package(error: Exception) -> bool:
-    return "ModuleNotFoundError" in str(error) or "ImportError" in str(error)
-
-
-def _why(error: Exception) -> str:
-    return last_line(error) + (": install prefect-executor-adapter on the nodes" if _lacks_package(error) else "")
+def _why(error: Exception) -> tuple[str, bool]:
+    """Return in words why an agent could not be started, and whether no further try can help."""
+    lacks_package = "ModuleNotFoundError" in str(error) or "ImportError" in str(error)
+    return last_line(error) + (
+        ": install prefect-executor-adapter on the nodes" if lacks_package else ""
+    ), lacks_package
 
 
 class RayPool(EnginePool):

@@ -70,7 +70,6 @@ class RayUser:
                     _made.close()
                     _made = None
                 made = _Connection(ray, address or os.environ.get("RAY_ADDRESS") or "local", capacity)
-                made.check()
                 made.open()
                 _made = made
             connection = _current(ray)
@@ -140,21 +139,15 @@ class _Connection(threading.Thread):
         self._error: BaseException | None = None
         self._is_open, self._is_to_close = threading.Event(), threading.Event()
 
-    def check(self) -> None:
-        """Check that something listens at the address: Ray itself tries for minutes, and may then end the program.
-
-        Raises:
-            ConnectionError: nothing does.
-        """
-        if self.address.rpartition(":")[2].isdigit() and (why := why_closed(self.address, REACH_TIMEOUT)):
-            raise ConnectionError(f"nothing answers at {self.address}: {why}")
-
     def open(self) -> None:
         """Connect.
 
         Raises:
+            ConnectionError: nothing listens at the address. Ray itself tries for minutes, and may then end the program.
             Exception: the cluster cannot be reached or started.
         """
+        if self.address.rpartition(":")[2].isdigit() and (why := why_closed(self.address, REACH_TIMEOUT)):
+            raise ConnectionError(f"nothing answers at {self.address}: {why}")
         self.start()
         self._is_open.wait()
         if self._error is not None:
@@ -230,21 +223,19 @@ def node_name(node: dict[str, Any]) -> str:
 
 def is_same(address: str, connected: str) -> bool:
     """Return whether an address of the settings is that of the cluster that the program is connected to."""
-    if address == "auto":
-        return True
     host, _, port = address.rpartition(":")
     connected_host, _, connected_port = connected.rpartition(":")
-    if port != connected_port:
-        return False
-    known, asked = _addresses_of(connected_host), _addresses_of(host)
-    return host == connected_host or bool(known & asked) or all(any(map(_is_here, each)) for each in (known, asked))
+    is_same_host = host == connected_host or not _addresses_of(host).isdisjoint(_addresses_of(connected_host))
+    return address == "auto" or (port == connected_port and is_same_host)
 
 
 def _addresses_of(host: str) -> set[str]:
+    """Return the addresses of a host, and "here" where one of them is this machine's."""
     try:
-        return {str(found[4][0]) for found in socket.getaddrinfo(host.strip("[]"), None)}
+        found = {str(found[4][0]) for found in socket.getaddrinfo(host.strip("[]"), None)}
     except OSError:
         return set()
+    return found | {"here" for address in found if _is_here(address)}
 
 
 def _is_here(address: str) -> bool:
