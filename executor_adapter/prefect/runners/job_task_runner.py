@@ -7,12 +7,13 @@ Each task's engine stays in a thread of this process; only the function goes to 
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Token
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 from prefect.client.schemas.objects import RunInput
 from prefect.futures import PrefectFuture
@@ -25,8 +26,6 @@ from executor_adapter.job import PoolName, SharedJobOptions, check_max_workers
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.options.plain_task import check_defaults, options_of
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
-
-Runner = TypeVar("Runner", bound="JobTaskRunner")
 
 
 class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
@@ -80,7 +79,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     def duplicate(self) -> Self:
         """Return a runner with the same settings for another flow run."""
-        return _new_runner(type(self), self._settings())
+        return copy.copy(self)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobTaskRunner):
@@ -89,14 +88,11 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the settings only: the copy is not entered, and threads, locks and jobs stay here."""
-        return _new_runner, (type(self), self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        """Return the attributes that it was made with, and those that a subclass has added."""
-        others = vars(_new_runner(type(self), {}))
-        return {name: value for name, value in vars(self).items() if name not in others}
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle a runner that is not entered: threads, locks and jobs stay here."""
+        base = type(self).__new__(type(self))
+        super(JobTaskRunner, base).__init__()  # type: ignore[no-untyped-call]
+        return vars(self) | vars(base) | {"_run": None}
 
     def submit(
         self,
@@ -139,14 +135,6 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
             run.end(interrupted=kind is not None and not issubclass(kind, Exception))
         finally:
             super().__exit__(kind, error, traceback)
-
-
-def _new_runner(kind: type[Runner], settings: dict[str, Any]) -> Runner:
-    """Make a runner of that class that is not entered, whatever arguments its `__init__` takes."""
-    runner = kind.__new__(kind)
-    super(JobTaskRunner, runner).__init__()  # type: ignore[no-untyped-call]
-    vars(runner).update(settings, _run=None)
-    return runner
 
 
 class _EnteredRunner:
