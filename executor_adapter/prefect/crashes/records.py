@@ -75,7 +75,7 @@ class Records:
 
     def find_flow_runs(self, body: Row) -> list[FlowRunRecord]:
         """Return the first page of the flow runs that match the filters of `body`."""
-        return [FlowRunRecord.of(row) for row in self._post("/flow_runs/filter", {"limit": PAGE_LIMIT, **body})]
+        return [FlowRunRecord.of(row) for row in self._api.post("/flow_runs/filter", {"limit": PAGE_LIMIT, **body})]
 
     def in_same_process(self, ids: Iterable[str], *, callers: bool) -> dict[str, FlowRunRecord]:
         """Return the flow runs with the subflow runs in their process; with `callers`, also those that called them."""
@@ -96,7 +96,7 @@ class Records:
 
     def count_unfinished(self, flow_run_ids: Iterable[str]) -> int:
         """Return how many task runs of the flow runs are not final."""
-        return sum(int(self._post("/task_runs/count", {"task_runs": each})) for each in _unfinished(flow_run_ids))
+        return sum(int(self._api.post("/task_runs/count", {"task_runs": each})) for each in _unfinished(flow_run_ids))
 
     def unfinished_task_runs(self, flow_run_ids: Iterable[str]) -> Iterator[list[Row]]:
         """Yield pages of the task runs of the flow runs that have no final type."""
@@ -139,12 +139,9 @@ class Records:
     def _pages(self, path: str, body: Row) -> Iterator[list[Row]]:
         offset, is_last = 0, False
         while not is_last:
-            page = self._post(path, {"limit": PAGE_LIMIT, "offset": offset, **body})
+            page = self._api.post(path, {"limit": PAGE_LIMIT, "offset": offset, **body})
             offset, is_last = offset + len(page), len(page) < PAGE_LIMIT
             yield page
-
-    def _post(self, path: Any, body: Row) -> Any:
-        return self._api.client.request("POST", path, json=dict(body)).json()
 
 
 def _parts(ids: Iterable[str]) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -115,7 +115,7 @@ class ServerApi:
 
     def task_runs(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the first page of the task runs that match a filter."""
-        found: list[dict[str, Any]] = self._post("/task_runs/filter", {"task_runs": wanted, "limit": PAGE_LIMIT})
+        found: list[dict[str, Any]] = self.post("/task_runs/filter", {"task_runs": wanted, "limit": PAGE_LIMIT})
         return found
 
     def recorded(self, task_run_ids: Sequence[str]) -> dict[str, Recorded]:
@@ -135,7 +135,7 @@ class ServerApi:
         names = [state_name] * len(task_run_ids)
         wanted = {"id": {"any_": list(task_run_ids)}, "state": {"name": {"any_": names}}}
         with _readable():
-            return int(self._post("/task_runs/count", {"task_runs": wanted}))
+            return int(self.post("/task_runs/count", {"task_runs": wanted}))
 
     def deleted_flow_runs(self, ids: Sequence[str]) -> set[str]:
         """Return those of the flow runs that the server does not have.
@@ -150,9 +150,9 @@ class ServerApi:
 
     def _deleted_of(self, ids: Sequence[str]) -> set[str]:
         wanted = {"flow_runs": {"id": {"any_": list(ids)}}}
-        if self._post("/flow_runs/count", wanted) == len(ids):  # Much cheaper than the flow runs with all their fields.
+        if self.post("/flow_runs/count", wanted) == len(ids):  # Much cheaper than the flow runs with all their fields.
             return set()
-        found = self._post("/flow_runs/filter", wanted | {"limit": PAGE_LIMIT})
+        found = self.post("/flow_runs/filter", wanted | {"limit": PAGE_LIMIT})
         return set(ids) - {run["id"] for run in found}
 
     def is_listed(self, event: StateEvent) -> bool:
@@ -167,14 +167,15 @@ class ServerApi:
         body = {"filter": {"id": {"id": [event.id]}, "occurred": occurred}, "limit": 0}
         try:
             with _readable():
-                return bool(self._post("/events/filter", body)["total"])
+                return bool(self.post("/events/filter", body)["total"])
         except httpx.HTTPStatusError as error:
             if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
                 return True
             raise
 
-    def _post(self, path: Any, body: dict[str, Any]) -> Any:
-        return self.client.request("POST", path, json=body).json()
+    def post(self, path: Any, body: Mapping[str, Any]) -> Any:
+        """Return the answer to a request with a body."""
+        return self.client.request("POST", path, json=dict(body)).json()
 
 
 def _is_rejection(status: int) -> bool:
