@@ -159,11 +159,8 @@ def _end_all() -> None:
 os.register_at_fork(after_in_child=_mirrors.clear)
 
 
-POLL_INTERVAL = 0.25
-MAX_POLL_INTERVAL = 1.0
-"""Seconds between two requests: the interval grows with each one."""
-
-POLL_GROWTH_FACTOR = 1.5
+POLL_INTERVAL = 0.5
+"""Seconds between two requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +234,6 @@ def _wait_for_others(api: ServerApi, flow_run_id: UUID, deadline: float) -> tupl
     While the server cannot be reached, none is known to be unfinished, and it is asked again.
     """
     unfinished: tuple[UUID, ...] = ()
-    pause = POLL_INTERVAL
     while True:
         try:
             unfinished = _unfinished(api, flow_run_id)
@@ -248,8 +244,7 @@ def _wait_for_others(api: ServerApi, flow_run_id: UUID, deadline: float) -> tupl
         left = deadline - time.monotonic()
         if left <= 0:
             return unfinished
-        time.sleep(min(pause, left))
-        pause = min(MAX_POLL_INTERVAL, pause * POLL_GROWTH_FACTOR)
+        time.sleep(min(POLL_INTERVAL, left))
 
 
 def _unfinished(api: ServerApi, flow_run_id: UUID) -> tuple[UUID, ...]:
