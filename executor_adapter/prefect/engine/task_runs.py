@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
 from prefect import Task
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import RunInput, State, StateDetails, TaskRun, TaskRunResult
+from prefect.client.schemas.objects import RunInput, State, StateDetails, TaskRun
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.states import Pending
 from prefect.types import DateTime
@@ -34,18 +34,28 @@ def create_task_run(
     dependencies: dict[str, set[RunInput]] | None = None,
 ) -> TaskRun:
     """Make the task run of a call, in the caller's context, and report it to the server as Pending."""
-    sample = _sample_for(job_run.task)
-    if sample is not None:
-        task_run = _copy_of(sample, job_run.task, parameters, wait_for, dependencies)
-    else:
-        task_run = _made_by_prefect(job_run.task, parameters, wait_for, dependencies)
+    task, sample = job_run.task, _sample_for(job_run.task)
+    task_run = _made_by_prefect(task) if sample is None else _copy_of(sample, task)
+    task_run.task_inputs = {**task_run.task_inputs, **_inputs_of(parameters, wait_for, dependencies)}
     assert task_run.state is not None, "a new task run is Pending"
     job_run.reporter = reporter_for(task_run)
     if job_run.reporter is not None:
         job_run.reporter.report(task_run, task_run.state, None)
     else:
-        _emit_pending_event(job_run.task, task_run)
+        _emit_pending_event(task, task_run)
     return task_run
+
+
+def _inputs_of(
+    parameters: dict[str, Any], wait_for: Iterable[Any] | None, dependencies: dict[str, set[RunInput]] | None
+) -> dict[str, list[Any]]:
+    """Return the task runs that the arguments of a call come from, and those that it waits for."""
+    found: dict[str, set[Any]] = {name: collect_task_run_inputs_sync(value) for name, value in parameters.items()}
+    if wait_for:
+        found["wait_for"] = collect_task_run_inputs_sync(wait_for)
+    for name, further in (dependencies or {}).items():
+        found[name] = {*found[name], *further}
+    return {name: list(inputs) for name, inputs in found.items()}
 
 
 def _emit_pending_event(task: Task[..., Any], task_run: TaskRun) -> None:
@@ -63,17 +73,14 @@ def _emit_pending_event(task: Task[..., Any], task_run: TaskRun) -> None:
 # --- the first task run of a task ---
 
 
-def _made_by_prefect(
-    task: Task[..., Any],
-    parameters: dict[str, Any],
-    wait_for: Iterable[Any] | None,
-    dependencies: dict[str, set[RunInput]] | None,
-) -> TaskRun:
+def _made_by_prefect(task: Task[..., Any]) -> TaskRun:
+    """Return a new task run without the arguments of its call.
+
+    Prefect takes a running future among them for the generator task that makes the call. A job is never one.
+    """
     coroutine = task.create_local_run(
         client=cast(PrefectClient, contextlib.nullcontext()),  # It is entered, but a local run never uses it.
-        parameters=parameters,
-        wait_for=wait_for,
-        extra_task_inputs=dependencies,
+        parameters={},
     )
     try:
         coroutine.send(None)
@@ -82,28 +89,7 @@ def _made_by_prefect(
     else:
         coroutine.close()
         raise RuntimeError("Task.create_local_run awaits something in this Prefect version: install a supported one")
-    _drop_false_parents(task_run)
     return task_run
-
-
-def _drop_false_parents(task_run: TaskRun) -> None:
-    """Remove parents that are arguments of the call.
-
-    Prefect takes a running future among the arguments for the generator task that makes the call. A job is never one.
-    """
-    inputs = task_run.task_inputs
-    argument_ids = {
-        each.id for name, each in _inputs(task_run) if name != "__parents__" and isinstance(each, TaskRunResult)
-    }
-    parents = [each for each in inputs.get("__parents__", ()) if getattr(each, "id", None) not in argument_ids]
-    if parents:
-        inputs["__parents__"] = parents
-    else:
-        inputs.pop("__parents__", None)
-
-
-def _inputs(task_run: TaskRun) -> Iterator[tuple[str, object]]:
-    return ((name, each) for name, inputs in task_run.task_inputs.items() for each in inputs)
 
 
 # --- later ones ---
@@ -127,7 +113,7 @@ def _sample_for(task: Task[..., Any]) -> TaskRun | None:
     version = version_of(task)
     known = _samples.get(task)
     if known is None or known.version != version or known.task_run.flow_run_id != context.flow_run.id:
-        known = _samples[task] = _Sample(version, _made_by_prefect(task, {}, None, None))
+        known = _samples[task] = _Sample(version, _made_by_prefect(task))
     return known.task_run if _is_named_as_expected(task, known.task_run) else None
 
 
@@ -136,32 +122,13 @@ def _is_named_as_expected(task: Task[..., Any], task_run: TaskRun) -> bool:
     return task_run.name == f"{task.name}-{task_run.dynamic_key[:3]}" and not task_run.task_inputs
 
 
-def _copy_of(
-    sample: TaskRun,
-    task: Task[..., Any],
-    parameters: dict[str, Any],
-    wait_for: Iterable[Any] | None,
-    dependencies: dict[str, set[RunInput]] | None,
-) -> TaskRun:
+def _copy_of(sample: TaskRun, task: Task[..., Any]) -> TaskRun:
     task_run_id, key = UUID(uuid7()), str(uuid4())
     state: State[Any] = Pending(state_details=StateDetails(task_run_id=task_run_id, flow_run_id=sample.flow_run_id))
     task_run = copy.copy(sample)
     task_run.id, task_run.dynamic_key, task_run.name = task_run_id, key, f"{task.name}-{key[:3]}"
     task_run.tags = list(task.tags | TagsContext.get().current_tags)
     task_run.labels = dict(sample.labels)
-    task_run.task_inputs = _inputs_of(parameters, wait_for, dependencies)
     task_run.state, task_run.state_id = state, state.id
     task_run.expected_start_time = task_run.created = task_run.updated = cast(DateTime, state.timestamp)
     return task_run
-
-
-def _inputs_of(
-    parameters: dict[str, Any], wait_for: Iterable[Any] | None, dependencies: dict[str, set[RunInput]] | None
-) -> dict[str, list[Any]]:
-    """Return the task runs that the arguments of a call come from, and those that it waits for."""
-    found: dict[str, set[Any]] = {name: collect_task_run_inputs_sync(value) for name, value in parameters.items()}
-    if wait_for:
-        found["wait_for"] = collect_task_run_inputs_sync(wait_for)
-    for name, further in (dependencies or {}).items():
-        found[name] = {*found[name], *further}
-    return {name: list(inputs) for name, inputs in found.items()}
