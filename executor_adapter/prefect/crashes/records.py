@@ -74,8 +74,8 @@ class Records:
         return self._flow_runs_by("id", ids)
 
     def find_flow_runs(self, body: Row) -> list[FlowRunRecord]:
-        """Return the first page of the flow runs that match the filters of `body`."""
-        return [FlowRunRecord.of(row) for row in self._api.post("/flow_runs/filter", {"limit": PAGE_LIMIT, **body})]
+        """Return the flow runs that match the filters of `body`: all, or as many as its limit."""
+        return [FlowRunRecord.of(row) for row in self._rows("/flow_runs/filter", [body])]
 
     def in_same_process(self, ids: Iterable[str], *, callers: bool) -> dict[str, FlowRunRecord]:
         """Return the flow runs with the subflow runs in their process; with `callers`, also those that called them."""

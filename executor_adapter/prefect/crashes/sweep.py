@@ -293,11 +293,7 @@ def find_ended_runs(records: Records) -> list[FlowRunRecord]:
     """Return the flow runs that have ended, and have unfinished task runs."""
     ended = {"state": {"type": {"any_": sorted(FINAL_TYPES)}}}
     body = {"flow_runs": ended, "task_runs": {"state": {"type": {"any_": UNFINISHED_TYPES}}}, "sort": "ID_DESC"}
-    page = found = records.find_flow_runs(body)  # All of it before the first change, which would move the pages.
-    while len(page) == PAGE_LIMIT:
-        page = records.find_flow_runs(body | {"offset": len(found)})
-        found = found + page
-    return found
+    return records.find_flow_runs(body)  # All of it before the first change, which would move the pages.
 
 
 # --- at the start of a flow ---
