@@ -98,15 +98,9 @@ def _mirror_of(key: UUID | str) -> PrefectMirror:
         return _mirrors[key]
 
 
-def find(flow_run_id: UUID) -> PrefectMirror | None:
+def find(flow_run_id: UUID | None) -> PrefectMirror | None:
     """Return the mirror of a flow run that has had tasks and is not closed."""
-    return _mirrors.get(flow_run_id)
-
-
-def hurry(flow_run_id: UUID) -> None:
-    """Send only final states of a flow run's tasks, at once, because the flow run was cancelled."""
-    if (mirror := _mirrors.get(flow_run_id)) is not None:
-        mirror.hurry()
+    return None if flow_run_id is None else _mirrors.get(flow_run_id)
 
 
 def close(flow_run_id: UUID | None, *, timeout: float | None) -> None:

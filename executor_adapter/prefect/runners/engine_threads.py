@@ -257,8 +257,8 @@ class EngineThreads:
         """Cancel waiting jobs, and running ones if `cancel_running`; return at once."""
         if cancel_running:
             self._cancelled_at = self._cancelled_at or time.monotonic()
-            if self._flow_run_id is not None:
-                runs.hurry(self._flow_run_id)
+            if (mirror := runs.find(self._flow_run_id)) is not None:
+                mirror.hurry()
         with self._lock:
             self._closed = True
             live = list(self._live)
@@ -295,7 +295,7 @@ class EngineThreads:
 
     def _await_mirror(self, last: contextlib.ExitStack) -> bool:
         """Let the async flow await the end of its mirror, and then of `last`; return whether it does."""
-        mirror = None if self._flow_run_id is None else runs.find(self._flow_run_id)
+        mirror = runs.find(self._flow_run_id)
         if mirror is None:
             return False
         rest = last.pop_all()
