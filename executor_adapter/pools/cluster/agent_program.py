@@ -106,7 +106,9 @@ class _Worker:
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         for line in lines:
             message = json.loads(line)
-            if "lease" in message:
+            if message.get("lease", 0) < 0:  # This asks only whether the agent answers.
+                self.tell({"released": message["lease"]})
+            elif "lease" in message:
                 environment = json.dumps(message["environment"]).encode()
                 agent.link.send(wire.pack_frame(frames.LEASED, word=message["lease"], body=environment))
             if "leaving" in message:

@@ -89,8 +89,7 @@ def keep(value: Any, job_id: str, number: int) -> Any:
 
 
 def _ask(what: str, about: Any, value: Any, shown: str) -> tuple[Any, Any]:
-    address = os.environ.get(VARIABLE)
-    if not address:
+    if not (address := os.environ.get(VARIABLE)):
         raise JobSerializationError(f"{shown} cannot be reached: this process is not on a node of the cluster")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect("\0" + address)

@@ -195,13 +195,21 @@ def test_why_no_agent_can_be_used_is_in_the_errors_of_the_jobs(cluster: DaskClus
 def test_an_agent_that_does_not_come_is_said_and_not_others_that_use_all(
     cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where a node holds a slot for the program and its agent says nothing, that is what the log says of it."""
+    """Where a node holds a slot for the program and its agent says nothing, the log says so; it is killed then."""
     monkeypatch.setattr("executor_adapter.pools.cluster.grants.LACK_SECONDS", 0.5)
     with python_of_workers(cluster, tmp_path, "time.sleep(3600)\n"), executor_of(cluster, 1) as executor:
         waiting = executor.submit(Job(function="os:getpid", pool="dask", retry_attempts=0))
         wait_for(lambda: "no agent on tcp://127.0.0.1:" in caplog.text)
         waiting.cancel()
     assert "others use all" not in caplog.text
+    wait_for(lambda: not any(str(tmp_path / "python") in line for line in command_lines()))
+
+
+def command_lines() -> Iterator[str]:
+    """Yield the command line of each process."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield file.read_text().replace("\0", " ")
 
 
 @pytest.mark.nightly

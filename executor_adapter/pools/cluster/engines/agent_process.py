@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 from executor_adapter.exceptions.display import text_of
@@ -24,6 +23,8 @@ from executor_adapter.worker import interpreter_command
 
 logger = logging.getLogger("executor_adapter.cluster")
 
+_ANSWER_TIMEOUT = 2.0
+"""Seconds that an agent may take to answer."""
 _CREDENTIALS = struct.Struct("3i")
 """What SO_PEERCRED returns: pid, uid and gid."""
 
@@ -155,11 +156,10 @@ class AgentProcess:
                 self._is_leaving = True
                 self._tell({"leaving": True})
 
-    def end_if_stuck(self) -> None:
-        """Kill the agent if a signal has stopped it."""
-        with contextlib.suppress(OSError):  # It has ended.
-            if Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2][0] in "Tt":
-                self._process.kill()
+    def end_if_stuck(self, lease: int) -> None:
+        """Kill the agent if it does not answer: it hangs, or a signal has stopped it. `lease`: one that has ended."""
+        if not self.hold(-lease).wait(_ANSWER_TIMEOUT):
+            self._process.kill()
 
     def why_ended(self, lease: int) -> str:
         """Forget a lease that has ended; return what was wrong with the agent, "" if nothing was."""
@@ -183,7 +183,7 @@ class AgentProcess:
         for line in self._process.stdout:
             message = _message(line)
             why = message.get("failed", why)
-            if (event := self._released.pop(message.get("released", -1), None)) is not None:
+            if (event := self._released.pop(message.get("released", 0), None)) is not None:
                 event.set()
         self._process.stdout.close()
         self._data.close()

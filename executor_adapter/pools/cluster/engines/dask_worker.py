@@ -76,7 +76,7 @@ def _hold(worker: Any, head: dict[str, Any], lease: int, environment: dict[str, 
         task = worker.state.tasks.get(key)
         if task is None or task.state == "cancelled":
             # The head has lost the agent, or needs the lease no more. A stopped agent must not keep the slot.
-            agent.end_if_stuck()
+            agent.end_if_stuck(lease)
             break
     return agent.why_ended(lease)
 
