@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from prefect.client.schemas.objects import State
+from prefect.concurrency.context import ConcurrencyContext
 from prefect.task_engine import AsyncTaskRunEngine
 from prefect.transactions import AsyncTransaction, atransaction
 from prefect.utilities.engine import should_log_prints
@@ -46,7 +47,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
     @contextlib.asynccontextmanager
     async def run_context(self) -> AsyncIterator[Self]:
         """Set up the context of an attempt, without Prefect's timer: `timeout_seconds` is a limit of the job."""
-        async with self.setup_run_context():
+        with self.attempt_context(), ConcurrencyContext():
             try:
                 yield self
             except TimeoutError as error:

@@ -22,7 +22,7 @@ from typing import Any, cast
 from opentelemetry import trace
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.results import (  # type: ignore[attr-defined]  # Prefect exports these from there on purpose.
     ResultRecord,
     get_result_store,
@@ -40,7 +40,8 @@ from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import details_of, log_failure
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.results import as_record, is_surely_absent
+from executor_adapter.prefect.engine.new_states import now_like, running
+from executor_adapter.prefect.engine.results import as_record, is_surely_absent, with_known_source
 from executor_adapter.prefect.mirror.events import is_final
 from executor_adapter.prefect.mirror.runs import TaskRunReporter
 from executor_adapter.prefect.reporting.events import flush_events
@@ -74,6 +75,37 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
 
     job_run: JobRun
 
+    def first_state(self) -> State[Any]:
+        """Return the Running state of a first attempt, and note in the task run that it begins."""
+        assert self.task_run is not None, "only a task run begins"
+        state, flow = running(), FlowRunContext.get()
+        self.task_run.start_time = cast(DateTime, state.timestamp)
+        if flow is not None and flow.flow_run is not None:
+            self.task_run.flow_run_run_count = flow.flow_run.run_count
+        return state
+
+    def run_context_fields(self) -> dict[str, Any]:
+        """Return the fields of a task run's context within a flow, but for its client and its result store."""
+        persist = self.task.persist_result
+        if persist is None:
+            persist = get_current_settings().tasks.default_persist_result
+        return {
+            "task": self.task,
+            "task_run": self.task_run,
+            "parameters": self.parameters,
+            "log_prints": False,
+            "persist_result": should_persist_result() if persist is None else persist,
+            "start_time": now_like(self.state.timestamp),
+            "input_keyset": None,
+        }
+
+    def attempt_context(self) -> TaskRunContext:
+        """Return the context of an attempt: that of the engine, with the resolved parameters."""
+        context = TaskRunContext.get()
+        assert context is not None, "an engine that runs has a context"
+        started = now_like(context.start_time)
+        return context.model_copy(update={"start_time": started, "parameters": self.parameters})
+
     # --- results ---
 
     def overwrites(self) -> bool:
@@ -97,6 +129,18 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
             "write_on_commit": should_persist_result(),
             "isolation_level": isolation,
         }
+
+    def compute_transaction_key(self) -> str | None:
+        """Return the key of the task run's result; None if it has none."""
+        policy, context, flow = self.task.cache_policy, TaskRunContext.get(), FlowRunContext.get()
+        known = with_known_source(policy) if isinstance(policy, CachePolicy) and context is not None else None
+        if known is None or context is None:
+            return super().compute_transaction_key()
+        parameters = flow.parameters if flow is not None else None
+        try:
+            return known.compute_key(context, self.parameters or {}, parameters or {})
+        except Exception:
+            return super().compute_transaction_key()  # It fails again, and logs why.
 
     def in_record(self, result: Any, transaction: BaseTransaction) -> Any:
         """Return the record of a function's value, or the value itself where Prefect has to make the record."""

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Self
 
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
+from prefect.concurrency.context import ConcurrencyContext
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.loggers import task_run_logger
+from prefect.results import get_result_store
 from prefect.task_engine import SyncTaskRunEngine
 from prefect.transactions import Transaction, transaction
 from prefect.utilities.asyncutils import run_coro_as_sync
@@ -35,12 +40,31 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         except Exception as error:
             self.handle_exception(self.job_run.refuse(error))
             return
-        super().begin_run()
+        if self.job_run.reporter is None:
+            super().begin_run()
+            return
+        state = self.set_state(self.first_state())
+        self.call_hooks(state)
+
+    @contextlib.contextmanager
+    def setup_run_context(self, client: SyncPrefectClient | None = None) -> Iterator[None]:
+        """Set up the task run's context. Within a flow nothing of it has to be validated or looked up again."""
+        if FlowRunContext.get() is None or should_log_prints(self.task):
+            with super().setup_run_context(client):
+                yield
+            return
+        assert self.task_run is not None, "only a task run has a context"
+        store: Any = get_result_store()
+        fields = {**self.run_context_fields(), "result_store": store.update_for_task(self.task, _sync=True)}
+        with TaskRunContext.model_construct(client=client or self.client, **fields), ConcurrencyContext():
+            logger: Any = task_run_logger(task_run=self.task_run, task=self.task)
+            self.logger = logger
+            yield
 
     @contextlib.contextmanager
     def run_context(self) -> Iterator[Self]:
         """Set up the context of an attempt, without Prefect's timer: `timeout_seconds` is a limit of the job."""
-        with self.setup_run_context():
+        with self.attempt_context(), ConcurrencyContext():
             try:
                 yield self
             except TimeoutError as error:
