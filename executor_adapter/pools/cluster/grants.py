@@ -27,7 +27,7 @@ _MAX_KNOWN_FAILURES = 100
 """Failures of which another one with the same words is no news."""
 LOOK_INTERVAL = 0.5
 """Seconds between two looks at what the pool holds."""
-MAX_QUESTION_SHARE = 0.01
+MAX_QUESTION_SHARE = 0.1
 """The part of the time in which the engine may be busy with the question what others wait for."""
 MAX_QUESTION_INTERVAL = 20.0
 """Seconds after which it is asked again however long the last answer took."""
