@@ -19,8 +19,8 @@ it takes 60 MiB. With a twentieth, 35 MiB, the kernel killed as well in two of s
 """
 MAX_SHARE_TO_ACT = 0.125
 """Share of the limit that this room may be: the jobs of a small group need the rest."""
-FASTEST_GROWTH = 2 << 30
-"""Bytes that a process may take in one second: about the speed at which memory is filled."""
+FASTEST_GROWTH = 8 << 30
+"""Bytes that all processes together may take in one second; one took up to 2.7 GiB, by which 2 GiB came too late."""
 
 
 class MemoryLevel(NamedTuple):
