@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel
 
 from executor_adapter.cli.config_checks import problems
+from executor_adapter.cli.doctor import MARKS
 from executor_adapter.cli.output import JsonOption, console, print_json, print_note, print_rows, without_secrets
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import ConfigSources, Settings, hidden, read_sources
@@ -23,21 +24,25 @@ app = typer.Typer(help="Check, show and describe the configuration.", no_args_is
 
 
 @app.command()
-def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
+def check(
+    try_sources: Annotated[bool, typer.Option("--sources", help="Also read the first rows of each table.")] = False,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check the configuration: its values, error codes, modules, steps and store. Exit code 2: it is wrong.
 
-    Modules are found in the current directory too, after all that is installed.
+    Modules are found in the current directory too, after all that is installed. No source is asked without --sources.
     """
     sources = read_sources(config_file)
-    found = [without_secrets(each) for each in problems(sources.settings())]
+    found = [without_secrets(each) for each in problems(sources.settings(), sources=try_sources)]
     is_valid = all(each.level is not Level.WRONG for each in found)
     if as_json:
         file = str(sources.file) if sources.file else None
         print_json({"file": file, "valid": is_valid, "problems": [dataclasses.asdict(each) for each in found]})
     else:
         for each in found:
-            style = "red" if each.level is Level.WRONG else "yellow"
-            print_note(SafeText(f"{sources.description}: {each.check}: {each.found}: {each.way_out}", style=style))
+            said = ": ".join(filter(None, (sources.description, each.check, each.found, each.way_out)))
+            print_note(SafeText(said, style=MARKS[each.level][1]))
         if is_valid:
             console().print(f"{sources.description}: fine", soft_wrap=True)
     if not is_valid:

@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from executor_adapter.cli.checks import check_store, modules_of_this_directory
 from executor_adapter.config import FilesTool, FunctionTool, RestTool, Settings, SqlTool
+from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import ErrorCode, nearest
-from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts, warning, wrong
+from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts, fine, warning, wrong
 from executor_adapter.worker import interpreter_command
+
+if TYPE_CHECKING:
+    from executor_adapter.pipeline import ConfiguredTable
 
 IMPORT_TIMEOUT = 120.0
 """Seconds that a module to preload may take to be imported."""
 
 
-def problems(settings: Settings) -> Iterator[Finding]:
-    """Yield what of valid settings will not work, or not as it was probably meant; nothing where all is well."""
+def problems(settings: Settings, *, sources: bool = False) -> Iterator[Finding]:
+    """Yield what of valid settings will not work, or not as it was probably meant; nothing where all is well.
+
+    With `sources` the first rows of each table are read, and it is said where that was possible too.
+    """
     yield from check_codes(settings)
     for module in settings.executor.preload:
         yield from check_preload(module)
-    yield from check_pipeline(settings)
+    yield from check_pipeline(settings, sources=sources)
     if settings.store.url is not None:
         found = check_store(settings.store.url)
         if found.level is not Level.FINE:
@@ -63,7 +71,7 @@ def check_preload(module: str) -> Iterator[Finding]:
         yield wrong(key, f"{module!r} cannot be imported: {why}", "install it, or run this where it is found")
 
 
-def check_pipeline(settings: Settings) -> Iterator[Finding]:
+def check_pipeline(settings: Settings, *, sources: bool) -> Iterator[Finding]:
     """Yield which steps, functions and schemas that tools name are not there, as `pipeline run` would find them."""
     if not any(isinstance(tool, FilesTool | RestTool | SqlTool | FunctionTool) for tool in settings.tools.values()):
         return
@@ -72,14 +80,27 @@ def check_pipeline(settings: Settings) -> Iterator[Finding]:
             from executor_adapter.pipeline import import_references, select_tables
 
             try:
-                yield from map(_as_finding, import_references(settings, select_tables(settings)))
+                tables = select_tables(settings)
+                yield from map(_as_finding, import_references(settings, tables))
+                yield from map(check_source, tables if sources else ())
             except ConfigurationError as error:
                 yield _as_finding(error)
         except ModuleNotFoundError as error:
             yield wrong("tools", f"collecting needs {error.name}", "pip install 'prefect-executor-adapter[pipeline]'")
 
 
-def _as_finding(error: ConfigurationError) -> Finding:
+def check_source(table: ConfiguredTable) -> Finding:
+    """Return whether the first rows of a table can be read from its source."""
+    from executor_adapter.pipeline import read_sample
+
+    try:
+        with ProgressBar("config check", lambda: ProgressCounts(note=f"reading {table}"), summary=False):
+            return fine(table.key, f"OK: {read_sample(table)}")
+    except Exception as error:  # A function of the user's own may raise anything.
+        return _as_finding(f"{table.key}: {error_code_of(error)}: {' '.join(str(error).split())}")
+
+
+def _as_finding(error: object) -> Finding:
     key, _, rest = str(error).partition(": ")
     found, _, way_out = rest.rpartition(": ")
     return wrong(key, found, way_out)

@@ -28,7 +28,8 @@ MAX_ROWS = 1_000
 
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="A table as tool.table, or a tool: all of its tables.")]
 WindowOption = Annotated[str | None, typer.Option("--window", "-w", help="One window of it; default: all.")]
-Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"])]
+Since = Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="The first day.")]
+Until = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The first day after it; default: now.")]
 
 
 @app.command()
@@ -74,9 +75,8 @@ def windows(table: TableName, config_file: ConfigOption = None, as_json: JsonOpt
     with _tables(config_file, table) as tables:
         from executor_adapter.pipeline import balances
 
-        _show(
-            [{"table": each.full_name, **dataclasses.asdict(one)} for each in tables for one in balances(each)], as_json
-        )
+        found = [{"table": each.full_name, **dataclasses.asdict(one)} for each in tables for one in balances(each)]
+    _show(found, as_json)
 
 
 @app.command()
@@ -103,10 +103,9 @@ def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:
 
 
 @app.command()
-def backfill(table: TableName, since: Day = None, until: Day = None, config_file: ConfigOption = None) -> None:
-    """Collect a range of days again, also of files, and process it. Without --until: up to now."""
-    days = {name: day and day.date() for name, day in (("since", since), ("until", until))}
-    _run("pipeline_flow", config_file, tools=[table], **days)
+def backfill(table: TableName, since: Since, until: Until = None, config_file: ConfigOption = None) -> None:
+    """Collect a range of days again, also of files, and process it."""
+    _run("pipeline_flow", config_file, tools=[table], since=since.date(), until=until and until.date())
 
 
 @app.command()
@@ -122,8 +121,7 @@ def rebuild(table: TableName, config_file: ConfigOption = None) -> None:
         from executor_adapter.pipeline import rebuild_table
 
         for each in tables:
-            found = rebuild_table(each)
-            console().print(f"{each.full_name}: {found['rows']:,} rows of {found['landings']:,} landings")
+            console().print(f"{each.full_name}: {rebuild_table(each)['rows']:,} rows are in the lake")
     _run("processing_flow", config_file, tools=[table])
 
 

@@ -11,7 +11,7 @@
 | store | `lake/`, `storing` | Parquet in whole windows, which every reader reads: `LakeTable`, `store_landing` |
 | process | `steps`, `processing` | steps over whole windows, with an account of each row: `process_window` |
 
-| configure | `tables`, `collecting`, `processing`, `upkeep` | the same for the tables of `config.yaml` |
+| configure | `tables`, `collecting`, `processing`, `status`, `upkeep` | the same for the tables of `config.yaml` |
 | run | `flows/` | flows of Prefect that do all of it, with a report |
 
 It needs the extra `pipeline`.
@@ -24,12 +24,16 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pipeline.collecting import collect_window, collect_windows, find_windows, rebuild_table
+    from executor_adapter.pipeline.collecting import (
+        collect_window,
+        collect_windows,
+        find_windows,
+        read_sample,
+        rebuild_table,
+    )
     from executor_adapter.pipeline.lake.layout import remove_leftovers
-    from executor_adapter.pipeline.lake.stored import WindowEntry
     from executor_adapter.pipeline.lake.table import LakeTable
     from executor_adapter.pipeline.lake.upkeep import expire_windows, is_expired, remove_windows, settle_windows
-    from executor_adapter.pipeline.lake.writer import Writer, Written
     from executor_adapter.pipeline.processing import (
         Balance,
         Processed,
@@ -51,12 +55,10 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.text_rows import REJECTED
 
 _NAMES = {
-    "collecting": "collect_window collect_windows find_windows rebuild_table",
-    "lake.stored": "WindowEntry",
+    "collecting": "collect_window collect_windows find_windows read_sample rebuild_table",
     "lake.layout": "remove_leftovers",
     "lake.table": "LakeTable",
     "lake.upkeep": "expire_windows is_expired remove_windows settle_windows",
-    "lake.writer": "Writer Written",
     "processing": "Balance Processed balance balances process_table process_window process_windows reject_reasons",
     "sources.files": "find_files",
     "sources.land": "land",
@@ -79,9 +81,6 @@ __all__ = [
     "Landing",
     "Processed",
     "Window",
-    "WindowEntry",
-    "Writer",
-    "Written",
     "balance",
     "balances",
     "collect_window",
@@ -97,6 +96,7 @@ __all__ = [
     "process_window",
     "process_windows",
     "read_rows",
+    "read_sample",
     "rebuild_table",
     "reject_reasons",
     "rejected_rows",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -17,15 +18,22 @@ from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.lake.stored import WindowEntry
 from executor_adapter.pipeline.lake.upkeep import is_between
+from executor_adapter.pipeline.loading import Loader
 from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of
+from executor_adapter.pipeline.sources.reading import read_texts
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
 from executor_adapter.pipeline.storing import Collected, store_landing
 from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.text_rows import connected
 
 SETTLE_TIME = 3600.0
 """Seconds after the end of a day after which no late object is added to it, so that it is not asked for again."""
+MAX_WHOLE = 64 << 20
+"""Bytes of a file of which the beginning alone cannot be read, at most: of a larger one no sample is read."""
+BY_LINE = (".csv", ".tsv", ".txt", ".ndjson", ".jsonl")
+"""How the names of files end of which the beginning alone can be read."""
 PARENT_ID = "parent_id"
 """The column of a resource with `for_each`: the id for which an object was asked."""
 
@@ -62,17 +70,13 @@ def find_windows(
     return [Window(since=table.raw.next_since(SINGLE_WINDOW, _look_back(table)) or table.start)]
 
 
-def collect_windows(
-    table: ConfiguredTable, windows: Sequence[Window], *, again: bool = False, headers: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def collect_windows(table: ConfiguredTable, windows: Sequence[Window], *, again: bool = False) -> dict[str, Any]:
     """Collect several windows one after another, as `collect_window` does, and return their sum.
 
     `failed` are the windows of several that cannot be collected; to collect each of them alone raises its error.
     """
     entries = table.raw.windows() if len(windows) > 1 else None
-    done, failed = do_each(
-        windows, lambda window: collect_window(table, window, again=again, headers=headers, entries=entries)
-    )
+    done, failed = do_each(windows, lambda window: collect_window(table, window, again=again, entries=entries))
     return {
         "records_collected": sum(each["records_collected"] for each in done),
         "status": "already_collected" if {each["status"] for each in done} == {"already_collected"} else "collected",
@@ -87,7 +91,6 @@ def collect_window(
     window: Window,
     *,
     again: bool = False,
-    headers: Mapping[str, str] | None = None,
     entries: Mapping[str, WindowEntry] | None = None,
 ) -> dict[str, Any]:
     """Land a window and store its rows; what was collected already is neither asked for nor stored again.
@@ -96,7 +99,6 @@ def collect_window(
         table: the table.
         window: one of `find_windows`.
         again: whether the source is asked for what is known already.
-        headers: REST: further headers, for the API's own origin alone.
         entries: the windows that the table has, where they are known; None: each is looked for.
 
     Returns:
@@ -117,7 +119,6 @@ def collect_window(
         table.name,
         # A file is landed as a whole.
         replace(window, since=None, until=None) if of_files else window,
-        headers=headers,
         known_parents=() if again or table.parent is None or table.is_whole else _known_parents(table, window),
         settle_time=None if again else SETTLE_TIME,
     )
@@ -158,6 +159,31 @@ def store(
         wanted=lambda name: table.wants(name, _today()) and is_between(name, *days),
         entries=entries,
     )
+
+
+def read_sample(table: ConfiguredTable) -> str:
+    """Read the first rows of a table's source as a run would, and return in words what there is. The lake stays.
+
+    Raises:
+        DataCollectionException: see `find_windows`, `land` and `read_texts`.
+        DataProcessingException: see `Loader`.
+    """
+    with TemporaryDirectory() as folder, connected(Path(folder)) as connection:
+        aside, settings = replace(table, lake=Path(folder)), table.settings
+        *_, window = find_windows(aside)
+        is_whole = isinstance(table.tool, FilesTool) and not window.name.endswith(BY_LINE)
+        if is_whole and window.size > MAX_WHOLE:
+            return f"{window.name} is there, and too large to be tried"
+        landing = land(aside.lake, table.tool_name, table.tool, table.name, replace(window, is_sample=not is_whole))
+        of_files = settings if isinstance(settings, FileTable) else None
+        divided = (of_files.partition, of_files.period) if of_files else ((), None)
+        loader, fit = Loader(connection, table.schema, *divided), 0
+        for text in read_texts(landing, table.format, lambda _: None, of_files.member if of_files else None):
+            # What comes after the first batch may be cut off.
+            fit = next((loaded.rows.num_rows for loaded in loader.load(text)), 0)
+            break
+        loader.finish()
+        return f"{fit:,} of the first {loader.rows:,} rows fit"
 
 
 def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from executor_adapter.cli.checks import modules_of_this_directory
 from executor_adapter.cli.config import json_schema
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.store import SqlStore
+from tests.api_server import Answer, as_json, serving
 from tests.cli.conftest import Command
 from tests.servers import ROOT
 from tests.waiting import PATIENCE
@@ -105,6 +106,61 @@ def test_what_a_pipeline_names_is_looked_for(command: Command, home: Path) -> No
         "tools.shop.summary: 'my_rule:summarise' cannot be imported: ModuleNotFoundError: No module named 'my_rule'"
     )
     assert missing in command("config", "check").err
+
+
+ENDLESS = """
+def orders():
+    open("asked", "w").close()
+    while True:
+        yield {"id": 1}
+"""
+
+
+def test_sources_are_tried_on_request(command: Command, home: Path) -> None:
+    """With `--sources` the first rows of each table are read, and no more; without it no source is asked."""
+    (home / "endless_rules.py").write_text(ENDLESS)
+    (home / "inbox").mkdir()
+    # More than is read: the last value that is read is cut off.
+    (home / "inbox/large.csv").write_text("id,note\nx,\n" + '1,"two\nlines"\n' * 100_000)
+    asked: list[str] = []
+
+    def respond(path: str, body: Any) -> Answer:
+        asked.append(path)
+        return as_json([{"id": str(len(asked))}])
+
+    id_is_integer = {"columns": {"id": "integer"}}
+    with serving(respond) as (url, _):
+        paging = {"by": "page"}
+        tools = {
+            "shop": {
+                "source": "files",
+                "directory": "inbox",
+                "tables": {
+                    "good": {"file": "*.csv", "schema": id_is_integer},
+                    "lost": {"file": "lost.csv"},
+                    "other": {"file": "*.csv", "schema": {"columns": {"ids": "integer"}}},
+                },
+            },
+            "own": {"source": "function", "batch_rows": 10, "tables": {"orders": {"function": "endless_rules:orders"}}},
+            "api": {
+                "source": "rest",
+                "url": url,
+                "page_size": 1,
+                "paging": paging,
+                "resources": {"all": {"path": "/"}},
+            },
+        }
+        write(home, yaml.safe_dump({"lake": "lake", "tools": tools}))
+        assert command("config", "check").code == 0
+        assert (asked, (home / "asked").exists()) == ([], False)
+        result = command("config", "check", "--sources")
+    assert (result.code, len(asked), (home / "lake").exists()) == (2, 1, False)
+    said = {line.split(": ")[1]: line.partition(": ")[2].partition(": ")[2] for line in result.err.splitlines()}
+    assert re.fullmatch(r"OK: [0-9,]+ of the first [0-9,]+ rows fit", said["tools.shop.tables.good"])
+    assert said["tools.shop.tables.lost"].startswith("SOURCE_UNAVAILABLE: ")
+    assert said["tools.shop.tables.other"].startswith("DATA_ERROR: missing columns: ids: ")
+    assert said["tools.own.tables.orders"] == "OK: 10 of the first 10 rows fit"
+    assert said["tools.api.resources.all"] == "OK: 1 of the first 1 rows fit"
 
 
 @pytest.mark.parametrize(("words", "code"), [(("config", "check"), 0), (("pipeline", "run", "-c", "wrong.yaml"), 2)])

@@ -88,10 +88,10 @@ def test_rejects_are_shown_by_rule_or_by_row(
     assert "\x1b" not in shown
 
 
-@pytest.mark.parametrize("name", ["windows", "rejects", "backfill", "reprocess", "rebuild"])
-def test_a_wrong_name_is_answered_with_the_nearest(command: Command, orders: ConfiguredTable, name: str) -> None:
+@pytest.mark.parametrize("words", ["windows", "rejects", "backfill --since 2024-01-01", "reprocess", "rebuild"])
+def test_a_wrong_name_is_answered_with_the_nearest(command: Command, orders: ConfiguredTable, words: str) -> None:
     """Exit code 2, before anything starts."""
-    result = command("pipeline", name, "shop/order")
+    result = command("pipeline", *words.split(), "shop/order")
     assert result.code == 2
     assert result.err.endswith(
         "'shop/order' is not a table, as tool.table, and not a tool: did you mean shop.orders?\n"

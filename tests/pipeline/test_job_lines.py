@@ -118,10 +118,10 @@ BROKEN = row(FAILED, attempts=4, duration=4.0, records=None, note="API_ERROR", e
 def test_new_rows_and_known_rows_are_counted_apart() -> None:
     """The sentence of a tool counts new rows apart from rows that were collected before."""
     balance = Balance(name="flights", collected=12, processed=12, rejected=0, unprocessed=0)
-    assert report_text.collection_sentences([row(), row(stage="process")], [balance]) == [
+    assert list(report_text.collection_sentences([row(), row(stage="process")], [balance])) == [
         "flights: 5 new rows; 7 were already collected, and not collected again"
     ]
-    assert report_text.collection_sentences([row(records=12)], [balance]) == ["flights: 12 new rows"]
+    assert list(report_text.collection_sentences([row(records=12)], [balance])) == ["flights: 12 new rows"]
 
 
 def test_a_failure_names_its_code_and_attempts() -> None:

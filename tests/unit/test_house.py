@@ -103,7 +103,7 @@ MAY_IMPORT = {
     "deployments": {"executor_adapter", "tasks", "flows", "deployments"},
 }
 BUDGETS = {
-    "cli": 1_915,
+    "cli": 1_931,
     "config": 1_146,
     "exceptions": 170,
     "executor": 1_266,
@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 503,
     "monitoring": 794,
     "persistence": 1_155,
-    "pipeline": 5_391,
+    "pipeline": 5_403,
     "pools": 628,
     "pools/cluster": 3_640,
     "pools/in_process": 671,

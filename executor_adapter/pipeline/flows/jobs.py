@@ -32,11 +32,10 @@ def find_windows(table: ConfiguredTable, since: date | None, until: date | None)
 @job_task(name="collect windows", task_run_name="collect {table} {subject}", **COLLECTION)
 def collect_windows(table: ConfiguredTable, windows: list[Window], subject: str, again: bool) -> dict[str, Any]:
     """Land windows and store their rows; a REST tool without a URL reads the API of this run's Prefect server."""
-    if not isinstance(table.tool, RestTool) or table.tool.url is not None:
-        return collecting.collect_windows(table, windows, again=again)
-    # The headers hold the server's credentials, so they are made here and are no argument of the job.
-    own, headers = _with_prefect_api(table, table.tool)
-    return collecting.collect_windows(own, windows, again=again, headers=headers)
+    if isinstance(table.tool, RestTool) and table.tool.url is None:
+        # Its headers hold the server's credentials, so they are made here and are no argument of the job.
+        table = _with_prefect_api(table, table.tool)
+    return collecting.collect_windows(table, windows, again=again)
 
 
 @job_task(name="settle windows", task_run_name="settle windows of {table}", **COLLECTION)
@@ -67,8 +66,8 @@ summarise = job_task(
 )(summaries.summarise_tables)
 
 
-def _with_prefect_api(table: ConfiguredTable, tool: RestTool) -> tuple[ConfiguredTable, dict[str, str]]:
-    """Return the table with the address of this run's Prefect API, and the headers that the API requires."""
+def _with_prefect_api(table: ConfiguredTable, tool: RestTool) -> ConfiguredTable:
+    """Return the table with the address of this run's Prefect API, and with the headers that the API requires."""
     with get_client(sync_client=True) as client:
         url = str(client.api_url).rstrip("/")
     settings = get_current_settings()
@@ -78,4 +77,4 @@ def _with_prefect_api(table: ConfiguredTable, tool: RestTool) -> tuple[Configure
         headers["Authorization"] = f"Basic {token}"
     elif settings.api.key:
         headers["Authorization"] = f"Bearer {settings.api.key.get_secret_value()}"
-    return replace(table, tool=tool.model_copy(update={"url": url})), headers
+    return replace(table, tool=tool.model_copy(update={"url": url, "headers": headers | tool.headers}))

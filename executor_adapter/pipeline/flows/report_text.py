@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,13 @@ MAX_REASON = 200
 """Characters of a reason on the terminal."""
 
 
-def collection_sentences(jobs: Iterable[JobRow], balances: Iterable[Balance]) -> list[str]:
-    """Return a sentence per tool: how many rows this run collected, and how many were collected before."""
-    jobs = list(jobs)
-    return [_collection_sentence(each, [job for job in jobs if job.tool == each.name]) for each in balances]
-
-
-def _collection_sentence(balance: Balance, jobs: list[JobRow]) -> str:
-    new = sum(job.records or 0 for job in jobs if job.stage == "collect")
-    previous = balance.collected - new
-    skipped = f"; {previous:,} were already collected, and not collected again" if previous > 0 else ""
-    return f"{balance.name}: {new:,} new rows{skipped}"
+def collection_sentences(jobs: Sequence[JobRow], balances: Iterable[Balance]) -> Iterator[str]:
+    """Yield a sentence per tool: how many rows this run collected, and how many were collected before."""
+    for each in balances:
+        new = sum(job.records or 0 for job in jobs if job.stage == "collect" and job.tool == each.name)
+        previous = each.collected - new
+        skipped = f"; {previous:,} were already collected, and not collected again" if previous > 0 else ""
+        yield f"{each.name}: {new:,} new rows{skipped}"
 
 
 def failure_sentences(jobs: Iterable[JobRow]) -> list[str]:

@@ -137,7 +137,7 @@ class Run:
         jobs, balances = self._lines.rows(), [balance(*of_tool) for of_tool in self.tables.items()]
         self._jobs.summary.total = None
         self._jobs.close(summarise=bool(jobs))
-        rows = collection_sentences(jobs, balances) + (list(map(str, balances)) if self._processes else [])
+        rows = [*collection_sentences(jobs, balances), *(map(str, balances) if self._processes else ())]
         rejects = self._rejects() if self._processes else Counter()
         text = markdown(flow_run.get_name() or "", jobs, rows, rejects, summaries, self.settings.lake)
         create_markdown_artifact(text, key=f"{flow_run.get_flow_name()}-rows", description="The rows of the run")

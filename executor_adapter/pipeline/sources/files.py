@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -84,7 +84,8 @@ def land_file(root: Path, tool_name: str, tool: FilesTool, table: str, window: W
         fingerprint = before if is_settled else f"{before}, new"
         with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
             receiver.restart()
-            receiver.add(_suffixes(window.name), _chunks(file, size, origin, tool.max_bytes), origin=origin)
+            chunks = islice(_chunks(file, size, origin, tool.max_bytes), 1 if window.is_sample else None)
+            receiver.add(_suffixes(window.name), chunks, origin=origin)
             if version() != before:
                 raise DataCollectionException(f"{origin} changed while it was copied: wait until it is whole")
     landing = receiver.landing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from executor_adapter.config import FilesTool, FunctionTool, RestTool, SqlTool, Tool
@@ -18,7 +18,6 @@ def land(
     table: str,
     window: Window,
     *,
-    headers: Mapping[str, str] | None = None,
     known_parents: Collection[str] = (),
     settle_time: float | None = None,
 ) -> Landing:
@@ -30,7 +29,6 @@ def land(
         tool: one of the tools with a source.
         table: the name of the table or resource.
         window: the window; for files one of `find_files`.
-        headers: REST: further headers, for the API's own origin alone.
         known_parents: REST: ids of the resource that `for_each` names for which nothing is asked.
         settle_time: REST: seconds after the end of a window after which it does not change: a landing that was received
             later is returned, and the API is not asked again; None: it is always asked.
@@ -52,7 +50,7 @@ def land(
             if known is not None and settle_time is not None and known.is_final(settle_time):
                 log("%s/%s %s: is over, and not asked for again", tool_name, table, window.name)
                 return known
-            return land_resource(root, tool_name, tool, table, window, headers=headers, known_parents=known_parents)
+            return land_resource(root, tool_name, tool, table, window, known_parents=known_parents)
         case SqlTool():
             from executor_adapter.pipeline.sources.sql import land_query
 

@@ -52,6 +52,8 @@ class Window:
     """The first value after the window. None: up to now."""
     size: int = field(default=sys.maxsize, compare=False)
     """The bytes that it has at the source, where they are known: several small windows are collected by one job."""
+    is_sample: bool = field(default=False, compare=False)
+    """Whether its first rows are enough: a page, a batch, or the beginning of a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import ipaddress
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
@@ -50,14 +50,12 @@ class ApiClient:
     Args:
         tool: the API; its `url` is set.
         rate: the tool's request rate.
-        headers: further headers, for the API's own origin alone.
     """
 
-    def __init__(self, tool: RestTool, rate: RequestRate, headers: Mapping[str, str]) -> None:
+    def __init__(self, tool: RestTool, rate: RequestRate) -> None:
         self._tool, self._rate = tool, rate
         self._base = httpx.URL((tool.url or "").rstrip("/"))
-        public = {name: value for name, value in tool.headers.items() if "{credential}" not in value}
-        self._headers = {**headers, **public}
+        self._headers = {name: value for name, value in tool.headers.items() if "{credential}" not in value}
         self._authentication = Authentication(tool)
         # Only gzip, since that is what landed files are unpacked from. Its cookies would go to other ports of the host.
         no_cookies = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))

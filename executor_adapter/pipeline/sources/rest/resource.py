@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,6 @@ def land_resource(
     table: str,
     window: Window,
     *,
-    headers: Mapping[str, str] | None = None,
     known_parents: Collection[str] = (),
 ) -> Landing:
     """Ask for all pages of a resource in a window, and return the landing that has them.
@@ -56,7 +55,6 @@ def land_resource(
         tool: the API; its `url` is set.
         table: the name of the resource.
         window: the window; its bounds fill `{since}`, `{until}` and `{last}`.
-        headers: further headers, for the API's own origin alone.
         known_parents: ids of the resource that `for_each` names for which nothing is asked.
 
     Raises:
@@ -67,13 +65,13 @@ def land_resource(
     rate = RequestRate(root / "landing" / tool_name / "request-rate", tool.request_rate)
     resource = tool.resources[table]
     ids: list[str | None] = (
-        [None] if resource.for_each is None else _parent_ids(root, tool_name, tool, resource, window, headers)
+        [None] if resource.for_each is None else _parent_ids(root, tool_name, tool, resource, window)
     )
     if known_parents:
         log("%s: %d parents are known, and not asked for again", table, sum(each in known_parents for each in ids))
         ids = [each for each in ids if each not in known_parents]
     with (
-        ApiClient(tool, rate, headers or {}) as client,
+        ApiClient(tool, rate) as client,
         receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver,
     ):
         _Download(tool, table, window, client, receiver).run(ids)
@@ -105,13 +103,12 @@ def _parent_ids(
     tool: RestTool,
     resource: RestResource,
     window: Window,
-    headers: Mapping[str, str] | None,
 ) -> list[str | None]:
     """Return the ids of the parents in the window, each once; the parents are landed where they are not yet."""
     name = resource.for_each or ""
     parent = tool.resources[name]
     landing = find_landing(root, tool_name, name, window, fingerprint_of(tool, name, window))
-    landing = landing or land_resource(root, tool_name, tool, name, window, headers=headers)
+    landing = landing or land_resource(root, tool_name, tool, name, window)
     ids: dict[str | None, None] = {}
     key, without = parent.key[0], 0
     for batch in read_rows(landing, parent, lambda _: None):
@@ -146,12 +143,12 @@ class _Download:
 
     def _receive_all(self, ids: list[str | None]) -> None:
         done = {file.details["id"]: file.details["next"] for file in self._receiver.files}
-        for parent_id in ids:
+        for parent_id in ids[:1] if self._window.is_sample else ids:
             self._receive(parent_id, done.get(parent_id, first_state(self._paging)))
 
     def _receive(self, parent_id: str | None, state: State | None) -> None:
         pages = 0
-        while state is not None:
+        while state is not None and not (pages and self._window.is_sample):
             if pages >= self._tool.pages:
                 raise configuration_error(
                     f"{self._table} {self._window.name} has more than pages={self._tool.pages} pages: raise pages, or "
