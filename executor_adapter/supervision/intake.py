@@ -63,15 +63,16 @@ class JobIntake:
         future: JobFuture,
         timeout: float | None,
         *,
-        needs_place: bool = True,
+        is_new: bool = True,
         prepare: Callable[[], object] = lambda: None,
         stored: Any = None,
     ) -> JobFuture:
         """Admit the job and return its future; or the future of its live twin, if it has one.
 
-        Waits for a place, at most `timeout` seconds if that is not None, unless the job needs none. A job that is
-        refused, and the one that it may be already, stay as they were: `prepare` alone changes the job for its
-        supervisor, and is called only where the job is not live. `stored` is what the store needs, None for nothing.
+        Waits for a place, at most `timeout` seconds if that is not None. One that is not new, since a host that has
+        died had admitted it, needs no place and has no twin. A job that is refused, and the one that it may be already,
+        stay as they were: `prepare` alone changes the job for its supervisor, and is called only where the job is not
+        live. `stored` is what the store needs, None for nothing.
 
         Raises:
             QueueFullError: no place was free in time; at once in an observer, which runs on the thread that frees them.
@@ -79,11 +80,11 @@ class JobIntake:
             InvalidJobError: the job is quarantined, was submitted before, or its id is taken.
         """
         with self._lock:
-            takes_place = needs_place and self._places is not None
+            takes_place = is_new and self._places is not None
             if takes_place and not self._has_place():
                 with self._waiting():
                     self._wait_for_place(job, timeout)
-            if job.dedupe_key is not None and (twin := self.twin(job)) is not None:
+            if is_new and (twin := self.twin(job)) is not None:
                 return twin
             if self.quarantined:
                 self._refuse_quarantined(job)
@@ -101,7 +102,7 @@ class JobIntake:
             job.live.place = takes_place
             job.live.future = future
             if job.dedupe_key is not None:
-                self._by_dedupe_key[job.dedupe_key] = job
+                self._by_dedupe_key.setdefault(job.dedupe_key, job)
             if stored is not None:
                 self.unwritten[job] = stored
             self.jobs[job.job_id] = job
@@ -159,8 +160,8 @@ class JobIntake:
         if job.live.place:
             self.leave_queue(job)
         self.jobs.pop(job.job_id, None)
-        if job.dedupe_key is not None:
-            self._by_dedupe_key.pop(job.dedupe_key, None)
+        if job.dedupe_key is not None and self._by_dedupe_key.get(job.dedupe_key) is job:
+            del self._by_dedupe_key[job.dedupe_key]
 
     def close(self) -> None:
         """Admit no more jobs, and wake the callers that wait for a place."""

@@ -122,10 +122,11 @@ class Supervisor:
     ) -> JobFuture:
         """Admit a job: check it, prepare it for its pool and queue it. See JobIntake for what it raises.
 
-        `waited`: seconds since another host, which has died, admitted it; then `max_pending` does not apply.
+        `waited`: seconds since another host, which has died, admitted it; then `max_pending` does not apply, and it
+        runs beside a live job with its dedupe_key, as it did there.
         `stored`: what a store needs of the job to write it for the first time.
         """
-        if job.dedupe_key is not None and (twin := self.intake.twin(job)) is not None:
+        if waited is None and (twin := self.intake.twin(job)) is not None:
             return twin
         if driver is None:  # A driver may call the function with other arguments.
             check_arguments(job.function, job.args, job.kwargs)
@@ -140,7 +141,7 @@ class Supervisor:
             live.driver, live.scope, live.queued_at = driver, scope, queued_at
 
         future = JobFuture(job, self.futures)
-        future = self.intake.enter(job, future, timeout, needs_place=waited is None, prepare=prepare, stored=stored)
+        future = self.intake.enter(job, future, timeout, is_new=waited is None, prepare=prepare, stored=stored)
         self.thread.wake()
         return future
 

@@ -337,6 +337,17 @@ def test_max_pending_does_not_refuse_recovered_jobs(make_stored: MakeStored, orp
     assert len(make_stored(max_pending=1).recover()) == 5
 
 
+def test_recovered_jobs_with_one_dedupe_key_all_run(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
+    """Jobs of two dead hosts may have the same key: none waits for ever as the twin of another."""
+    call = json.dumps(json.loads(GIVE) | {"dedupe_key": "twin"})
+    ids = [orphan(call=call, status=JobStatus.PENDING, attempt=0).job_id for _ in range(3)]
+    executor = make_stored()
+    assert len(executor.recover()) == 3
+    assert {wait_for_end(store, job_id).status for job_id in ids} == {JobStatus.COMPLETED}
+    job = Job(function=store_jobs.give, args=(1,), dedupe_key="twin", pool="thread")
+    assert executor.submit(job).job is job, "the key is free again"
+
+
 HOST = """
 import sys, time
 from executor_adapter import Job, JobExecutor
