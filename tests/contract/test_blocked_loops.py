@@ -7,13 +7,16 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
+from executor_adapter.pools.base import Assignment, PoolSupervisor
+from executor_adapter.pools.in_process.coroutine import CoroutinePool
+from executor_adapter.pools.transport.envelope import Outcome
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
@@ -295,3 +298,34 @@ def test_a_broken_loop_fails_what_runs_there_and_is_replaced(loops: LoopHarness)
         assert "its event loop broke" in str(future.exception(timeout=PATIENCE))
         assert future.job.error_code == "WORKER_CRASHED"
     assert loops.submit(loops.note).result(timeout=PATIENCE) == "ran"
+
+
+class LastTurn:
+    """A supervisor in its last turn: it makes each call at once, and no timer of it is due."""
+
+    def now(self) -> float:
+        return 0.0
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> None: ...
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        callback(*args)
+
+    def started(self, assignment: Assignment, at: float) -> None: ...
+
+    def ended(self, assignment: Assignment, outcome: Outcome) -> None: ...
+
+
+def test_a_loop_that_is_found_blocked_after_the_end_has_no_successor() -> None:
+    """Its pool is closed then, and would not stop another one."""
+    before = {thread.name for thread in threading.enumerate()}
+    pool = CoroutinePool(cast(PoolSupervisor, LastTurn()), 1)
+    job = Job(function=asyncio.sleep, args=(0,))
+    assignment = Assignment(job, 1, CoroutinePool.prepare(job))
+    pool.start(assignment)
+    pool.flush()
+    wait_for(lambda: not pool.busy)
+    pool.close(lambda: None)
+    pool.on_blocked(assignment)
+    assert pool.loop is None
+    wait_for(lambda: "executor-coroutines" not in {thread.name for thread in threading.enumerate()} - before)

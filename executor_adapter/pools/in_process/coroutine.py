@@ -91,15 +91,13 @@ class CoroutinePool(WorkerPool):
         elif assignment.ended_at is not None:
             assignment.stop_asked_at = None  # It ended before, and its report is on its way.
         elif assignment not in loop.stopping:
-            self._cancel(loop, assignment, min(grace, COROUTINE_STOP_TIMEOUT))
+            answered = threading.Event()
+            loop.cancel(assignment, answered)
+            give_up = functools.partial(self._give_up, loop, assignment, answered)
+            Patience(self.supervisor, min(grace, COROUTINE_STOP_TIMEOUT), give_up)
             if loop.claim(assignment):
                 self._discard(loop, assignment)
                 self.supervisor.ended(assignment, STOPPED)
-
-    def _cancel(self, loop: _Loop, assignment: Assignment, seconds: float) -> None:
-        answered = threading.Event()
-        loop.cancel(assignment, answered)
-        Patience(self.supervisor, seconds, functools.partial(self._give_up, loop, assignment, answered))
 
     def _give_up(self, loop: _Loop, assignment: Assignment, answered: threading.Event) -> None:
         try:
@@ -111,6 +109,7 @@ class CoroutinePool(WorkerPool):
     def close(self, on_closed: Callable[[], None]) -> None:
         if self.loop is not None:
             self.loop.stop()
+            self.loop = None  # Found blocked from now on, it gets no successor, which nobody would stop.
         on_closed()
 
     # --- reports of the loop, on the supervisor's thread ---
