@@ -84,7 +84,7 @@ class JobIntake:
             if takes_place and not self._has_place():
                 with self._waiting():
                     self._wait_for_place(job, timeout)
-            if is_new and (twin := self.twin(job)) is not None:
+            if is_new and job.dedupe_key is not None and (twin := self.twin(job)) is not None:
                 return twin
             if self.quarantined:
                 self._refuse_quarantined(job)

@@ -126,7 +126,7 @@ class Supervisor:
         runs beside a live job with its dedupe_key, as it did there.
         `stored`: what a store needs of the job to write it for the first time.
         """
-        if waited is None and (twin := self.intake.twin(job)) is not None:
+        if waited is None and job.dedupe_key is not None and (twin := self.intake.twin(job)) is not None:
             return twin
         if driver is None:  # A driver may call the function with other arguments.
             check_arguments(job.function, job.args, job.kwargs)

@@ -331,7 +331,8 @@ def test_a_reloaded_module_replaces_the_earlier_one(
     jobs = [Job(function=function, args=(21,), pool="ssh") for _ in range(3)]
     assert executor.submit(jobs[0]).result(timeout=PATIENCE) == 42
     (tmp_path / "helper_of_program.py").write_text("def times(value, step):\n    return value * step + 1\n")
-    assert executor.submit(jobs[1]).result(timeout=PATIENCE) == 42, "the program has not reloaded it"
+    if not has_files:  # A worker that starts now imports what is on its node.
+        assert executor.submit(jobs[1]).result(timeout=PATIENCE) == 42, "the program has not reloaded it"
     importlib.reload(sys.modules["helper_of_program"])
     assert executor.submit(jobs[2]).result(timeout=PATIENCE) == program.double(21) == 43
 
