@@ -372,36 +372,36 @@ class UnreadFailures:
 
     def __init__(self, max_kept: int, on_dropped: Callable[[object], None]) -> None:
         self._max_kept, self._on_dropped = max_kept, on_dropped
-        self._failures: dict[weakref.ref[Future[Any]], str] = {}
-
-    def __len__(self) -> int:
-        return len(self._failures)
+        self.failures: dict[weakref.ref[Future[Any]], str] = {}
+        self._lock = threading.RLock()
+        """Held until what was taken out is logged: the program may be about to exit."""
 
     def add(self, future: Future[Any], failure: str) -> weakref.ref[Future[Any]] | None:
         """Note a failed job's future; return what to `remove` when it is read."""
-        if len(self._failures) >= self._max_kept:
+        if len(self.failures) >= self._max_kept:
             return None
         noted = weakref.ref(future, self._on_dropped)
-        self._failures[noted] = failure[:MAX_MESSAGE_LENGTH]
+        self.failures[noted] = failure[:MAX_MESSAGE_LENGTH]
         return noted
 
     def remove(self, noted: weakref.ref[Future[Any]]) -> None:
         """Note that a future was read."""
-        self._failures.pop(noted, None)
+        self.failures.pop(noted, None)
 
     def report_dropped(self) -> None:
         """Report the futures that nobody holds any more, each once."""
-        dropped = [noted for noted in list(self._failures) if noted() is None]
-        _log_failures([failure for noted in dropped if (failure := self._failures.pop(noted, None))])
+        with self._lock:
+            dropped = [noted for noted in list(self.failures) if noted() is None]
+            _log_failures([failure for noted in dropped if (failure := self.failures.pop(noted, None))])
 
     def report(self) -> None:
         """Report the futures that nobody holds any more, as the executor closes, and the others at the exit."""
         self.report_dropped()
-        _at_exit[:] = [unread for unread in (*_at_exit, self) if len(unread)]
+        _at_exit[:] = [unread for unread in (*_at_exit, self) if unread.failures]
 
     def report_all(self) -> None:
         """Report every future that nobody has read."""
-        _log_failures(list(self._failures.values()))
+        _log_failures(list(self.failures.values()))
 
 
 def _log_failures(failures: list[str]) -> None:

@@ -449,9 +449,9 @@ class Supervisor:
         self.stopping.fail_all(error)
 
     def _report_unread(self) -> None:
-        if len(self.futures.unread):
+        if self.futures.unread.failures:
             self.discard.join(1.0)  # It may hold the last reference to a future that the program has dropped.
-            self.futures.unread.report()
+        self.futures.unread.report()
 
     def _discard(self, assignment: Assignment) -> StopReason | None:
         """Drop a finished assignment; return why it was stopped, if it was."""

@@ -6,12 +6,15 @@ import gc
 import logging
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy, Transition
 from executor_adapter.config import Settings
+from executor_adapter.supervision.futures import UnreadFailures
 from executor_adapter.testing import FakeClock, InlineExecutor
 from tests.waiting import PATIENCE, wait_for
 
@@ -141,3 +144,36 @@ def test_a_future_that_is_still_held_is_reported_at_the_exit(tmp_path: Path) -> 
     assert done.stderr == (
         "jobs that failed without anybody reading their future: 1: held: EXECUTION_ERROR: ValueError: held\n"
     )
+
+
+def test_the_end_waits_for_what_is_being_logged() -> None:
+    """A failure that another thread is about to log is logged before the executor has closed, so before any exit."""
+    unread, order = UnreadFailures(5, lambda _: None), list[str]()
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            entered.set()
+            assert go_on.wait(PATIENCE)
+            order.append("logged")
+
+    def close() -> None:
+        unread.report()
+        order.append("closed")
+
+    assert unread.add(Future(), "job a: DATA_ERROR") is not None
+    gc.collect()
+    logger, handler = logging.getLogger("executor_adapter"), Slow()
+    logger.addHandler(handler)
+    logging_thread, closing = threading.Thread(target=unread.report_dropped), threading.Thread(target=close)
+    try:
+        logging_thread.start()
+        assert entered.wait(PATIENCE)
+        closing.start()
+        closing.join(0.1)
+        go_on.set()
+        logging_thread.join()
+        closing.join()
+    finally:
+        logger.removeHandler(handler)
+    assert order == ["logged", "closed"]
