@@ -25,7 +25,7 @@ from tests.waiting import wait_for
 
 PACKAGE = "/executor_adapter/"
 BOUNDS = {
-    "process": {"files": 28, "changes": 86, "caller": 23.5, "supervisor": 41.5, "worker": 25},
+    "process": {"files": 28, "changes": 86, "caller": 23.5, "supervisor": 45.5, "worker": 25},
     "thread": {"files": 20, "changes": 62, "caller": 22.5, "supervisor": 29.5},
 }
 """Of one job, on an idle executor: files of the package that its threads enter, and changes from one to another.
