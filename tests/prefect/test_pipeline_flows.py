@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
+from pytest_mock import MockerFixture
 
 from executor_adapter.cli import main
 from executor_adapter.config import load_config
@@ -149,8 +151,9 @@ def test_no_table_waits_for_the_source_of_another(prefect_api: str, tmp_path: Pa
         assert (tmp_path / f"lake/processed/{table}/window=all/rows.parquet").exists()
 
 
-def test_an_operator_makes_a_table_again(prefect_api: str, tmp_path: Path) -> None:
+def test_an_operator_makes_a_table_again(prefect_api: str, tmp_path: Path, mocker: MockerFixture) -> None:
     """One window is processed again, files are collected for a range of days alone, and a new type is applied."""
+    mocker.patch.dict(os.environ)  # The commands set Prefect's settings for all of their process.
     config = configure(tmp_path, {"shop": files(tmp_path)})
     pipeline_flow(config=config)
     raw, processed = (tmp_path / f"lake/{layer}/shop/orders" for layer in ("raw", "processed"))
