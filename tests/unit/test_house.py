@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 416,
     "pools/process": 1_667,
     "pools/transport": 596,
-    "prefect": 6_606,
+    "prefect": 6_605,
     "scheduler": 454,
     "store": 1_835,
     "supervision": 2_583,

@@ -68,6 +68,9 @@ SWEEP_TIMEOUT = 600.0
 EARLIER_RUNS_TIMEOUT = 30.0
 """Seconds for the earlier runs of a flow, at its start."""
 
+MAX_EARLIER_RUNS = 20
+"""Earlier runs of a flow that are looked after at its start, the newest ones."""
+
 MAX_EARLIER_DAYS = 7
 """Days since the end of an earlier run."""
 
@@ -347,6 +350,7 @@ def find_earlier_runs(records: Records, flow_id: str, now: float) -> list[FlowRu
             "flow_runs": {"state": {"type": {"any_": ["CRASHED"]}}, "end_time": ended},
             "task_runs": {"state": {"type": {"any_": UNFINISHED_TYPES}}},
             "sort": "END_TIME_DESC",
+            "limit": MAX_EARLIER_RUNS,
         }
     )
 

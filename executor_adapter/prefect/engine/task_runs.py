@@ -78,10 +78,8 @@ def _made_by_prefect(task: Task[..., Any]) -> TaskRun:
 
     Prefect takes a running future among them for the generator task that makes the call. A job is never one.
     """
-    coroutine = task.create_local_run(
-        client=cast(PrefectClient, contextlib.nullcontext()),  # It is entered, but a local run never uses it.
-        parameters={},
-    )
+    # The client is entered, but a local run never uses it.
+    coroutine = task.create_local_run(client=cast(PrefectClient, contextlib.nullcontext()), parameters={})
     try:
         coroutine.send(None)
     except StopIteration as finished:
