@@ -268,8 +268,7 @@ def _check_order(tables: Iterable[ConfiguredTable]) -> None:
         ready = [name for name, table in left.items() if not table.reads & left.keys()]
         if not ready:
             raise ConfigurationError(f"steps: {', '.join(left)} read each other: let one of them read raw rows instead")
-        for name in ready:
-            del left[name]
+        left = {name: table for name, table in left.items() if name not in ready}
 
 
 def import_references(settings: Settings, tables: Iterable[ConfiguredTable]) -> list[ConfigurationError]:

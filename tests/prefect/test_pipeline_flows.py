@@ -17,7 +17,14 @@ from executor_adapter.cli import main
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline import configured_tables, select_tables
-from executor_adapter.pipeline.flows import JobsFailedError, collection_flow, maintenance_flow, pipeline_flow
+from executor_adapter.pipeline.flows import (
+    JobsFailedError,
+    Summary,
+    collection_flow,
+    maintenance_flow,
+    pipeline_flow,
+    processing_flow,
+)
 from tests.api_server import Answer, as_json, serving
 from tests.prefect.conftest import Api
 from tests.waiting import wait_for
@@ -177,6 +184,25 @@ def test_an_operator_makes_a_table_again(prefect_api: str, tmp_path: Path, mocke
     (table,) = select_tables(load_config(config))
     assert sorted(str(table.processed.schema()).splitlines()) == ["day: date32[day]", "id: int64"]
     assert versions(processed).keys() == {"2024-01", "2024-02"}
+
+
+def tables_given(tables: dict[str, Any]) -> Summary:
+    return Summary(lines=[f"of {', '.join(sorted(tables))}"])
+
+
+def test_a_summary_is_of_all_tables_whichever_are_processed(
+    prefect_api: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is given those too that are left as they are. A window that no table has is refused before any work."""
+    tool = files(tmp_path) | {"summary": f"{__name__}:tables_given"}
+    tool["tables"]["copies"] = tool["tables"]["orders"]
+    config = configure(tmp_path, {"shop": tool})
+    pipeline_flow(config=config)
+    capsys.readouterr()
+    processing_flow(tools=["shop.copies"], again=True, window="2024-01", config=config)
+    assert "of copies, orders" in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match="window: '2023-01' is in none of these tables"):
+        processing_flow(tools=["shop.copies"], again=True, window="2023-01", config=config)
 
 
 def test_a_late_table_is_an_event(prefect_api: str, api: Api, tmp_path: Path) -> None:

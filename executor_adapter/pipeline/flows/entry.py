@@ -92,6 +92,8 @@ def _do(stages: list[Stage], names: list[str] | None, config: str | None, **aske
     tables = select_tables(settings, names)
     for problem in import_references(settings, tables):
         raise problem
+    if (window := asked.get("window")) is not None and not any(window in table.raw.windows() for table in tables):
+        raise ConfigurationError(f"window: {window!r} is in none of these tables: `executor-adapter pipeline windows`")
     run = Run(settings, tables)
     run.finish(Steps(run, stages, **asked).do())
 

@@ -92,8 +92,7 @@ class JobLines:
         return ProgressCounts(done=sum(state.is_terminal for state in states), failed=failed, total=len(states) or None)
 
     def _row(self, job: Job) -> JobRow:
-        result = self._results.get(job.job_id, {})
-        details = str(result.get("status", ""))
+        details = str(self._results.get(job.job_id, {}).get("status", ""))
         return JobRow(
             tool=job.tool_name or "",
             stage=job.metadata.get("stage", job.job_type),

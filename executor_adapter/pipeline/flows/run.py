@@ -142,8 +142,7 @@ class Run:
         text = markdown(flow_run.get_name() or "", jobs, rows, rejects, summaries, self.settings.lake)
         create_markdown_artifact(text, key=f"{flow_run.get_flow_name()}-rows", description="The rows of the run")
         self._write_last_run()
-        lines = [line for each in summaries for line in each["lines"]]
-        self._print(jobs, rows + reject_sentences(rejects) + lines)
+        self._print(jobs, rows + reject_sentences(rejects) + [line for each in summaries for line in each["lines"]])
         waiting = ProgressCounts(note="it records the last states of the run")
         with ProgressBar("Prefect server", lambda: waiting, summary=False):
             report = wait_until_recorded(timeout=RECORDING_TIMEOUT)

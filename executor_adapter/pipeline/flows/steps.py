@@ -15,7 +15,7 @@ from executor_adapter.pipeline.flows import assets, jobs
 from executor_adapter.pipeline.flows.run import Run
 from executor_adapter.pipeline.processing import windows_to_process
 from executor_adapter.pipeline.sources.landing import Window
-from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables
 from executor_adapter.pipeline.upkeep import lateness
 
 MAX_BYTES = 64 << 20
@@ -165,8 +165,9 @@ class Steps:
 
     def _summarise(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any] | None] = []
-        for tool, tables in self._run.tables.items():
+        for tool in self._run.tables:
             if (reference := self._run.settings.tools[tool].summary) is not None:
+                tables = configured_tables(self._run.settings, tool)  # Those too that this run leaves as they are.
                 given: dict[str, Any] = {"tool": tool, "tables": tables, "reference": reference}
                 self._run.submit(jobs.summarise, "report", "summary", found.append, **given)
         self._run.wait()
