@@ -113,14 +113,10 @@ class SlotQueue:
             _send(self._pool, agent, assignment)
         self._watch_starving()
 
-    @property
-    def _wanted(self) -> int:
-        may_ask = self._pool.may_ask_for(())
-        return max(0, min(len(self.waiting), self._pool.max_workers - self._pool.slots)) if may_ask else 0
-
     def request(self, *, withdraws: bool = False) -> None:
         """Ask for more leases if more are wanted, and for fewer if fewer are and it `withdraws`."""
-        more = self._wanted - self._requested
+        room = self._pool.max_workers - self._pool.slots if self._pool.may_ask_for(()) else 0
+        more = max(0, min(len(self.waiting), room)) - self._requested
         if (more > 0 and not self._pool.is_closing) or (more < 0 and withdraws):
             self._requested += more
             self._pool.ask_for(more, ())
@@ -437,10 +433,7 @@ class ShapedLeases:
     # --- inside ---
 
     def _books(self, shape: Shape) -> _Books:
-        books = self._shapes.get(shape)
-        if books is None:
-            books = self._shapes[shape] = _Books(shape)
-        return books
+        return self._shapes.setdefault(shape, _Books(shape))
 
     def _serve(self, books: _Books) -> None:
         """Start what waits, as far as there are leases for it."""
@@ -529,6 +522,8 @@ class LeaseWatch:
         """When the engine may be asked again what others wait for; never while an answer is awaited."""
         self._wanted: Counter[str] = Counter()
         """Slots that others waited for at the last look, by node."""
+        self._retire_for_own = False
+        """Whether leases are to go back for jobs of the pool alone."""
         self.rests: dict[Shape, float] = {}
         """The shapes that are not asked for, and until when: leases of theirs went back for others."""
 
@@ -597,8 +592,19 @@ class LeaseWatch:
                 wanted[agent.node] += max(1, math.ceil(dict(shape).get(CPU, UNITS) / UNITS))
         # What waits for a moment only is about to get its place.
         lasting, self._wanted = wanted & self._wanted, wanted
+        self._retire_for_own = lasting.total() > 0 and not any(waiting.values())
+        self._retire(lasting)
+
+    def on_granted(self) -> None:
+        """Let leases stay that were to go back for jobs of the pool, if those have a lease by now."""
+        if self._retire_for_own and not self._starving():
+            self._retire_for_own = False
+            self._retire(Counter())
+
+    def _retire(self, counts: Counter[str]) -> None:
+        """Let so many leases of each node go back when their attempts end, and no others."""
         for agent in list(self._pool.agents):
-            count = lasting[agent.node]
+            count = counts[agent.node]
             agent.retiring = min(count, sum(map(self._is_due, agent.leases.values())))
             for lease in agent.shaped:
                 lease.is_retiring = count > 0 and self._is_due(lease.since)

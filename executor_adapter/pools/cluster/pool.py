@@ -206,6 +206,7 @@ class RemotePool(LeasingPool):
             self.release(agent)
             return
         self.queue.serve()
+        self._watch.on_granted()
         self._look_for_idle()
 
     def on_lease(self, agent: RemoteAgent, lease: int, environment: dict[str, str]) -> None:
@@ -223,6 +224,7 @@ class RemotePool(LeasingPool):
         agent.shaped.add(lease)
         self.source.on_granted(agent, lease.number)
         self.shapes.granted(agent, lease)
+        self._watch.on_granted()
         self._look_for_idle()
 
     def release(self, agent: RemoteAgent) -> None:

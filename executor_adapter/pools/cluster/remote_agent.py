@@ -286,8 +286,7 @@ class RemoteAgent:
             self._owner.on_hello(self, hello)
 
     def _on_started(self, seq: int, pid: int, age: float) -> None:
-        assignment = self.live.get(seq)
-        if assignment is not None:
+        if (assignment := self.live.get(seq)) is not None:
             assignment.pid = pid
             assignment.started_at = self._supervisor.now() - age
             self._supervisor.started(assignment, assignment.started_at)
@@ -296,8 +295,7 @@ class RemoteAgent:
         self, kind: int, flags: int, seq: int, peak: int, start_age: float, end_age: float, body: bytes
     ) -> None:
         fd = self._files.take(seq) if flags & wire.IN_FILE else -1
-        assignment = self._forget(seq)
-        if assignment is None:
+        if (assignment := self._forget(seq)) is None:
             return
         outcome = received(kind, flags, body[frames.WORD.size :], fd, assignment.job.job_id)
         lack = outcome.error.text if outcome.error and outcome.error.code == "MISSING_MODULE" else ""
@@ -316,21 +314,18 @@ class RemoteAgent:
         self._supervisor.ended(assignment, outcome)
 
     def _on_ended(self, seq: int, body: bytes) -> None:
-        assignment = self._forget(seq)
-        if assignment is None:
+        if (assignment := self._forget(seq)) is None:
             return
         assignment.ended_at = self._supervisor.now()
         self._supervisor.ended(assignment, unpack_end(assignment, body))
 
     def _hand_back(self, seq: int) -> None:
-        assignment = self._forget(seq)
-        if assignment is not None:
+        if (assignment := self._forget(seq)) is not None:
             self._supervisor.handed_back(assignment)
 
     def _forget(self, seq: int) -> Assignment | None:
         """Drop an attempt that is over for this agent; None if it is not live."""
-        assignment = self.live.pop(seq, None)
-        if assignment is None:
+        if (assignment := self.live.pop(seq, None)) is None:
             return None
         self._given.discard(seq)
         lease = self._on_lease.pop(seq, None)
