@@ -210,7 +210,8 @@ def test_a_scheduled_run_starts_on_its_time(working: Cluster) -> None:
     working.server.call("DELETE", f"{path}/{created['id']}")
     late = datetime.fromisoformat(run["start_time"]) - datetime.fromisoformat(run["expected_start_time"])
     print(f"the scheduled run started {late.total_seconds():.1f} s after its time")
-    assert 0 <= late.total_seconds() < 45  # The process of the flow imports Prefect and the pipeline before.
+    # The server rounds how early a run is to whole seconds; the flow's process imports Prefect and the pipeline before.
+    assert -0.5 <= late.total_seconds() < 45
     assert months(working) == {"2013-01"}
 
 
@@ -357,8 +358,17 @@ def test_workers_share_runs_and_one_of_them_is_lost(working: Cluster) -> None:
 
     wait_for(lambda: all(map(rescheduled, lost)), what="the lost runs to be scheduled")
     print(f"{len(lost)} runs of the killed worker were scheduled again within {time.time() - killed_at:.0f} s")
-    for run_id in runs:
-        assert working.ended(run_id)["state_name"] == "Completed"
+    ended: dict[str, str] = {}
+
+    def another_has_ended() -> bool:
+        found = map(working.flow_run, set(runs) - set(ended))
+        new = {run["id"]: run["state_name"] for run in found if run["state_type"] in FINAL}
+        ended.update(new)
+        return bool(new)
+
+    while len(ended) < len(runs):  # Those that were scheduled again wait behind all others.
+        wait_for(another_has_ended, what=lambda: {run: working.states(run) for run in set(runs) - set(ended)})
+    assert set(ended.values()) == {"Completed"}
     assert is_whole(folder, SHARED_RUNS)
     histories = {run_id: working.states(run_id) for run_id in lost}
     began = [run_id for run_id, names in histories.items() if "Running" in names[: names.index("AwaitingRetry")]]
