@@ -29,7 +29,7 @@ from tests.waiting import PATIENCE, wait_for
 
 SCRIPT = ROOT / "tests" / "acceptance" / "killable.py"
 NAMES = ("ours", "stock", "bulk")
-ROUNDS = int(os.environ.get("KILL_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("KILL_ROUNDS", "8"))
 SEED = int(os.environ.get("KILL_SEED", "0")) or random.randrange(1 << 30)
 MAX_SECONDS = float(os.environ.get("KILL_SECONDS", "10"))
 """Seconds after which everything must be ended, on a machine with nothing else to do."""
