@@ -490,15 +490,16 @@ def test_map_gives_failures_as_results(executor: JobExecutor, pool: str) -> None
         result.unwrap()
 
 
-def test_map_as_completed_gives_the_quick_first(make_executor: MakeExecutor, pool: str) -> None:
+def test_map_as_completed_gives_the_quick_first(make_executor: MakeExecutor, tmp_path: Path, pool: str) -> None:
     """`map(ordered=False)` returns results as they are completed."""
-    executor = make_executor(2)
-    sleep = functions.for_pool(time.sleep, pool)
-    warm = list(executor.map(sleep, [0.05, 0.05], pool=pool))
-    assert len(warm) == 2
-    results = list(executor.map(sleep, [0.5, 0.01], pool=pool, ordered=False))
-    first, second = (result.duration or 0 for result in results)
-    assert first < second
+    gate, open_gate = tmp_path / "gate", tmp_path / "open"
+    open_gate.touch()
+    wait = functions.for_pool(functions.wait_for_file, pool)
+    paths = [str(gate), str(open_gate)]
+    results = make_executor(2).map(wait, paths, pool=pool, ordered=False, max_runtime=PATIENCE)
+    assert next(results).status == "completed"
+    gate.touch()
+    assert next(results).status == "completed"
 
 
 # --- observers, futures, stats ---
