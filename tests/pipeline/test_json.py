@@ -79,6 +79,13 @@ def test_each_bad_line_is_rejected_by_itself(tmp_path: Path) -> None:
     assert "the key 'a' is in one object twice" in rejects[4][1]
 
 
+@pytest.mark.parametrize("content", [b"[]", b" [ \n ] ", b'{"rows": []}'])
+def test_a_list_may_be_empty(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list without an element has no rows, however the reads divide it."""
+    monkeypatch.setattr("executor_adapter.pipeline.sources.json_rows.CHUNK", 2)
+    assert read(tmp_path, content, ".json", records="rows" if b"rows" in content else None) == ([], [])
+
+
 def test_an_element_that_is_no_object_is_a_reject(tmp_path: Path) -> None:
     """In a list the place of the element is its line."""
     assert read(tmp_path, b'[{"a": 1}, 5, null]', ".json") == (
@@ -95,6 +102,8 @@ def test_an_element_that_is_no_object_is_a_reject(tmp_path: Path) -> None:
         b'[{"a": 1} {"a": 2}]',
         b'[{"a": 1},]',
         b'[{"a": 1}] x',
+        b"[,]",
+        b"[1 2]",
         b'[{"a": "\xff"}]',
         b'[{"a": 1, "a": 2}]',
         b'[{"a": "\\uD800"}]',

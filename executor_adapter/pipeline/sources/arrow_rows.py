@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from itertools import islice
@@ -64,6 +64,13 @@ def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
 def text_array(values: Iterable[Any]) -> pa.Array:
     """Return Python values as an array of text; None is null."""
     return pa.array([None if each is None else value_text(each) for each in values], pa.string())
+
+
+def batch_of(rows: Sequence[Mapping[str, Any]], array: Callable[[list[Any]], pa.Array]) -> pa.RecordBatch:
+    """Return rows as columns, of each of which `array` makes text; a key that a row lacks is None in it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [array([row.get(name) for row in rows]) for name in names]
+    return pa.RecordBatch.from_arrays(columns, names=[str(name) for name in names])
 
 
 def land_batches(

@@ -15,7 +15,7 @@ import pyarrow as pa
 from executor_adapter.config import FunctionTable, FunctionTool
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.importing import import_object
-from executor_adapter.pipeline.sources.arrow_rows import as_text, check_names, land_batches, text_array
+from executor_adapter.pipeline.sources.arrow_rows import as_text, batch_of, check_names, land_batches, text_array
 from executor_adapter.pipeline.sources.landing import Landing, Window
 
 
@@ -69,13 +69,7 @@ def _batches(given: Iterable[Any], name: str, batch_rows: int) -> Iterator[pa.Re
                 raise data_error(f"{name} gave {type(each).__name__}: give mappings with keys, or Arrow")
             rows.append(each)
         while len(rows) >= batch_rows:
-            yield _batch(rows[:batch_rows])
+            yield batch_of(rows[:batch_rows], text_array)
             del rows[:batch_rows]
     if rows:
-        yield _batch(rows)
-
-
-def _batch(rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = [text_array(row.get(name) for row in rows) for name in names]
-    return pa.RecordBatch.from_arrays(columns, names=[str(name) for name in names])
+        yield batch_of(rows, text_array)

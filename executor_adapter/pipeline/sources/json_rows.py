@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +18,7 @@ import pyarrow as pa
 
 from executor_adapter.config import Format, redacted
 from executor_adapter.pipeline.errors import configuration_error, data_error
+from executor_adapter.pipeline.sources.arrow_rows import batch_of
 from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
 from executor_adapter.pipeline.text_rows import MAX_REJECT_TEXT, OnRejects, Reject, rejects_batch
 
@@ -28,7 +31,8 @@ NOT_A_ROW = "is not an object with keys"
 
 Object = dict[str, Any]
 Row = dict[str, str | None]
-_SPACE = re.compile(r"[ \t\r\n]*")
+_SPACES = " \t\r\n"
+_SPACE = re.compile(f"[{_SPACES}]*")
 
 
 class Number(str):
@@ -61,17 +65,9 @@ def parse(text: str) -> Any:
 
 def read_ndjson(path: Path, name: str, format: Format, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
     """Yield the objects of a file with one JSON object a line; `name` is what rejects call it."""
-    absent = _absent(format)
     with as_utf8(path, format.encoding) as (text, _), text.open("rb") as file:
-        rejects: list[Reject] = []
-        lines = enumerate(file, 1)
-        while some := list(islice(lines, BATCH_OBJECTS)):
-            rows = [row for line in some if (row := _row_of_line(*line, absent, rejects)) is not None]
-            if rows:
-                yield _batch(rows)
-            if rejects:
-                on_rejects(rejects_batch(name, rejects))
-                rejects.clear()
+        absent = _absent(format)
+        yield from _batches(name, (_row_of_line(*line, absent) for line in enumerate(file, 1)), on_rejects)
 
 
 def read_json(path: Path, name: str, format: Format, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
@@ -82,23 +78,9 @@ def read_json(path: Path, name: str, format: Format, on_rejects: OnRejects) -> I
     Raises:
         DataCollectionException: DATA_ERROR, it is not JSON; CONFIGURATION_ERROR, the list is somewhere else.
     """
-    absent = _absent(format)
-    with as_utf8(path, format.encoding) as (text, _), text.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            elements = enumerate(_elements(file, format, name), 1)
-            while some := list(islice(elements, BATCH_OBJECTS)):
-                rows = [_row(each, absent) for _, each in some if _has_keys(each)]
-                rejects = [
-                    Reject(place, NOT_A_ROW, to_text(each)[:MAX_REJECT_TEXT])
-                    for place, each in some
-                    if not _has_keys(each)
-                ]
-                if rows:
-                    yield _batch(rows)
-                if rejects:
-                    on_rejects(rejects_batch(name, rejects))
-        except (ValueError, RecursionError) as error:
-            raise data_error(f"{name} is not JSON that can be read: {error}") from error
+    with _opened(path, name, format) as (elements, _):
+        absent = _absent(format)
+        yield from _batches(name, (_row(*each, absent) for each in enumerate(elements, 1)), on_rejects)
 
 
 def count_json(path: Path, name: str, format: Format) -> tuple[int, Any]:
@@ -107,14 +89,24 @@ def count_json(path: Path, name: str, format: Format) -> tuple[int, Any]:
     Raises:
         DataCollectionException: as `read_json`.
     """
+    with _opened(path, name, format) as (elements, document):
+        return sum(1 for _ in elements), document
+
+
+@contextmanager
+def _opened(path: Path, name: str, format: Format) -> Iterator[tuple[Iterable[Any], Any]]:
+    """Yield what `count_json` counts; a list that is the whole document needs little more memory than an element."""
     with as_utf8(path, format.encoding) as (text, _), text.open(encoding="utf-8-sig", newline="") as file:
         try:
             start = file.read(CHUNK)
-            if format.records is None and start.lstrip(" \t\r\n").startswith("["):
-                file.seek(0)
-                return sum(1 for _ in _elements(file, format, name)), None
-            document = _whole(file, start)
-            return len(records_in(document, format, name)), document
+            if format.records is None and start.lstrip(_SPACES).startswith("["):
+                yield _elements(file, start), None
+                return
+            start += file.read(MAX_DOCUMENT + 1 - len(start))
+            if len(start) > MAX_DOCUMENT:
+                raise ValueError(f"it has more than {MAX_DOCUMENT:,} characters: only a list or NDJSON may")
+            document = parse(start)
+            yield records_in(document, format, name), document
         except (ValueError, RecursionError) as error:
             raise data_error(f"{name} is not JSON that can be read: {error}") from error
 
@@ -155,12 +147,19 @@ def _absent(format: Format) -> frozenset[str]:
     return frozenset(format.nulls) - {""}
 
 
-def _has_keys(found: Any) -> bool:
-    return isinstance(found, dict) and bool(found)
+def _batches(name: str, found: Iterator[Row | Reject | None], on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
+    """Yield rows as text columns, and pass on rejects; a key that an object lacks is null in its row."""
+    while some := list(islice(found, BATCH_OBJECTS)):
+        if rows := [each for each in some if isinstance(each, dict)]:
+            yield batch_of(rows, partial(pa.array, type=pa.string()))
+        if rejects := [each for each in some if isinstance(each, Reject)]:
+            on_rejects(rejects_batch(name, rejects))
 
 
-def _row(found: Object, absent: frozenset[str]) -> Row:
-    return {name: _cell(value, absent) for name, value in found.items()}
+def _row(number: int, found: Any, absent: frozenset[str]) -> Row | Reject:
+    if isinstance(found, dict) and found:
+        return {name: _cell(value, absent) for name, value in found.items()}
+    return Reject(number, NOT_A_ROW, to_text(found)[:MAX_REJECT_TEXT])
 
 
 def _cell(value: Any, absent: frozenset[str]) -> str | None:
@@ -169,21 +168,13 @@ def _cell(value: Any, absent: frozenset[str]) -> str | None:
     return to_text(value)
 
 
-def _batch(rows: list[Row]) -> pa.RecordBatch:
-    """Return rows as text columns; a key that an object lacks is null in its row."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.RecordBatch.from_arrays(
-        [pa.array([row.get(name) for row in rows], pa.string()) for name in names], names=names
-    )
-
-
-def _row_of_line(number: int, line: bytes, absent: frozenset[str], rejects: list[Reject]) -> Row | None:
+def _row_of_line(number: int, line: bytes, absent: frozenset[str]) -> Row | Reject | None:
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         if not text:
             return None
-        if _has_keys(found := parse(text)):
-            return _row(found, absent)
+        if isinstance(row := _row(number, parse(text), absent), dict):
+            return row
         reason = NOT_A_ROW
     except UnicodeDecodeError:
         reason = "has bytes that are not UTF-8: set encoding"
@@ -191,79 +182,34 @@ def _row_of_line(number: int, line: bytes, absent: frozenset[str], rejects: list
         reason = "is nested too deeply"
     except ValueError as error:
         reason = f"is not JSON: {error}"
-    rejects.append(Reject(number, reason, line.decode("utf-8", "replace").rstrip("\r\n")[:MAX_REJECT_TEXT]))
-    return None
+    return Reject(number, reason, line.decode("utf-8", "replace").rstrip("\r\n")[:MAX_REJECT_TEXT])
 
 
-def _elements(file: TextIO, format: Format, name: str) -> Iterator[Any]:
-    """Yield the elements of a JSON list; one that is the whole document needs little more memory than an element."""
-    text = file.read(CHUNK)
-    position = _after_space(text, 0)
-    if format.records is not None or text[position : position + 1] != "[":
-        yield from records_in(_whole(file, text), format, name)
-        return
-    yield from _streamed(_Remaining(file, text, position + 1))
-
-
-def _whole(file: TextIO, start: str) -> Any:
-    text = start + file.read(MAX_DOCUMENT + 1 - len(start))
-    if len(text) > MAX_DOCUMENT:
-        raise ValueError(f"it has more than {MAX_DOCUMENT:,} characters: only a list or NDJSON may")
-    return parse(text)
-
-
-def _streamed(remaining: _Remaining) -> Iterator[Any]:
-    """Yield the elements of the list that has begun."""
-    mark = remaining.peek()
+def _elements(file: TextIO, text: str) -> Iterator[Any]:
+    """Yield the elements of the list that begins in `text`, and read as much more of the file as each needs."""
+    position, mark = text.index("[") + 1, "["
     while mark != "]":
-        yield remaining.take_element()
-        mark = remaining.peek()
-        if mark not in {",", "]"}:
-            raise ValueError(f"a comma is missing before {mark!r}" if mark else "it ends in the middle")
-        remaining.position += mark == ","
-    remaining.position += 1
-    if after := remaining.peek():
-        raise ValueError(f"there is {after!r} after the list")
-
-
-class _Remaining:
-    """Holds what is still to be read of a JSON text, a little at a time."""
-
-    def __init__(self, file: TextIO, text: str, position: int) -> None:
-        self._file, self._text = file, text
-        self.position = position
-
-    def peek(self) -> str:
-        """Return the next character that is no space, or "" at the end."""
-        while (position := _after_space(self._text, self.position)) == len(self._text):
-            self._text, self.position = self._file.read(CHUNK), 0
-            if not self._text:
-                return ""
-        self.position = position
-        return self._text[position]
-
-    def take_element(self) -> Any:
-        """Return the next element, and read as much more as it needs."""
-        self.peek()
-        size = CHUNK
-        while True:
-            try:
-                value, end = DECODER.raw_decode(self._text, self.position)
-            except ValueError:
-                if len(self._text) - self.position > MAX_DOCUMENT or not self._read(size):
-                    raise
-            else:
-                # A number that ends with the text may go on.
-                if end < len(self._text) or not self._read(size):
-                    self.position, start = end, self.position
-                    return _checked(value, self._text[start:end])
-            size *= 2
-
-    def _read(self, size: int) -> bool:
-        more = self._file.read(size)
-        if more:
-            self._text, self.position = self._text[self.position :] + more, 0
-        return bool(more)
+        start = _after_space(text, position)
+        try:
+            if mark == "[" and text.startswith("]", start):
+                position, mark = start + 1, "]"
+                continue
+            value, end = DECODER.raw_decode(text, start)
+            # What comes after it is read too: a number that ends with the text may go on.
+            mark, position = text[_after_space(text, end)], _after_space(text, end) + 1
+        except (ValueError, IndexError) as error:
+            part = text[start:]
+            if len(part) > MAX_DOCUMENT or not (more := file.read(max(CHUNK, len(part)))):
+                raise ValueError("it ends in the middle" if isinstance(error, IndexError) else error) from None
+            text, position = part + more, 0
+            continue
+        if mark not in ",]":
+            raise ValueError(f"a comma is missing before {mark!r}")
+        yield _checked(value, text[start:end])
+    while not (after := text[position:].strip(_SPACES)) and (text := file.read(CHUNK)):
+        position = 0
+    if after:
+        raise ValueError(f"there is {after[0]!r} after the list")
 
 
 def _after_space(text: str, position: int) -> int:
