@@ -85,6 +85,21 @@ def test_any_line_end_is_read(tmp_path: Path, end: str) -> None:
         assert read(tmp_path, content.encode()) == ([{"a": "1", "b": "2"}, {"a": "3", "b": "4"}], [])
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_inside_quotes_have_lines_of_their_own(tmp_path: Path, end: str) -> None:
+    """However lines end: empty lines in quotes and between rows are no loss, and a reject has the line it begins in."""
+    content = end.join(['"a', 'b",c', '1,"x', "", 'y"', "", "2", '"q"r,3', "4,5", ""])
+    rows, rejects = read(tmp_path, content.encode())
+    assert [list(row.values()) for row in rows] == [["1", f"x{end}{end}y"], ["4", "5"]]
+    assert [line for line, *_ in rejects] == [7, 8]
+
+
+def test_a_header_with_another_line_end_swallows_no_line(tmp_path: Path) -> None:
+    r"""Where the only \n is inside of quotes, it does not make one line of all that follows the header."""
+    error = failure(tmp_path, b'"a\nz",b\r1,2\r3,4\r')
+    assert error.error_code == "DATA_ERROR"
+
+
 def test_line_ends_of_two_kinds_are_read(tmp_path: Path) -> None:
     """Where lines end in both ways the rows are right, and line ends inside quotes stay as they are."""
     assert read(tmp_path, b'a,b\r\n1,"x\r\ny"\n2,z\r\n3,"p\nq"\n')[0] == [
