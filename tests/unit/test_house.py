@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 503,
     "monitoring": 794,
     "persistence": 1_155,
-    "pipeline": 5_403,
+    "pipeline": 5_333,
     "pools": 628,
     "pools/cluster": 3_640,
     "pools/in_process": 671,
