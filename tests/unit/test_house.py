@@ -113,7 +113,7 @@ BUDGETS = {
     "persistence": 1_155,
     "pipeline": 5_333,
     "pools": 628,
-    "pools/cluster": 3_640,
+    "pools/cluster": 3_538,
     "pools/in_process": 671,
     "pools/memory": 416,
     "pools/process": 1_667,

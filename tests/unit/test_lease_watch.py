@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 
 from executor_adapter.job import UNITS, Shape, shape_of
 from executor_adapter.pools.cluster.grants import LeaseWatch, Starving
-from executor_adapter.pools.cluster.remote_agent import ShapedLease
+from executor_adapter.pools.cluster.remote_agent import Holding, Lease
 
 TWO_CPUS = shape_of({"CPU": 2 * UNITS})
 GPU = shape_of({"GPU": UNITS})
 MAX_GRANT = 2.0
 
 
-@dataclass(eq=False)
 class Agent:
-    """An agent whose slots are all busy until a test lets some end."""
+    """An agent whose leases are all busy until a test lets some end."""
 
-    node: str
-    slots: int
-    shaped: set[ShapedLease] = field(default_factory=set)
-    leases: dict[int, float] = field(default_factory=dict)
-    retiring: int = 0
-    free: int = 0
-    is_unused: bool = False
+    def __init__(self, node: str, slots: int, shape: Shape = ()) -> None:
+        self.node = node
+        self.of_shape = Holding([Lease(n, shape, 0.0) for n in range(slots)], used=slots, fewest=slots)
+        self.held = {shape: self.of_shape}
 
-    def __post_init__(self) -> None:
-        self.plain = self.fewest_plain = self.slots
-        self.leases = dict.fromkeys(range(self.slots), 0.0)
+    @property
+    def leases(self) -> list[Lease]:
+        return self.of_shape.leases
+
+    @property
+    def retiring(self) -> int:
+        return self.of_shape.retiring
+
+    def let_use_since(self, *times: float) -> None:
+        """Let its leases be as old as that."""
+        for lease, since in zip(self.leases, times, strict=True):
+            lease.since = since
 
 
 class Pool:
@@ -46,9 +50,8 @@ class Pool:
         self.released: list[str] = []
         self.due: list[tuple[float, Any]] = []
         self.supervisor = self.source = cast("Any", self)
-        self.waiting: list[Any] = []
         self.are_awaited = True
-        self.watch = LeaseWatch(*[cast("Any", self)] * 3, 10.0, MAX_GRANT)
+        self.watch = LeaseWatch(*[cast("Any", self)] * 2, 10.0, MAX_GRANT)
         self.watch.begin()
 
     # What the watch asks of the supervisor.
@@ -63,35 +66,28 @@ class Pool:
     def cancel(self) -> None:
         """No timer is cancelled here."""
 
-    # What it asks of the pool, its queue and its shapes.
+    # What it asks of the pool and its books.
 
     def look_for_others(self) -> None:
         self.asked.append(self.time)
         if self.took is not None:
             self.watch.on_others(self.others, self.took)
 
-    def release(self, agent: Agent) -> None:
-        agent.slots -= 1
-        agent.leases.popitem()
+    def release(self, agent: Agent, shape: Shape) -> None:
+        agent.leases.pop()
         self.released.append(agent.node)
+
+    def spare(self, shape: Shape) -> int:
+        return sum(agent.of_shape.unused for agent in self.agents)
 
     def starving(self) -> dict[Shape, Starving]:
         return self.wanted
 
     def close_unused(self, agent: Agent) -> None:
-        if agent.is_unused and not self.watch.rests:
+        if not agent.leases and not self.watch.rests:
             self.agents.remove(agent)
 
-    def release_idle(self) -> None:
-        """No lease is idle here."""
-
-    def release_retiring(self, agent: Agent) -> None:
-        """Leases with a shape are busy here."""
-
     def ask_again(self) -> None:
-        """Nothing is asked for here."""
-
-    def request(self, *, withdraws: bool) -> None:
         """Nothing is asked for here."""
 
     # What tests do.
@@ -105,11 +101,11 @@ class Pool:
             callback()
         self.time = until
 
-    def end_plain(self, agent: Agent) -> None:
-        """Let a plain attempt end; another one starts unless its slot goes back."""
-        agent.plain -= 1
+    def end_attempt(self, agent: Agent) -> None:
+        """Let an attempt end; another one starts unless its lease goes back."""
+        agent.of_shape.used -= 1
         self.watch.release_retiring(cast("Any", agent))
-        agent.plain = max(0, agent.slots - agent.retiring)
+        agent.of_shape.used = len(agent.leases)
 
 
 @pytest.fixture
@@ -128,7 +124,7 @@ def test_as_many_slots_go_back_as_others_wait_for(two_nodes: Pool) -> None:
     assert (first.retiring, second.retiring) == (0, 2)
     assert two_nodes.watch.may_ask_for(())
     for _ in range(4):
-        two_nodes.end_plain(second)
+        two_nodes.end_attempt(second)
     two_nodes.others = {}
     assert (two_nodes.released, second.retiring) == (["b", "b"], 0)
     assert not two_nodes.watch.may_ask_for(())
@@ -145,8 +141,7 @@ def test_an_agent_whose_leases_went_back_for_others_stays_for_those_that_follow(
     (agent,) = pool.agents
     pool.others = {"a": 1}
     pool.let(MAX_GRANT + 1)
-    pool.end_plain(agent)
-    agent.is_unused = True
+    pool.end_attempt(agent)
     pool.close_unused(agent)
     pool.let(MAX_GRANT + 1)
     assert pool.released == ["a"]
@@ -171,28 +166,29 @@ def test_a_young_lease_stays(two_nodes: Pool) -> None:
     """What the pool has got just now stays, whoever waits."""
     two_nodes.others = {"a": 9}
     first = two_nodes.agents[0]
-    first.leases = {0: 0.0, 1: 3.0, 2: 3.0, 3: 3.0}
+    first.let_use_since(0.0, 3.0, 3.0, 3.0)
     two_nodes.let(MAX_GRANT + 1)
     assert first.retiring == 1
 
 
 def test_leases_with_a_shape_go_back_too() -> None:
-    """An old lease with a shape retires where others wait, and a young one does not."""
-    old, young = ShapedLease(1, GPU), ShapedLease(2, GPU, since=3.0)
-    pool = Pool(Agent("a", 0, shaped={old, young}))
+    """All old leases with a shape retire where others wait, since each may have what they need, and no young one."""
+    agent = Agent("a", 4, GPU)
+    pool = Pool(agent)
+    agent.let_use_since(0.0, 0.0, 3.0, 3.0)
     pool.others = {"a": 1}
     pool.let(MAX_GRANT + 1)
-    assert (old.is_retiring, young.is_retiring) == (True, False)
+    assert agent.retiring == 2
+    pool.end_attempt(agent)
+    assert (agent.retiring, pool.released, pool.watch.may_ask_for(GPU)) == (1, ["a"], False)
 
 
 def test_a_shape_of_the_pool_that_has_no_lease_counts_as_others(two_nodes: Pool) -> None:
     """Jobs for two processors get two slots of one node that could hold them, the one with the oldest lease."""
     two_nodes.wanted = {TWO_CPUS: Starving(1, {"a", "b"})}
     first, second = two_nodes.agents
-    first.leases[0] = 1.0
-    second.leases[0] = 0.5
-    for lease in range(1, 4):
-        first.leases[lease] = second.leases[lease] = 1.0
+    first.let_use_since(1.0, 1.0, 1.0, 1.0)
+    second.let_use_since(0.5, 1.0, 1.0, 1.0)
     two_nodes.let(MAX_GRANT + 2)
     assert (first.retiring, second.retiring) == (0, 2)
 
@@ -227,8 +223,7 @@ def idle_pool() -> Pool:
     """Return a pool with two slots that nothing uses, which has looked a second ago since something was awaited."""
     pool = Pool(Agent("a", 2))
     pool.let(1.0)
-    pool.agents[0].plain = pool.agents[0].fewest_plain = 0
-    pool.agents[0].free = 2
+    pool.agents[0].of_shape.used = pool.agents[0].of_shape.fewest = 0
     return pool
 
 

@@ -1,7 +1,6 @@
 """The books of a pool of leases: what attempts wait for, which agent gets one, what is asked for, and what goes back.
 
-`SlotQueue` keeps the plain attempts, which share the slots of an agent. `ShapedLeases` keeps those with resources, of
-which each needs a lease of its own. `LeaseWatch` gives leases back to their engine.
+`ShapeBooks` keeps one book a shape; a plain slot is the shape (). `LeaseWatch` gives leases back to their engine.
 """
 
 from __future__ import annotations
@@ -9,20 +8,20 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.job import CPU, UNITS, Job, Shape, shape_of, shape_text
 from executor_adapter.pools.base import Assignment, Timer
 from executor_adapter.pools.cluster.leases import LeaseSource
-from executor_adapter.pools.cluster.remote_agent import AgentOwner, RemoteAgent, ShapedLease
+from executor_adapter.pools.cluster.remote_agent import AgentOwner, Lease, RemoteAgent
 from executor_adapter.pools.transport.envelope import crashed
 
 logger = logging.getLogger("executor_adapter.cluster")
 
 LACK_SECONDS = 10.0
-"""Seconds without a single node after which it is said what is waited for."""
+"""Seconds without a single slot after which it is said what is waited for."""
 _MAX_KNOWN_FAILURES = 100
 """Failures of which another one with the same words is no news."""
 LOOK_INTERVAL = 0.5
@@ -46,12 +45,8 @@ class LeasesOwner(AgentOwner, Protocol):
     def is_closing(self) -> bool:
         """Whether no attempt will be started any more."""
 
-    @property
-    def slots(self) -> int:
-        """Number of slots that the pool has."""
-
-    def give(self, agent: RemoteAgent, assignment: Assignment, lease: ShapedLease | None = None) -> None:
-        """Send an attempt, on a slot or on a lease of its own."""
+    def give(self, agent: RemoteAgent, assignment: Assignment, shape: Shape = ()) -> None:
+        """Send an attempt to an agent that has a free lease of its shape."""
 
     def may_ask_for(self, shape: Shape) -> bool:
         """Return whether leases of a shape may be asked for now."""
@@ -59,176 +54,33 @@ class LeasesOwner(AgentOwner, Protocol):
     def ask_for(self, count: int, shape: Shape) -> None:
         """Ask for so many leases more, or less where the number is negative."""
 
-    def count_leases(self, shape: Shape) -> int:
-        """Return the number of leases of a shape, used or free."""
-
-    def release(self, agent: RemoteAgent) -> None:
-        """Give back a slot of an agent that no attempt uses."""
-
-    def release_shaped(self, agent: RemoteAgent, lease: ShapedLease) -> None:
-        """Give a free lease back."""
+    def release(self, agent: RemoteAgent, shape: Shape) -> None:
+        """Give back a lease of an agent that no attempt uses."""
 
     def close_unused(self, agent: RemoteAgent) -> None:
         """Let an agent without a lease end, unless leases have just gone back for others: some may follow soon."""
 
 
-class SlotQueue:
-    """Keeps the attempts that hold a slot of the executor and wait for a lease, and asks for as many as they need.
-
-    `node_timeout`: seconds for which they wait while there is no node at all; None for any time.
-    """
-
-    def __init__(self, pool: LeasesOwner, node_timeout: float | None) -> None:
-        self.waiting: deque[Assignment] = deque()
-        self._pool = pool
-        self._node_timeout = node_timeout
-        self._requested = 0
-        """Leases that were asked for and not granted yet."""
-        self._failure = self._lack = ""
-        """Why no lease can be had, if that was told, and what is waited for otherwise."""
-        self._known_failures: deque[str] = deque(maxlen=_MAX_KNOWN_FAILURES)
-        self._look: Timer | None = None
-        self._starving_since = 0.0
-
-    def add(self, assignment: Assignment) -> None:
-        """Keep an attempt until there is a slot for it."""
-        self._pool.busy += 1
-        self.waiting.append(assignment)
-        self.request()
-
-    def take(self, assignment: Assignment) -> bool:
-        """Take an attempt out again; return False if it does not wait."""
-        if assignment not in self.waiting:
-            return False
-        self.waiting.remove(assignment)
-        self._pool.busy -= 1
-        self.request(withdraws=True)
-        return True
-
-    def serve(self) -> None:
-        """Send what waits, as far as there are slots for it."""
-        while self.waiting and (agent := agent_with_free_slot(self._pool.agents, self.waiting[0])) is not None:
-            assignment = self.waiting.popleft()
-            self._pool.busy -= 1
-            _send(self._pool, agent, assignment)
-        self._watch_starving()
-
-    def request(self, *, withdraws: bool = False) -> None:
-        """Ask for more leases if more are wanted, and for fewer if fewer are and it `withdraws`."""
-        room = self._pool.max_workers - self._pool.slots if self._pool.may_ask_for(()) else 0
-        more = max(0, min(len(self.waiting), room)) - self._requested
-        if (more > 0 and not self._pool.is_closing) or (more < 0 and withdraws):
-            self._requested += more
-            self._pool.ask_for(more, ())
-        self._watch_starving()
-
-    def on_granted(self) -> None:
-        """Take note of a new slot."""
-        self._requested = max(0, self._requested - 1)
-        self._failure = self._lack = ""
-
-    def note_failure(self, why: str, shape: Shape = ()) -> bool:
-        """Remember why no lease can be had. Return whether that is news: several nodes may fail in turn."""
-        if not shape:
-            self._failure = why
-        if why in self._known_failures:
-            return False
-        self._known_failures.append(why)
-        return True
-
-    def refuse(self) -> None:
-        """Take note that no lease will be granted any more: what waits fails, unless there are slots."""
-        self._requested = 0
-        if not self._pool.slots:
-            self._fail()
-
-    def close(self) -> None:
-        """Ask for nothing any more."""
-        self.request(withdraws=True)
-        self._end_starving()
-
-    def on_nodes_sought(self, nodes: Collection[str], why: str) -> None:
-        """Say what is waited for, where there is no node at all and no failure was told."""
-        lack = why or self._lack
-        if nodes and not self._failure:  # It is its turn as soon as others end.
-            self._starving_since = self._pool.supervisor.now()
-        if self._is_starving and not self._failure and lack != self._lack:
-            self._lack = lack
-            logger.warning("no job of pool=%r can start yet: %s", self._pool.name, lack)
-
-    @property
-    def _is_starving(self) -> bool:
-        return bool(self.waiting) and not self._pool.slots and not self._pool.is_closing
-
-    def _watch_starving(self) -> None:
-        if not self._is_starving:
-            self._end_starving()
-        elif self._look is None:
-            self._starving_since = self._pool.supervisor.now()
-            self._look_again()
-
-    def _look_again(self) -> None:
-        due = self._pool.supervisor.now() + min(LACK_SECONDS, self._node_timeout or LACK_SECONDS)
-        self._look = self._pool.supervisor.call_at(due, self._on_look)
-
-    def _on_look(self) -> None:
-        waited = self._pool.supervisor.now() - self._starving_since
-        if self._node_timeout is not None and waited >= self._node_timeout:
-            self._fail()
-        else:
-            self._look_again()
-            self._pool.source.explain_lack()
-
-    def _end_starving(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
-
-    def _fail(self) -> None:
-        self._end_starving()
-        waiting, self.waiting = self.waiting, deque()
-        why = self._failure or self._lack or "no node has answered yet"
-        self._pool.busy -= len(waiting)
-        self.request(withdraws=True)
-        for assignment in waiting:
-            _refuse(self._pool, assignment, why)
-
-
-def _send(pool: LeasesOwner, agent: RemoteAgent, assignment: Assignment, lease: ShapedLease | None = None) -> bool:
-    """Send an attempt that has waited; it ends where that fails, and False is returned."""
-    try:
-        pool.give(agent, assignment, lease)
-    except Exception as error:
-        logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
-        failure = WorkerUnavailableError(f"the attempt cannot be sent to a node: {error}")
-        pool.supervisor.ended(assignment, crashed(failure))
-        return False
-    return True
-
-
-def _refuse(pool: LeasesOwner, assignment: Assignment, why: str) -> None:
-    error = WorkerUnavailableError(f"no node of pool={pool.name!r} can run the job: {why}")
-    pool.supervisor.ended(assignment, crashed(error))
-
-
-def agent_with_free_slot(agents: Sequence[RemoteAgent], assignment: Assignment) -> RemoteAgent | None:
+def agent_with_free_lease(
+    agents: Sequence[RemoteAgent], assignment: Assignment, shape: Shape = ()
+) -> RemoteAgent | None:
     """Return an agent that can start the attempt now."""
     near = assignment.payload.near
-    free = [agent for agent in _able(agents, assignment) if agent.free]
-    return max(free, key=lambda agent: (agent.node == near, agent.free / agent.slots), default=None)
+    free = [agent for agent in _able(agents, assignment, shape) if agent.free(shape)]
+    return max(free, key=lambda agent: (agent.node == near, agent.free(shape) / agent.count(shape)), default=None)
 
 
 def agent_with_room(agents: Sequence[RemoteAgent], assignment: Assignment) -> RemoteAgent | None:
     """Return an agent that the attempt can be queued at; it has no room where none has."""
     near = assignment.payload.near
-    rooms = {agent: agent.room_behind for agent in _able(agents, assignment)}
+    rooms = {agent: agent.room_behind for agent in _able(agents, assignment, ())}
     return max(rooms, key=lambda agent: (agent.node == near and rooms[agent] > 0, rooms[agent]), default=None)
 
 
-def _able(agents: Sequence[RemoteAgent], assignment: Assignment) -> Sequence[RemoteAgent]:
+def _able(agents: Sequence[RemoteAgent], assignment: Assignment, shape: Shape) -> Sequence[RemoteAgent]:
     """Return the agents whose nodes are not known to lack a module of the function; all where none is left."""
     number = assignment.payload.function.number
-    return [agent for agent in agents if agent.slots and number not in agent.lacking] or agents
+    return [agent for agent in agents if agent.count(shape) and number not in agent.lacking] or agents
 
 
 class Starving(NamedTuple):
@@ -236,269 +88,271 @@ class Starving(NamedTuple):
 
     leases: int
     """How many are wanted."""
-    nodes: Collection[str] | None
-    """The names of the nodes that could hold one; None: all."""
+    nodes: Collection[str]
+    """The names of the nodes that could hold one."""
 
 
-class ShapedLeases:
-    """Keeps the books of all shapes. `node_timeout`: seconds for which jobs wait while no node could ever run them."""
-
-    def __init__(self, pool: LeasesOwner, node_timeout: float | None) -> None:
-        self._pool = pool
-        self._node_timeout = node_timeout
-        self._shapes: dict[Shape, _Books] = {}
-
-    # --- what the supervisor asks ---
-
-    def has_lease(self, shape: Shape) -> bool:
-        """Return whether a free lease is kept for nobody, or none is to be expected."""
-        books = self._shapes.get(shape)
-        return books is not None and (books.is_hopeless or len(books.free) > len(books.reserved))
-
-    def reserve(self, job: Job, shape: Shape) -> None:
-        """Keep a free lease for the next attempt of a job."""
-        self._books(shape).reserved.add(job)
-
-    def unreserve(self, job: Job) -> None:
-        """Keep no lease for a job any more."""
-        books = self._shapes.get(shape_of(job.live.resources))
-        if books is not None and job in books.reserved:
-            books.reserved.remove(job)
-            self._balance(books)
-
-    def set_demand(self, shape: Shape, count: int) -> None:
-        """Let there be so many leases beside those that are kept or in use."""
-        books = self._books(shape)
-        books.demand = count
-        self._balance(books)
-
-    def start(self, assignment: Assignment) -> None:
-        """Run an attempt on a lease of its shape; it waits where that is lost meanwhile."""
-        books = self._books(shape_of(assignment.job.live.resources))
-        books.reserved.discard(assignment.job)
-        self._pool.busy += 1
-        books.waiting.append(assignment)
-        self._serve(books)
-
-    def take(self, assignment: Assignment) -> bool:
-        """Take back an attempt that waits for a lease; return False where it does not."""
-        for books in self._shapes.values():
-            if assignment in books.waiting:
-                books.waiting.remove(assignment)
-                self._pool.busy -= 1
-                self._balance(books)
-                return True
-        return False
-
-    @property
-    def are_awaited(self) -> bool:
-        """Whether some node could hold a lease that was asked for and is not granted yet."""
-        return any(books.requested and not books.why for books in self._shapes.values())
-
-    def waiting(self) -> list[Assignment]:
-        """Return the attempts that wait for a lease."""
-        return [assignment for books in self._shapes.values() for assignment in books.waiting]
-
-    # --- what becomes of leases ---
-
-    def granted(self, agent: RemoteAgent, lease: ShapedLease) -> None:
-        """Take a lease."""
-        books = self._books(lease.shape)
-        books.requested = max(0, books.requested - 1)
-        books.is_hopeless, books.failure = False, ""
-        self.on_placeable(lease.shape)
-        self.on_free(agent, lease)
-
-    def on_free(self, agent: RemoteAgent, lease: ShapedLease) -> None:
-        """Take note that no attempt uses a lease."""
-        books = self._books(lease.shape)
-        lease.was_idle = False
-        if agent.leaving or agent.is_closing or self._pool.is_closing or lease.is_retiring:
-            self._pool.release_shaped(agent, lease)
-        else:
-            books.free[lease] = agent
-        self._serve(books)
-
-    def on_leaving(self, agent: RemoteAgent) -> None:
-        """Give back the free leases of an agent that takes nothing more."""
-        for lease in self.on_lost(agent):
-            self._pool.release_shaped(agent, lease)
-
-    def on_lost(self, agent: RemoteAgent) -> list[ShapedLease]:
-        """Forget the free leases of an agent, and return them."""
-        lost = []
-        for books in list(self._shapes.values()):
-            of_agent = [lease for lease, holder in books.free.items() if holder is agent]
-            for lease in of_agent:
-                del books.free[lease]
-            self._balance(books)
-            lost += of_agent
-        return lost
-
-    def release_idle(self) -> None:
-        """Give back the leases that were free at the last call, too."""
-        for books in list(self._shapes.values()):
-            self._release_spare(books, [lease for lease in books.free if lease.was_idle])
-            for lease in books.free:
-                lease.was_idle = True
-
-    def release_retiring(self, agent: RemoteAgent) -> None:
-        """Give back the free leases of an agent that are to retire and are kept for nobody."""
-        for books in list(self._shapes.values()):
-            of_agent = [lease for lease, holder in books.free.items() if holder is agent]
-            self._release_spare(books, [lease for lease in of_agent if lease.is_retiring])
-
-    def _release_spare(self, books: _Books, leases: list[ShapedLease]) -> None:
-        """Give back those of the free leases that are kept for nobody."""
-        for lease in leases[: max(0, len(books.free) - len(books.reserved))]:
-            self._pool.release_shaped(books.free.pop(lease), lease)
-        self._balance(books)
-
-    def starving(self) -> dict[Shape, Starving]:
-        """Return the shapes that have no lease, and jobs that wait for one which some node could hold."""
-        return {
-            shape: Starving(books.lacking, books.nodes)
-            for shape, books in self._shapes.items()
-            if books.lacking and books.nodes and not books.is_hopeless and not self._pool.count_leases(shape)
-        }
-
-    def ask_again(self) -> None:
-        """Ask for what may be asked for now, and take back what may not."""
-        for books in list(self._shapes.values()):
-            self._balance(books)
-
-    # --- where no lease is to be expected ---
-
-    def on_unplaceable(self, shape: Shape, why: str, *, is_final: bool) -> None:
-        """Take note that no node of the cluster could ever hold a lease of this shape: its jobs fail after a while."""
-        books = self._shapes.get(shape)
-        if books is None or books.is_hopeless:
-            return
-        if books.why != why:
-            books.why = why
-            until = "" if is_final else ": it waits for a node that can"
-            if until and self._node_timeout is not None:
-                until += f", and fails after {self._node_timeout:g} s (cluster.node_timeout)"
-            logger.warning("no job with resources %s can start: %s%s", shape_text(shape), why, until)
-        if is_final:
-            self._give_up(books)
-        else:
-            self._give_up_later(books)
-
-    def on_failure(self, shape: Shape, why: str) -> None:
-        """Take note why a node could not hold a lease that it was given: the jobs of this shape fail after a while."""
-        if (books := self._shapes.get(shape)) is not None:
-            books.failure = why
-            self._give_up_later(books)
-
-    def _give_up_later(self, books: _Books) -> None:
-        if books.timer is None and self._node_timeout is not None:
-            supervisor = self._pool.supervisor
-            books.timer = supervisor.call_at(supervisor.now() + self._node_timeout, lambda: self._on_timeout(books))
-
-    def _on_timeout(self, books: _Books) -> None:
-        books.cancel_timer()
-        if not self._pool.count_leases(books.shape):
-            self._give_up(books)
-
-    def on_placeable(self, shape: Shape, nodes: Collection[str] = ()) -> None:
-        """Take note that a node could hold a lease of this shape. `nodes`: their names, as far as they are known."""
-        books = self._shapes.get(shape)
-        if books is not None:
-            books.nodes = nodes or books.nodes
-            books.why = ""
-            if not books.failure:
-                books.cancel_timer()
-
-    def refuse_all(self, why: str) -> None:
-        """Let what waits for a lease fail: no further try can help."""
-        for books in list(self._shapes.values()):
-            books.requested = 0
-            if not self._pool.count_leases(books.shape):
-                books.why = why
-                self._give_up(books)
-
-    def _give_up(self, books: _Books) -> None:
-        """Let all that waits fail: what waits in the queue does so when it is started, at the end of this turn."""
-        books.cancel_timer()
-        books.is_hopeless = True
-        self._serve(books)
-
-    def close(self) -> None:
-        """Ask for nothing any more."""
-        for books in list(self._shapes.values()):
-            books.demand = 0
-            self._balance(books)
-
-    # --- inside ---
-
-    def _books(self, shape: Shape) -> _Books:
-        return self._shapes.setdefault(shape, _Books(shape))
-
-    def _serve(self, books: _Books) -> None:
-        """Start what waits, as far as there are leases for it."""
-        while books.waiting and (books.free or books.is_hopeless):
-            assignment = books.waiting.popleft()
-            self._pool.busy -= 1
-            if not books.free:
-                _refuse(self._pool, assignment, books.why or books.failure)
-                continue
-            lease = books.best_for(assignment)
-            if _send(self._pool, books.free[lease], assignment, lease):
-                del books.free[lease]
-        self._balance(books)
-
-    def _balance(self, books: _Books) -> None:
-        """Ask for as many leases as are wanted and not there."""
-        wanted = 0 if books.is_hopeless or not self._pool.may_ask_for(books.shape) else books.lacking
-        more, books.requested = wanted - books.requested, wanted
-        if more and not (self._pool.is_closing and more > 0):
-            self._pool.ask_for(more, books.shape)
-        if not books.free and not books.lacking:
-            books.cancel_timer()
-            self._shapes.pop(books.shape, None)
-
-
-class _Books:
+class _Book:
     """What is known of one shape."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.demand = 0
-        """Leases that are wanted for jobs in the queue."""
-        self.requested = 0
-        """Leases that were asked for and not granted yet."""
-        self.free: dict[ShapedLease, RemoteAgent] = {}
-        """Leases that no attempt uses, with their agents."""
+        """Leases that are wanted for jobs in the queue. Plain jobs do not wait there for one."""
         self.reserved: set[Job] = set()
         """Jobs for which one of the free leases is kept."""
         self.waiting: deque[Assignment] = deque()
-        """Attempts that hold a slot of the executor, whose lease was lost before they were sent."""
+        """Attempts that hold a slot of the executor, and wait for a lease."""
+        self.requested = 0
+        """Leases that were asked for and not granted yet."""
         self.nodes: Collection[str] = ()
         """The names of the nodes that could hold such a lease, as far as they are known."""
         self.why = ""
-        """Why no node can hold such a lease."""
+        """What is waited for, such as a node that could hold one."""
         self.failure = ""
         """Why a node could not hold one that it was given lately."""
         self.is_hopeless = False
         """Whether all that waits fails, until nothing does."""
+        self.since = 0.0
+        """When the time began after which that is so."""
         self.timer: Timer | None = None
 
     @property
-    def lacking(self) -> int:
-        """Number of leases that are wanted and not there."""
-        return max(0, self.demand + len(self.waiting) + len(self.reserved) - len(self.free))
-
-    def best_for(self, assignment: Assignment) -> ShapedLease:
-        """Return a free lease: on the node that has the attempt's data, if there is one."""
-        near = assignment.payload.near
-        return next((lease for lease, agent in self.free.items() if agent.node == near), next(iter(self.free)))
+    def wanted(self) -> int:
+        """Number of leases that are wanted beside those in use."""
+        return self.demand + len(self.waiting) + len(self.reserved)
 
     def cancel_timer(self) -> None:
         """Do not give up."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+class ShapeBooks:
+    """Keeps the books of all shapes. `node_timeout`: seconds for which jobs wait while no node could run them."""
+
+    def __init__(self, pool: LeasesOwner, node_timeout: float | None) -> None:
+        self._pool = pool
+        self._node_timeout = node_timeout
+        self._books: dict[Shape, _Book] = {(): _Book(())}
+        """That of plain slots, and those of the shapes that are wanted."""
+        self._known_failures: deque[str] = deque(maxlen=_MAX_KNOWN_FAILURES)
+
+    # --- what the supervisor asks ---
+
+    def has_lease(self, shape: Shape) -> bool:
+        """Return whether a free lease is kept for nobody, or none is to be expected."""
+        book = self._books.get(shape)
+        return (book is not None and book.is_hopeless) or self.spare(shape) > 0
+
+    def reserve(self, job: Job, shape: Shape) -> None:
+        """Keep a free lease for the next attempt of a job."""
+        self._book(shape).reserved.add(job)
+
+    def unreserve(self, job: Job) -> None:
+        """Keep no lease for a job any more."""
+        book = self._books.get(shape_of(job.live.resources))
+        if book is not None and job in book.reserved:
+            book.reserved.remove(job)
+            self._balance(book)
+
+    def set_demand(self, shape: Shape, count: int) -> None:
+        """Let there be so many leases beside those that are kept or in use."""
+        book = self._book(shape)
+        book.demand = count
+        self._balance(book)
+
+    def start(self, assignment: Assignment) -> None:
+        """Run an attempt on a lease of its shape, or keep it until there is one."""
+        book = self._book(shape_of(assignment.job.live.resources))
+        book.reserved.discard(assignment.job)
+        self._pool.busy += 1
+        book.waiting.append(assignment)
+        self._serve(book)
+
+    def take(self, assignment: Assignment) -> bool:
+        """Take back an attempt that waits for a lease; return False where it does not."""
+        book = self._books.get(shape_of(assignment.job.live.resources))
+        if book is None or assignment not in book.waiting:
+            return False
+        book.waiting.remove(assignment)
+        self._pool.busy -= 1
+        self._balance(book)
+        return True
+
+    def waiting(self) -> list[Assignment]:
+        """Return the attempts that wait for a lease."""
+        return [assignment for book in self._books.values() for assignment in book.waiting]
+
+    # --- what becomes of leases ---
+
+    def spare(self, shape: Shape) -> int:
+        """Return the number of free leases that are kept for nobody."""
+        book = self._books.get(shape)
+        return self._free(shape) - (0 if book is None else len(book.reserved))
+
+    def count(self, shape: Shape) -> int:
+        """Return the number of leases of a shape, used or free."""
+        return sum(agent.count(shape) for agent in self._pool.agents)
+
+    def on_granted(self, shape: Shape) -> None:
+        """Take note of a new lease."""
+        if (book := self._books.get(shape)) is not None:
+            book.requested = max(0, book.requested - 1)
+            book.is_hopeless, book.failure, book.why = False, "", ""
+
+    def serve(self, shape: Shape) -> None:
+        """Start what waits, as far as there are leases for it."""
+        if (book := self._books.get(shape)) is not None and book.wanted:
+            self._serve(book)
+
+    def serve_all(self) -> None:
+        """Do so for all shapes."""
+        for book in list(self._books.values()):
+            self._serve(book)
+
+    def ask_again(self) -> None:
+        """Ask for what is wanted and may be asked for now, and take back all else."""
+        for book in list(self._books.values()):
+            self._balance(book)
+
+    @property
+    def are_awaited(self) -> bool:
+        """Whether attempts wait, or leases that were asked for, which some node could hold."""
+        return any(book.waiting or (book.requested and not book.why) for book in self._books.values())
+
+    def starving(self) -> dict[Shape, Starving]:
+        """Return the shapes that have no lease, and jobs that wait for one which some node could hold."""
+        agents = [agent.node for agent in self._pool.agents]
+        return {
+            shape: Starving(book.wanted, book.nodes if shape else agents)
+            for shape, book in self._books.items()
+            if self._is_starving(book) and (book.nodes or not shape) and not book.is_hopeless
+        }
+
+    # --- where no lease is to be expected ---
+
+    def on_nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, *, is_final: bool) -> None:
+        """Take note which nodes could hold a lease, and what is waited for; nothing, if both are empty.
+
+        Where no node could, what waits fails after a while, and at once if that `is_final`.
+        """
+        book = self._books.get(shape)
+        if book is None or book.is_hopeless or not (nodes or why):
+            return
+        is_news = bool(why) and why != book.why and not book.failure
+        book.nodes, book.why = nodes or book.nodes, why
+        if nodes and not book.failure:  # It is its turn as soon as others end.
+            book.since = self._pool.supervisor.now()
+        elif not nodes and self._is_starving(book):
+            self._give_up_later(book)
+        if is_news and self._is_starving(book):
+            needs, until = f" with resources {shape_text(shape)}" if shape else "", ""
+            if shape and not is_final and self._node_timeout is not None:
+                until = f": it fails after {self._node_timeout:g} s (cluster.node_timeout)"
+            logger.warning("no job%s of pool=%r can start yet: %s%s", needs, self._pool.name, why, until)
+        if is_final and shape and not nodes:
+            self._give_up(book)
+
+    def on_failure(self, shape: Shape, why: str) -> None:
+        """Take note why a lease cannot be had, which is logged once: several nodes may fail in turn."""
+        if why not in self._known_failures:
+            self._known_failures.append(why)
+            logger.warning("%s", why)
+        if (book := self._books.get(shape)) is not None:
+            book.failure = why
+            if self._is_starving(book):
+                self._give_up_later(book)
+
+    def refuse_all(self, why: str) -> None:
+        """Let what waits for a lease fail, unless its shape has some: no further try can help."""
+        self._known_failures.append(why)
+        for book in list(self._books.values()):
+            book.requested, book.failure = 0, why
+            if not self.count(book.shape):
+                self._give_up(book)
+
+    def _give_up_later(self, book: _Book) -> None:
+        if book.timer is None:
+            book.since = self._pool.supervisor.now()
+            self._look_later(book)
+
+    def _look_later(self, book: _Book) -> None:
+        due = self._pool.supervisor.now() + LACK_SECONDS
+        if self._node_timeout is not None:
+            due = min(due, book.since + self._node_timeout)
+        book.timer = self._pool.supervisor.call_at(due, lambda: self._look(book))
+
+    def _look(self, book: _Book) -> None:
+        if self._node_timeout is not None and self._pool.supervisor.now() >= book.since + self._node_timeout:
+            self._give_up(book)
+            return
+        self._look_later(book)
+        if not book.shape:
+            self._pool.source.explain_lack()
+
+    def _give_up(self, book: _Book) -> None:
+        """Let all that waits fail: what waits in the queue does so when it is started, at the end of this turn."""
+        book.cancel_timer()
+        book.is_hopeless = True
+        self._serve(book)
+
+    def _is_starving(self, book: _Book) -> bool:
+        return book.wanted > 0 and not self.count(book.shape) and not self._pool.is_closing
+
+    # --- inside ---
+
+    def _book(self, shape: Shape) -> _Book:
+        return self._books.setdefault(shape, _Book(shape))
+
+    def _free(self, shape: Shape) -> int:
+        return sum(agent.free(shape) for agent in self._pool.agents)
+
+    def _serve(self, book: _Book) -> None:
+        while book.waiting:
+            agent = agent_with_free_lease(self._pool.agents, book.waiting[0], book.shape)
+            if agent is None and not book.is_hopeless:
+                break
+            assignment = book.waiting.popleft()
+            self._pool.busy -= 1
+            if agent is not None:
+                self._send(agent, assignment, book.shape)
+            else:
+                why = book.failure or book.why or "no node has answered yet"
+                error = WorkerUnavailableError(f"no node of pool={self._pool.name!r} can run the job: {why}")
+                self._pool.supervisor.ended(assignment, crashed(error))
+        # Plain attempts follow one another: what one of them has asked for is wanted again a moment later.
+        self._balance(book, keeps=not (book.shape or book.is_hopeless))
+
+    def _send(self, agent: RemoteAgent, assignment: Assignment, shape: Shape) -> None:
+        try:
+            self._pool.give(agent, assignment, shape)
+        except Exception as error:
+            logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
+            failure = WorkerUnavailableError(f"the attempt cannot be sent to a node: {error}")
+            self._pool.supervisor.ended(assignment, crashed(failure))
+
+    def _balance(self, book: _Book, *, keeps: bool = False) -> None:
+        """Ask for as many leases as are wanted and not there; where it `keeps`, for no fewer than before."""
+        lacking = max(0, self._lacking(book), book.requested if keeps else 0)
+        more, book.requested = lacking - book.requested, lacking
+        if more:
+            self._pool.ask_for(more, book.shape)
+        if not self._is_starving(book):
+            book.cancel_timer()
+        elif not book.shape:
+            self._give_up_later(book)
+        if not book.wanted:
+            book.is_hopeless = False
+            if book.shape:
+                self._books.pop(book.shape, None)
+
+    def _lacking(self, book: _Book) -> int:
+        if book.is_hopeless or self._pool.is_closing or not self._pool.may_ask_for(book.shape):
+            return 0
+        lacking = book.wanted - self._free(book.shape)
+        return lacking if book.shape else min(lacking, self._pool.max_workers - self.count(()))
 
 
 class LeaseWatch:
@@ -509,10 +363,8 @@ class LeaseWatch:
     back as are waited for, and no lease of their shape is asked for in the next `max_grant` seconds.
     """
 
-    def __init__(
-        self, pool: LeasesOwner, queue: SlotQueue, shapes: ShapedLeases, lease_idle: float, max_grant: float
-    ) -> None:
-        self._pool, self._queue, self._shapes = pool, queue, shapes
+    def __init__(self, pool: LeasesOwner, books: ShapeBooks, lease_idle: float, max_grant: float) -> None:
+        self._pool, self._books = pool, books
         self._supervisor = pool.supervisor
         self._idle_interval = lease_idle / 2
         self._max_grant = max_grant
@@ -542,15 +394,15 @@ class LeaseWatch:
     def _look(self) -> None:
         self._timer = None
         now = self._supervisor.now()
-        is_awaited = bool(self._queue.waiting) or self._shapes.are_awaited
+        is_awaited = self._books.are_awaited
         if now >= self._looked_at + (min(self._idle_interval, 1.0) if is_awaited else self._idle_interval):
             self._looked_at = now
             self._release_idle()
         before, self.rests = self.rests, {shape: until for shape, until in self.rests.items() if until > now}
         if self.rests != before:
-            self._ask_again()
+            self._books.ask_again()
         if now >= self._ask_others_at and any(
-            self._is_due(since) for agent in self._pool.agents for since in _ages(agent)
+            self._is_due(lease) for agent in self._pool.agents for lease in agent.leases
         ):
             self._ask_others_at = math.inf
             self._pool.source.look_for_others()
@@ -563,11 +415,16 @@ class LeaseWatch:
     def _release_idle(self) -> None:
         """Give back what was not used since the last look."""
         for agent in list(self._pool.agents):
-            for _ in range(min(agent.free, agent.slots - agent.fewest_plain)):
-                self._pool.release(agent)
-        self._shapes.release_idle()
-        for agent in self._pool.agents:
-            agent.fewest_plain = agent.plain
+            for shape, held in list(agent.held.items()):
+                self._release(agent, shape, len(held.leases) - held.fewest)
+                held.fewest = held.used
+
+    def _release(self, agent: RemoteAgent, shape: Shape, count: int) -> int:
+        """Give back up to so many leases that no attempt uses and that are kept for nobody; return how many."""
+        count = max(0, min(count, agent.held[shape].unused, self._books.spare(shape)))
+        for _ in range(count):
+            self._pool.release(agent, shape)
+        return count
 
     # --- sharing ---
 
@@ -575,8 +432,8 @@ class LeaseWatch:
         """Return whether leases of a shape may be asked for: none has just gone back for the sake of others."""
         return shape not in self.rests
 
-    def _is_due(self, since: float) -> bool:
-        return self._supervisor.now() >= since + self._max_grant
+    def _is_due(self, lease: Lease) -> bool:
+        return self._supervisor.now() >= lease.since + self._max_grant
 
     def on_others(self, waiting: Mapping[str, int], took: float) -> None:
         """Let leases retire for others.
@@ -586,8 +443,8 @@ class LeaseWatch:
         self._ask_others_at = self._supervisor.now() + min(took / MAX_QUESTION_SHARE, MAX_QUESTION_INTERVAL)
         wanted = Counter(waiting)
         for shape, starving in self._starving().items():
-            able = [each for each in self._pool.agents if starving.nodes is None or each.node in starving.nodes]
-            able.sort(key=lambda agent: min(_ages(agent), default=math.inf))
+            able = [each for each in self._pool.agents if each.node in starving.nodes]
+            able.sort(key=lambda agent: min((lease.since for lease in agent.leases), default=math.inf))
             for agent in able[: starving.leases]:
                 wanted[agent.node] += max(1, math.ceil(dict(shape).get(CPU, UNITS) / UNITS))
         # What waits for a moment only is about to get its place.
@@ -602,39 +459,26 @@ class LeaseWatch:
             self._retire(Counter())
 
     def _retire(self, counts: Counter[str]) -> None:
-        """Let so many leases of each node go back when their attempts end, and no others."""
+        """Let leases of each node go back when their attempts end: so many plain ones, or all of another shape."""
         for agent in list(self._pool.agents):
-            count = counts[agent.node]
-            agent.retiring = min(count, sum(map(self._is_due, agent.leases.values())))
-            for lease in agent.shaped:
-                lease.is_retiring = count > 0 and self._is_due(lease.since)
+            for shape, held in agent.held.items():
+                due = sum(map(self._is_due, held.leases))
+                count = counts[agent.node]
+                held.retiring = due if shape and count else min(due, count)
             self.release_retiring(agent)
 
     def _starving(self) -> dict[Shape, Starving]:
-        waiting = len(self._queue.waiting)
-        plain = {(): Starving(waiting, None)} if waiting and not self._pool.slots else {}
-        starving = self._shapes.starving() | plain
-        return {shape: each for shape, each in starving.items() if shape not in self.rests}
+        return {shape: each for shape, each in self._books.starving().items() if shape not in self.rests}
 
     def release_retiring(self, agent: RemoteAgent) -> None:
         """Give back what an agent is to give back and does not use."""
-        self._shapes.release_retiring(agent)
-        while agent.retiring and agent.plain < agent.slots:
-            agent.retiring -= 1
-            self.on_retired(())
-            self._pool.release(agent)
+        for shape, held in list(agent.held.items()):
+            if held.retiring and held.unused and self._books.spare(shape) > 0:
+                self._rest(shape)
+                held.retiring -= self._release(agent, shape, held.retiring)
 
-    def on_retired(self, shape: Shape) -> None:
-        """Take note that a lease is about to go back for the sake of others, who are to get its place."""
+    def _rest(self, shape: Shape) -> None:
+        """Ask for no lease of a shape: one is about to go back for the sake of others, who are to get its place."""
         if shape not in self.rests:
             self.rests[shape] = self._supervisor.now() + self._max_grant
-            self._ask_again()
-
-    def _ask_again(self) -> None:
-        self._queue.request(withdraws=True)
-        self._shapes.ask_again()
-
-
-def _ages(agent: RemoteAgent) -> Iterable[float]:
-    """Return since when the pool has each lease of an agent."""
-    return (*agent.leases.values(), *(lease.since for lease in agent.shaped))
+            self._books.ask_again()

@@ -8,19 +8,14 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.config import ClusterSettings
+from executor_adapter.job import shape_of
 from executor_adapter.pools.base import Assignment, LeasingPool, PoolSupervisor, Recall, Timer
 from executor_adapter.pools.cluster import frames
-from executor_adapter.pools.cluster.grants import (
-    LeaseWatch,
-    ShapedLeases,
-    SlotQueue,
-    agent_with_free_slot,
-    agent_with_room,
-)
+from executor_adapter.pools.cluster.grants import LeaseWatch, ShapeBooks, agent_with_free_lease, agent_with_room
 from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import LinkEnd
 from executor_adapter.pools.cluster.references import remote_payload
-from executor_adapter.pools.cluster.remote_agent import RemoteAgent, ShapedLease
+from executor_adapter.pools.cluster.remote_agent import Lease, RemoteAgent
 from executor_adapter.pools.transport.envelope import STOPPED
 from executor_adapter.pools.transport.payload import Initializer, Payload, encode_initializer
 from executor_adapter.worker import lease_time
@@ -44,7 +39,7 @@ class RemotePool(LeasingPool):
     can_stop_soft: ClassVar[bool] = True
     can_keep: ClassVar[bool] = False
     is_here: ClassVar[bool] = False
-    shapes: ShapedLeases
+    shapes: ShapeBooks
     source: LeaseSource
     """Set by each kind of pool."""
 
@@ -66,10 +61,9 @@ class RemotePool(LeasingPool):
             "options": {"initializer": encode_initializer(initializer), **worker_options},
         }
         self._lost_after = cluster.lost_after
-        self.queue = SlotQueue(self, cluster.node_timeout)
-        self.shapes = ShapedLeases(self, cluster.node_timeout)
+        self.shapes = ShapeBooks(self, cluster.node_timeout)
         self._store_lease_until = math.inf
-        self._watch = LeaseWatch(self, self.queue, self.shapes, cluster.lease_idle, cluster.max_grant_seconds)
+        self._watch = LeaseWatch(self, self.shapes, cluster.lease_idle, cluster.max_grant_seconds)
         self._close_timer: Timer | None = None
         self._on_closed: Callable[[], None] | None = None
 
@@ -82,11 +76,6 @@ class RemotePool(LeasingPool):
         """Whether no attempt will be started any more."""
         return self._on_closed is not None
 
-    @property
-    def slots(self) -> int:
-        """Number of plain attempts that its leases allow; a node that is about to go counts with what runs there."""
-        return sum(agent.plain if agent.leaving else agent.slots for agent in self.agents)
-
     def set_lease(self, until: float) -> None:
         self._store_lease_until = until
 
@@ -96,19 +85,16 @@ class RemotePool(LeasingPool):
     # --- assigning ---
 
     def start(self, assignment: Assignment) -> None:
-        if assignment.job.live.resources is not None:
-            self.shapes.start(assignment)
-        elif (agent := agent_with_free_slot(self.agents, assignment)) is not None:
+        is_plain = assignment.job.live.resources is None
+        if is_plain and (agent := agent_with_free_lease(self.agents, assignment)) is not None:
             self.give(agent, assignment)
         else:
-            self.queue.add(assignment)
+            self.shapes.start(assignment)
 
-    def give(self, agent: RemoteAgent, assignment: Assignment, lease: ShapedLease | None = None) -> None:
+    def give(self, agent: RemoteAgent, assignment: Assignment, shape: Shape = ()) -> None:
         if assignment.payload.lent:
             self.source.lend(agent, assignment.payload.lent)
-        if lease is not None:
-            assignment.environment = dict(lease.environment) or None
-        agent.give(assignment, lease)
+        agent.give(assignment, shape)
         self._count(agent)
 
     def queue_behind(self, assignment: Assignment) -> bool:
@@ -123,7 +109,7 @@ class RemotePool(LeasingPool):
 
     def unstarted(self) -> list[Assignment]:
         given = (each for agent in self.agents for each in agent.live.values())
-        return [*self.queue.waiting, *self.shapes.waiting(), *(each for each in given if each.started_at is None)]
+        return [*self.shapes.waiting(), *(each for each in given if each.started_at is None)]
 
     def flush(self) -> None:
         for agent in list(self.agents):
@@ -135,24 +121,18 @@ class RemotePool(LeasingPool):
         self.busy += busy - agent.busy
         agent.busy = busy
 
-    def on_room(self, agent: RemoteAgent, lease: ShapedLease | None) -> None:
+    def on_room(self, agent: RemoteAgent, shape: Shape) -> None:
         self._count(agent)
-        if lease is not None:
-            self.shapes.on_free(agent, lease)
-        self._release_drained(agent)
-        if agent.retiring:
-            self._watch.release_retiring(agent)
-        if self.queue.waiting:
-            self.queue.serve()
+        if agent.leaving:
+            self._release_unused(agent)
+        self._watch.release_retiring(agent)
+        self.shapes.serve(shape)
 
     # --- taking back and stopping ---
 
-    def _take_waiting(self, assignment: Assignment) -> bool:
-        return self.queue.take(assignment) or self.shapes.take(assignment)
-
     def recall(self, assignment: Assignment) -> Recall:
         if assignment.worker is None:
-            if not self._take_waiting(assignment):
+            if not self.shapes.take(assignment):
                 return Recall.STARTED
         elif assignment.started_at is not None:
             return Recall.STARTED
@@ -164,7 +144,7 @@ class RemotePool(LeasingPool):
         return Recall.TAKEN_BACK
 
     def hand_back_waiting(self, job: Job) -> bool:
-        for assignment in reversed(self.queue.waiting):
+        for assignment in reversed(self.shapes.waiting()):
             if assignment.job.live.driver is None and assignment.job.priority <= job.priority:
                 return self.recall(assignment) is Recall.TAKEN_BACK
         return False
@@ -173,7 +153,7 @@ class RemotePool(LeasingPool):
         if assignment.worker is not None:
             agent, seq = assignment.worker
             agent.stop(seq, grace)
-        elif self._take_waiting(assignment):
+        elif self.shapes.take(assignment):
             self.supervisor.ended(assignment, STOPPED)
 
     def interrupt(self, assignment: Assignment) -> bool:
@@ -185,9 +165,9 @@ class RemotePool(LeasingPool):
     def resize(self, max_workers: int) -> None:
         super().resize(max_workers)
         for agent in self.agents:
-            while self.slots > max_workers and agent.free:
-                self.release(agent)
-        self.queue.request(withdraws=True)
+            while self.shapes.count(()) > max_workers and agent.free(()):
+                self.release(agent, ())
+        self.shapes.ask_again()
 
     # --- what a source of leases asks and reports ---
 
@@ -197,15 +177,17 @@ class RemotePool(LeasingPool):
         self.agents.append(agent)
         return agent
 
-    def granted(self, agent: RemoteAgent, lease: int) -> None:
-        """Take a lease on the agent's node: one more attempt may run there."""
-        self.queue.on_granted()
-        agent.add_lease(lease)
+    def granted(
+        self, agent: RemoteAgent, lease: int, shape: Shape = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Take a lease on the agent's node: one more attempt of this shape may run there."""
+        self.shapes.on_granted(shape)
+        agent.add_lease(Lease(lease, shape, self.supervisor.now(), environment or {}))
         self.source.on_granted(agent, lease)
-        if self.slots > self.max_workers or self.is_closing:
-            self.release(agent)
+        if agent.leaving or self.is_closing or (not shape and self.shapes.count(()) > self.max_workers):
+            self.release(agent, shape)
             return
-        self.queue.serve()
+        self.shapes.serve(shape)
         self._watch.on_granted()
         self._look_for_idle()
 
@@ -213,34 +195,21 @@ class RemotePool(LeasingPool):
         if agent.is_closing:
             return  # Its end gives all its leases back, and says why.
         if self.source.accepts(lease):
-            if shape := self.source.shape_of(lease):
-                self._on_shaped_lease(agent, ShapedLease(lease, shape, self.supervisor.now(), environment))
-            else:
-                self.granted(agent, lease)
+            self.granted(agent, lease, self.source.shape_of(lease), environment)
         else:  # It was withdrawn meanwhile, or its engine has granted it a second time.
             agent.return_lease(lease)
 
-    def _on_shaped_lease(self, agent: RemoteAgent, lease: ShapedLease) -> None:
-        agent.shaped.add(lease)
-        self.source.on_granted(agent, lease.number)
-        self.shapes.granted(agent, lease)
-        self._watch.on_granted()
-        self._look_for_idle()
-
-    def release(self, agent: RemoteAgent) -> None:
-        self.source.release(agent, agent.remove_lease())
+    def release(self, agent: RemoteAgent, shape: Shape) -> None:
+        self.source.release(agent, agent.remove_lease(shape))
         self.close_unused(agent)
 
-    def release_shaped(self, agent: RemoteAgent, lease: ShapedLease) -> None:
-        if lease.is_retiring:
-            self._watch.on_retired(lease.shape)
-        agent.shaped.remove(lease)
-        agent.return_lease(lease.number)
-        self.source.release(agent, lease.number)
-        self.close_unused(agent)
+    def _release_unused(self, agent: RemoteAgent) -> None:
+        for shape, held in list(agent.held.items()):
+            for _ in range(held.unused):
+                self.release(agent, shape)
 
     def close_unused(self, agent: RemoteAgent) -> None:
-        if agent.is_unused and not self.source.keeps_idle and not self._watch.rests:
+        if not agent.leases and not self.source.keeps_idle and not self._watch.rests:
             agent.close()
 
     def ask_for(self, count: int, shape: Shape) -> None:
@@ -250,14 +219,11 @@ class RemotePool(LeasingPool):
         else:
             self.source.withdraw(-count, shape)
 
-    def count_leases(self, shape: Shape) -> int:
-        return sum(lease.shape == shape for agent in self.agents for lease in agent.shaped)
-
     def may_ask_for(self, shape: Shape) -> bool:
         return self._watch.may_ask_for(shape)
 
     def _look_for_idle(self) -> None:
-        if not self.source.keeps_idle and not self.is_closing and not all(agent.is_unused for agent in self.agents):
+        if not self.source.keeps_idle and not self.is_closing and any(agent.leases for agent in self.agents):
             self._watch.begin()
 
     def others_wait(self, waiting: Mapping[str, int], took: float) -> None:
@@ -267,29 +233,19 @@ class RemotePool(LeasingPool):
 
     def not_granted(self, why: str, shape: Shape = ()) -> None:
         """Take note that leases cannot be had now; the source keeps trying. `why` is shown, and logged once."""
-        if self.queue.note_failure(why, shape):
-            logger.warning("%s", why)
-        if shape:
-            self.shapes.on_failure(shape, why)
+        self.shapes.on_failure(shape, why)
 
     def refused(self, why: str) -> None:
         """Take note that no further try can help: what waits for a lease fails with `why`."""
         logger.error("%s", why)
-        self.queue.note_failure(why)
         self.shapes.refuse_all(why)
-        self.queue.refuse()
 
     def nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, is_fixed: bool) -> None:
         """Take note which nodes could hold a lease of a shape that was asked for.
 
         `why`: in words, why none could, or "". `is_fixed`: no further node will join.
         """
-        if not shape:
-            self.queue.on_nodes_sought(nodes, why)
-        elif why:
-            self.shapes.on_unplaceable(shape, why, is_final=is_fixed)
-        else:
-            self.shapes.on_placeable(shape, nodes)
+        self.shapes.on_nodes_sought(shape, nodes, why, is_final=is_fixed)
 
     # --- agents (AgentOwner) ---
 
@@ -304,8 +260,8 @@ class RemotePool(LeasingPool):
         number = assignment.payload.function.number
         is_news = number not in agent.lacking
         agent.lacking.add(number)
-        others = [each for each in self.agents if each.slots and number not in each.lacking]
-        if assignment.job.live.resources is not None or not others:
+        shape = shape_of(assignment.job.live.resources)
+        if not any(each.count(shape) and number not in each.lacking for each in self.agents):
             return False
         if is_news:
             logger.warning("jobs of a function go to other nodes than %s: %s", agent.node, why)
@@ -313,14 +269,8 @@ class RemotePool(LeasingPool):
 
     def on_leaving(self, agent: RemoteAgent) -> None:
         logger.info("node %s is about to leave: it gets no further jobs", agent.node)
-        self.shapes.on_leaving(agent)
-        self._release_drained(agent)
-        self.queue.serve()
-        self.queue.request()
-
-    def _release_drained(self, agent: RemoteAgent) -> None:
-        while agent.leaving and agent.leases and not agent.plain:
-            self.release(agent)
+        self._release_unused(agent)
+        self.shapes.serve_all()
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         if agent.is_ready and not agent.is_closing and not agent.leaving:
@@ -328,17 +278,14 @@ class RemotePool(LeasingPool):
         self.agents.remove(agent)
         self.busy -= agent.busy
         self.source.on_lost(agent, why)
-        self.shapes.on_lost(agent)
-        self.queue.serve()
-        self.queue.request()
+        self.shapes.serve_all()
         self._continue_closing()
 
     # --- closing ---
 
     def close(self, on_closed: Callable[[], None]) -> None:
         self._on_closed = on_closed
-        self.shapes.close()
-        self.queue.close()
+        self.shapes.ask_again()
         self._watch.cancel()
         for agent in list(self.agents):
             agent.close()

@@ -30,19 +30,37 @@ MAX_FUNCTIONS = 4096
 
 
 @dataclass(slots=True, eq=False)
-class ShapedLease:
-    """The right to run one attempt of this shape at a time on a node. Short calls are never queued behind it."""
+class Lease:
+    """The right to run one attempt of this shape at a time on a node."""
 
     number: int
     shape: Shape
-    since: float = 0.0
+    since: float
     """When the pool got it."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of the environment of its attempts, such as those that name its GPUs."""
-    was_idle: bool = False
-    """Whether it was free when the pool last looked for idle leases."""
-    is_retiring: bool = False
-    """Whether it goes back as soon as no attempt uses it, for the sake of others."""
+
+
+@dataclass(slots=True)
+class Holding:
+    """The leases of one shape on one node, and how many attempts use them.
+
+    Plain attempts share the leases of the shape (), and short ones may be queued behind them. Others have one each.
+    """
+
+    leases: list[Lease] = field(default_factory=list)
+    """The oldest first."""
+    used: int = 0
+    """Attempts that are live, those that are queued behind others included."""
+    fewest: int = 0
+    """The lowest number of them since the pool looked last."""
+    retiring: int = 0
+    """Leases that go back as soon as no attempt uses them, for the sake of others."""
+
+    @property
+    def unused(self) -> int:
+        """Number of leases that no attempt uses."""
+        return max(0, len(self.leases) - self.used)
 
 
 class AgentOwner(Protocol):
@@ -56,8 +74,8 @@ class AgentOwner(Protocol):
     def on_lease(self, agent: RemoteAgent, lease: int, environment: dict[str, str]) -> None:
         """Take note that the engine has granted a lease on the agent's node."""
 
-    def on_room(self, agent: RemoteAgent, lease: ShapedLease | None) -> None:
-        """Take note that the agent holds fewer attempts than before. `lease`: that of the one that is over."""
+    def on_room(self, agent: RemoteAgent, shape: Shape) -> None:
+        """Take note that the agent holds fewer attempts of a shape than before."""
 
     def may_run_elsewhere(self, agent: RemoteAgent, assignment: Assignment, why: str) -> bool:
         """Take note that the agent's node lacks a module of the function; return whether another node may have it."""
@@ -78,13 +96,9 @@ class RemoteAgent:
     def __init__(self, owner: AgentOwner, end: LinkEnd, node: str, lost_after: float) -> None:
         self.node = node
         self.pid = 0
-        self.leases: dict[int, float] = {}
-        """Its slots, the oldest first, and when the pool got each."""
-        self.shaped: set[ShapedLease] = set()
-        """The leases of attempts that need more than a slot."""
+        self.held: dict[Shape, Holding] = {(): Holding()}
+        """What the pool has there of each shape."""
         self.live: dict[int, Assignment] = {}
-        self.retiring = 0
-        """Slots that go back as soon as no attempt uses them, for the sake of others."""
         self.leaving = False
         self.is_closing = False
         """Whether it was asked to end."""
@@ -94,15 +108,13 @@ class RemoteAgent:
         """Slots that the pool counts for it."""
         self.lacking: set[int] = set()
         """The numbers of the functions of which its node lacks a module."""
-        self.fewest_plain = 0
-        """The lowest number of slots in use since the pool looked last."""
         self._owner, self._supervisor = owner, owner.supervisor
         self._patience = 1.25 * lost_after + 0.5
         """Seconds of silence after which it is given up: it kills its attempts at `lost_after`."""
         self._long = 0
         """Number of plain attempts that are not short."""
-        self._on_lease: dict[int, ShapedLease] = {}
-        """The leases that live attempts run on."""
+        self._on_lease: dict[int, Lease] = {}
+        """The leases of live attempts that are not plain."""
         self._seq = 0
         self._given: set[int] = set()
         self._functions = SentFunctions()
@@ -112,29 +124,34 @@ class RemoteAgent:
 
     @property
     def slots(self) -> int:
-        """Number of plain attempts that may run there at once: those without a lease of their own."""
-        return len(self.leases)
+        """Number of plain attempts that may run there at once."""
+        return len(self.held[()].leases)
 
     @property
     def plain(self) -> int:
         """Number of plain attempts that are live."""
-        return len(self.live) - len(self._on_lease)
+        return self.held[()].used
 
     @property
-    def is_unused(self) -> bool:
-        """Whether it has no lease."""
-        return not self.leases and not self.shaped
+    def leases(self) -> list[Lease]:
+        """All leases there."""
+        return [lease for held in self.held.values() for lease in held.leases]
 
-    @property
-    def free(self) -> int:
-        """Number of slots that no attempt uses."""
+    def count(self, shape: Shape) -> int:
+        """Return the number of leases of a shape there."""
+        held = self.held.get(shape)
+        return 0 if held is None else len(held.leases)
+
+    def free(self, shape: Shape) -> int:
+        """Return the number of leases of a shape on which an attempt could start now."""
+        held = self.held.get(shape)
         takes_more = self.is_ready and not self.leaving and not self.is_closing
-        return max(0, self.slots - self.retiring - self.plain) if takes_more else 0
+        return held.unused if held is not None and takes_more else 0
 
     @property
     def room_behind(self) -> int:
         """Number of short calls that may be queued behind short ones."""
-        short_slots = self.slots - self.retiring - self._long
+        short_slots = self.slots - self.held[()].retiring - self._long
         if self.leaving or not self.is_ready or short_slots <= 0:
             return 0  # What waits there waits for something long.
         return short_slots * (1 + MAX_QUEUED_PER_SLOT) + self._long - self.plain
@@ -154,31 +171,42 @@ class RemoteAgent:
         self.link.send(wire.pack_frame(frames.CLOSE, body=why.encode()))
         self.link.flush()
 
-    def add_lease(self, lease: int) -> None:
-        """Let one more attempt run there."""
-        self.leases[lease] = self._supervisor.now()
-        self.fewest_plain += 1  # It is about to be used.
-        self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
+    def add_lease(self, lease: Lease) -> None:
+        """Let one more attempt of a shape run there."""
+        held = self.held.setdefault(lease.shape, Holding())
+        held.leases.append(lease)
+        held.fewest += 1  # It is about to be used.
+        if not lease.shape:
+            self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
 
-    def remove_lease(self) -> int:
-        """Let one attempt less run there, and return the lease that is free now: the oldest."""
-        lease = next(iter(self.leases))
-        del self.leases[lease]
-        self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
-        self.return_lease(lease)
-        return lease
+    def remove_lease(self, shape: Shape) -> int:
+        """Let one attempt of a shape less run there, and return the number of the oldest lease that none uses."""
+        lease = self._unused_lease(shape)
+        self.held[shape].leases.remove(lease)
+        if not shape:
+            self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
+        elif not self.held[shape].leases:
+            del self.held[shape]
+        self.return_lease(lease.number)
+        return lease.number
+
+    def _unused_lease(self, shape: Shape) -> Lease:
+        return next(lease for lease in self.held[shape].leases if lease not in self._on_lease.values())
 
     def return_lease(self, lease: int) -> None:
         """Give back a lease that is not used."""
         self._send_now(wire.pack_frame(frames.RELEASED, word=lease))
 
-    def give(self, assignment: Assignment, lease: ShapedLease | None = None) -> None:
+    def give(self, assignment: Assignment, shape: Shape = ()) -> None:
         """Send an attempt, which runs on a slot or on a lease of its own.
 
         Raises:
             Exception: the argument of its scope cannot be pickled.
         """
         payload: Payload = assignment.payload
+        lease = self._unused_lease(shape) if shape else None
+        if lease is not None:
+            assignment.environment = dict(lease.environment) or None
         of_attempt = attempt_part(assignment)
         self.link.send(self._functions.frame(payload.function, may_forget=not self.link.sends_files))
         seq = self._seq = self._seq + 1 & wire.MAX_WORD
@@ -186,6 +214,7 @@ class RemoteAgent:
         assignment.worker = (self, seq)
         assignment.node = self.node
         self.live[seq] = assignment
+        self.held[shape].used += 1
         if lease is not None:
             self._on_lease[seq] = lease
         self._long += lease is None and not assignment.short
@@ -331,8 +360,10 @@ class RemoteAgent:
         lease = self._on_lease.pop(seq, None)
         assignment.worker = None
         self._long -= lease is None and not assignment.short
-        self.fewest_plain = min(self.fewest_plain, self.plain)
-        self._owner.on_room(self, lease)
+        held = self.held[shape := () if lease is None else lease.shape]
+        held.used -= 1
+        held.fewest = min(held.fewest, held.used)
+        self._owner.on_room(self, shape)
         return assignment
 
     # --- its end ---
@@ -353,8 +384,7 @@ class RemoteAgent:
         live, given = list(self.live.items()), self._given
         self.live, self._given, self._on_lease, self._long = {}, set(), {}, 0
         self._owner.on_lost(self, why)
-        self.leases.clear()
-        self.shaped.clear()
+        self.held = {(): Holding()}
         for _, assignment in live:
             assignment.worker = None
         for seq, assignment in live:

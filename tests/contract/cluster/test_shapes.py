@@ -101,7 +101,7 @@ def job_until(engine: OnDask | OnRay, gate: Path, resources: dict[str, Any] | No
 def leases_of(executor: JobExecutor) -> list[int]:
     pool = supervisor_of(executor).pools.made.get("dask") or supervisor_of(executor).pools.made["ray"]
     assert isinstance(pool, RemotePool)
-    return [lease.number for agent in pool.agents for lease in agent.shaped]
+    return [lease.number for agent in pool.agents for lease in agent.leases if lease.shape]
 
 
 def is_running(future: JobFuture) -> bool:

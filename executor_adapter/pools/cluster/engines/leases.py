@@ -255,8 +255,8 @@ class EngineLeases(LeaseSource):
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         if not agent.is_closing:  # Otherwise it was asked to end, and its leases end with it.
-            for lease in (*agent.leases, *(shaped.number for shaped in agent.shaped)):
-                self._drop(lease)
+            for lease in agent.leases:
+                self._drop(lease.number)
         self._commands.put(lambda: self._engine.on_agent_lost(agent.node))
 
     def _drop(self, lease: int) -> None:

@@ -1,0 +1,288 @@
+"""Tests the books of a pool of leases: what is asked for, what attempts start on, and when they fail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from executor_adapter import Job
+from executor_adapter.config import ClusterSettings
+from executor_adapter.job import UNITS, Shape, shape_of
+from executor_adapter.pools import Assignment
+from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.cluster.leases import LeaseSource
+from executor_adapter.pools.cluster.pool import RemotePool
+from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+from executor_adapter.pools.transport.envelope import Outcome
+from executor_adapter.worker import wire
+
+GPU = shape_of({"GPU": UNITS})
+SHAPES = pytest.mark.parametrize("shape", [(), GPU], ids=["plain", "shaped"])
+TIMEOUT = 60.0
+
+
+class Source(LeaseSource):
+    """Counts what is asked for and what goes back; tests grant leases."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[Shape] = Counter()
+        self.released = 0
+
+    def request(self, count: int, shape: Shape = ()) -> None:
+        self.asked[shape] += count
+
+    def withdraw(self, count: int, shape: Shape = ()) -> None:
+        self.asked[shape] -= count
+
+    def explain_lack(self) -> None:
+        """Say nothing."""
+
+    def release(self, agent: RemoteAgent, lease: int) -> None:
+        self.released += 1
+
+    def on_lost(self, agent: RemoteAgent, why: str) -> None:
+        """Nothing is kept of an agent."""
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        on_closed()
+
+
+class Pool(RemotePool):
+    """A pool whose agents are tests, and whose clock they move."""
+
+    name: ClassVar[str] = "test"
+
+    def __init__(self, max_workers: int = 4) -> None:
+        self.time = 0.0
+        self.due: list[tuple[float, Callable[[], None]]] = []
+        self.outcomes: list[str] = []
+        self.handed: list[Assignment] = []
+        self.numbers = iter(range(1, 1000))
+        super().__init__(
+            cast("Any", self), max_workers, cluster=ClusterSettings(node_timeout=TIMEOUT, lost_after=3600.0)
+        )
+        self.supervisor = cast("Any", self)
+        self.source = self.leases = Source()
+
+    # What a pool asks of its supervisor.
+
+    def now(self) -> float:
+        return self.time
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Any:
+        self.due.append((when, callback))
+        return _Timer(self.due, (when, callback))
+
+    def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+        self.read = on_readable
+
+    def unwatch(self, fd: int) -> None:
+        """Nothing is watched."""
+
+    def ended(self, assignment: Assignment, outcome: Outcome) -> None:
+        self.outcomes.append(outcome.error.text if outcome.error else "")
+
+    def handed_back(self, assignment: Assignment) -> None:
+        self.handed.append(assignment)
+
+    # What tests do.
+
+    def add_agent(self, node: str = "a") -> RemoteAgent:
+        """Connect an agent. Tests have one, or let the newest alone say something."""
+        self.end_of_newest = _End()
+        agent = self.connect(cast("Any", self.end_of_newest), node)
+        self.on_hello(agent, frames.hello(node))
+        return agent
+
+    def receive(self, kind: int, seq: int = 0) -> None:
+        """Let the newest agent send a frame."""
+        self.end_of_newest.arriving = wire.pack_frame(kind, seq=seq)
+        self.read()
+
+    def grant(self, agent: RemoteAgent, shape: Shape, count: int = 1) -> None:
+        for _ in range(count):
+            self.leases.asked[shape] -= self.leases.asked[shape] > 0
+            self.granted(agent, next(self.numbers), shape)
+
+    def submit(self, shape: Shape) -> Assignment:
+        """Start an attempt, as the supervisor does with plain ones at once, and with others when they have a lease."""
+        job = Job(function="os:getpid", resources=None)
+        job.live.resources = dict(shape) or None
+        assignment = Assignment(job, 1, self.prepare(job))
+        self.start(assignment)
+        return assignment
+
+    def end(self, assignment: Assignment) -> None:
+        """Let an attempt end on its node."""
+        self.receive(frames.HANDED_BACK, assignment.worker[1])
+
+    def let(self, seconds: float) -> None:
+        """Let time pass."""
+        until = self.time + seconds
+        while self.due and min(self.due, key=lambda each: each[0])[0] <= until:
+            first = min(self.due, key=lambda each: each[0])
+            self.due.remove(first)
+            self.time = first[0]
+            first[1]()
+        self.time = until
+
+
+class _Timer:
+    def __init__(self, due: list[Any], entry: Any) -> None:
+        self._due, self._entry = due, entry
+
+    def cancel(self) -> None:
+        if self._entry in self._due:
+            self._due.remove(self._entry)
+
+
+class _End:
+    """A stream on which all is sent, and what tests let arrive is read."""
+
+    read_fd = write_fd = 0
+    arriving = b""
+
+    def receive(self, buffer: bytearray) -> int:
+        buffer[: len(self.arriving)] = self.arriving
+        return len(self.arriving)
+
+    def send(self, data: memoryview) -> int:
+        return len(data)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@SHAPES
+def test_attempts_start_on_leases_as_they_are_granted(shape: Shape) -> None:
+    """What waits asks for a lease each, and starts when there is one; what is taken back asks for none any more."""
+    pool = Pool()
+    first, second, third = (pool.submit(shape) for _ in range(3))
+    assert pool.leases.asked[shape] == 3
+    agent = pool.add_agent()
+    pool.grant(agent, shape)
+    assert [each.worker is not None for each in (first, second, third)] == [True, False, False]
+    pool.recall(third)
+    assert (pool.handed, pool.leases.asked[shape], pool.busy) == ([third], 1, 2)
+    pool.end(first)
+    assert second.worker is not None
+    pool.end(second)
+    assert (pool.busy, pool.leases.released) == (0, 0)
+
+
+def test_plain_attempts_that_follow_one_another_ask_once() -> None:
+    """A slot that was asked for stays so where another one became free meanwhile: the next job wants it."""
+    pool = Pool()
+    first, _ = pool.submit(()), pool.submit(())
+    pool.grant(pool.add_agent(), ())
+    asked = pool.leases.asked.copy()
+    pool.end(first)
+    assert pool.leases.asked == asked
+    pool.submit(())
+    assert pool.leases.asked == asked
+
+
+def test_a_smaller_pool_asks_for_fewer_slots() -> None:
+    """No more plain slots are asked for than the pool may have; what was asked for beyond that is withdrawn."""
+    pool = Pool(max_workers=4)
+    for _ in range(4):
+        pool.submit(())
+    pool.grant(pool.add_agent(), (), 2)
+    pool.resize(3)
+    assert pool.leases.asked[()] == 1
+    pool.grant(pool.agents[0], (), 2)
+    assert (pool.shapes.count(()), pool.leases.released) == (3, 1)
+
+
+def test_a_lease_is_kept_for_a_job_until_its_attempt_starts() -> None:
+    """A lease that is kept for one job is none for another, does not go back, and is free again without that job."""
+    pool = Pool()
+    pool.shapes.set_demand(GPU, 1)
+    pool.grant(pool.add_agent(), GPU)
+    assert pool.shapes.has_lease(GPU)
+    job = Job(function="os:getpid")
+    job.live.resources = dict(GPU)
+    pool.shapes.reserve(job, GPU)
+    pool.shapes.set_demand(GPU, 0)
+    assert not pool.shapes.has_lease(GPU)
+    pool.let(30.0)
+    assert pool.leases.released == 0
+    pool.shapes.unreserve(job)
+    assert pool.shapes.has_lease(GPU)
+    pool.let(30.0)
+    assert (pool.leases.released, pool.leases.asked[GPU]) == (1, 0)
+
+
+@SHAPES
+def test_what_waits_fails_with_the_reason_once_no_node_could_run_it_for_a_while(shape: Shape) -> None:
+    """A failure of nodes is in the error of what waits for `node_timeout`, and of what is tried again after it."""
+    pool = Pool()
+    for _ in range(2):
+        attempt = pool.submit(shape)
+        pool.not_granted("node7 has Python 3.9", shape)
+        pool.let(TIMEOUT - 1)
+        assert attempt in pool.unstarted()
+        pool.let(1)
+        assert (pool.busy, pool.leases.asked[shape]) == (0, 0)
+    assert pool.outcomes == ["no node of pool='test' can run the job: node7 has Python 3.9"] * 2
+
+
+@SHAPES
+def test_what_a_node_could_run_waits_for_others_to_end(shape: Shape) -> None:
+    """An attempt does not fail as long as a node could run it; where none could any more, it has the whole time."""
+    pool = Pool()
+    pool.submit(shape)
+    for _ in range(10):
+        pool.let(TIMEOUT / 2)
+        pool.nodes_sought(shape, ["a"], "" if shape else "1 could have it, and none gives it", False)
+    assert pool.outcomes == []
+    pool.nodes_sought(shape, [], "none has it", False)
+    pool.let(TIMEOUT - 1)
+    assert pool.outcomes == []
+    pool.let(1)
+    assert len(pool.outcomes) == 1
+
+
+@SHAPES
+def test_what_was_refused_fails_at_once(shape: Shape) -> None:
+    """Where no further try helps, what waits fails, and what has leases goes on."""
+    pool = Pool()
+    pool.submit(shape)
+    pool.refused("the cluster cannot be reached")
+    assert len(pool.outcomes) == 1
+    running = pool.submit(shape)
+    pool.grant(pool.add_agent(), shape)
+    waiting = pool.submit(shape)
+    pool.refused("the cluster cannot be reached")
+    assert (len(pool.outcomes), pool.unstarted()) == (1, [waiting, running])
+
+
+@SHAPES
+def test_a_node_that_leaves_gives_its_leases_back(shape: Shape) -> None:
+    """Unused leases of a node that is about to leave go back at once, and the others as their attempts end."""
+    pool = Pool()
+    agent = pool.add_agent()
+    pool.grant(agent, shape, 3)
+    running = [pool.submit(shape) for _ in range(2)]
+    pool.receive(frames.LEAVING)
+    assert pool.leases.released == 1
+    waiting = pool.submit(shape)
+    assert (waiting.worker, pool.leases.asked[shape]) == (None, 1)
+    for attempt in running:
+        pool.end(attempt)
+    assert (pool.leases.released, waiting.worker) == (3, None)
+
+
+@SHAPES
+def test_the_leases_of_a_lost_node_are_asked_for_again(shape: Shape) -> None:
+    """What waits while a node is lost asks for a lease on another one."""
+    pool = Pool()
+    agent = pool.add_agent()
+    pool.grant(agent, shape)
+    pool.submit(shape)
+    pool.submit(shape)
+    agent.give_up("it was silent")
+    assert (len(pool.handed), pool.busy, pool.leases.asked[shape]) == (1, 1, 1)
