@@ -21,7 +21,7 @@ from executor_adapter.worker import wire
 
 GPU = shape_of({"GPU": UNITS})
 SHAPES = pytest.mark.parametrize("shape", [(), GPU], ids=["plain", "shaped"])
-TIMEOUT = 60.0
+TIMEOUT, LOST_AFTER = 60.0, 3600.0
 
 
 class Source(LeaseSource):
@@ -62,7 +62,7 @@ class Pool(RemotePool):
         self.handed: list[Assignment] = []
         self.numbers = iter(range(1, 1000))
         super().__init__(
-            cast("Any", self), max_workers, cluster=ClusterSettings(node_timeout=TIMEOUT, lost_after=3600.0)
+            cast("Any", self), max_workers, cluster=ClusterSettings(node_timeout=TIMEOUT, lost_after=LOST_AFTER)
         )
         self.supervisor = cast("Any", self)
         self.source = self.leases = Source()
@@ -100,6 +100,11 @@ class Pool(RemotePool):
     def receive(self, kind: int, seq: int = 0) -> None:
         """Let the newest agent send a frame."""
         self.end_of_newest.arriving = wire.pack_frame(kind, seq=seq)
+        self.read()
+
+    def receive_end(self) -> None:
+        """Let the stream of the newest agent end."""
+        self.end_of_newest.arriving = b""
         self.read()
 
     def grant(self, agent: RemoteAgent, shape: Shape, count: int = 1) -> None:
@@ -285,4 +290,19 @@ def test_the_leases_of_a_lost_node_are_asked_for_again(shape: Shape) -> None:
     pool.submit(shape)
     pool.submit(shape)
     agent.give_up("it was silent")
-    assert (len(pool.handed), pool.busy, pool.leases.asked[shape]) == (1, 1, 1)
+    assert (pool.busy, pool.leases.asked[shape]) == (1, 1)
+
+
+@SHAPES
+def test_what_was_sent_to_a_node_counts_as_begun_unless_its_stream_says_otherwise(shape: Shape) -> None:
+    """Where a stream ends, what was not GIVEN is handed back; where a node falls silent, that may have been lost."""
+    pool = Pool()
+    pool.grant(pool.add_agent(), shape)
+    pool.submit(shape)
+    pool.receive_end()
+    assert (len(pool.handed), pool.outcomes) == (1, [])
+    pool.grant(pool.add_agent(), shape)
+    pool.submit(shape)
+    pool.let(2 * LOST_AFTER)
+    assert (len(pool.handed), len(pool.outcomes)) == (1, 1)
+    assert "it was silent for" in pool.outcomes[0]

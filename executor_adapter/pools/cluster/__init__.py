@@ -15,7 +15,8 @@ before it gives up a silent agent. Guardian and workers hold the agent's end of 
 head sees the end of the link only when nothing there is alive.
 
 **What had not begun goes back.** The agent reports which calls its workers are about to get (GIVEN) before they get
-them. When an agent is lost, these attempts end as NODE_LOST, and all others are handed back.
+them. When the link of an agent ends, these attempts end as NODE_LOST, and all others are handed back. When an agent is
+silent, nobody knows what it has reported: all its attempts end as NODE_LOST.
 
 | module | holds |
 | --- | --- |

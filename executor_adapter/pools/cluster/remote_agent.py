@@ -266,8 +266,12 @@ class RemoteAgent:
             self.give_up("it was not ready yet")
 
     def give_up(self, why: str) -> None:
-        """Speak no more with the agent, whose attempts are dead by now or soon."""
+        """Speak no more with the agent, whose attempts are dead by now or soon.
+
+        What it has said since may be on its way, or lost with its network: any of its attempts may have begun.
+        """
         if self.link.is_open:
+            self._given.update(self.live)
             self.link.close()
             self._end(why)
 
