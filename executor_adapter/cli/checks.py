@@ -239,9 +239,9 @@ def check_cluster(settings: ClusterSettings) -> Iterator[Finding]:
     for host in settings.ssh.hosts:
         yield _check_ssh_host(host, settings.ssh.command)
     if settings.dask.address is not None:
-        yield from _check_engine("dask", settings.dask.address, settings.dask.listen_host)
+        yield from _check_engine("dask", settings.dask.address, settings)
     if (ray := settings.ray.address or os.environ.get("RAY_ADDRESS")) is not None:
-        yield from _check_engine("ray", ray, settings.ray.listen_host)
+        yield from _check_engine("ray", ray, settings)
 
 
 def _check_ssh_host(host: SshHostSettings, command: tuple[str, ...]) -> Finding:
@@ -253,10 +253,10 @@ def _check_ssh_host(host: SshHostSettings, command: tuple[str, ...]) -> Finding:
         return wrong(name, str(error), f"no job runs there: {way_out}")
 
 
-def _check_engine(engine: EngineName, address: str, listen_host: str | None) -> Iterator[Finding]:
+def _check_engine(engine: EngineName, address: str, settings: ClusterSettings) -> Iterator[Finding]:
     name = f"{engine.title()} at {address}"
     try:
-        answers = ask_nodes(engine, address, listen_host)
+        answers = ask_nodes(engine, address, settings)
     except ImportError:
         yield wrong(name, f"{engine} is not installed here", f"pip install 'prefect-executor-adapter[{engine}]'")
     except OSError as error:
@@ -265,19 +265,15 @@ def _check_engine(engine: EngineName, address: str, listen_host: str | None) -> 
         if not answers:
             yield warning(name, "it has no nodes now", "jobs wait until it has some")
         for node, answer in answers.items():
-            yield _check_node(f"{engine.title()} node {node}", node, answer, f"cluster.{engine}.listen_host")
+            yield _check_node(f"{engine.title()} node {node}", node, answer)
 
 
-def _check_node(name: str, node: str, answer: dict[str, Any] | str, listen_host: str) -> Finding:
-    if isinstance(answer, str):
-        return wrong(name, answer, _INSTALL)
-    if why := answer["unreached"]:
-        return wrong(name, why, f"set {listen_host} to an address of this machine that nodes reach")
-    return _compare(name, node, answer)
+def _check_node(name: str, node: str, answer: dict[str, Any] | str) -> Finding:
+    return wrong(name, answer, _INSTALL) if isinstance(answer, str) else _compare(name, node, answer)
 
 
 def _compare(check: str, node: str, described: dict[str, Any]) -> Finding:
     shown, found = compare_node(node, described)
     if found:
-        return warning(check, "; ".join([*found, shown]), "functions and values may fail there: make them the same")
+        return warning(check, "; ".join([*found, shown]), "jobs may fail there, or be slow: make them the same")
     return fine(check, shown)

@@ -2,10 +2,11 @@
 
 What ssh starts serves its head over stdin and stdout.
 
-What a worker starts connects to its head by TCP. Its stdin and stdout are pipes to the worker, and carry lines of JSON.
-The first line says where the head listens, the token, and the worker's sys.path, so that what an engine has brought
-there (uploaded files) is found. Further ones tell of leases. It says which leases are given back, and ends when the
-worker's end is closed: the worker's process has died. Its last line says why it ends: "" where it was told to.
+What a worker starts connects to its head by TCP or, where that cannot be reached, by a socket whose other end is the
+worker's: it says so, and the engine carries the stream. Its stdin and stdout are pipes to the worker, and carry lines
+of JSON. The first line says where the head listens, the token, and the worker's sys.path, so that what an engine has
+brought there (uploaded files) is found. Further ones tell of leases. It says which leases are given back, and ends when
+the worker's end is closed: the worker's process has died. Its last line says why it ends: "" where it was told to.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ BOOTSTRAP = (
 )
 """The program of the interpreter: the first line is read before anything of the user's can be imported."""
 
+CONNECT_TIMEOUT = 3.0
+"""Seconds that a head may take to accept a connection; then the link goes through the engine."""
 
 LOG_FORMAT = "%(levelname)s %(message)s"
 
@@ -61,13 +64,23 @@ def main(setup: dict[str, Any]) -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     worker = _Worker()
     host, port = setup["address"]
+    way, relay = f"at {host}, port {port}", setup["relay"]
     try:
-        sock = socket.create_connection((host, port), timeout=HANDSHAKE_TIMEOUT)
+        try:
+            sock = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT)
+        except OSError as error:
+            way += f" ({error}), nor through its cluster"
+            sock = socket.socket(fileno=relay)
+            sock.set_inheritable(False)
+        else:
+            os.closerange(relay, relay + 1)
+        worker.tell({"relay": sock.fileno() == relay})
+        sock.settimeout(HANDSHAKE_TIMEOUT)
         if certificates := setup.get("certificates"):
             sock = tls_context(certificates, listens=False).wrap_socket(sock)
         prove(sock, bytes.fromhex(setup["token"]))
     except OSError as error:
-        worker.tell({"failed": f"the agent cannot reach its head at {host}, port {port}: {error}"})
+        worker.tell({"failed": f"the agent cannot reach its head {way}: {error}"})
         return 1
     agent = Agent(end_of(sock), held_fds=(sock.fileno(),), node=setup["node"])
     worker.serve(agent)

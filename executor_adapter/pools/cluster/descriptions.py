@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from executor_adapter.config import SshHostSettings
+from executor_adapter.config import ClusterSettings, SshHostSettings
 from executor_adapter.job import size_text
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.engines.ray_connection import RayUser, last_line, node_name
-from executor_adapter.pools.cluster.handshake import host_towards
+from executor_adapter.pools.cluster.handshake import advertised, host_towards, listen, ports_of
 from executor_adapter.pools.memory.available import AvailableMemory
 
 PACKAGES = ("prefect-executor-adapter", "cloudpickle", "prefect", "numpy", "pandas", "pyarrow")
@@ -62,7 +62,7 @@ def compare_node(node: str, theirs: dict[str, Any]) -> tuple[str, list[str]]:
 
     `theirs`: what it is, with the time here when it was asked.
     """
-    found = [why] if (why := frames.refusal(node, theirs)) else []
+    found = [why for why in (frames.refusal(node, theirs), theirs.get("unreached")) if why]
     for name, there in theirs["packages"].items():
         if there != (ours := _version(name)):
             found.append(f"{name} is {there or 'missing'} there, {ours or 'missing'} here")
@@ -106,7 +106,7 @@ def describe_ssh_host(host: SshHostSettings, ssh_command: Sequence[str]) -> dict
 # --- nodes of an engine ---
 
 
-def ask_nodes(engine: EngineName, address: str, listen_host: str | None) -> dict[str, dict[str, Any] | str]:
+def ask_nodes(engine: EngineName, address: str, settings: ClusterSettings) -> dict[str, dict[str, Any] | str]:
     """Ask all nodes of an engine's cluster what they are. Of one that could not answer, return why.
 
     Raises:
@@ -117,8 +117,11 @@ def ask_nodes(engine: EngineName, address: str, listen_host: str | None) -> dict
     try:
         with contextlib.ExitStack() as stack:
             scheduler, ask_all = connect(address, stack)
-            host = listen_host or host_towards(scheduler)
-            port = stack.enter_context(socket.create_server((host, 0))).getsockname()[1]
+            host = getattr(settings, engine).listen_host or host_towards(scheduler)
+            port = (ports := ports_of(settings.listen_port))[-1]
+            with contextlib.suppress(OSError):  # A program listens there now, and can be reached as well.
+                port = stack.enter_context(listen(host, ports)).getsockname()[1]
+            host, port = advertised(settings.advertise, host, port)
             asked_at = time.time()
             answers = ask_all(functools.partial(describe_node, host, port, _PACKAGES[engine]))
     except (ImportError, OSError):
@@ -137,7 +140,10 @@ def describe_node(host: str, port: int, package: str) -> dict[str, Any]:
     try:
         socket.create_connection((host, port), timeout=REACH_TIMEOUT).close()
     except OSError as error:
-        unreached = f"it cannot reach this machine at {host}: {error}"
+        unreached = (
+            f"it cannot reach this machine at {host}, port {port} ({error}), so that the link goes through the cluster "
+            "and is slower: see listen_host, cluster.listen_port and cluster.advertise"
+        )
     return {**describe(package), "unreached": unreached}
 
 

@@ -19,6 +19,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 NONCE_SIZE = 32
@@ -96,7 +97,7 @@ class Door:
         self._call_soon, self._on_agent = call_soon, on_agent
         self._token = token
         self._context = context
-        self._socket = _listen(host, ports)
+        self._socket = listen(host, ports)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self._guests: dict[socket.socket, None] = {}
         """The connections that have not proved themselves yet, the oldest first."""
@@ -151,7 +152,20 @@ def connections(listening: socket.socket) -> Iterator[socket.socket]:
             time.sleep(ACCEPT_PAUSE)
 
 
-def _listen(host: str, ports: Sequence[int]) -> socket.socket:
+def ports_of(listen_port: int | str | None) -> range:
+    """Return the ports to try; the setting names one, or the first and the last one of a range, or None for any."""
+    first, _, last = str(listen_port or 0).partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def advertised(advertise: str | None, host: str, port: int) -> list[Any]:
+    """Return what agents connect to where the program listens at a host and port. `advertise`: the setting."""
+    parts = urlsplit(f"//{advertise}")
+    return [host, port] if advertise is None else [parts.hostname, parts.port or port]
+
+
+def listen(host: str, ports: Sequence[int]) -> socket.socket:
+    """Listen at the first of these ports that is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in ports[:-1]:
         with contextlib.suppress(OSError):

@@ -113,6 +113,28 @@ def test_a_link_goes_through_the_cluster_where_a_worker_does_not_reach_the_progr
         assert f"worker {node} does not reach this program: its link goes through the Dask cluster" in caplog.messages
 
 
+def test_a_worker_waits_neither_for_a_program_that_it_does_not_reach_nor_for_its_agent(
+    cluster: DaskCluster, unreachable: str, tmp_path: Path
+) -> None:
+    """An agent finds its way by itself: where it never does, its worker listens for nobody, then as before."""
+    before = [listening_sockets(worker.pid) for worker in cluster.workers]
+    with (
+        python_of_workers(cluster, tmp_path, f"open({str(tmp_path)!r} + '/started', 'w')\ntime.sleep(3600)\n"),
+        executor_of(cluster, 1, advertise=unreachable) as executor,
+    ):
+        waiting = executor.submit(Job(function="os:getpid", pool="dask", retry_attempts=0))
+        wait_for((tmp_path / "started").exists)
+        assert [listening_sockets(worker.pid) for worker in cluster.workers] == before
+        waiting.cancel()
+
+
+def listening_sockets(pid: int) -> int:
+    """Return the number of sockets at which a process listens by TCP."""
+    links = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    fields = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return sum(each[3] == "0A" and f"socket:[{each[9]}]" in links for each in fields)
+
+
 @pytest.mark.parametrize("is_relayed", [False, True])
 def test_a_killed_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     cluster: DaskCluster, runs: Runs, tmp_path: Path, unreachable: str, is_relayed: bool
@@ -173,7 +195,10 @@ REFUSED_AGENTS = {
         "has Python 3.9, and this program 3",
     ),
     "another token": ("setup['token'] = '00' * 32", "it does not know this agent's token"),
-    "no way back": ("setup['address'] = ['127.0.0.1', 1]", "cannot reach its head at 127.0.0.1, port 1: .*refused"),
+    "no way back": (
+        "setup.update(address=['127.0.0.1', 1], relay=9999)",
+        "cannot reach its head at 127.0.0.1, port 1 .*refused.*, nor through its cluster: .*Bad file descriptor",
+    ),
 }
 
 
@@ -315,6 +340,10 @@ def test_doctor_asks_the_workers(cluster: DaskCluster, monkeypatch: pytest.Monke
         assert found.level is Level.FINE
         versions, left = r"Python 3\.\d+, .*cloudpickle \d.*, distributed \d.*", r".*B of memory and .*B of disk free"
         assert re.match(rf"{versions}, in process \d+ of .*; {left}; clock [+-]\d+\.\d s$", found.found), found.found
+    with full_port("127.0.0.1") as unreachable:
+        for found in check_cluster(ClusterSettings(dask=settings, advertise=unreachable)):
+            assert found.level is Level.WARNING
+            assert re.match("it cannot reach this machine at .*, so that the link goes through", found.found)
     monkeypatch.setattr("executor_adapter.pools.cluster.descriptions.ANSWER_TIMEOUT", 0.5)
     (closed,) = check_cluster(ClusterSettings(dask=DaskSettings(address="tcp://127.0.0.1:1")))
     assert closed.level is Level.WRONG
@@ -364,6 +393,14 @@ def test_without_an_address_a_local_cluster_is_started() -> None:
         job = Job(function="os:getpid", pool="dask")
         executor.submit(job).result(timeout=PATIENCE)
     assert job.attempts[0].pool == "dask"
+
+
+def test_a_worker_connects_to_no_program_itself(mocker: MockerFixture) -> None:
+    """The leases of other programs would wait with it where one cannot be reached: agents connect, not workers."""
+    connect = mocker.spy(socket, "create_connection")
+    with JobExecutor(1, config=Settings()) as executor:  # The worker of a local cluster is in this process.
+        executor.submit(Job(function="os:getpid", pool="dask")).result(timeout=PATIENCE)
+    connect.assert_not_called()
 
 
 def test_a_local_cluster_has_the_capacity_of_the_executor() -> None:

@@ -13,8 +13,7 @@ import pytest
 
 from executor_adapter.pools.cluster import handshake
 from executor_adapter.pools.cluster.engines.agent_process import DataServer
-from executor_adapter.pools.cluster.engines.leases import advertised, ports_of
-from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, prove
+from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, advertised, ports_of, prove
 from executor_adapter.pools.cluster.node_data import VARIABLE, Kept, fetch
 from tests.waiting import wait_for
 

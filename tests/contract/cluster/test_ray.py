@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_mock import MockerFixture
@@ -26,6 +27,7 @@ from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import Runs
+from tests.contract.cluster.hosts import full_port
 from tests.contract.cluster.ray_cluster import RayCluster, ray_cluster
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
@@ -33,7 +35,7 @@ from tests.waiting import PATIENCE, wait_for
 AT_ONCE = RetryPolicy(retry_delay=0.0, jitter=0.0)
 
 
-def executor_of(cluster: RayCluster, max_workers: int, **settings: float) -> JobExecutor:
+def executor_of(cluster: RayCluster, max_workers: int, **settings: Any) -> JobExecutor:
     ray = RaySettings(**json.loads(cluster.settings()))
     return JobExecutor(max_workers, config=Settings(cluster=ClusterSettings(ray=ray, **settings)))
 
@@ -74,6 +76,19 @@ def run_on_both_nodes(executor: JobExecutor, folder: Path) -> list[JobFuture]:
     for future in both:
         future.result(timeout=PATIENCE)
     return both
+
+
+def test_a_link_goes_through_the_cluster_where_a_node_does_not_reach_the_program(
+    cluster: RayCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nodes that cannot connect to the program run its jobs, large values too, and it is said which they are."""
+    with full_port("127.0.0.1") as unreachable, executor_of(cluster, 2, advertise=unreachable) as executor:
+        both = run_on_both_nodes(executor, tmp_path)
+        sizes = [executor.submit(Job(function=functions.size_of, args=(bytes(9_000_000),), pool="ray")) for _ in both]
+        assert [size.result(timeout=PATIENCE) for size in sizes] == [9_000_000] * 2
+    for future in both:
+        node = future.job.attempts[0].node
+        assert f"node {node} does not reach this program: its link goes through the Ray cluster" in caplog.messages
 
 
 @pytest.mark.chaos
@@ -132,13 +147,13 @@ def test_doctor_asks_the_nodes(cluster: RayCluster, monkeypatch: pytest.MonkeyPa
     nodes = list(check_at(cluster.address))
     assert len(nodes) == 1 + len(cluster.nodes), "the head is a node too"
     assert [found.found for found in nodes if found.level is not Level.FINE] == []
-    for describe, expected in (
-        (lambda *_: importlib.import_module("nowhere"), "ModuleNotFoundError: No module named 'nowhere'"),
-        (lambda host, _, package: describe_node(host, 1, package), "it cannot reach this machine at .*refused"),
+    for describe, level, expected in (
+        (lambda *_: importlib.import_module("nowhere"), Level.WRONG, "ModuleNotFoundError: No module named 'nowhere'"),
+        (lambda host, _, package: describe_node(host, 1, package), Level.WARNING, "it cannot reach .*refused"),
     ):
         monkeypatch.setattr("executor_adapter.pools.cluster.descriptions.describe_node", describe)
         for found in check_at(cluster.address):
-            assert found.level is Level.WRONG
+            assert found.level is level
             assert re.match(expected, found.found)
     assert not ray.is_initialized()
 

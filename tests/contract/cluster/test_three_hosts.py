@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def _agent_on(runs: Runs, host: str) -> int:
     return next(agent for agent in reversed(runs.agents()) if agent in on_host)
 
 
-@pytest.mark.parametrize(("pool", "is_relayed"), [*((pool, False) for pool in FAR_POOLS), ("dask", True)])
+@pytest.mark.parametrize(("pool", "is_relayed"), [*product(FAR_POOLS, [False]), ("dask", True), ("ray", True)])
 def test_three_faults_lose_nothing_and_run_nothing_twice(
     pool: FarPool, is_relayed: bool, runs: Runs, tmp_path: Path
 ) -> None:

@@ -108,7 +108,8 @@ class AgentProcess:
     """An agent's process: it is told which leases are held here, and says which are given back.
 
     `head`: the address at which the head listens, and its token. `node`: what the agent calls itself. `store`: where
-    its workers find the engine's data. `on_end(agent)` is called in another thread when the process has ended.
+    its workers find the engine's data. In another thread, `on_relay(agent)` is called where the agent cannot connect to
+    its head, whose stream is that of `link` then, and `on_end(agent)` when the process has ended.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class AgentProcess:
         head: dict[str, Any],
         node: str,
         store: DataStore,
+        on_relay: Callable[[AgentProcess], object],
         on_end: Callable[[AgentProcess], object] = lambda agent: None,
     ) -> None:
         self._lock = threading.Lock()
@@ -123,16 +125,20 @@ class AgentProcess:
         self.ended: str | None = None
         """Why it takes no further lease; "" where it was told to end; None while it takes some."""
         self._is_leaving = False
-        self._on_end = on_end
+        self._on_relay, self._on_end = on_relay, on_end
+        self.link, theirs = socket.socketpair()
         self._data = DataServer(store)
         self._process = subprocess.Popen(
             interpreter_command(agent_program.BOOTSTRAP),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=[theirs.fileno()],
             env={**os.environ, VARIABLE: self._data.address},
         )
-        self._tell({**head, "node": node, "path": [os.path.abspath(entry) for entry in sys.path]})
+        path = [os.path.abspath(entry) for entry in sys.path]
+        self._tell({**head, "node": node, "path": path, "relay": theirs.fileno()})
+        theirs.close()
         self._thread = threading.Thread(target=self._listen, name="executor-adapter-agent", daemon=True)
         self._thread.start()
 
@@ -183,6 +189,10 @@ class AgentProcess:
         for line in self._process.stdout:
             message = _message(line)
             why = message.get("failed", why)
+            if message.get("relay"):
+                self._on_relay(self)
+            elif "relay" in message:
+                self.link.close()
             if (event := self._released.pop(message.get("released", 0), None)) is not None:
                 event.set()
         self._process.stdout.close()

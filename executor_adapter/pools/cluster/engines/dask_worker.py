@@ -21,8 +21,6 @@ from executor_adapter.pools.cluster.handshake import RELAY_BYTES
 from executor_adapter.pools.cluster.node_data import Kept
 from executor_adapter.pools.gpus import GpuShares, gpu_environment, gpu_ids
 
-CONNECT_TIMEOUT = 3.0
-"""Seconds that the program may take to accept a connection; then the link goes through the cluster."""
 _STATUS_INTERVAL = 0.2
 """Seconds between two looks at whether the worker is about to leave."""
 
@@ -32,7 +30,7 @@ _gpus: weakref.WeakKeyDictionary[Any, GpuShares] = weakref.WeakKeyDictionary()
 """The GPUs of each worker of this process, whatever heads hold them."""
 _lock = threading.Lock()
 _relayed: dict[str, socket.socket] = {}
-"""The connections of agents whose heads this host does not reach, by the names of their links."""
+"""The streams of agents whose heads this host does not reach, by the names of their links."""
 
 
 def hold_lease(head: dict[str, Any], lease: int, gpus: float = 0) -> str:
@@ -89,37 +87,22 @@ def _agent_of(head: dict[str, Any], worker: Any) -> AgentProcess:
             if _agents.get(token) is ended:
                 del _agents[token]
 
+    def relay(unconnected: AgentProcess) -> None:
+        """Let the head read and write the stream of its agent."""
+        link = secrets.token_hex(8)
+        unconnected.link.setblocking(False)
+        _relayed[link] = unconnected.link
+        worker.handlers.update(agent_read=_read, agent_write=_write)
+        worker.log_event(f"executor-adapter-relay-{token[:8]}", [worker.address, link])
+
     with _lock:
         agent = _agents.get(token)
         if agent is None or agent.ended is not None:
             certificates = worker.security.get_tls_config_for_role("worker") if head["tls"] else None
-            setup = {**head, "address": _way_to(head, worker), "certificates": certificates}
             data = _WorkerData(worker, token, head["client"])
-            agent = _agents[token] = AgentProcess(setup, worker.address, data, forget)
+            setup = {**head, "certificates": certificates}
+            agent = _agents[token] = AgentProcess(setup, worker.address, data, relay, forget)
         return agent
-
-
-def _way_to(head: dict[str, Any], worker: Any) -> Any:
-    """Return what an agent connects to: its head or, where that cannot be reached, a port of the relay here."""
-    try:
-        socket.create_connection(head["address"], CONNECT_TIMEOUT).close()
-    except OSError:
-        listening = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=_offer, args=(head["token"], worker, listening), daemon=True).start()
-        return listening.getsockname()
-    return head["address"]
-
-
-def _offer(token: str, worker: Any, listening: socket.socket) -> None:
-    """Let the head read and write the stream of its agent."""
-    with listening:
-        sock = listening.accept()[0]
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    link = secrets.token_hex(8)
-    _relayed[link] = sock
-    worker.handlers.update(agent_read=_read, agent_write=_write)
-    worker.log_event(f"executor-adapter-relay-{token[:8]}", [worker.address, link])
 
 
 async def _read(link: str) -> bytes:

@@ -17,13 +17,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 from executor_adapter.config import ClusterSettings, DaskSettings, RaySettings
 from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import UNITS, Job, Shape, amount_text, units_of
 from executor_adapter.pools.base import PoolSupervisor, Timer
-from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door, host_towards
+from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door, advertised, host_towards, ports_of
 from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import Certificates, end_of, tls_context
 from executor_adapter.pools.cluster.node_data import NodeValue
@@ -166,18 +165,6 @@ def able_nodes(needs: Amounts, nodes: Mapping[str, Amounts], called: str) -> tup
             return [], f"no {called} has {amount_text(name, units_of(amount))}: {has}"
     together = ", ".join(amount_text(name, units_of(each)) for name, each in needs.items())
     return [], f"no {called} has {together} together"
-
-
-def ports_of(listen_port: int | str | None) -> range:
-    """Return the ports to try; the setting names one, or the first and the last one of a range, or None for any."""
-    first, _, last = str(listen_port or 0).partition("-")
-    return range(int(first), int(last or first) + 1)
-
-
-def advertised(advertise: str | None, host: str, port: int) -> list[Any]:
-    """Return what agents connect to where the program listens at a host and port. `advertise`: the setting."""
-    parts = urlsplit(f"//{advertise}")
-    return [host, port] if advertise is None else [parts.hostname, parts.port or port]
 
 
 class EngineLeases(LeaseSource):

@@ -6,6 +6,7 @@ attempt is a task of Ray's. So neither its retries nor its memory monitor's conc
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -17,8 +18,11 @@ from executor_adapter.job import CPU, GPU
 from executor_adapter.pools.cluster.engines.leases import WATCH_INTERVAL, Amounts, Engine, EnginePool, able_nodes
 from executor_adapter.pools.cluster.engines.ray_connection import PROBE_TIMEOUT, SLOT, RayUser, last_line, node_name
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor, certificates_of_ray, gpus_of_bundle
+from executor_adapter.pools.cluster.handshake import relay
 from executor_adapter.pools.cluster.link import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
+
+logger = logging.getLogger("executor_adapter.cluster")
 
 PENDING_INTERVAL = 0.02
 """Seconds between two looks at leases that are not placed yet: one short request to Ray's control store."""
@@ -41,6 +45,8 @@ class _Node:
         self.actor = actor
         self.end = actor.wait_for_end.remote()
         """Resolves to why its agent has ended."""
+        self.needs_relay = actor.wait_for_relay.remote()
+        """Resolves where its agent does not reach this program."""
         self.leases: set[int] = set()
         self.taken: set[str] = set()
         """The results that it is storing."""
@@ -240,6 +246,15 @@ class RayCluster(Engine):
                 except Exception as error:  # Its actor could not start the agent.
                     why, is_final = _why(error)
                 self._remove(node_id, node, why, is_final)
+            elif node.needs_relay is not None and self._ray.wait([node.needs_relay], timeout=0)[0]:
+                node.needs_relay = None
+                self._relay(node)
+
+    def _relay(self, node: _Node) -> None:
+        """Carry the link of an agent that does not reach this program, through the actor on its node."""
+        logger.warning("node %s does not reach this program: its link goes through the Ray cluster", node.name)
+        get, actor = self._ray.get, node.actor
+        relay(self._head["door"], lambda: get(actor.read_link.remote()), lambda it: get(actor.write_link.remote(it)))
 
     def on_agent_lost(self, node: str) -> None:
         for node_id, each in list(self._nodes.items()):

@@ -7,12 +7,14 @@ return value of a method: so its ObjectRef belongs to the program, and the data 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections import defaultdict
 from typing import Any
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.cluster.engines.agent_process import AgentProcess
+from executor_adapter.pools.cluster.handshake import RELAY_BYTES
 from executor_adapter.pools.cluster.link import Certificates
 from executor_adapter.pools.cluster.node_data import Kept
 from executor_adapter.pools.gpus import gpu_environment
@@ -45,7 +47,9 @@ class NodeActor:
         self._lent: defaultdict[str, list[Any]] = defaultdict(list)
         """References by their names, each as often as a call has it among its arguments."""
         self._changed = threading.Condition()
-        self._agent = AgentProcess({**head, "certificates": certificates_of_ray()}, node, self)
+        self._needs_relay = threading.Event()
+        head = {**head, "certificates": certificates_of_ray()}
+        self._agent = AgentProcess(head, node, self, lambda agent: self._needs_relay.set())
 
     def hold(self, lease: int, environment: dict[str, str]) -> None:
         """Tell the agent of a lease, and of variables of the environment of the attempts that run on it."""
@@ -54,6 +58,18 @@ class NodeActor:
     def wait_for_end(self) -> str:
         """Wait until the agent has ended, and return why."""
         return self._agent.wait_for_end()
+
+    def wait_for_relay(self) -> None:
+        """Wait until it is known that the agent cannot connect to its head; without end where it can."""
+        self._needs_relay.wait()
+
+    def read_link(self) -> bytes:
+        """Return what such an agent has sent; b"" at its end."""
+        return self._agent.link.recv(RELAY_BYTES)
+
+    def write_link(self, part: bytes) -> None:
+        """Send it something; b"" is the end."""
+        self._agent.link.sendall(part) if part else self._agent.link.shutdown(socket.SHUT_WR)
 
     def lend(self, references: list[Any]) -> None:
         """Keep references until a worker fetches what each of them refers to."""
