@@ -35,13 +35,9 @@ class LeaseSource(ABC):
     def look_for_others(self) -> None:  # noqa: B027
         """Report soon by `RemotePool.others_wait` what others wait for, where others can."""
 
-    def shape_of(self, lease: int) -> Shape:
-        """Return the shape of a lease that was asked for."""
+    def take(self, lease: int) -> Shape | None:
+        """Let the pool hold a lease that an agent reports. Return its shape; None where it is not wanted any more."""
         return ()
-
-    def accepts(self, lease: int) -> bool:
-        """Return whether a lease that an agent reports is still wanted."""
-        return True
 
     @abstractmethod
     def release(self, agent: RemoteAgent, lease: int) -> None:
@@ -49,9 +45,6 @@ class LeaseSource(ABC):
 
     def lend(self, agent: RemoteAgent, references: tuple[Any, ...]) -> None:  # noqa: B027
         """Give the engine's process on the agent's node the references of an attempt that is about to be sent."""
-
-    def on_granted(self, agent: RemoteAgent, lease: int) -> None:  # noqa: B027
-        """Take note that the pool holds a lease."""
 
     def on_ready(self, agent: RemoteAgent) -> None:  # noqa: B027
         """Take note that the agent has said HELLO and is accepted."""

@@ -183,7 +183,6 @@ class RemotePool(LeasingPool):
         """Take a lease on the agent's node: one more attempt of this shape may run there."""
         self.shapes.on_granted(shape)
         agent.add_lease(Lease(lease, shape, self.supervisor.now(), environment or {}))
-        self.source.on_granted(agent, lease)
         if agent.leaving or self.is_closing or (not shape and self.shapes.count(()) > self.max_workers):
             self.release(agent, shape)
             return
@@ -194,8 +193,8 @@ class RemotePool(LeasingPool):
     def on_lease(self, agent: RemoteAgent, lease: int, environment: dict[str, str]) -> None:
         if agent.is_closing:
             return  # Its end gives all its leases back, and says why.
-        if self.source.accepts(lease):
-            self.granted(agent, lease, self.source.shape_of(lease), environment)
+        if (shape := self.source.take(lease)) is not None:
+            self.granted(agent, lease, shape, environment)
         else:  # It was withdrawn meanwhile, or its engine has granted it a second time.
             agent.return_lease(lease)
 

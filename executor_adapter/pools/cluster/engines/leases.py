@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import secrets
 import ssl
 import threading
@@ -41,9 +42,6 @@ WATCH_INTERVAL = 0.5
 
 RETRY_SECONDS = 1.0
 """Seconds after which a lease that a node could not hold is asked for again."""
-
-REFUSAL_SECONDS = 60.0
-"""Seconds after which an engine that did not say who waits is asked again."""
 
 Amounts = Mapping[str, float]
 """Amounts by name, with memory in bytes."""
@@ -193,8 +191,8 @@ class EngineLeases(LeaseSource):
         self._thread: threading.Thread | None = None
         self._is_connecting = False
         self._look_timer: Timer | None = None
-        self._ask_others_at = 0.0
-        """When the engine may be asked again what others wait for."""
+        self._refusal = ""
+        """Why the engine did not say what others wait for when it was asked last."""
 
     # --- leases ---
 
@@ -225,20 +223,14 @@ class EngineLeases(LeaseSource):
         for lease in waiting[max(0, len(waiting) - count) :]:
             self._drop(lease)
 
-    def shape_of(self, lease: int) -> Shape:
-        return self._asked.get(lease, ())
-
-    def accepts(self, lease: int) -> bool:
-        return lease in self._asked
+    def take(self, lease: int) -> Shape | None:
+        return self._asked.pop(lease, None)
 
     def release(self, agent: RemoteAgent, lease: int) -> None:
         self._commands.put(lambda: self._engine.release(lease))
 
     def lend(self, agent: RemoteAgent, references: tuple[Any, ...]) -> None:
         self._commands.put(lambda: self._engine.lend(agent.node, references))
-
-    def on_granted(self, agent: RemoteAgent, lease: int) -> None:
-        self._asked.pop(lease, None)
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         if not agent.is_closing:  # Otherwise it was asked to end, and its leases end with it.
@@ -296,8 +288,8 @@ class EngineLeases(LeaseSource):
     def _let_others_pass(self) -> None:
         """Ask anew for the leases of the shape that waits longest, so that they come after those of other shapes."""
         in_line = [lease for lease, shape in self._asked.items() if self._engine.is_in_line(shape)]
-        first = self.shape_of(in_line[0]) if in_line else ()
-        of_first = [lease for lease in in_line if self.shape_of(lease) == first]
+        first = self._asked[in_line[0]] if in_line else ()
+        of_first = [lease for lease in in_line if self._asked[lease] == first]
         if len(of_first) < len(in_line):
             for lease in of_first:
                 self._drop(lease)
@@ -308,7 +300,7 @@ class EngineLeases(LeaseSource):
             return
         door = self._door.address
         head = {"address": advertised(self._cluster.advertise, *door), "door": door, "token": self._token.hex()}
-        needs = amounts_of(self.shape_of(lease))
+        needs = amounts_of(self._asked[lease])
         self._commands.put(lambda: self._try_to_ask(head, lease, needs))
 
     def lease_ended(self, lease: int, why: str, *, is_final: bool = False) -> None:
@@ -329,7 +321,7 @@ class EngineLeases(LeaseSource):
         if not why:
             self._ask(lease)
             return
-        self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}", self.shape_of(lease))
+        self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}", self._asked[lease])
         self._supervisor.call_at(self._supervisor.now() + RETRY_SECONDS, lambda: self._ask(lease))
 
     def close(self, on_closed: Callable[[], None]) -> None:
@@ -391,15 +383,14 @@ class EngineLeases(LeaseSource):
         self._supervisor.call_soon(self._pool.nodes_sought, (), nodes, why, self._engine.is_fixed)
 
     def _look_for_others(self) -> None:
-        waiting: dict[str, int] = {}
-        took, now = 0.0, time.monotonic()
-        if now >= self._ask_others_at:
-            try:
-                waiting = self._engine.others()
-                took = time.monotonic() - now
-            except Exception as error:
-                self._ask_others_at = now + REFUSAL_SECONDS
-                logger.warning("the %s cluster does not say who waits: %s", self._engine.name, repr_of(error))
+        waiting, took, began = dict[str, int](), math.inf, time.monotonic()
+        try:
+            waiting = self._engine.others()
+            took, self._refusal = time.monotonic() - began, ""
+        except Exception as error:
+            if self._refusal != (why := repr_of(error)):
+                logger.warning("the %s cluster does not say who waits: %s", self._engine.name, why)
+            self._refusal = why
         self._supervisor.call_soon(self._pool.others_wait, waiting, took)
 
     def _try_to_ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
