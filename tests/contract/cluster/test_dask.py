@@ -230,6 +230,16 @@ def test_an_agent_that_does_not_come_is_said_and_not_others_that_use_all(
     wait_for(lambda: not any(str(tmp_path / "python") in line for line in command_lines()))
 
 
+@pytest.mark.nightly
+def test_shapes_that_let_one_another_pass_let_agents_start(cluster: DaskCluster, tmp_path: Path) -> None:
+    """Jobs of two shapes start though an agent takes longer to do so than leases of one shape wait for the other's."""
+    with python_of_workers(cluster, tmp_path, "time.sleep(3)\n"), executor_of(cluster, 2) as executor:
+        shapes = [{"CPU": 1.0}, {"CPU": 0.5}]
+        jobs = [Job(function="os:getpid", pool="dask", resources=each, retry_attempts=0) for each in shapes]
+        for future in [executor.submit(job) for job in jobs]:
+            future.result(timeout=PATIENCE)
+
+
 def command_lines() -> Iterator[str]:
     """Yield the command line of each process."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):

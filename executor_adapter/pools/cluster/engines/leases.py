@@ -191,6 +191,8 @@ class EngineLeases(LeaseSource):
         self._thread: threading.Thread | None = None
         self._is_connecting = False
         self._look_timer: Timer | None = None
+        self._looks = 0
+        """Looks at the leases that were not granted yet, since the last one that was."""
         self._refusal = ""
         """Why the engine did not say what others wait for when it was asked last."""
 
@@ -224,6 +226,7 @@ class EngineLeases(LeaseSource):
             self._drop(lease)
 
     def take(self, lease: int) -> Shape | None:
+        self._looks = 0
         return self._asked.pop(lease, None)
 
     def release(self, agent: RemoteAgent, lease: int) -> None:
@@ -286,7 +289,14 @@ class EngineLeases(LeaseSource):
             self._look_timer = self._supervisor.call_at(due, lambda: self._look_for_nodes(again=True))
 
     def _let_others_pass(self) -> None:
-        """Ask anew for the leases of the shape that waits longest, so that they come after those of other shapes."""
+        """Ask anew for the leases of the shape that waits longest, so that they come after those of other shapes.
+
+        Since the last grant each time comes twice as late: what is asked for anew is lost to a node that has it, and is
+        still starting its agent.
+        """
+        self._looks += 1
+        if self._looks & (self._looks - 1):
+            return
         in_line = [lease for lease, shape in self._asked.items() if self._engine.is_in_line(shape)]
         first = self._asked[in_line[0]] if in_line else ()
         of_first = [lease for lease in in_line if self._asked[lease] == first]
