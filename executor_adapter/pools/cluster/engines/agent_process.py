@@ -118,7 +118,7 @@ class AgentProcess:
         node: str,
         store: DataStore,
         on_relay: Callable[[AgentProcess], object],
-        on_end: Callable[[AgentProcess], object] = lambda agent: None,
+        on_end: Callable[[AgentProcess], object],
     ) -> None:
         self._lock = threading.Lock()
         self._released: dict[int, threading.Event] = {}
@@ -139,8 +139,7 @@ class AgentProcess:
         path = [os.path.abspath(entry) for entry in sys.path]
         self._tell({**head, "node": node, "path": path, "relay": theirs.fileno()})
         theirs.close()
-        self._thread = threading.Thread(target=self._listen, name="executor-adapter-agent", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._listen, name="executor-adapter-agent", daemon=True).start()
 
     def hold(self, lease: int, environment: dict[str, str] | None = None) -> threading.Event:
         """Tell the agent of a lease. The event is set when it is given back, or the agent has ended.
@@ -170,11 +169,6 @@ class AgentProcess:
     def why_ended(self, lease: int) -> str:
         """Forget a lease that has ended; return what was wrong with the agent, "" if nothing was."""
         return "" if self._released.pop(lease, None) is None else self.ended or ""
-
-    def wait_for_end(self) -> str:
-        """Wait until the process has ended, and return what was wrong with it, "" if nothing was."""
-        self._thread.join()
-        return self.ended or ""
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None

@@ -43,10 +43,8 @@ class _Node:
         self.name = name
         """What its agent calls itself."""
         self.actor = actor
-        self.end = actor.wait_for_end.remote()
-        """Resolves to why its agent has ended."""
-        self.needs_relay = actor.wait_for_relay.remote()
-        """Resolves where its agent does not reach this program."""
+        self.word = actor.next_word.remote()
+        """Resolves to None where its agent does not reach this program, and to why that has ended."""
         self.leases: set[int] = set()
         self.taken: set[str] = set()
         """The results that it is storing."""
@@ -237,18 +235,20 @@ class RayCluster(Engine):
         return _Node(name, actor_class.options(scheduling_strategy=place).remote(self._head, name))
 
     def _look_at_actors(self) -> None:
-        ends = [node.end for node in self._nodes.values()]
-        done, _ = self._ray.wait(ends, num_returns=len(ends), timeout=0)
+        words = [node.word for node in self._nodes.values()]
+        done, _ = self._ray.wait(words, num_returns=len(words), timeout=0)
         for node_id, node in list(self._nodes.items()):
-            if node.end in done:
-                try:
-                    why, is_final = self._ray.get(node.end), False
-                except Exception as error:  # Its actor could not start the agent.
-                    why, is_final = _why(error)
-                self._remove(node_id, node, why, is_final)
-            elif node.needs_relay is not None and self._ray.wait([node.needs_relay], timeout=0)[0]:
-                node.needs_relay = None
+            if node.word not in done:
+                continue
+            try:
+                why, is_final = self._ray.get(node.word), False
+            except Exception as error:  # Its actor could not start the agent.
+                why, is_final = _why(error)
+            if why is None:
+                node.word = node.actor.next_word.remote()
                 self._relay(node)
+            else:
+                self._remove(node_id, node, why, is_final)
 
     def _relay(self, node: _Node) -> None:
         """Carry the link of an agent that does not reach this program, through the actor on its node."""

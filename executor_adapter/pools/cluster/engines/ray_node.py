@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections import defaultdict
+from queue import SimpleQueue
 from typing import Any
 
 from executor_adapter.exceptions.display import text_of
@@ -47,24 +48,20 @@ class NodeActor:
         self._lent: defaultdict[str, list[Any]] = defaultdict(list)
         """References by their names, each as often as a call has it among its arguments."""
         self._changed = threading.Condition()
-        self._needs_relay = threading.Event()
+        self._words = words = SimpleQueue[str | None]()
         head = {**head, "certificates": certificates_of_ray()}
-        self._agent = AgentProcess(head, node, self, lambda agent: self._needs_relay.set())
+        self._agent = AgentProcess(head, node, self, lambda _: words.put(None), lambda agent: words.put(agent.ended))
 
     def hold(self, lease: int, environment: dict[str, str]) -> None:
         """Tell the agent of a lease, and of variables of the environment of the attempts that run on it."""
         self._agent.hold(lease, environment)
 
-    def wait_for_end(self) -> str:
-        """Wait until the agent has ended, and return why."""
-        return self._agent.wait_for_end()
-
-    def wait_for_relay(self) -> None:
-        """Wait until it is known that the agent cannot connect to its head; without end where it can."""
-        self._needs_relay.wait()
+    def next_word(self) -> str | None:
+        """Wait until there is news of the agent: None where it cannot connect to its head, or why it has ended."""
+        return self._words.get()
 
     def read_link(self) -> bytes:
-        """Return what such an agent has sent; b"" at its end."""
+        """Return what an agent has sent that cannot connect; b"" at its end."""
         return self._agent.link.recv(RELAY_BYTES)
 
     def write_link(self, part: bytes) -> None:
