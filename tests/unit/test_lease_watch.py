@@ -51,6 +51,7 @@ class Pool:
         self.due: list[tuple[float, Any]] = []
         self.supervisor = self.source = cast("Any", self)
         self.are_awaited = True
+        self.rests: dict[Shape, float] = {}
         self.watch = LeaseWatch(*[cast("Any", self)] * 2, 10.0, MAX_GRANT)
         self.watch.begin()
 
@@ -84,7 +85,7 @@ class Pool:
         return self.wanted
 
     def close_unused(self, agent: Agent) -> None:
-        if not agent.leases and not self.watch.rests:
+        if not agent.leases and not self.rests:
             self.agents.remove(agent)
 
     def ask_again(self) -> None:
@@ -122,15 +123,15 @@ def test_as_many_slots_go_back_as_others_wait_for(two_nodes: Pool) -> None:
     assert second.retiring == 0
     two_nodes.let(1)
     assert (first.retiring, second.retiring) == (0, 2)
-    assert two_nodes.watch.may_ask_for(())
+    assert () not in two_nodes.rests
     for _ in range(4):
         two_nodes.end_attempt(second)
     two_nodes.others = {}
     assert (two_nodes.released, second.retiring) == (["b", "b"], 0)
-    assert not two_nodes.watch.may_ask_for(())
-    assert two_nodes.watch.may_ask_for(GPU)
+    assert () in two_nodes.rests
+    assert GPU not in two_nodes.rests
     two_nodes.let(MAX_GRANT + 0.5)
-    assert two_nodes.watch.may_ask_for(())
+    assert () not in two_nodes.rests
     two_nodes.let(60)
     assert len(two_nodes.released) == 2
 
@@ -180,7 +181,7 @@ def test_leases_with_a_shape_go_back_too() -> None:
     pool.let(MAX_GRANT + 1)
     assert agent.retiring == 2
     pool.end_attempt(agent)
-    assert (agent.retiring, pool.released, pool.watch.may_ask_for(GPU)) == (1, ["a"], False)
+    assert (agent.retiring, pool.released, GPU in pool.rests) == (1, ["a"], True)
 
 
 def test_a_shape_of_the_pool_that_has_no_lease_counts_as_others(two_nodes: Pool) -> None:

@@ -48,9 +48,6 @@ class LeasesOwner(AgentOwner, Protocol):
     def give(self, agent: RemoteAgent, assignment: Assignment, shape: Shape = ()) -> None:
         """Send an attempt to an agent that has a free lease of its shape."""
 
-    def may_ask_for(self, shape: Shape) -> bool:
-        """Return whether leases of a shape may be asked for now."""
-
     def ask_for(self, count: int, shape: Shape) -> None:
         """Ask for so many leases more, or less where the number is negative."""
 
@@ -137,6 +134,8 @@ class ShapeBooks:
         self._node_timeout = node_timeout
         self._books: dict[Shape, _Book] = {(): _Book(())}
         """That of plain slots, and those of the shapes that are wanted."""
+        self.rests: dict[Shape, float] = {}
+        """The shapes that are not asked for, and until when: leases of theirs went back for others."""
         self._known_failures: deque[str] = deque(maxlen=_MAX_KNOWN_FAILURES)
 
     # --- what the supervisor asks ---
@@ -223,12 +222,12 @@ class ShapeBooks:
         return any(book.waiting or (book.requested and not book.why) for book in self._books.values())
 
     def starving(self) -> dict[Shape, Starving]:
-        """Return the shapes that have no lease, and jobs that wait for one which some node could hold."""
+        """Return the shapes that have no lease, and are asked for one which some node could hold."""
         agents = [agent.node for agent in self._pool.agents]
         return {
-            shape: Starving(book.wanted, book.nodes if shape else agents)
+            shape: Starving(self._lacking(book), book.nodes if shape else agents)
             for shape, book in self._books.items()
-            if self._is_starving(book) and (book.nodes or not shape) and not book.is_hopeless
+            if self._lacking(book) > 0 and not self.count(shape) and (book.nodes or not shape)
         }
 
     # --- where no lease is to be expected ---
@@ -349,7 +348,7 @@ class ShapeBooks:
                 self._books.pop(book.shape, None)
 
     def _lacking(self, book: _Book) -> int:
-        if book.is_hopeless or self._pool.is_closing or not self._pool.may_ask_for(book.shape):
+        if book.is_hopeless or self._pool.is_closing or book.shape in self.rests:
             return 0
         lacking = book.wanted - self._free(book.shape)
         return lacking if book.shape else min(lacking, self._pool.max_workers - self.count(()))
@@ -376,8 +375,6 @@ class LeaseWatch:
         """Slots that others waited for at the last look, by node."""
         self._retire_for_own = False
         """Whether leases are to go back for jobs of the pool alone."""
-        self.rests: dict[Shape, float] = {}
-        """The shapes that are not asked for, and until when: leases of theirs went back for others."""
 
     def begin(self) -> None:
         """Look from now on."""
@@ -398,18 +395,19 @@ class LeaseWatch:
         if now >= self._looked_at + (min(self._idle_interval, 1.0) if is_awaited else self._idle_interval):
             self._looked_at = now
             self._release_idle()
-        before, self.rests = self.rests, {shape: until for shape, until in self.rests.items() if until > now}
-        if self.rests != before:
+        if over := [shape for shape, until in self._books.rests.items() if until <= now]:
+            for shape in over:
+                del self._books.rests[shape]
             self._books.ask_again()
         if now >= self._ask_others_at and any(
             self._is_due(lease) for agent in self._pool.agents for lease in agent.leases
         ):
             self._ask_others_at = math.inf
             self._pool.source.look_for_others()
-        if not self.rests and not is_awaited:
+        if not self._books.rests and not is_awaited:
             for agent in list(self._pool.agents):
                 self._pool.close_unused(agent)
-        if self.rests or self._pool.agents:
+        if self._books.rests or self._pool.agents:
             self.begin()
 
     def _release_idle(self) -> None:
@@ -428,10 +426,6 @@ class LeaseWatch:
 
     # --- sharing ---
 
-    def may_ask_for(self, shape: Shape) -> bool:
-        """Return whether leases of a shape may be asked for: none has just gone back for the sake of others."""
-        return shape not in self.rests
-
     def _is_due(self, lease: Lease) -> bool:
         return self._supervisor.now() >= lease.since + self._max_grant
 
@@ -442,7 +436,7 @@ class LeaseWatch:
         """
         self._ask_others_at = self._supervisor.now() + min(took / MAX_QUESTION_SHARE, MAX_QUESTION_INTERVAL)
         wanted = Counter(waiting)
-        for shape, starving in self._starving().items():
+        for shape, starving in self._books.starving().items():
             able = [each for each in self._pool.agents if each.node in starving.nodes]
             able.sort(key=lambda agent: min((lease.since for lease in agent.leases), default=math.inf))
             for agent in able[: starving.leases]:
@@ -454,7 +448,7 @@ class LeaseWatch:
 
     def on_granted(self) -> None:
         """Let leases stay that were to go back for jobs of the pool, if those have a lease by now."""
-        if self._retire_for_own and not self._starving():
+        if self._retire_for_own and not self._books.starving():
             self._retire_for_own = False
             self._retire(Counter())
 
@@ -467,9 +461,6 @@ class LeaseWatch:
                 held.retiring = due if shape and count else min(due, count)
             self.release_retiring(agent)
 
-    def _starving(self) -> dict[Shape, Starving]:
-        return {shape: each for shape, each in self._books.starving().items() if shape not in self.rests}
-
     def release_retiring(self, agent: RemoteAgent) -> None:
         """Give back what an agent is to give back and does not use."""
         for shape, held in list(agent.held.items()):
@@ -479,6 +470,6 @@ class LeaseWatch:
 
     def _rest(self, shape: Shape) -> None:
         """Ask for no lease of a shape: one is about to go back for the sake of others, who are to get its place."""
-        if shape not in self.rests:
-            self.rests[shape] = self._supervisor.now() + self._max_grant
+        if shape not in self._books.rests:
+            self._books.rests[shape] = self._supervisor.now() + self._max_grant
             self._books.ask_again()

@@ -208,7 +208,7 @@ class RemotePool(LeasingPool):
                 self.release(agent, shape)
 
     def close_unused(self, agent: RemoteAgent) -> None:
-        if not agent.leases and not self.source.keeps_idle and not self._watch.rests:
+        if not agent.leases and not self.source.keeps_idle and not self.shapes.rests:
             agent.close()
 
     def ask_for(self, count: int, shape: Shape) -> None:
@@ -217,9 +217,6 @@ class RemotePool(LeasingPool):
             self._look_for_idle()
         else:
             self.source.withdraw(-count, shape)
-
-    def may_ask_for(self, shape: Shape) -> bool:
-        return self._watch.may_ask_for(shape)
 
     def _look_for_idle(self) -> None:
         if not self.source.keeps_idle and not self.is_closing and any(agent.leases for agent in self.agents):

@@ -128,17 +128,17 @@ class AgentProcess:
         self._on_relay, self._on_end = on_relay, on_end
         self.link, theirs = socket.socketpair()
         self._data = DataServer(store)
-        self._process = subprocess.Popen(
-            interpreter_command(agent_program.BOOTSTRAP),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, VARIABLE: self._data.address},
-        )
         path = [os.path.abspath(entry) for entry in sys.path]
-        self._tell({**head, "node": node, "path": path, "relay": theirs.fileno()})
-        theirs.close()
+        with theirs:
+            self._process = subprocess.Popen(
+                interpreter_command(agent_program.BOOTSTRAP),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, VARIABLE: self._data.address},
+            )
+            self._tell({**head, "node": node, "path": path, "relay": theirs.fileno()})
         threading.Thread(target=self._listen, name="executor-adapter-agent", daemon=True).start()
 
     def hold(self, lease: int, environment: dict[str, str] | None = None) -> threading.Event:
