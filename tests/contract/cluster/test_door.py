@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from executor_adapter.pools.cluster import handshake
-from executor_adapter.pools.cluster.engines.agent_process import DataServer
-from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, advertised, ports_of, prove
+from executor_adapter.pools.cluster.engines.agent_process import AgentProcess, DataServer
+from executor_adapter.pools.cluster.engines.ray_node import NodeActor
+from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, advertised, ports_of, prove, relay
 from executor_adapter.pools.cluster.node_data import VARIABLE, Kept, fetch
 from tests.waiting import wait_for
 
@@ -101,6 +102,27 @@ def test_the_data_of_a_node_is_served_once_the_system_starts_threads_again(monke
         assert fetch("b", "b") == "value of b"
     finally:
         server.close()
+
+
+def test_an_agent_that_cannot_connect_is_relayed(listening: Listening) -> None:
+    """Its stream comes through the engine's process to the door, proves itself there, and ends in order."""
+    actor = NodeActor({"address": ["127.0.0.1", 1], "token": TOKEN.hex()}, "node7")  # It is one of Ray's elsewhere.
+    assert actor.next_word() is None
+    relay(listening.door.address, actor.read_link, actor.write_link)
+    wait_for(lambda: listening.accepted)
+    assert b"node7" in listening.accepted[0].recv(1000)
+    listening.accepted[0].shutdown(socket.SHUT_WR)
+    assert actor.next_word() == ""
+
+
+def test_an_agent_that_nobody_relays_says_so() -> None:
+    """An agent that its head cannot be reached by says where it has tried, and that the engine did not help."""
+    ended: list[AgentProcess] = []
+    head = {"address": ["127.0.0.1", 1], "token": TOKEN.hex()}
+    agent = AgentProcess(head, "node7", OneValue(), lambda agent: agent.link.close(), ended.append)
+    wait_for(lambda: ended)
+    refused = "at 127.0.0.1, port 1 ([Errno 111] Connection refused), nor through its cluster: "
+    assert str(agent.ended).startswith(f"the agent cannot reach its head {refused}")
 
 
 def test_idle_connections_take_few_descriptors_and_keep_nobody_out(listening: Listening) -> None:

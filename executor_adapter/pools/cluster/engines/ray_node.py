@@ -62,7 +62,9 @@ class NodeActor:
 
     def read_link(self) -> bytes:
         """Return what an agent has sent that cannot connect; b"" at its end."""
-        return self._agent.link.recv(RELAY_BYTES)
+        if not (part := self._agent.link.recv(RELAY_BYTES)):
+            self._agent.link.close()
+        return part
 
     def write_link(self, part: bytes) -> None:
         """Send it something; b"" is the end."""
