@@ -304,14 +304,13 @@ def windows_to_process(table: ConfiguredTable, *, again: bool = False) -> dict[s
 
 
 def _made(table: ConfiguredTable) -> Iterator[tuple[str, int, WindowEntry | None]]:
-    """Yield the raw windows that have rows, how many these are, and what the steps as they are now made of them."""
+    """Yield the raw windows, how many rows these have, and what the steps as they are now made of them."""
     steps = fingerprint_of([read_step(spec) for spec in table.steps], table.lake)
     processed = table.processed.windows()
     for window, entry in table.raw.windows().items():
-        if entry.rows:  # A day without any event needs no job.
-            done = processed.get(window)
-            is_current = done and done.fingerprint == processing_fingerprint(entry, steps, table.version)
-            yield window, entry.rows, done if is_current else None
+        done = processed.get(window)
+        is_current = done and done.fingerprint == processing_fingerprint(entry, steps, table.version)
+        yield window, entry.rows, done if is_current else None
 
 
 _VALUE = re.compile(r"""(?<=: )('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[+-]?\d+)?)(?:\.\.\.)?(?= is )""")

@@ -224,6 +224,18 @@ def test_what_is_processed_needs_no_job(airports: ConfiguredTable) -> None:
     assert list(windows_to_process(of_file(airports.lake.parent, version="2"))) == ["all"]
 
 
+def test_what_was_made_of_a_window_that_is_empty_now_goes(airports: ConfiguredTable) -> None:
+    """A source that has no row any more has none in the processed rows and the rejects either."""
+    collect(airports)
+    process(airports)
+    (airports.lake.parent / "airports.csv").write_text("faa,lon,tz\n")
+    collect(airports)
+    assert windows_to_process(airports) == {"all": 0}
+    process(airports)
+    assert [layer.read("all").num_rows for layer in (airports.raw, airports.processed, airports.aggregates)] == [0] * 3
+    assert airports.rejects.windows() == windows_to_process(airports) == {}
+
+
 @pytest.mark.parametrize(("policy", "left"), [("keep", ["-5", "-6"]), ("mark", ["-5", "-6"]), ("delete", ["-5"])])
 def test_windows_that_vanish_are_settled(airports: ConfiguredTable, policy: str, left: list[str]) -> None:
     """A window that the file has no longer is kept, marked or deleted, in all layers."""
