@@ -100,7 +100,7 @@ def store_landing(
     # Of an older content of the same file some rows may be there: what came between has replaced others.
     known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
     find = table.find if entries is None else entries.get
-    if known and all(storing.has(name, find(name)) for name in filter(wanted, known)):
+    if before.get("digest") == digest and all(storing.has(name, find(name)) for name in filter(wanted, known)):
         log("%s: the landing is stored already", table)
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)

@@ -236,6 +236,12 @@ def test_what_was_made_of_a_window_that_is_empty_now_goes(airports: ConfiguredTa
     assert airports.rejects.windows() == windows_to_process(airports) == {}
 
 
+def test_a_file_without_a_row_that_fits_is_read_once(airports: ConfiguredTable) -> None:
+    """Its rejects are not collected again and again."""
+    (airports.lake.parent / "airports.csv").write_text("faa,lon,tz\nA,far,-5\n")
+    assert [each["records_collected"] for each in collect(airports) + collect(airports)] == [1, 0]
+
+
 @pytest.mark.parametrize(("policy", "left"), [("keep", ["-5", "-6"]), ("mark", ["-5", "-6"]), ("delete", ["-5"])])
 def test_windows_that_vanish_are_settled(airports: ConfiguredTable, policy: str, left: list[str]) -> None:
     """A window that the file has no longer is kept, marked or deleted, in all layers."""
