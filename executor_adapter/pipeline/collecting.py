@@ -112,6 +112,7 @@ def collect_window(
     """
     _check_division(table)
     of_files = isinstance(table.tool, FilesTool)
+    is_over = _note_of(table, table.name, window.name)
     landing = land(
         table.lake,
         table.tool_name,
@@ -120,12 +121,14 @@ def collect_window(
         # A file is landed as a whole.
         replace(window, since=None, until=None) if of_files else window,
         known_parents=() if again or table.parent is None or table.is_whole else _known_parents(table, window),
-        settle_time=None if again else SETTLE_TIME,
+        is_over=is_over.exists() and not again,
     )
     done = store(table, landing, entries, (window.since, window.until) if of_files else (None, None))
     _check_selected(table, landing, done)
-    if table.is_dated and landing.is_final(SETTLE_TIME):
-        with writing(_final_mark(table, window)):
+    # Where parents of the day may still come, there may be objects of theirs.
+    has_parents = table.parent is None or _note_of(table, table.parent, window.name).exists()
+    if table.is_dated and landing.is_final(SETTLE_TIME) and has_parents:
+        with writing(is_over):
             pass
     known = done.status == "already_collected"
     return {
@@ -195,11 +198,13 @@ def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
     Returns:
         `landings`: how many were read; `rows`, `rejected`: what they have given.
     """
+    if table.parent is not None and (days := table.raw.windows()):
+        shutil.rmtree(table.lake / "landing" / table.tool_name / table.name, ignore_errors=True)
+        with writing(_note_of(table, table.name, "since")) as file:
+            file.write(min(days).encode())
     for layer in table.layers:
         shutil.rmtree(layer.folder, ignore_errors=True)
         shutil.rmtree(layer.state, ignore_errors=True)
-    if table.parent is not None:
-        shutil.rmtree(table.lake / "landing" / table.tool_name / table.name, ignore_errors=True)
     _check_division(table)
     landings = sorted(landings_of(table.lake, table.tool_name, table.name), key=lambda each: each.manifest.started_at)
     found = [store(table, landing) for landing in landings]
@@ -218,23 +223,20 @@ def _days(table: ConfiguredTable, first: date, end: date, today: date) -> list[W
 
 def _late_days(table: ConfiguredTable, first: date, today: date) -> list[Window]:
     """Return the days before `first` that no run has collected after their end, since the first run."""
-    note = table.raw.state / "days" / "since"
-    before = date.fromisoformat(note.read_text()) if note.exists() else first
-    late = [each for each in _days(table, before, first, today) if not _final_mark(table, each).exists()]
-    # What is before this day is not looked at again; a backfill of older days does not move it.
-    begin = late[0].name if late else first.isoformat()
-    if not note.exists() or begin != before.isoformat():
+    note = _note_of(table, table.name, "since")
+    if not note.exists():
         with writing(note) as file:
-            file.write(begin.encode())
-        for mark in note.parent.glob("*-*-*"):
-            if mark.name < begin:
-                mark.unlink(missing_ok=True)
-    return late
+            file.write(first.isoformat().encode())
+    days = _days(table, date.fromisoformat(note.read_text()), first, today)
+    return [each for each in days if not note.with_name(each.name).exists()]
 
 
-def _final_mark(table: ConfiguredTable, day: Window) -> Path:
-    """Return the file that says that a day was collected after its end, and stored."""
-    return table.raw.state / "days" / day.name
+def _note_of(table: ConfiguredTable, name: str, day: str) -> Path:
+    """Return the file that says that a table, of the same tool, was asked for a day after its end, and has stored it.
+
+    `since` in place of a day: the file that has the first day that was ever asked for by a run of all that is new.
+    """
+    return table.lake / "landing" / table.tool_name / name / ".days" / day
 
 
 def _check_division(table: ConfiguredTable) -> None:

@@ -358,6 +358,46 @@ def test_days_without_a_run_are_made_up_for(tmp_path: Path, monkeypatch: pytest.
     ]
 
 
+def test_states_of_runs_that_are_found_late_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day whose runs could not be asked for after its end is not over for what is asked for by them."""
+    api = FakeApi()
+    api.runs = {date(2026, 3, 1): [{"id": "a"}]}
+    with serving(api) as (url, _):
+        runs, states = history(url, tmp_path), history(url, tmp_path, "states")
+
+        def run(now: datetime, *tables: ConfiguredTable) -> None:
+            monkeypatch.setattr("executor_adapter.pipeline.sources.landing._now", now.isoformat)
+            for table in tables:
+                collect_windows(table, find_windows(table, now=now))
+
+        run(moment(1), runs, states)
+        api.runs[date(2026, 3, 1)] += [{"id": "b"}]
+        run(moment(3), states)
+        assert states.raw.windows()["2026-03-01"].rows == 2
+        run(moment(4), runs, states)
+        assert states.raw.windows()["2026-03-01"].rows == 4
+        run(moment(5), runs, states)
+        assert names(find_windows(states, now=moment(6))) == ["05", "06"]
+
+
+def test_what_was_asked_by_day_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The days without a run are still to be asked for, and all days of what has no landings of its own."""
+    api = FakeApi()
+    api.runs = {date(2026, 3, day): [{"id": str(day)}] for day in range(1, 10)}
+    with serving(api) as (url, _):
+        for name, days in (("runs", ["04", "05", "06", "07", "08", "09"]), ("states", ["01", "02", "03", "04"])):
+            for now in (moment(2), moment(4)):
+                monkeypatch.setattr("executor_adapter.pipeline.sources.landing._now", now.isoformat)
+                for each in ("runs", "states"):
+                    table = history(url, tmp_path, each)
+                    collect_windows(table, find_windows(table, now=now))
+            table = history(url, tmp_path, name)
+            rows = table.raw.windows().keys()
+            rebuild_table(table)
+            assert names(find_windows(table, now=moment(9)))[: len(days)] == days
+            assert set(table.raw.windows()) == (rows if name == "runs" else set())
+
+
 def test_a_resource_without_bounds_is_one_window(tmp_path: Path) -> None:
     """What is not asked for by day is received whole each time, and so are its children: nothing is multiplied."""
     objects = [{"id": "a"}, {"id": "b"}]

@@ -19,7 +19,7 @@ def land(
     window: Window,
     *,
     known_parents: Collection[str] = (),
-    settle_time: float | None = None,
+    is_over: bool = False,
 ) -> Landing:
     """Land one window of a table of a tool; the body of a job in a thread.
 
@@ -30,8 +30,8 @@ def land(
         table: the name of the table or resource.
         window: the window; for files one of `find_files`.
         known_parents: REST: ids of the resource that `for_each` names for which nothing is asked.
-        settle_time: REST: seconds after the end of a window after which it does not change: a landing that was received
-            later is returned, and the API is not asked again; None: it is always asked.
+        is_over: REST: whether the window does not change any more: a landing that is there is returned, and the API is
+            not asked again.
 
     Raises:
         DataCollectionException: see the source.
@@ -46,8 +46,8 @@ def land(
         case RestTool():
             from executor_adapter.pipeline.sources.rest.resource import fingerprint_of, land_resource
 
-            known = find_landing(root, tool_name, table, window, fingerprint_of(tool, table, window))
-            if known is not None and settle_time is not None and known.is_final(settle_time):
+            known = is_over and find_landing(root, tool_name, table, window, fingerprint_of(tool, table, window))
+            if known:
                 log("%s/%s %s: is over, and not asked for again", tool_name, table, window.name)
                 return known
             return land_resource(root, tool_name, tool, table, window, known_parents=known_parents)
