@@ -62,13 +62,6 @@ def test_a_quote_that_does_not_close_swallows_no_line(tmp_path: Path, at: int, o
     assert len(rows) + len(rejects) == 3_001
 
 
-def test_an_open_quote_in_the_last_line_is_a_reject(tmp_path: Path) -> None:
-    """It has swallowed nothing, and rejects its own line."""
-    rows, rejects = read(tmp_path, b'a,b\n1,2\n3,"open\n')
-    assert rows == [{"a": "1", "b": "2"}]
-    assert [(line, reason) for line, reason, _ in rejects] == [(3, "has a quote that is not closed, or text after one")]
-
-
 def test_lines_inside_values_and_empty_lines_add_up(tmp_path: Path) -> None:
     """Line ends and empty lines inside quotes, also of a line that is a reject, and empty lines between rows."""
     content = b'a,b\n1,"x\n\n\ny"\n\n2,z\n\n\n3,"p\nq",4\n5,"6\n"\n'
@@ -172,24 +165,10 @@ def test_names_are_taken_as_they_are(tmp_path: Path) -> None:
     assert rows == [{"a": "1", "A": "2", "it's\nb": "3", "column4": "4"}]
 
 
-def test_a_name_that_is_twice_is_a_data_error(tmp_path: Path) -> None:
-    """A header with the same name twice is refused, with the name."""
-    error = failure(tmp_path, b"a,b,a\n1,2,3\n")
-    assert error.error_code == "DATA_ERROR"
-    assert "the column 'a' is there twice" in str(error)
-
-
 def test_an_empty_file_is_a_data_error_and_a_header_alone_has_no_rows(tmp_path: Path) -> None:
     """A file without a header is broken; one without rows is not."""
     assert failure(tmp_path, b"").error_code == "DATA_ERROR"
     assert read(tmp_path, b"a,b\n") == ([], [])
-
-
-def test_a_very_long_line_is_a_reject(tmp_path: Path) -> None:
-    """A line above the limit is rejected; the others are read."""
-    rows, rejects = read(tmp_path, b"a,b\n1," + b"x" * (5 << 20) + b"\n2,y\n", delimiter=",", quote='"', header=True)
-    assert rows == [{"a": "2", "b": "y"}]
-    assert [(line, reason) for line, reason, _ in rejects] == [(2, "is longer than 4,194,304 bytes")]
 
 
 CELLS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\x00"), min_size=1, max_size=8)
