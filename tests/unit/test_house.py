@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 503,
     "monitoring": 794,
     "persistence": 1_155,
-    "pipeline": 5_333,
+    "pipeline": 5_331,
     "pools": 628,
     "pools/cluster": 3_527,
     "pools/in_process": 671,
