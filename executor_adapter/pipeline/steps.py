@@ -202,15 +202,8 @@ class Run:
         """
         before, self._number = self.rows, self._number + 1
         after = f"rows_{self._number}"
-        try:
-            with _explained(step):
-                self._put(after, step, before)
-        except duckdb.Error as error:
-            wrong = isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException)
-            code = "CONFIGURATION_ERROR" if wrong and step.kind == "sql" else "DATA_ERROR"
-            if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
-                raise
-            raise _error(step, str(error).partition("\n\n")[0].replace("\n", " "), code) from error
+        with _explained(step):
+            self._put(after, step, before)
         self.rows = self._accounted(step, before, after)
 
     def _put(self, view: str, step: Step, before: str) -> None:
@@ -415,8 +408,12 @@ def _explained(step: Step) -> Iterator[None]:
     """Raise what has a mistake in it with the name of the step and the line in its file."""
     try:
         yield
-    except (ConfigurationError, DataProcessingException, OSError, duckdb.Error):
+    except (ConfigurationError, DataProcessingException, OSError, duckdb.OutOfMemoryException, duckdb.IOException):
         raise
+    except duckdb.Error as error:
+        wrong = isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException)
+        code = "CONFIGURATION_ERROR" if wrong and step.kind == "sql" else "DATA_ERROR"
+        raise _error(step, str(error).partition("\n\n")[0].replace("\n", " "), code) from error
     except MISTAKES as error:
         raise _error(step, f"raised {type(error).__name__}: {error}{_place_of(step, error)}", "DATA_ERROR") from error
 
