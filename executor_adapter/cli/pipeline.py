@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Collect and process the tables that the configuration describes.", no_args_is_help=True)
 
 MAX_ROWS = 1_000
-"""Rejected rows that are shown."""
+"""Rejected rows that are shown to people."""
 
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="A table as tool.table, or a tool: all of its tables.")]
 WindowOption = Annotated[str | None, typer.Option("--window", "-w", help="One window of it; default: all.")]
@@ -59,8 +59,7 @@ def status(config_file: ConfigOption = None, as_json: JsonOption = False) -> Non
     with _tables(config_file) as tables:
         from executor_adapter.pipeline import status_of
 
-        found = [status_of(table) for table in tables]
-    _show(found if as_json else [_for_people(**each) for each in found], as_json)
+        _show([status_of(each) if as_json else _for_people(**status_of(each)) for each in tables], as_json)
 
 
 def _for_people(collected_at: str | None, late_seconds: float | None, missing: Sequence[str], **rest: Any) -> Any:
@@ -75,8 +74,7 @@ def windows(table: TableName, config_file: ConfigOption = None, as_json: JsonOpt
     with _tables(config_file, table) as tables:
         from executor_adapter.pipeline import balances
 
-        found = [{"table": each.full_name, **dataclasses.asdict(one)} for each in tables for one in balances(each)]
-    _show(found, as_json)
+        _show([{"table": each.full_name, **asdict(one)} for each in tables for one in balances(each)], as_json)
 
 
 @app.command()
@@ -87,19 +85,21 @@ def rejects(
     with _tables(config_file, table) as tables:
         from executor_adapter.pipeline import reject_reasons, rejected_rows
 
-        if window is not None:
-            found = list(islice((row for each in tables for row in rejected_rows(each, window)), MAX_ROWS))
-        else:
+        if window is None:
             reasons = reject_reasons(tables).most_common()
-            found = [{"table": name, "rows": rows, "reason": reason} for (name, reason), rows in reasons]
-    _show(found, as_json)
+            found = iter([{"table": name, "rows": rows, "reason": reason} for (name, reason), rows in reasons])
+        else:
+            found = rejected_rows(tables, window)
+        _show(list(islice(found, None if as_json else MAX_ROWS)), as_json, more=sum(1 for _ in found))
 
 
-def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:
+def _show(found: Sequence[dict[str, Any]], as_json: bool, more: int = 0) -> None:
     if as_json:
         print_json(found)
     elif found:
         print_rows([name.upper() for name in found[0]], [list(each.values()) for each in found])
+    if more:
+        console().print(f"and {more:,} more: --json shows all", style="dim")
 
 
 @app.command()

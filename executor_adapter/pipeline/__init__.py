@@ -11,7 +11,7 @@
 | store | `lake/`, `storing` | Parquet in whole windows, which every reader reads: `LakeTable`, `store_landing` |
 | process | `steps`, `processing` | steps over whole windows, with an account of each row: `process_window` |
 
-| configure | `tables`, `collecting`, `processing`, `status`, `upkeep` | the same for the tables of `config.yaml` |
+| configure | `tables`, `collecting`, `processing`, `upkeep` | the same for the tables of `config.yaml` |
 | run | `flows/` | flows of Prefect that do all of it, with a report |
 
 It needs the extra `pipeline`.
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.sources.landing import Landing, Window
     from executor_adapter.pipeline.sources.reading import read_rows
     from executor_adapter.pipeline.starter import write_starter
-    from executor_adapter.pipeline.status import rejected_rows, status_of
     from executor_adapter.pipeline.storing import Collected, store_landing
     from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tables
     from executor_adapter.pipeline.text_rows import REJECTED
+    from executor_adapter.pipeline.upkeep import rejected_rows, status_of
 
 _NAMES = {
     "collecting": "collect_window collect_windows find_windows read_sample rebuild_table",
@@ -65,10 +65,10 @@ _NAMES = {
     "sources.landing": "Landing Window",
     "sources.reading": "read_rows",
     "starter": "write_starter",
-    "status": "rejected_rows status_of",
     "storing": "Collected store_landing",
     "tables": "ConfiguredTable configured_tables import_references select_tables",
     "text_rows": "REJECTED",
+    "upkeep": "rejected_rows status_of",
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
 

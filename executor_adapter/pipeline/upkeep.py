@@ -1,22 +1,107 @@
-"""What is done to configured tables now and then: what is old goes."""
+"""What an operator asks of tables (how they are, what they lack, what was rejected), and what goes when it is old."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import TEMPORARY
 from executor_adapter.pipeline.lake.layout import remove_leftovers
 from executor_adapter.pipeline.lake.upkeep import expire_windows, remove_windows, settle_windows
-from executor_adapter.pipeline.sources.landing import outdated_landings
+from executor_adapter.pipeline.processing import balance
+from executor_adapter.pipeline.sources.landing import landings_of, outdated_landings
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import READ
 
 PERIODS = {"hourly": 3_600.0, "daily": 86_400.0, "weekly": 604_800.0, "monthly": 2_678_400.0}
 """Seconds within which new rows are expected, by what `expect` of a table says."""
+
+_LENGTHS = {"daily": len("2013-01-31"), "monthly": len("2013-01")}
+
+
+def status_of(table: ConfiguredTable, now: datetime | None = None) -> dict[str, Any]:
+    """Return how a table is.
+
+    Returns:
+        `table`; `collected_at`: when the source was last asked for what is there, in ISO 8601, UTC; where no delivery
+        had a row, when the last one was stored; None: none was;
+        `late_seconds`: see `lateness`; `rows`: all that were collected, `rejected` and `unprocessed` ones too;
+        `windows`: how many there are; `missing`: see `missing_windows`.
+    """
+    windows, found = table.raw.windows(), balance(table.full_name, [table])
+    return {
+        "table": table.full_name,
+        "collected_at": max((each.collected_at for each in windows.values()), default=_stored_at(table)),
+        "late_seconds": lateness(table, now),
+        "rows": found.collected,
+        "rejected": found.rejected,
+        "unprocessed": found.unprocessed,
+        "windows": len(windows),
+        "missing": missing_windows(table, now),
+    }
+
+
+def _stored_at(table: ConfiguredTable) -> str | None:
+    """Return when a delivery was last stored."""
+    stored = [file.stat().st_mtime for file in (table.raw.state / "landings").glob("*.json")]
+    return datetime.fromtimestamp(max(stored), UTC).isoformat() if stored else None
+
+
+def missing_windows(table: ConfiguredTable, now: datetime | None = None) -> tuple[str, ...]:
+    """Return the days or months after its first one that are over and that a table lacks, by what its `expect` says.
+
+    It is empty where `expect` is neither `daily` nor `monthly`, and where the windows are not days or months.
+    """
+    today = (now or datetime.now(UTC)).astimezone(UTC).date()
+    length = _LENGTHS.get(table.settings.expect or "", 0)
+    days = {window: day for window in table.raw.windows() if len(window) == length and (day := _first_day(window))}
+    first = min(days.values(), default=today)
+    passed = (first + timedelta(days=number) for number in range((today - first).days))
+    names = dict.fromkeys(day.isoformat()[:length] for day in passed)
+    names.pop(today.isoformat()[:length], None)
+    return tuple(name for name in names if name not in days and table.wants(name, today))
+
+
+def _first_day(window: str) -> date | None:
+    with suppress(ValueError):
+        return date.fromisoformat(window if window.count("-") == 2 else f"{window}-01")
+    return None
+
+
+def check_window(window: str, known: Iterable[str]) -> None:
+    """Refuse a window that is not known.
+
+    Raises:
+        ConfigurationError: it is not known.
+    """
+    if window not in known:
+        raise ConfigurationError(f"window: {window!r} is in none of these tables: `executor-adapter pipeline windows`")
+
+
+def rejected_rows(tables: Sequence[ConfiguredTable], window: str) -> Iterator[dict[str, Any]]:
+    """Yield what was rejected of a window by the steps of tables, and of the delivery of that name when it was read.
+
+    Raises:
+        ConfigurationError: none of the tables has such a window, or was given such a delivery.
+    """
+    check_window(window, (name for table in tables for name in _windows_and_deliveries(table)))
+    for table, name in ((table, name) for table in tables for name in (READ + window, window)):
+        if table.rejects.find(name) is not None:
+            with table.rejects.reading(name) as batches:
+                for row in (row for batch in batches for row in batch.to_pylist()):
+                    yield {field: row[field] for field in ("reason", "line", "row", "step", "delivery", "text")}
+
+
+def _windows_and_deliveries(table: ConfiguredTable) -> Iterator[str]:
+    yield from table.raw.windows()
+    yield from table.rejects.windows()
+    yield from (each.manifest.window.name for each in landings_of(table.lake, table.tool_name, table.name))
 
 
 def keep_table(table: ConfiguredTable, now: datetime | None = None) -> int:

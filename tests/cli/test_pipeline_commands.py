@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from executor_adapter.cli import output
+from executor_adapter.cli import output, pipeline
 from executor_adapter.config import load_config
 from executor_adapter.pipeline import ConfiguredTable, collect_windows, find_windows, process_windows, select_tables
 from tests.cli.conftest import Command
@@ -60,6 +60,17 @@ def test_a_table_without_rows_has_a_status(command: Command, orders: ConfiguredT
     assert command("pipeline", "windows", "shop.orders") == (0, "", "")
 
 
+def test_a_table_whose_deliveries_had_no_row_was_collected(
+    command: Command, orders: ConfiguredTable, home: Path
+) -> None:
+    """Its status says when the last delivery was stored, and that there are 0 rows."""
+    (home / "inbox/jan.csv").write_text("id,day\n")
+    collect_windows(orders, find_windows(orders))
+    (found,) = command("pipeline", "status", "--json").json
+    assert (found["collected_at"][:2], found["rows"], found["windows"]) == ("20", 0, 0)
+    assert "never" not in command("pipeline", "status").out
+
+
 def test_the_windows_of_a_table_say_what_became_of_their_rows(command: Command, done: ConfiguredTable) -> None:
     """A delivery is among them, where it has what is not a row or does not fit."""
     found = {each["name"]: each for each in command("pipeline", "windows", "shop", "--json").json}
@@ -86,6 +97,26 @@ def test_rejects_are_shown_by_rule_or_by_row(
     assert max(map(len, shown.splitlines())) <= width
     assert "␛[2Jx" in shown
     assert "\x1b" not in shown
+
+
+def test_rejects_of_an_unknown_window_are_refused(command: Command, done: ConfiguredTable, home: Path) -> None:
+    """A window or delivery without rejects has none to show; one that was never there is a mistake."""
+    (home / "inbox/feb.csv").write_text("id,day\n4,2024-02-01\n")
+    collect_windows(done, find_windows(done))
+    assert command("pipeline", "rejects", "shop.orders", "--window", "feb.csv") == (0, "", "")
+    result = command("pipeline", "rejects", "shop", "--window", "2023-01-01")
+    assert (result.code, result.out) == (2, "")
+    assert "window: '2023-01-01' is in none of these tables: `executor-adapter pipeline windows`" in result.err
+
+
+def test_rejects_beyond_the_limit_are_counted(
+    command: Command, done: ConfiguredTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said how many rejects are not shown, and how to see them; a program is given all."""
+    monkeypatch.setattr(pipeline, "MAX_ROWS", 1)
+    shown = command("pipeline", "rejects", "shop.orders", "--window", "jan.csv").out
+    assert shown.splitlines()[-1] == "and 1 more: --json shows all"
+    assert len(command("pipeline", "rejects", "shop.orders", "--window", "jan.csv", "--json").json) == 2
 
 
 @pytest.mark.parametrize("words", ["windows", "rejects", "backfill --since 2024-01-01", "reprocess", "rebuild"])
