@@ -14,7 +14,7 @@ from executor_adapter import Job, Transition
 from executor_adapter.cli import output
 from executor_adapter.cli.watch import View, render
 from executor_adapter.job.status import JobStatus
-from executor_adapter.pipeline.flows.job_lines import JobLines
+from executor_adapter.pipeline.flows.report import JobLines
 from executor_adapter.store import JobFilter, JobStore, LogLine
 from executor_adapter.terminal import SafeConsole
 from tests.cli.conftest import Command, fill, progress, record
@@ -78,12 +78,12 @@ def test_a_line_is_one_line(command: Command, store: JobStore, capsys: pytest.Ca
 def test_the_report_of_a_pipeline_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """Names and messages of jobs are escaped there too, are no markup, and need not be valid Unicode."""
     lines = JobLines()
-    job = Job(function=list, tool_name="[red]t\x1b[2J", metadata={"subject": "x\ny[/b]\ud800"})
+    job = Job(function=list, tool_name="[red]t\x1b[2J", metadata={"stage": "collect", "subject": "x\ny[/b]\ud800"})
     for status in (JobStatus.PENDING, JobStatus.CANCELLED):
         if status is not JobStatus.PENDING:
             job.advance(status)
         lines(Transition(job, None, status, 0.0, 0))
-    lines.record_result(job.job_id, None)
+    lines.print_result(job.job_id, None)
     shown = capsys.readouterr().out
     assert "[red]t␛[2J" in shown
     assert "x␊y[/b]\\ud800" in shown

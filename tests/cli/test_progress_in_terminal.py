@@ -38,7 +38,7 @@ LINES = """
 import pathlib, threading, time
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
-from executor_adapter.pipeline.flows.job_lines import JobLines
+from executor_adapter.pipeline.flows.report import JobLines
 
 go = pathlib.Path("go")
 
@@ -56,7 +56,7 @@ with JobExecutor(40, config=Settings(), observers=[lines]) as executor, lines.ba
     ]
     futures = [executor.submit(job) for job in jobs]
     for future in futures:
-        lines.record_result(future.job.job_id, future.result())
+        lines.print_result(future.job.job_id, future.result())
 print("over")
 """
 

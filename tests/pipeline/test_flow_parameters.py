@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from executor_adapter.pipeline.flows.parameters import offer_configured_tools
+from executor_adapter.pipeline.flows.entry import offer_configured_tools
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@
 | `steps.py` | which jobs they submit, and in which order |
 | `jobs.py`, `maintenance.py` | the job tasks |
 | `run.py` | one run: its executor, progress and report |
-| `job_lines.py`, `report_text.py` | the lines on the terminal, the text of the report |
+| `report.py` | the lines on the terminal, the text of the report |
 | `assets.py` | tables as Prefect's assets |
 | `summaries.py` | what a tool's owner says of its tables |
 | `command.py` | runs the pipeline from the command line |

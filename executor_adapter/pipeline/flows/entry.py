@@ -1,21 +1,41 @@
-"""The flows: collection, processing, both with a report, and maintenance."""
+"""The flows: collection, processing, both with a report, and maintenance.
+
+The types of their parameters give the form in Prefect's UI its choices and its limits; Prefect takes the description of
+each from the docstring of its flow.
+"""
 
 from __future__ import annotations
 
 from datetime import date
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.logging import get_run_logger
+from pydantic import Field
 
 from executor_adapter.config import Stage, load_config
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.executor import JobExecutor
 from executor_adapter.pipeline.flows import maintenance
-from executor_adapter.pipeline.flows.parameters import Days, ToolName
 from executor_adapter.pipeline.flows.run import JobsFailedError, Run, run_name
 from executor_adapter.pipeline.flows.steps import Steps
 from executor_adapter.pipeline.tables import configured_tables, import_references, select_tables
+from executor_adapter.pipeline.upkeep import check_window
+
+
+def offer_configured_tools(schema: dict[str, Any]) -> None:
+    """Add the tools and tables that are configured now to a JSON schema, as the choices of the form."""
+    try:
+        settings = load_config()
+    except ConfigurationError:
+        return  # The flow reports it when it runs.
+    if settings.tools:
+        tables = [table.full_name for tool in settings.tools for table in configured_tables(settings, tool)]
+        schema["enum"] = [*settings.tools, *tables]
+
+
+ToolName = Annotated[str, Field(json_schema_extra=offer_configured_tools)]
+Days = Annotated[int, Field(ge=1, le=3650)]
 
 
 @flow(name="collection", flow_run_name=run_name)
@@ -92,8 +112,8 @@ def _do(stages: list[Stage], names: list[str] | None, config: str | None, **aske
     tables = select_tables(settings, names)
     for problem in import_references(settings, tables):
         raise problem
-    if (window := asked.get("window")) is not None and not any(window in table.raw.windows() for table in tables):
-        raise ConfigurationError(f"window: {window!r} is in none of these tables: `executor-adapter pipeline windows`")
+    if (window := asked.get("window")) is not None:
+        check_window(window, (name for table in tables for name in table.raw.windows()))
     run = Run(settings, tables)
     run.finish(Steps(run, stages, **asked).do())
 

@@ -20,16 +20,10 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.config import Settings, Stage
 from executor_adapter.executor import JobExecutor
-from executor_adapter.job import JobStatus
+from executor_adapter.job import Job, JobStatus
 from executor_adapter.monitoring import HealthMonitor, ProgressBar, ProgressCounts
 from executor_adapter.pipeline.disk import writing
-from executor_adapter.pipeline.flows.job_lines import JobLines, JobRow
-from executor_adapter.pipeline.flows.report_text import (
-    collection_sentences,
-    failure_sentences,
-    markdown,
-    reject_sentences,
-)
+from executor_adapter.pipeline.flows import report
 from executor_adapter.pipeline.processing import Balance, balance, reject_reasons
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.prefect import JobReport, JobTask, emit_alert, job_events, wait_until_recorded
@@ -68,7 +62,7 @@ class Run:
         """The tables of each tool."""
         for table in tables:
             self.tables.setdefault(table.tool_name, []).append(table)
-        self._lines = JobLines()
+        self._lines = report.JobLines()
         # Each table is searched, collected and processed.
         total = 3 * sum(map(len, self.tables.values()))
         self._jobs = JobReport(flow_run.get_flow_name() or "", total=total)
@@ -121,7 +115,7 @@ class Run:
             future = self._ended.get()
             completed = future.state.is_completed()
             value = future.result() if completed else None
-            if self._lines.record_result(str(future.task_run_id), value) is None and not completed:
+            if not self._lines.print_result(str(future.task_run_id), value) and not completed:
                 self._rejected.append(str(future.state.message))
             self._then.pop(future.task_run_id)(value)
 
@@ -134,20 +128,22 @@ class Run:
         Raises:
             JobsFailedError: a job failed, or rows of a tool were lost.
         """
-        jobs, balances = self._lines.rows(), [balance(*of_tool) for of_tool in self.tables.items()]
+        jobs, balances = self._lines.jobs(), [balance(*of_tool) for of_tool in self.tables.items()]
         self._jobs.summary.total = None
         self._jobs.close(summarise=bool(jobs))
-        rows = [*collection_sentences(jobs, balances), *(map(str, balances) if self._processes else ())]
+        rows = [*report.collection_sentences(jobs, balances), *(map(str, balances) if self._processes else ())]
         rejects = self._rejects() if self._processes else Counter()
-        text = markdown(flow_run.get_name() or "", jobs, rows, rejects, summaries, self.settings.lake)
+        text = report.markdown(flow_run.get_name() or "", jobs, rows, rejects, summaries, self.settings.lake)
         create_markdown_artifact(text, key=f"{flow_run.get_flow_name()}-rows", description="The rows of the run")
         self._write_last_run()
-        self._print(jobs, rows + reject_sentences(rejects) + [line for each in summaries for line in each["lines"]])
+        self._print(
+            jobs, rows + report.reject_sentences(rejects) + [line for each in summaries for line in each["lines"]]
+        )
         waiting = ProgressCounts(note="it records the last states of the run")
         with ProgressBar("Prefect server", lambda: waiting, summary=False):
-            report = wait_until_recorded(timeout=RECORDING_TIMEOUT)
-        if not report.complete:
-            SafeConsole().print(str(report), style="bold red")
+            recorded = wait_until_recorded(timeout=RECORDING_TIMEOUT)
+        if not recorded.complete:
+            SafeConsole().print(str(recorded), style="bold red")
         self._raise_for_failures(jobs, balances)
 
     @property
@@ -165,19 +161,19 @@ class Run:
         with writing(self.settings.lake / "last_run.json") as file:
             file.write(json.dumps({"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}).encode())
 
-    def _print(self, jobs: list[JobRow], sentences: list[str]) -> None:
+    def _print(self, jobs: list[Job], sentences: list[str]) -> None:
         console = SafeConsole()
         for sentence in sentences:
             console.print(sentence, soft_wrap=True)
-        for failure in failure_sentences(jobs):
+        for failure in report.failure_sentences(jobs):
             console.print(failure, style="bold red", soft_wrap=True)
         console.print(f"data: {self.settings.lake}", soft_wrap=True)
         if ui := get_current_settings().ui_url:
             console.print(f"UI:   {ui}/runs/flow-run/{flow_run.get_id()}", soft_wrap=True)
 
-    def _raise_for_failures(self, jobs: list[JobRow], balances: list[Balance]) -> None:
+    def _raise_for_failures(self, jobs: list[Job], balances: list[Balance]) -> None:
         failed = [job for job in jobs if job.status is not JobStatus.COMPLETED]
-        failures = [f"{job.stage} {job.tool} {job.subject}: {job.note}" for job in failed] + self._rejected
+        failures = [f"{report.name_of(job)}: {job.error_code or ''}" for job in failed] + self._rejected
         if failures:
             raise JobsFailedError(f"{len(failures)} of {len(jobs)} jobs failed: {'; '.join(failures)}")
         incomplete = [str(each) for each in balances if not each.holds or (each.unprocessed and self._processes)]

@@ -12,8 +12,8 @@ import pytest
 
 from executor_adapter import Job, JobStatus, Transition
 from executor_adapter.pipeline import Balance
-from executor_adapter.pipeline.flows import report_text
-from executor_adapter.pipeline.flows.job_lines import JobLines, JobRow
+from executor_adapter.pipeline.flows import report
+from executor_adapter.pipeline.flows.report import JobLines
 
 
 @pytest.fixture
@@ -47,33 +47,30 @@ PENDING, RUNNING, COMPLETED, FAILED = (
 def test_a_finished_job_is_printed_as_a_line(lines: JobLines, capsys: pytest.CaptureFixture[str]) -> None:
     """A finished job is printed with its state and duration."""
     enter(lines, job("a"), PENDING, RUNNING, COMPLETED)
-    row = lines.record_result("a", {"status": "already_collected"})
-    assert row is not None
-    assert row.state == "completed (already_collected)"
+    assert lines.print_result("a", {"status": "already_collected"})
     assert capsys.readouterr().out == "collect flights flights 2013-01: completed (already_collected), 2.50 s\n"
 
 
-def test_the_result_waits_for_the_last_transition(lines: JobLines) -> None:
+def test_the_result_waits_for_the_last_transition(lines: JobLines, capsys: pytest.CaptureFixture[str]) -> None:
     """The line waits for a transition that arrives after the future is done."""
     late = job("a")
     enter(lines, late, PENDING, RUNNING)
     notification = threading.Timer(0.05, enter, args=(lines, late, COMPLETED))
     notification.start()
-    row = lines.record_result("a", None)
+    assert lines.print_result("a", None)
     notification.join()
-    assert row is not None
-    assert row.status is COMPLETED
+    assert ": completed, " in capsys.readouterr().out
 
 
-def test_a_job_that_no_executor_accepted_has_no_row(lines: JobLines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_no_executor_accepted_has_no_line(lines: JobLines, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that no executor accepted has no line."""
-    monkeypatch.setattr("executor_adapter.pipeline.flows.job_lines.TRANSITION_TIMEOUT", 0.01)
-    assert lines.record_result("unknown", None) is None
-    assert lines.rows() == []
+    monkeypatch.setattr("executor_adapter.pipeline.flows.report.TRANSITION_TIMEOUT", 0.01)
+    assert not lines.print_result("unknown", None)
+    assert lines.jobs() == []
 
 
-def test_rows_are_sorted_by_stage_and_subject(lines: JobLines) -> None:
-    """Rows are sorted by the order in which stages began, then by subject."""
+def test_jobs_are_sorted_by_stage_and_subject(lines: JobLines) -> None:
+    """Jobs are sorted by the order in which stages began, then by subject."""
     for job_id, stage, subject in (
         ("1", "find", "b"),
         ("2", "collect", "z"),
@@ -81,7 +78,7 @@ def test_rows_are_sorted_by_stage_and_subject(lines: JobLines) -> None:
         ("4", "collect", "c"),
     ):
         enter(lines, job(job_id, stage, subject), PENDING)
-    assert [(row.stage, row.subject) for row in lines.rows()] == [
+    assert [(job.metadata["stage"], job.metadata["subject"]) for job in lines.jobs()] == [
         ("find", "a"),
         ("find", "b"),
         ("collect", "c"),
@@ -95,7 +92,7 @@ def test_a_terminal_shows_a_bar_below_the_lines(
     """On a terminal there is a bar beside the printed lines, and its counts stay; in a pipe there is none."""
     with lines.bar("pipeline"):
         enter(lines, job("a"), PENDING, RUNNING, COMPLETED)
-        lines.record_result("a", None)
+        lines.print_result("a", None)
         enter(lines, job("b", stage="process"), PENDING, RUNNING, FAILED)
     assert capsys.readouterr() == ("collect flights flights 2013-01: completed, 2.50 s\n", "")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -104,39 +101,42 @@ def test_a_terminal_shows_a_bar_below_the_lines(
     assert capsys.readouterr().err.startswith("pipeline: 2 of 2 done, 1 failed, ")
 
 
-def row(status: JobStatus = COMPLETED, **fields: Any) -> JobRow:
-    given: dict[str, Any] = {
-        "tool": "flights", "stage": "collect", "subject": "a", "attempts": 1, "duration": 2.0,
-        "records": 5, "note": "", "error": None,
-    }  # fmt: skip
-    return JobRow(status=status, **given | fields)
+def ended(status: JobStatus = COMPLETED, records: int | None = 5, attempts: int = 1, **fields: Any) -> Job:
+    found = job("a", subject="a", **fields)
+    found.advance(RUNNING)
+    found.advance(status)
+    found.state.attempt, found.state.records_processed = attempts, records
+    return found
 
 
-BROKEN = row(FAILED, attempts=4, duration=4.0, records=None, note="API_ERROR", error="answered\n500 | a|b <dict>")
+def broken() -> Job:
+    found = ended(FAILED, None, 4)
+    found.state.error_code, found.state.error_message = "API_ERROR", "answered\n500 | a|b <dict>"
+    return found
 
 
 def test_new_rows_and_known_rows_are_counted_apart() -> None:
     """The sentence of a tool counts new rows apart from rows that were collected before."""
     balance = Balance(name="flights", collected=12, processed=12, rejected=0, unprocessed=0)
-    assert list(report_text.collection_sentences([row(), row(stage="process")], [balance])) == [
+    assert list(report.collection_sentences([ended(), ended(stage="process")], [balance])) == [
         "flights: 5 new rows; 7 were already collected, and not collected again"
     ]
-    assert list(report_text.collection_sentences([row(records=12)], [balance])) == ["flights: 12 new rows"]
+    assert list(report.collection_sentences([ended(records=12)], [balance])) == ["flights: 12 new rows"]
 
 
 def test_a_failure_names_its_code_and_attempts() -> None:
     """A failed job is reported with its error code, attempts and message."""
-    assert report_text.failure_sentences([row(), BROKEN]) == [
+    assert report.failure_sentences([ended(), broken()]) == [
         "failed: collect flights a: API_ERROR after 4 attempts: answered\n500 | a|b <dict>"
     ]
 
 
-def report(lake: Path, **fields: Any) -> str:
+def text_of(lake: Path, **fields: Any) -> str:
     given: dict[str, Any] = {
-        "title": "pipeline", "jobs": [row()], "rows": ["rows"], "rejects": Counter(),
+        "title": "pipeline", "jobs": [ended()], "rows": ["rows"], "rejects": Counter(),
         "summaries": [{"lines": ["sentence"], "title": "delays", "png": None}],
     }  # fmt: skip
-    return report_text.markdown(lake=lake, **given | fields)
+    return report.markdown(lake=lake, **given | fields)
 
 
 def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> 
     rejects = Counter({("flights", "planes", "year | 0"): 7, ("flights", "weather", "wind"): 9})
     (tmp_path / "plot.png").write_bytes(b"x")
     summaries = [{"lines": ["sentence"], "title": "delays", "png": str(tmp_path / "plot.png")}]
-    text = report(tmp_path, jobs=[row(), BROKEN], rejects=rejects, summaries=summaries)
+    text = text_of(tmp_path, jobs=[ended(), broken()], rejects=rejects, summaries=summaries)
     order = [
         "## Failures",
         "- failed: collect flights a: API_ERROR after 4 attempts: answered 500 \\| a\\|b &lt;dict&gt;",
@@ -158,25 +158,25 @@ def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> 
     ]
     assert sorted(order, key=text.index) == order
     assert "| flights | weather | wind | 9 |\n| flights | planes | year \\| 0 | 7 |" in text
-    assert "Failures" not in report(tmp_path)
+    assert "Failures" not in text_of(tmp_path)
 
 
 def test_the_most_frequent_reasons_are_sentences() -> None:
     """The terminal says why rows were rejected: the most frequent reasons, and how many rows there are beside them."""
     rejects = Counter({("shop", "orders", f"price: '{n}'\nis too much"): 10 - n for n in range(6)})
-    sentences = report_text.reject_sentences(rejects)
+    sentences = report.reject_sentences(rejects)
     assert sentences[0] == "rejected: 10 rows of shop/orders: price: '0' is too much"
     assert sentences[5:] == ["rejected: 5 rows for other reasons: see rejected in the lake"]
-    assert report_text.reject_sentences(Counter({("shop", "orders", "x" * 300): 1})) == [
+    assert report.reject_sentences(Counter({("shop", "orders", "x" * 300): 1})) == [
         f"rejected: 1 row of shop/orders: {'x' * 200}"
     ]
 
 
 def test_the_report_counts_reasons_beyond_the_limit_together(tmp_path: Path) -> None:
     """Only the most frequent reasons are listed, and the rows of all others are counted in one line."""
-    count = report_text.MAX_REASONS + 3
+    count = report.MAX_REASONS + 3
     rejects = Counter({("flights", "planes", f"reason {n}"): 100 - n for n in range(count)})
-    text = report(tmp_path, rejects=rejects)
+    text = text_of(tmp_path, rejects=rejects)
     assert "reason 19 " in text
     assert "reason 20 " not in text
     assert "| | | 3 more reasons | 237 |" in text

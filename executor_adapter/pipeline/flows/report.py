@@ -1,0 +1,189 @@
+"""The report of a run: its jobs on the terminal, while they run and when they end, and Markdown for an artifact."""
+
+from __future__ import annotations
+
+import base64
+import re
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from executor_adapter.job import Job, JobStatus, Transition
+from executor_adapter.monitoring import ProgressBar, ProgressCounts
+from executor_adapter.pipeline.processing import Balance
+from executor_adapter.terminal import escaped
+
+TRANSITION_TIMEOUT = 5.0
+"""Seconds to wait for a job's last transition after its future is done."""
+MAX_REASONS = 20
+"""Reasons that the report lists; it counts the rest together."""
+MAX_REASON_SENTENCES = 5
+"""Reasons that the terminal shows of them."""
+MAX_REASON = 200
+"""Characters of a reason on the terminal."""
+
+_FAILED = (JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class JobLines:
+    """Observes executors, remembers their jobs, and prints a line for each that is done.
+
+    Stage and subject come from a job's `metadata`. Executors call this on their own threads; everything else is for the
+    thread that waits for the jobs.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._changed = threading.Condition()
+
+    def __call__(self, transition: Transition) -> None:
+        with self._changed:
+            self._jobs[transition.job.job_id] = transition.job
+            if transition.status.is_terminal:
+                self._changed.notify_all()
+
+    def print_result(self, job_id: str, value: Any) -> bool:
+        """Print the line of a job whose function has returned `value`, None if it failed.
+
+        A future may be done a moment before the executor reports the transition, so this waits for the transition.
+        Returns False if no executor ever accepted the job.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: job_id in self._jobs and self._jobs[job_id].status.is_terminal, timeout=TRANSITION_TIMEOUT
+            )
+        if (job := self._jobs.get(job_id)) is None:
+            return False
+        details = str(value.get("status", "")) if isinstance(value, dict) else ""
+        note = job.error_code or (details if details.startswith("already") else "")
+        state = f"{job.status} ({note})" if note else str(job.status)
+        retried = "" if job.attempt == 1 else f" after {job.attempt} attempts"
+        count = "" if job.records_processed is None else f", {job.records_processed:,} rows"
+        seconds = "" if job.duration is None else f", {job.duration:.2f} s"
+        # Not by a console of rich, which would write into the bar.
+        print(escaped(f"{name_of(job)}: {state}{retried}{count}{seconds}"), flush=True)
+        return True
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs, sorted by stage (in the order the stages began), tool and subject."""
+        with self._changed:
+            jobs = list(self._jobs.values())
+        stages = list(dict.fromkeys(job.metadata["stage"] for job in jobs))
+        return sorted(
+            jobs, key=lambda job: (stages.index(job.metadata["stage"]), job.tool_name, job.metadata["subject"])
+        )
+
+    def bar(self, title: str) -> AbstractContextManager[object]:
+        """Return what shows on a terminal how many jobs are done, while its block runs."""
+        return ProgressBar(title, self._counts) if sys.stdout.isatty() else nullcontext()
+
+    def _counts(self) -> ProgressCounts:
+        with self._changed:
+            states = [job.status for job in self._jobs.values()]
+        failed = sum(state in _FAILED for state in states)
+        return ProgressCounts(done=sum(state.is_terminal for state in states), failed=failed, total=len(states) or None)
+
+
+def name_of(job: Job) -> str:
+    """Return what the job does, of which tool and to what."""
+    return f"{job.metadata['stage']} {job.tool_name} {job.metadata['subject']}"
+
+
+def collection_sentences(jobs: Sequence[Job], balances: Iterable[Balance]) -> Iterator[str]:
+    """Yield a sentence per tool: how many rows this run collected, and how many were collected before."""
+    for each in balances:
+        collected = [job for job in jobs if job.metadata["stage"] == "collect" and job.tool_name == each.name]
+        new = sum(job.records_processed or 0 for job in collected)
+        previous = each.collected - new
+        skipped = f"; {previous:,} were already collected, and not collected again" if previous > 0 else ""
+        yield f"{each.name}: {new:,} new rows{skipped}"
+
+
+def failure_sentences(jobs: Iterable[Job]) -> list[str]:
+    """Return a sentence per failed or cancelled job, with its error code, attempts and message."""
+    return [
+        f"failed: {name_of(job)}: {job.error_code or job.status}"
+        f" after {job.attempt} attempt{'' if job.attempt == 1 else 's'}: {job.error_message or ''}"
+        for job in jobs
+        if job.status in _FAILED
+    ]
+
+
+def reject_sentences(rejects: Counter[tuple[str, str, str]]) -> list[str]:
+    """Return a sentence for each of the most frequent reasons for which rows were rejected, and one for the rest."""
+    shown = rejects.most_common(MAX_REASON_SENTENCES)
+    found = [
+        f"rejected: {_rows(rows)} of {tool}/{table}: {' '.join(reason.split())[:MAX_REASON]}"
+        for (tool, table, reason), rows in shown
+    ]
+    rest = rejects.total() - sum(rows for _, rows in shown)
+    return [*found, f"rejected: {_rows(rest)} for other reasons: see rejected in the lake"] if rest else found
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} row{'' if number == 1 else 's'}"
+
+
+def markdown(
+    title: str,
+    jobs: Iterable[Job],
+    rows: Iterable[str],
+    rejects: Counter[tuple[str, str, str]],
+    summaries: Sequence[Mapping[str, Any]],
+    lake: Path,
+) -> str:
+    """Return the report of a run as Markdown: failures first.
+
+    Args:
+        title: the name of the run.
+        jobs: its jobs.
+        rows: sentences on the rows that were collected and processed.
+        rejects: rejected rows by tool, table and reason.
+        summaries: what `summarise_tables` has returned for each tool.
+        lake: where the data is.
+    """
+    parts = [f"# {title}"]
+    if failures := failure_sentences(jobs):
+        parts += ["## Failures", _items(map(_in_cell, failures))]
+    parts += ["## Rows", _items(rows)]
+    if rejects:
+        parts += ["## Rejected rows, by reason", _reject_table(rejects)]
+    if summaries:
+        parts += ["## Summary", _items(line for each in summaries for line in each["lines"])]
+    # An image is embedded, because the UI's browser may not reach the files of this machine.
+    pictures = [(each["title"], Path(each["png"]).read_bytes()) for each in summaries if each["png"]]
+    parts += [f"![{shown}](data:image/png;base64,{base64.b64encode(png).decode()})" for shown, png in pictures]
+    return "\n\n".join([*parts, f"The data is in `{lake}`."])
+
+
+def _reject_table(rejects: Counter[tuple[str, str, str]]) -> str:
+    listed = [
+        f"| {_in_cell(tool)} | {_in_cell(table)} | {_in_cell(reason)} | {rows:,} |"
+        for (tool, table, reason), rows in rejects.most_common(MAX_REASONS)
+    ]
+    left_out = len(rejects) - len(listed)
+    if left_out > 0:
+        rest = rejects.total() - sum(rows for _, rows in rejects.most_common(MAX_REASONS))
+        listed.append(f"| | | {left_out} more reasons | {rest:,} |")
+    return "\n".join(["| tool | table | reason | rows |\n|---|---|---|--:|", *listed])
+
+
+def _items(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _in_cell(text: str) -> str:
+    """Return the text as a cell of a Markdown table, in which nothing of it is markup: no HTML, image or link."""
+    return _MARKUP.sub(_escaped, escape(" ".join(text.split()), quote=False))
+
+
+_MARKUP = re.compile(r"[\\`*\[\]|~]|://|www\.", re.I)
+
+
+def _escaped(markup: re.Match[str]) -> str:
+    return "&#58;//" if markup[0] == "://" else f"{markup[0][:-1]}\\{markup[0][-1]}"
