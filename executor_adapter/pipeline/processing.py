@@ -99,12 +99,12 @@ def process_window(
         for number, step in enumerate(ready):
             run.apply(step)
             progress(number + 1, len(ready), "steps")
-        _check_balance(run.account)
+        done = _outcome(run.account)
         # The stack closes in reverse order: the rows, which make the window processed, are published last.
         rows = stack.enter_context(target.writing(window, fingerprint=fingerprint))
-        rows.dropped, rows.merged = run.account.dropped.total(), run.account.merged
+        rows.dropped, rows.merged = done.dropped, done.merged
         _write(rows, database, f"SELECT * EXCLUDE ({ROW}) FROM {run.rows}")
-        if run.account.rejected:
+        if done.rejected:
             put_aside = stack.enter_context(rejects.writing(window, fingerprint=fingerprint))
             for query in run.rejects:
                 _write(put_aside, database, f"{query} ORDER BY row")
@@ -121,7 +121,11 @@ def process_window(
                     error_code="DATA_ERROR",
                     processing_stage="measures",
                 ) from None
-    return _told(run.account, f"{target} {window}")
+    said = "%s %s: %d rows given, %d kept, %d rejected, %d dropped, %d merged into others"
+    log(said, target, window, done.given, done.kept, done.rejected, done.dropped, done.merged)
+    for reason, number in done.reasons:
+        log("%d rows: %s", number, reason)
+    return done
 
 
 def processing_fingerprint(entry: WindowEntry, steps: str, version: str = "") -> str:
@@ -155,32 +159,25 @@ def _write(writer: Writer, database: duckdb.DuckDBPyConnection, query: str) -> N
         writer.add(batch)
 
 
-def _check_balance(account: Account) -> None:
-    rejected, dropped = account.rejected.total(), account.dropped.total()
-    if account.given != account.kept + account.merged + rejected + dropped:
-        raise DataProcessingException(
-            f"{account.given} rows were given, but {account.kept} kept, {account.merged} merged, {rejected} rejected "
-            f"and {dropped} dropped",
-            processing_stage="conservation",
-        )
-
-
-def _told(account: Account, subject: str) -> Processed:
-    rejected, dropped = account.rejected.total(), account.dropped.total()
-    said = "%s: %d rows given, %d kept, %d rejected, %d dropped, %d merged into others"
-    log(said, subject, account.given, account.kept, rejected, dropped, account.merged)
+def _outcome(account: Account) -> Processed:
+    """Return what has become of the rows, each of which must be somewhere."""
     reasons = Counter(account.rejected) + Counter(account.dropped)
-    for reason, rows in reasons.most_common(MAX_LOGGED_REASONS):
-        log("%d rows: %s", rows, reason)
-    return Processed(
+    done = Processed(
         status="processed",
         given=account.given,
         kept=account.kept,
-        rejected=rejected,
-        dropped=dropped,
+        rejected=account.rejected.total(),
+        dropped=account.dropped.total(),
         merged=account.merged,
         reasons=tuple(reasons.most_common(MAX_LOGGED_REASONS)),
     )
+    if done.given != done.kept + done.merged + done.rejected + done.dropped:
+        raise DataProcessingException(
+            f"{done.given} rows were given, but {done.kept} kept, {done.merged} merged, {done.rejected} rejected "
+            f"and {done.dropped} dropped",
+            processing_stage="conservation",
+        )
+    return done
 
 
 def process_table(table: ConfiguredTable, window: str, *, again: bool = False) -> dict[str, Any]:
