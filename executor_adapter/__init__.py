@@ -31,26 +31,15 @@ if TYPE_CHECKING:
     from executor_adapter.supervision import JobFuture
     from executor_adapter.worker import JobContext, current_job
 
-_HOMES = {
-    "Attempt": "executor_adapter.job",
-    "ErrorCode": "executor_adapter.job",
-    "Job": "executor_adapter.job",
-    "JobContext": "executor_adapter.worker",
-    "JobExecutor": "executor_adapter.executor",
-    "JobFuture": "executor_adapter.supervision",
-    "JobOptions": "executor_adapter.job",
-    "JobQueue": "executor_adapter.scheduler",
-    "JobResult": "executor_adapter.job",
-    "JobResults": "executor_adapter.job",
-    "JobStatus": "executor_adapter.job",
-    "Observer": "executor_adapter.job",
-    "Progress": "executor_adapter.job",
-    "RetryDecision": "executor_adapter.job",
-    "RetryPolicy": "executor_adapter.job",
-    "RetryRule": "executor_adapter.job",
-    "ToolLimit": "executor_adapter.job",
-    "Transition": "executor_adapter.job",
-    "current_job": "executor_adapter.worker",
+_NAMES = {
+    "executor_adapter.executor": "JobExecutor",
+    "executor_adapter.job": (
+        "Attempt ErrorCode Job JobOptions JobResult JobResults JobStatus Observer Progress RetryDecision "
+        "RetryPolicy RetryRule ToolLimit Transition"
+    ),
+    "executor_adapter.scheduler": "JobQueue",
+    "executor_adapter.supervision": "JobFuture",
+    "executor_adapter.worker": "JobContext current_job",
 }
 
 __all__ = [
@@ -75,4 +64,4 @@ __all__ = [
     "current_job",
 ]
 
-__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
+__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)

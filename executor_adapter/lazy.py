@@ -8,20 +8,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazy_attributes(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_attributes(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return the `__getattr__` and `__dir__` of `package`.
 
-    `homes` has the home of each name: its module, "module:name" where it is called otherwise there, or itself where it
-    is a module.
+    `names` has what each module gives, with spaces between: `name`, or `name:other` where it is called `other` there. A
+    module whose path begins with a dot is one of the package.
     """
+    homes = {
+        name.partition(":")[0]: (module, name.rpartition(":")[2])
+        for module, each in names.items()
+        for name in each.split()
+    }
 
     def get(name: str) -> Any:
-        home = homes.get(name)
-        if home is None:
+        if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        path, _, inner_name = home.partition(":")
-        module = importlib.import_module(path)
-        value = module if path == f"{package}.{name}" else getattr(module, inner_name or name)
+        module, inner_name = homes[name]
+        value = getattr(importlib.import_module(module, package), inner_name)
         setattr(sys.modules[package], name, value)
         return value
 

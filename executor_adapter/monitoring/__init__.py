@@ -33,26 +33,17 @@ if TYPE_CHECKING:
     from executor_adapter.monitoring.tracing import JobTracer, SpanScope
     from executor_adapter.supervision import ExecutorStats
 
-_HOMES = {
-    "Alert": "executor_adapter.monitoring.health",
-    "AlertKind": "executor_adapter.monitoring.health",
-    "ExecutorStats": "executor_adapter.supervision",
-    "Finding": "executor_adapter.monitoring.findings",
-    "HealthMonitor": "executor_adapter.monitoring.health",
-    "INSIDE": "executor_adapter.monitoring.trace_scope",
-    "JobTracer": "executor_adapter.monitoring.tracing",
-    "SpanScope": "executor_adapter.monitoring.tracing",
-    "Level": "executor_adapter.monitoring.findings",
-    "MetricsPort": "executor_adapter.monitoring.port",
-    "NearLimit": "executor_adapter.job",
-    "ProgressBar": "executor_adapter.monitoring.progress",
-    "ProgressCounts": "executor_adapter.monitoring.progress",
-    "export_metrics": "executor_adapter.monitoring.exporters",
-    "fine": "executor_adapter.monitoring.findings",
-    "ready_checks": "executor_adapter.monitoring.exporters",
-    "tracer_in_use": "executor_adapter.monitoring.telemetry",
-    "warning": "executor_adapter.monitoring.findings",
-    "wrong": "executor_adapter.monitoring.findings",
+_NAMES = {
+    ".exporters": "export_metrics ready_checks",
+    ".findings": "Finding Level fine warning wrong",
+    ".health": "Alert AlertKind HealthMonitor",
+    ".port": "MetricsPort",
+    ".progress": "ProgressBar ProgressCounts",
+    ".telemetry": "tracer_in_use",
+    ".trace_scope": "INSIDE",
+    ".tracing": "JobTracer SpanScope",
+    "executor_adapter.job": "NearLimit",
+    "executor_adapter.supervision": "ExecutorStats",
 }
 
 __all__ = [
@@ -77,4 +68,4 @@ __all__ = [
     "wrong",
 ]
 
-__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
+__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)

@@ -55,22 +55,21 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.upkeep import rejected_rows, status_of
 
 _NAMES = {
-    "collecting": "collect_window collect_windows find_windows read_sample rebuild_table",
-    "lake.layout": "remove_leftovers",
-    "lake.table": "LakeTable",
-    "lake.upkeep": "expire_windows is_expired remove_windows settle_windows",
-    "processing": "Balance Processed balance balances process_table process_window process_windows reject_reasons",
-    "sources.files": "find_files",
-    "sources.land": "land",
-    "sources.landing": "Landing Window",
-    "sources.reading": "read_rows",
-    "starter": "write_starter",
-    "storing": "Collected store_landing",
-    "tables": "ConfiguredTable configured_tables import_references select_tables",
-    "text_rows": "REJECTED",
-    "upkeep": "rejected_rows status_of",
+    ".collecting": "collect_window collect_windows find_windows read_sample rebuild_table",
+    ".lake.layout": "remove_leftovers",
+    ".lake.table": "LakeTable",
+    ".lake.upkeep": "expire_windows is_expired remove_windows settle_windows",
+    ".processing": "Balance Processed balance balances process_table process_window process_windows reject_reasons",
+    ".sources.files": "find_files",
+    ".sources.land": "land",
+    ".sources.landing": "Landing Window",
+    ".sources.reading": "read_rows",
+    ".starter": "write_starter",
+    ".storing": "Collected store_landing",
+    ".tables": "ConfiguredTable configured_tables import_references select_tables",
+    ".text_rows": "REJECTED",
+    ".upkeep": "rejected_rows status_of",
 }
-_HOMES = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "REJECTED",
@@ -109,4 +108,4 @@ __all__ = [
     "write_starter",
 ]
 
-__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
+__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)

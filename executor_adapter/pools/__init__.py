@@ -29,42 +29,24 @@ if TYPE_CHECKING:
     from executor_adapter.pools.transport.importable import current_path, is_in_library
     from executor_adapter.pools.transport.importable import reference as importable_reference
 
-_HOMES = {
-    "dump_by_value": "executor_adapter.pools.transport.functions:dumps",
-    "EngineName": "executor_adapter.pools.cluster.descriptions",
-    "ask_nodes": "executor_adapter.pools.cluster.descriptions",
-    "describe_ssh_host": "executor_adapter.pools.cluster.descriptions",
-    "compare_node": "executor_adapter.pools.cluster.descriptions",
-    "importable_reference": "executor_adapter.pools.transport.importable:reference",
-    "Assignment": "executor_adapter.pools.base",
-    "AvailableMemory": "executor_adapter.pools.memory.available",
-    "COROUTINE_STOP_TIMEOUT": "executor_adapter.pools.in_process.event_loop",
-    "EventLoopThread": "executor_adapter.pools.in_process.event_loop",
-    "GpuShares": "executor_adapter.pools.gpus",
-    "LeasingPool": "executor_adapter.pools.base",
-    "MemoryGuard": "executor_adapter.pools.memory.guard",
-    "MemoryLevel": "executor_adapter.pools.memory.level",
-    "Patience": "executor_adapter.pools.patience",
-    "PoolKinds": "executor_adapter.pools.kinds",
-    "PoolSupervisor": "executor_adapter.pools.base",
-    "Recall": "executor_adapter.pools.base",
-    "SupervisorLoop": "executor_adapter.pools.loop",
-    "WorkerPool": "executor_adapter.pools.base",
-    "bind": "executor_adapter.pools.in_process.call",
-    "SlotLoan": "executor_adapter.pools.in_process.slot_loan",
-    "call_in_job": "executor_adapter.pools.in_process.call",
-    "current_slot_loan": "executor_adapter.pools.in_process.slot_loan",
-    "lend_slot": "executor_adapter.pools.in_process.slot_loan",
-    "check_job": "executor_adapter.pools.selection",
-    "check_limits": "executor_adapter.pools.selection",
-    "current_path": "executor_adapter.pools.transport.importable",
-    "gpu_environment": "executor_adapter.pools.gpus",
-    "gpu_ids": "executor_adapter.pools.gpus",
-    "is_in_library": "executor_adapter.pools.transport.importable",
-    "pool_kinds": "executor_adapter.pools.kinds",
-    "processor_quota": "executor_adapter.pools.memory.control_groups",
-    "unavailable": "executor_adapter.pools.refused_starts",
-    "visible_gpus": "executor_adapter.pools.gpus",
+_NAMES = {
+    ".base": "Assignment LeasingPool PoolSupervisor Recall WorkerPool",
+    ".cluster.descriptions": "EngineName ask_nodes compare_node describe_ssh_host",
+    ".gpus": "GpuShares gpu_environment gpu_ids visible_gpus",
+    ".in_process.call": "bind call_in_job",
+    ".in_process.event_loop": "COROUTINE_STOP_TIMEOUT EventLoopThread",
+    ".in_process.slot_loan": "SlotLoan current_slot_loan lend_slot",
+    ".kinds": "PoolKinds pool_kinds",
+    ".loop": "SupervisorLoop",
+    ".memory.available": "AvailableMemory",
+    ".memory.control_groups": "processor_quota",
+    ".memory.guard": "MemoryGuard",
+    ".memory.level": "MemoryLevel",
+    ".patience": "Patience",
+    ".refused_starts": "unavailable",
+    ".selection": "check_job check_limits",
+    ".transport.functions": "dump_by_value:dumps",
+    ".transport.importable": "current_path importable_reference:reference is_in_library",
 }
 
 __all__ = [
@@ -105,4 +87,4 @@ __all__ = [
     "visible_gpus",
 ]
 
-__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
+__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)

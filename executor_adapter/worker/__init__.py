@@ -30,36 +30,19 @@ if TYPE_CHECKING:
     from executor_adapter.worker.state import lasting_changes
     from executor_adapter.worker.wire import lease_time
 
-_HOMES = {
-    "BOOTSTRAP": "executor_adapter.worker.spawned",
-    "BoundCall": "executor_adapter.worker.context",
-    "EXIT_SETUP_FAILED": "executor_adapter.worker.process",
-    "EXIT_SOCKET_LOST": "executor_adapter.worker.reporter",
-    "FunctionPosition": "executor_adapter.worker.stacks",
-    "INTERRUPT": "executor_adapter.worker.process",
-    "JobContext": "executor_adapter.worker.context",
-    "PICKLE": "executor_adapter.worker.call",
-    "decode_function": "executor_adapter.worker.call",
-    "REFERENCE": "executor_adapter.worker.call",
-    "TREE_VARIABLE": "executor_adapter.worker.process_tree",
-    "current_job": "executor_adapter.worker.context",
-    "end_with_this_process": "executor_adapter.worker.bond",
-    "enter_job": "executor_adapter.worker.context",
-    "interpreter_command": "executor_adapter.worker.interpreter",
-    "is_held": "executor_adapter.worker.presence",
-    "is_held_by_process": "executor_adapter.worker.presence",
-    "kill_below": "executor_adapter.worker.process_tree",
-    "kill_marked": "executor_adapter.worker.process_tree",
-    "lease_time": "executor_adapter.worker.wire",
-    "leave_job": "executor_adapter.worker.context",
-    "lasting_changes": "executor_adapter.worker.state",
-    "own_presence": "executor_adapter.worker.presence",
-    "position_text": "executor_adapter.worker.stacks",
-    "resident": "executor_adapter.worker.process_tree",
-    "running_job": "executor_adapter.worker.context",
-    "traceback_of_function": "executor_adapter.worker.stacks",
-    "tree": "executor_adapter.worker.process_tree",
-    "tree_resident": "executor_adapter.worker.process_tree",
+_NAMES = {
+    ".bond": "end_with_this_process",
+    ".call": "PICKLE REFERENCE decode_function",
+    ".context": "BoundCall JobContext current_job enter_job leave_job running_job",
+    ".interpreter": "interpreter_command",
+    ".presence": "is_held is_held_by_process own_presence",
+    ".process": "EXIT_SETUP_FAILED INTERRUPT",
+    ".process_tree": "TREE_VARIABLE kill_below kill_marked resident tree tree_resident",
+    ".reporter": "EXIT_SOCKET_LOST",
+    ".spawned": "BOOTSTRAP",
+    ".stacks": "FunctionPosition position_text traceback_of_function",
+    ".state": "lasting_changes",
+    ".wire": "lease_time",
 }
 
 __all__ = [
@@ -94,4 +77,4 @@ __all__ = [
     "tree_resident",
 ]
 
-__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
+__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)

@@ -29,14 +29,11 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.flows.run import JobsFailedError
     from executor_adapter.pipeline.flows.summaries import Summary
 
-_HOMES = {
-    "JobsFailedError": "executor_adapter.pipeline.flows.run",
-    "Summary": "executor_adapter.pipeline.flows.summaries",
-    "collection_flow": "executor_adapter.pipeline.flows.entry",
-    "maintenance_flow": "executor_adapter.pipeline.flows.entry",
-    "pipeline_flow": "executor_adapter.pipeline.flows.entry",
-    "processing_flow": "executor_adapter.pipeline.flows.entry",
-    "run_pipeline": "executor_adapter.pipeline.flows.command",
+_NAMES = {
+    ".command": "run_pipeline",
+    ".entry": "collection_flow maintenance_flow pipeline_flow processing_flow",
+    ".run": "JobsFailedError",
+    ".summaries": "Summary",
 }
 
 __all__ = [
@@ -49,4 +46,4 @@ __all__ = [
     "run_pipeline",
 ]
 
-__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
+__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)
