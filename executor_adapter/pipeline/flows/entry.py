@@ -147,10 +147,9 @@ def maintenance_flow(keep_days: Days = 30, config: str | None = None) -> None:
         ]
         for part in parts:
             part.wait()
+            if part.state.is_completed():
+                logger.info("%s", part.result())
     failed = [str(part.state.message) for part in parts if not part.state.is_completed()]
-    for part in parts:
-        if part.state.is_completed():
-            logger.info("%s", part.result())
     logger.info("left: %s", maintenance.what_is_left(before, maintenance.sizes(settings)))
     if failed:
         raise JobsFailedError(f"{len(failed)} of {len(parts)} parts failed: {'; '.join(failed)}")

@@ -5,10 +5,11 @@ All files of a table have the same columns, so that every reader reads them toge
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pyarrow as pa
 
 from executor_adapter.exceptions import DataProcessingException
-from executor_adapter.pipeline.lake.layout import WINDOW
 
 _DIGITS_OF_INTEGER = 19
 
@@ -35,7 +36,7 @@ def evolved(stored: pa.Schema, new: pa.Schema) -> tuple[pa.Schema, list[str]]:
     return pa.schema(fields), changes
 
 
-def check_names(schema: pa.Schema, reserved: tuple[str, ...] = (WINDOW,)) -> None:
+def check_names(schema: pa.Schema, reserved: Collection[str]) -> None:
     """Refuse columns that have a name of the lake's own, or the same name as another.
 
     Raises:

@@ -86,10 +86,7 @@ def is_expired(window: str, before: date) -> bool:
     Whoever collects asks it too, so that what has expired is not collected again. A window of another name never
     expires.
     """
-    window = window.removeprefix(READ)
-    if not _DATED.fullmatch(window):
-        return False
-    return window < before.isoformat()[: len(window)]
+    return not is_between(window.removeprefix(READ), before.isoformat(), None)
 
 
 def is_between(window: str, since: str | None, until: str | None) -> bool:
