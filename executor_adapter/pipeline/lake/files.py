@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,7 +63,7 @@ class FileWriter:
         """Write the rest and the footer to the disk; return the entry with the rows and the watermark of the file."""
         self.flush()
         watermark = None if self._highest is None else text_of(self._highest.as_py())
-        entry = entry.renamed(rows=self.rows, watermark=watermark)
+        entry = replace(entry, rows=self.rows, watermark=watermark)
         writer = self._opened()
         writer.add_key_value_metadata(footer_of(entry))
         with explained(self.path):

@@ -47,14 +47,14 @@ def marked(rows: pa.Table, mask: pa.Array, at: str) -> pa.Table:
     moment = pa.scalar(datetime.fromisoformat(at), MOMENT)
     before = rows[VANISHED_AT] if VANISHED_AT in rows.column_names else pa.nulls(rows.num_rows, MOMENT)
     marks = pc.if_else(mask, moment, before)
-    if VANISHED_AT not in rows.column_names:
-        return rows.append_column(VANISHED_AT, marks)
-    return rows.set_column(rows.column_names.index(VANISHED_AT), VANISHED_AT, marks)
+    place = rows.schema.get_field_index(VANISHED_AT)
+    return rows.append_column(VANISHED_AT, marks) if place < 0 else rows.set_column(place, VANISHED_AT, marks)
 
 
 def key_texts(rows: pa.Table, key: Sequence[str]) -> pa.Array:
     """Return one text for each row that is the same for two rows exactly where their keys are; null equals null."""
-    return _joined([_key_part(rows[name]) for name in key])
+    parts = [_key_part(rows[name]) for name in key]
+    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
 
 
 def _key_part(values: pa.ChunkedArray) -> pa.Array:
@@ -124,11 +124,6 @@ def check_cursor(value: Any, column: str) -> None:
             "it out by a query",
             error_code="DATA_ERROR",
         )
-
-
-def _joined(parts: list[pa.Array]) -> pa.Array:
-    texts = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
-    return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
 
 
 Bound = tuple[int, Any]

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -73,10 +73,6 @@ class WindowEntry:
         """Return the entry that `asdict` made a dict of."""
         return cls(**found | {"ranges": tuple(Range(**each) for each in found["ranges"])})
 
-    def renamed(self, **changes: Any) -> WindowEntry:
-        """Return the entry with other values."""
-        return replace(self, **changes)
-
 
 def footer_of(entry: WindowEntry) -> dict[bytes, bytes]:
     """Return what is written into the footer."""
@@ -137,11 +133,6 @@ def damaged(path: Path, why: object) -> DataProcessingException:
     return DataProcessingException(
         f"{path} is damaged: {why}: remove it, and process its landing again", error_code="DATA_ERROR"
     )
-
-
-def plain_schema(file: pq.ParquetFile) -> pa.Schema:
-    """Return the columns of an open file without what its footer says."""
-    return file.schema_arrow.remove_metadata()
 
 
 class Stored(NamedTuple):
@@ -208,7 +199,7 @@ class StoredTable:
         if path is None:
             return None
         with opened(path) as file:
-            return plain_schema(file)
+            return file.schema_arrow.remove_metadata()
 
 
 def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -222,4 +213,4 @@ def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.Re
         empty = False
         yield batch.replace_schema_metadata()
     if empty:
-        yield pa.RecordBatch.from_pylist([], schema=plain_schema(file))
+        yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow.remove_metadata())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pyarrow as pa
@@ -110,5 +111,5 @@ def _mark(table: LakeTable, window: str, at: str) -> None:
             return marked(rows, rows[VANISHED_AT].is_null(), at)
 
         file = FileWriter(space / "marked.parquet", stored.schema(), table.cursor)
-        copy_window(found, file, found.entry.renamed(vanished_at=at), mark)
+        copy_window(found, file, replace(found.entry, vanished_at=at), mark)
         publish(file.path, found.path)

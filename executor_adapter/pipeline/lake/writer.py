@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -139,16 +139,18 @@ class Writer:
             log("%s: a newer answer of another run is there already", self._entry.window)
             self._result = Written(status="overtaken", rows=found.entry.rows)
             return
-        self._entry = self._entry.renamed(
-            ranges=with_range(self._asked, known, kind), dropped=self.dropped, merged=self.merged
+        self._entry = replace(
+            self._entry,
+            ranges=with_range(self._asked, known, kind),
+            dropped=self.dropped,
+            merged=self.merged,
+            created_at=self._entry.created_at if found is None else found.entry.created_at,
         )
         for change in changes:
             log("%s: column %s", self._settings, change)
         if before is not None and changes:
             rewrite_all(stored, schema, self._space, self._settings.cursor)
             found = stored.find(self._entry.window)
-        if found is not None:
-            self._entry = self._entry.renamed(created_at=found.entry.created_at)
         is_late = any(is_older(self._asked, each, kind) for each in known)
         self._write(stored, found, schema, tuple(changes), is_late)
 
