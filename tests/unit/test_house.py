@@ -108,11 +108,11 @@ BUDGETS = {
     "exceptions": 170,
     "executor": 1_266,
     "job": 1_213,
-    "modules": 503,
-    "monitoring": 794,
+    "modules": 495,
+    "monitoring": 785,
     "persistence": 1_155,
-    "pipeline": 5_331,
-    "pools": 628,
+    "pipeline": 5_284,
+    "pools": 610,
     "pools/cluster": 3_527,
     "pools/in_process": 671,
     "pools/memory": 416,
@@ -122,7 +122,7 @@ BUDGETS = {
     "scheduler": 454,
     "store": 1_835,
     "supervision": 2_583,
-    "worker": 1_886,
+    "worker": 1_869,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
