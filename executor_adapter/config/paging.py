@@ -10,8 +10,6 @@ from pydantic_core import PydanticCustomError
 from executor_adapter.config.sections import Section
 from executor_adapter.job import Count
 
-_NEEDS_NEXT = frozenset({"cursor", "url"})
-
 
 class Paging(Section):
     """Says how the pages of an API are asked for. A page that is short is never taken for the last one.
@@ -42,6 +40,6 @@ class Paging(Section):
 
     @model_validator(mode="after")
     def _check_next(self) -> Paging:
-        if self.by in _NEEDS_NEXT and self.next is None:
+        if self.by in ("cursor", "url") and self.next is None:
             raise PydanticCustomError("next", "by: {by} must have the key next beside it", {"by": self.by})
         return self

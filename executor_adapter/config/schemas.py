@@ -56,7 +56,7 @@ class Column(Section):
     false_words: Words = ("false",)
     """Boolean: the texts that mean false, in any case."""
     format: str | None = None
-    """Date, timestamp: the format, such as `%d.%m.%Y %H:%M`; null: ISO 8601."""
+    """Date, timestamp: the format, such as `%d.%m.%Y %H:%M`, with a year; null: ISO 8601."""
     zone: str | None = None
     """Timestamp: the zone of texts that name none, such as Europe/Berlin; null: such texts are rejected."""
 
@@ -91,18 +91,19 @@ class Column(Section):
     @field_validator("format")
     @classmethod
     def _check_format(cls, value: str | None) -> str | None:
-        if value is None:
-            return value
-        for directive in re.findall(r"%(.?)", value, re.DOTALL):
-            if not directive or directive not in DIRECTIVES:
-                allowed = ", ".join(f"%{each}" for each in DIRECTIVES)
-                raise ValueError(f"must have no directives but {allowed}")
+        found = set(re.findall(r"%(.?)", value or "", re.DOTALL))
+        if not found <= {*DIRECTIVES}:
+            raise ValueError(f"must have no directives but {', '.join(f'%{each}' for each in DIRECTIVES)}")
+        if ("I" in found) != ("p" in found):
+            raise ValueError("must have %I and %p together, the hour of 12 and AM or PM: the hour of 24 is %H")
         return value
 
     @model_validator(mode="after")
     def _check_together(self) -> Column:
         if self.format is not None and self.kind not in ("date", "timestamp"):
             raise ValueError(f"format is for dates and timestamps, not for {self.kind}")
+        if self.format is not None and not re.search("%[Yy]", self.format.replace("%%", "")):
+            raise ValueError("format must have a year, %Y or %y: declare it as text, and let a step add the year")
         if self.zone is not None and self.kind != "timestamp":
             raise ValueError(f"zone is for timestamps, not for {self.kind}")
         both = {each.lower() for each in self.true_words} & {each.lower() for each in self.false_words}
