@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from executor_adapter.exceptions import DataCollectionException
@@ -89,13 +89,6 @@ class Manifest:
     content: str
     """Identifies what was received, whenever it was: SHA-256 over the checksums of all files."""
     files: tuple[LandedFile, ...]
-
-    @classmethod
-    def from_json(cls, text: bytes) -> Self:
-        """Return the manifest in a file's content."""
-        found = json.loads(text)
-        found["files"] = tuple(LandedFile(**each) for each in found["files"])
-        return cls(**found | {"window": Window(**found["window"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,31 +222,33 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
 
 def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint: str | None = None) -> Landing | None:
     """Return the newest complete landing of a window, else None; a given `fingerprint` must match too."""
-    for folder in sorted(_folder_of(root, tool, table, window).glob("*Z-*"), reverse=True):
-        with explained(folder):
-            if (folder / _MANIFEST).exists():
-                found = read_landing(folder)
-                if fingerprint in (None, found.manifest.fingerprint):
-                    return found
-    return None
+    found = _complete(_folder_of(root, tool, table, window))
+    return next((each for each in found if fingerprint in (None, each.manifest.fingerprint)), None)
 
 
 def landings_of(root: Path, tool: str, table: str) -> list[Landing]:
     """Return the complete landings of a table that no newer one has taken the place of."""
     windows = (root / "landing" / tool / table).glob("*/")
-    return [read_landing(folder) for window in windows for folder in _current(window)]
+    return [landing for window in windows for landing in _current(window)]
 
 
-def _current(window: Path) -> list[Path]:
-    """Return the folders of a window's complete landings that are needed: the newest, and what it was not asked for."""
-    current: list[Landing] = []
+def _complete(window: Path) -> Iterator[Landing]:
+    """Yield the complete landings of a window, the newest first."""
     for folder in sorted(window.glob("*Z-*"), reverse=True):
-        if (folder / _MANIFEST).exists():
-            found = read_landing(folder)
-            # One that was asked from a cursor on has none of the rows before.
-            if not any(each.manifest.window.since in (None, found.manifest.window.since) for each in current):
-                current.append(found)
-    return [each.folder for each in current]
+        with explained(folder):
+            found = read_landing(folder) if (folder / _MANIFEST).exists() else None
+        if found is not None:
+            yield found
+
+
+def _current(window: Path) -> list[Landing]:
+    """Return the complete landings of a window that are needed: the newest, and what it was not asked for."""
+    current: list[Landing] = []
+    for found in _complete(window):
+        # One that was asked from a cursor on has none of the rows before.
+        if not any(each.manifest.window.since in (None, found.manifest.window.since) for each in current):
+            current.append(found)
+    return current
 
 
 def outdated_landings(root: Path, before: float) -> list[Path]:
@@ -263,7 +258,7 @@ def outdated_landings(root: Path, before: float) -> list[Path]:
     """
     found: list[Path] = []
     for window in {folder.parent for folder in root.glob("landing/*/*/*/*Z-*")}:
-        current = _current(window)
+        current = [each.folder for each in _current(window)]
         found += [each for each in window.glob("*Z-*") if each not in current and _last_written(each) < before]
     return found
 
@@ -279,7 +274,9 @@ def read_landing(folder: Path) -> Landing:
         DataCollectionException: DATA_ERROR, the folder has no whole manifest.
     """
     try:
-        return Landing(folder=folder, manifest=Manifest.from_json((folder / _MANIFEST).read_bytes()))
+        found = json.loads((folder / _MANIFEST).read_bytes())
+        found |= {"files": tuple(LandedFile(**each) for each in found["files"]), "window": Window(**found["window"])}
+        return Landing(folder=folder, manifest=Manifest(**found))
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         raise data_error(f"{folder} is not a complete landing: collect it again") from error
 

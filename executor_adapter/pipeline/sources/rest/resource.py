@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ _BY_CONTENT_TYPE = {
     "text/tab-separated-values": "csv",
     "application/vnd.apache.parquet": "parquet",
 }
-_SUFFIXES = {"json": ".json", "ndjson": ".ndjson", "csv": ".csv", "parquet": ".parquet"}
 
 
 def land_resource(
@@ -177,7 +177,7 @@ class _Download:
                 }
 
             file = self._receiver.add(
-                _SUFFIXES[format.format or "json"],
+                f".{format.format}",
                 self._client.chunks(response),
                 origin=shown(response.url),
                 inspect=inspect,
@@ -270,16 +270,10 @@ def _inspected(path: Path, response: httpx.Response, format: Format, max_bytes: 
 
 def _values_of(window: Window, parent_id: str | None) -> dict[str, str | None]:
     """Return what the names stand for; `last` is the last moment before `until`."""
-    try:
-        last = None if window.until is None else datetime.fromisoformat(window.until) - timedelta(microseconds=1)
-    except ValueError:
-        last = None
-    return {
-        "since": window.since,
-        "until": window.until,
-        "last": None if last is None else last.isoformat(),
-        "id": parent_id,
-    }
+    last = None
+    with suppress(ValueError):  # It may have no end, or one that is not a moment.
+        last = (datetime.fromisoformat(window.until or "") - timedelta(microseconds=1)).isoformat()
+    return {"since": window.since, "until": window.until, "last": last, "id": parent_id}
 
 
 def _fill(template: Any, values: dict[str, str | None]) -> Any:
