@@ -76,14 +76,8 @@ def collect_windows(table: ConfiguredTable, windows: Sequence[Window], *, again:
     `failed` are the windows of several that cannot be collected; to collect each of them alone raises its error.
     """
     entries = table.raw.windows() if len(windows) > 1 else None
-    done, failed = do_each(windows, lambda window: collect_window(table, window, again=again, entries=entries))
-    return {
-        "records_collected": sum(each["records_collected"] for each in done),
-        "status": "already_collected" if {each["status"] for each in done} == {"already_collected"} else "collected",
-        "rows": sum(each["rows"] for each in done),
-        "windows": list(dict.fromkeys(name for each in done for name in each["windows"])),
-        "failed": failed,
-    }
+    nothing = {"records_collected": 0, "status": "collected", "rows": 0, "windows": []}
+    return do_each(windows, lambda window: collect_window(table, window, again=again, entries=entries), nothing)
 
 
 def collect_window(

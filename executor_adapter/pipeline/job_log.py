@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from executor_adapter.config import redacted
 from executor_adapter.exceptions import JobError
@@ -23,27 +23,27 @@ def progress(done: float, total: float | None, unit: str) -> None:
         job.progress(done, total, unit)
 
 
-T = TypeVar("T")
+def do_each(things: Sequence[Any], work: Callable[[Any], dict[str, Any]], total: dict[str, Any]) -> dict[str, Any]:
+    """Return what `work` gives for each thing, added to `total`; its status stays where these are not all the same.
 
-
-def do_each(things: Sequence[T], work: Callable[[T], Any]) -> tuple[list[Any], list[T]]:
-    """Return what `work` gives for each thing, and the things for which it failed: each of them needs a job of its own.
-
-    There its error stops no other, is retried by the policy, and is a job's. The error for a single thing is raised.
-    What is not begun when half of the job's time is used gets jobs too: `max_runtime` was set for one thing.
+    `failed` are those of several things for which it failed: each of them needs a job of its own. There its error stops
+    no other, is retried by the policy, and is a job's. The error for a single thing is raised. What is not begun when
+    half of the job's time is used gets jobs too: `max_runtime` was set for one thing.
     """
     if len(things) == 1:
-        return [work(things[0])], []
-    done: list[Any] = []
-    failed: list[T] = []
+        return work(things[0]) | {"failed": []}
+    total, statuses = total | {"failed": []}, set[str]()
     job, began = running_job(), time.monotonic()
     for number, thing in enumerate(things, 1):
         if job is not None and job.ends_at is not None and 2 * time.monotonic() > began + job.ends_at:
-            return done, [*failed, *things[number - 1 :]]
+            total["failed"] += things[number - 1 :]
+            break
         try:
-            done.append(work(thing))
+            done = work(thing)
+            statuses.add(done.pop("status"))
         except (JobError, OSError) as error:
             log("%d of %d failed, and gets a job of its own: %s", number, len(things), error)
-            failed.append(thing)
+            done = {"failed": [thing]}
+        total |= {name: total[name] + more for name, more in done.items()}
         progress(number, len(things), "windows")
-    return done, failed
+    return total | ({"status": statuses.pop()} if len(statuses) == 1 else {})

@@ -213,13 +213,8 @@ def process_windows(table: ConfiguredTable, windows: Sequence[str], *, again: bo
     `failed` are the windows of several that cannot be processed; to process each of them alone raises its error.
     """
     with workspace(table.lake) as space, connected(space, 2, MEMORY):
-        done, failed = do_each(windows, lambda window: process_table(table, window, again=again))
-    return {
-        "records_processed": sum(each["records_processed"] for each in done),
-        "status": "already_processed" if {each["status"] for each in done} == {"already_processed"} else "processed",
-        "rejected": sum(each["rejected"] for each in done),
-        "failed": failed,
-    }
+        nothing = {"records_processed": 0, "status": "processed", "rejected": 0}
+        return do_each(windows, lambda window: process_table(table, window, again=again), nothing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

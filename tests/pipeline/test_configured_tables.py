@@ -139,7 +139,8 @@ def test_one_job_does_several_windows_in_half_of_its_time(mocker: MockerFixture)
     clock.monotonic.side_effect = range(1000, 2000, 10)
     token = enter_job(JobContext("job", 1, emit=mocker.Mock(), ends_at=1060.0))
     try:
-        assert do_each(["a", "b", "c", "d", "e"], str.upper) == (["A", "B", "C"], ["d", "e"])
+        done = do_each(["a", "b", "c", "d", "e"], lambda name: {"status": "done", "names": [name]}, {"names": []})
+        assert done == {"status": "done", "names": ["a", "b", "c"], "failed": ["d", "e"]}
     finally:
         leave_job(token)
 
