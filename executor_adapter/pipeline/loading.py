@@ -18,7 +18,7 @@ from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.casts import cast, cleaned, literal, reason_of, shown
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, REJECTED, Text
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, REJECTED, OnRejects, Text
 
 MAX_VALUE = 60
 """Characters of a value in a reason."""
@@ -27,11 +27,10 @@ _PERIODS = {"year": 4, "month": 7, "day": 10}
 
 
 class Loaded(NamedTuple):
-    """A part of what was loaded: typed rows with the window of each, and rejects with the columns of `REJECTED`."""
+    """A part of what was loaded: typed rows, and the window of each."""
 
     rows: pa.RecordBatch
     windows: pa.Array
-    rejects: pa.Table
 
 
 class Loader:
@@ -44,6 +43,7 @@ class Loader:
         period: "year", "month" or "day": of the one column, a date or a moment, only so much is taken; moments have
             their day in the zone of their column.
         delivery: what rejects call the delivery.
+        on_rejects: is given rows with a value that does not fit.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class Loader:
         partition: Sequence[str] = (),
         period: str | None = None,
         delivery: str = "",
+        on_rejects: OnRejects = lambda _: None,
     ) -> None:
         # Without a schema no column is declared, and all stay text; a schema in the configuration has at least one.
         self._schema = schema or TableSchema.model_construct(columns={}, undeclared="text")
         self._connection, self._partition, self._period, self._delivery = connection, partition, period, delivery
+        self._on_rejects = on_rejects
         self._seen = set[str]()
         self.rows = 0
         """Rows that were typed or rejected."""
@@ -64,7 +66,7 @@ class Loader:
         """Rows that were rejected."""
 
     def load(self, text: Text) -> Iterator[Loaded]:
-        """Yield the typed rows and the rejects of a text.
+        """Yield the typed rows of a text, and pass on its rejects.
 
         A declared column that the text lacks is null. Columns that are not declared come last.
 
@@ -87,13 +89,12 @@ class Loader:
                     aside.register("found", pa.Table.from_arrays(found, names=["number", "reason", "text"]))
                     aside.execute("INSERT INTO unfit FROM found")
                     rows, windows = rows.filter(right), windows.filter(right)
-                yield Loaded(rows, windows, REJECTED.empty_table())
+                yield Loaded(rows, windows)
             for some in aside.sql("FROM unfit").to_arrow_reader(BATCH_ROWS):
                 self.rejected += some.num_rows
                 said = [pa.repeat(pa.scalar(each), some.num_rows) for each in ("type", self._delivery)]
                 lines = text.lines_of(pc.subtract(some["number"], before))
-                rejects = pa.Table.from_arrays([*said, lines, *some.columns], schema=REJECTED)
-                yield Loaded(rows.slice(0, 0), windows.slice(0, 0), rejects)
+                self._on_rejects(pa.RecordBatch.from_arrays([*said, lines, *some.columns], schema=REJECTED))
 
     def finish(self) -> None:
         """Check that the delivery had every declared column, where it had a row.
@@ -167,7 +168,7 @@ class Loader:
 
 def by_window(loaded: Loaded) -> Iterator[tuple[str, pa.RecordBatch]]:
     """Yield the rows by the window they belong to; the rows of a window keep their order."""
-    rows, windows, _ = loaded
+    rows, windows = loaded
     names = pc.unique(windows).to_pylist()
     runs = pc.run_end_encode(windows)
     if len(runs.values) > len(names):

@@ -108,7 +108,7 @@ def store_landing(
         check_content(landing)
     with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
         delivery = landing.files[0].origin if len(landing.files) == 1 else landing.manifest.window.name
-        loader = Loader(connection, schema, partition, period, delivery)
+        loader = Loader(connection, schema, partition, period, delivery, storing.reject)
         texts = read_texts(landing, format, storing.reject, member, max_bytes)
         collected = storing.store(loader, texts, None if partition else window)
     if not collected.rejected and not rejects.key:
@@ -153,7 +153,6 @@ class _Storing:
         with self._stack:
             for text in texts:
                 for loaded in loader.load(text):
-                    self.reject(loaded.rejects)
                     for name, rows in by_window(loaded) if window is None else [(window, loaded.rows)]:
                         self._add(name, rows)
                     progress(loader.rows, None, "rows")
@@ -214,10 +213,8 @@ class _Storing:
                 f"of {self._landing.manifest.window.name!r}: name the key of the table, so that they are merged"
             )
 
-    def reject(self, rejects: pa.RecordBatch | pa.Table) -> None:
+    def reject(self, rejects: pa.RecordBatch) -> None:
         """Put aside what is not a row, or does not fit."""
-        if not rejects.num_rows:
-            return
         if self._reject_writer is None:
             self._reject_writer = self._writer(self._rejects, READ + self._landing.manifest.window.name)
         self._reject_writer.add(rejects)

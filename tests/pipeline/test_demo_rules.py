@@ -19,7 +19,7 @@ from executor_adapter.pipeline import (
     select_tables,
 )
 from executor_adapter.pipeline.loading import Loader
-from executor_adapter.pipeline.text_rows import READ, connected, in_batches
+from executor_adapter.pipeline.text_rows import READ, REJECTED, connected, in_batches
 from tasks.summary import summarise_flights, summarise_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,10 +64,10 @@ def processed(lake: Path, name: str, *rows: dict[str, Any]) -> ConfiguredTable:
         found.raw.writing("all", fingerprint="a") as writer,
         found.unfit.writing(f"{READ}all", fingerprint="a") as unfit,
     ):
-        loader = Loader(connection, found.schema)
+        unfit.add(REJECTED.empty_table())
+        loader = Loader(connection, found.schema, on_rejects=unfit.add)
         for loaded in (each for text in in_batches(batches) for each in loader.load(text)):
             writer.add(loaded.rows)
-            unfit.add(loaded.rejects)
     process_table(found, "all")
     assert balance(name, [found]).holds
     return found

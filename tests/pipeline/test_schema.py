@@ -41,13 +41,13 @@ class Cast(NamedTuple):
 
 def load(columns: TableSchema, *batches: pa.RecordBatch, finish: bool = True) -> Cast:
     with TemporaryDirectory() as space, connected(Path(space)) as connection:
-        loader = Loader(connection, columns)
+        rejects: list[pa.RecordBatch] = []
+        loader = Loader(connection, columns, on_rejects=rejects.append)
         loaded = [each for text in in_batches(batches) for each in loader.load(text)]
         if finish:
             loader.finish()
     rows = [pa.Table.from_batches([each.rows]) for each in loaded]
-    rejects = pa.concat_tables([REJECTED.empty_table(), *(each.rejects for each in loaded)])
-    return Cast(pa.concat_tables(rows, promote_options="default"), rejects, loader)
+    return Cast(pa.concat_tables(rows, promote_options="default"), pa.Table.from_batches(rejects, REJECTED), loader)
 
 
 def values(column: Any, *texts: str | None) -> list[Any]:
