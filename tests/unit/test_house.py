@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 495,
     "monitoring": 785,
     "persistence": 1_155,
-    "pipeline": 5_284,
+    "pipeline": 5_261,
     "pools": 610,
     "pools/cluster": 3_527,
     "pools/in_process": 671,
