@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from executor_adapter.config import FilesTool, TableSchema
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import FilesTool, Settings, TableSchema
 from executor_adapter.exceptions import DataCollectionException, DataProcessingException
 from executor_adapter.pipeline import Collected, LakeTable, Landing, find_files, process_window, store_landing
 from executor_adapter.pipeline import storing as module
@@ -21,6 +23,7 @@ from executor_adapter.pipeline.sources.files import land_file
 from tests.waiting import PATIENCE
 
 SCHEMA = TableSchema.model_validate({"columns": {"id": "text", "month": "text", "price": "decimal(8, 2)"}})
+WIDER = TableSchema.model_validate({"columns": {"id": "text", "month": "text", "price": "decimal(10, 3)"}})
 
 
 class Shop:
@@ -134,6 +137,20 @@ def test_a_late_delivery_replaces_no_newer_row(tmp_path: Path) -> None:
         assert {row["id"]: int(row["price"]) for row in shop.rows(shop.raw)} == expected | {"2": price}
 
 
+def test_rows_that_stay_as_an_older_delivery_was_read_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a change of settings an older delivery cannot tell its own rows of the window from those of newer ones."""
+    shop = Shop(tmp_path, key=("id",))
+    shop.write("a.csv", "1,2013-01,1")
+    shop.write("b.csv", "2,2013-01,2")
+    shop.collect()
+    caplog.set_level(logging.INFO)
+    with JobExecutor(1, config=Settings()) as executor:
+        executor.run(Job(function=shop.collect, args=(WIDER,), pool="thread"))
+    assert "2013-01: 1 older rows left out: see `pipeline rebuild`" in caplog.text
+
+
 def test_what_is_stored_is_not_read_again(shop: Shop) -> None:
     """An unchanged file is read once; a changed one, another schema, or a window that is gone, read it again."""
     shop.collect()
@@ -142,8 +159,7 @@ def test_what_is_stored_is_not_read_again(shop: Shop) -> None:
     assert [done.status for done in shop.collect()] == ["collected"]
     shop.write("a.csv", "z,2013-01,5")
     assert [done.rows for done in shop.collect()] == [1]
-    wider = SCHEMA.model_dump() | {"columns": {"id": "text", "month": "text", "price": "decimal(10, 3)"}}
-    assert [done.rows for done in shop.collect(TableSchema.model_validate(wider))] == [1]
+    assert [done.rows for done in shop.collect(WIDER)] == [1]
     assert {str(row["price"]) for row in shop.rows(shop.raw)} == {"5.000", "2.000"}
 
 

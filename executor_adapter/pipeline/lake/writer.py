@@ -83,9 +83,8 @@ class Writer:
         check_names(table.schema, (WINDOW, *self._settings.extra_columns.names))
         table = plain(table)
         part = self._part_for(table.schema)
-        settings = self._settings
-        if settings.key:
-            self._keys.append(key_texts(table, settings.key))
+        if self._settings.key:
+            self._keys.append(key_texts(table, self._settings.key))
         elif (self._asked.since, self._asked.until) != (None, None):
             self._check_range(table)
         self._given += table.num_rows
@@ -174,13 +173,14 @@ class Writer:
     def _write(
         self, stored: StoredTable, found: Stored | None, schema: pa.Schema, changes: tuple[str, ...], is_late: bool
     ) -> None:
-        target = stored.table.file_of(self._entry.window)
         keys = pa.concat_arrays(self._keys) if self._keys else None
         last = None if keys is None else last_of_each(keys)
         if is_late and found is not None and keys is not None and last is not None:
             # A delivery of another origin is newer: its rows stay.
             newer = pa.concat_arrays([key_texts(rows, self._settings.key) for rows in rows_in(found)])
-            last = pc.and_(last, pc.invert(pc.is_in(keys, newer)))
+            stays = pc.is_in(keys, newer)
+            log("%s: %d older rows left out: see `pipeline rebuild`", self._entry.window, stays.true_count)
+            last = pc.and_(last, pc.invert(stays))
             keys = keys.filter(last)
         repeated = 0 if last is None else len(last) - last.true_count
         if self._is_whole(found, schema) and not repeated:
@@ -191,7 +191,7 @@ class Writer:
             self._add_new(file, last)
             replaced, vanished = self._add_old(file, found, keys)
         entry = file.close(self._entry)
-        publish(file.path, target)
+        publish(file.path, stored.table.file_of(self._entry.window))
         self._result = Written(
             status="written",
             rows=entry.rows,
