@@ -102,8 +102,15 @@ def submit_until_refused(executor: JobExecutor) -> list[JobFuture]:
             return futures
 
 
-@pytest.mark.parametrize("started", [False, True])
-@pytest.mark.parametrize("max_pending", [None, 5])
+@pytest.mark.parametrize(
+    ("max_pending", "started"),
+    [
+        (None, False),
+        (5, True),
+        pytest.param(None, True, marks=pytest.mark.nightly),
+        pytest.param(5, False, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_signal_handler_may_wait_for_the_end_of_an_executor_while_jobs_are_submitted(
     max_pending: int | None, started: bool
 ) -> None:

@@ -138,7 +138,10 @@ def test_a_result_that_cannot_be_loaded_raises_where_it_is_asked_for(
     assert (result.status, result.value, result.error_code) == (JobStatus.COMPLETED, None, "SERIALIZATION_ERROR")
 
 
-@pytest.mark.parametrize("method", ["__str__", "error_code", "__reduce__", "__setstate__"])
+NIGHTLY = [pytest.param(method, marks=pytest.mark.nightly) for method in ("error_code", "__reduce__", "__setstate__")]
+
+
+@pytest.mark.parametrize("method", ["__str__", *NIGHTLY])
 def test_an_error_that_hangs_ends_at_the_limit_of_its_attempt(make_executor: MakeExecutor, method: str) -> None:
     """An exception whose own code never returns runs into max_runtime in its worker, and harms no other job."""
     executor = make_executor(2)

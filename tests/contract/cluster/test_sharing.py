@@ -79,7 +79,9 @@ class Crowd:
         self._goes_on = False
 
 
-@pytest.mark.parametrize("pool", ["dask", pytest.param("ray", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "pool", [pytest.param("dask", marks=pytest.mark.nightly), pytest.param("ray", marks=pytest.mark.chaos)]
+)
 def test_jobs_and_plain_tasks_of_a_cluster_take_turns(pool: str, tmp_path: Path) -> None:
     """Beside jobs that never cease, plain tasks get their place again and again; beside those, jobs go on."""
     with {"dask": on_dask, "ray": on_ray}[pool](tmp_path) as (section, run_plain_task):

@@ -15,7 +15,7 @@ EXECUTORS = 4
 JOBS = 500
 
 
-@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+@pytest.mark.parametrize("start_method", ["guardian", pytest.param("spawn", marks=pytest.mark.nightly)])
 def test_executors_that_are_busy_at_once_get_the_results_of_their_own_jobs(start_method: StartMethod) -> None:
     """Their threads read at the same time, and no result goes to the job of another executor, or twice to one."""
     config = Settings(executor=ExecutorSettings(start_method=start_method))
