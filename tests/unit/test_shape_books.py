@@ -112,9 +112,9 @@ class Pool(RemotePool):
             self.leases.asked[shape] -= self.leases.asked[shape] > 0
             self.granted(agent, next(self.numbers), shape)
 
-    def submit(self, shape: Shape) -> Assignment:
+    def submit(self, shape: Shape, *args: object) -> Assignment:
         """Start an attempt, as the supervisor does with plain ones at once, and with others when they have a lease."""
-        job = Job(function="os:getpid", resources=None)
+        job = Job(function="builtins:print", args=args, resources=None)
         job.live.resources = dict(shape) or None
         assignment = Assignment(job, 1, self.prepare(job))
         self.start(assignment)
@@ -306,3 +306,8 @@ def test_what_was_sent_to_a_node_counts_as_begun_unless_its_stream_says_otherwis
     pool.let(2 * LOST_AFTER)
     assert (len(pool.handed), len(pool.outcomes)) == (1, 1)
     assert "it was silent for" in pool.outcomes[0]
+    # A large argument that has not left yet.
+    pool.grant(pool.add_agent(), shape)
+    pool.submit(shape, bytes(10_000_000))
+    pool.let(2 * LOST_AFTER)
+    assert (len(pool.handed), len(pool.outcomes)) == (2, 1)

@@ -268,10 +268,10 @@ class RemoteAgent:
     def give_up(self, why: str) -> None:
         """Speak no more with the agent, whose attempts are dead by now or soon.
 
-        What it has said since may be on its way, or lost with its network: any of its attempts may have begun.
+        What it has said since may be on its way, or lost with its network: any attempt that was sent may have begun.
         """
         if self.link.is_open:
-            self._given.update(self.live)
+            self._given.update(seq for seq in self.live if not self.link.cancel_file(seq))
             self.link.close()
             self._end(why)
 
