@@ -18,7 +18,7 @@ from types import ModuleType
 
 from executor_adapter.pools.cluster.program import FunctionOfProgram, Source
 from executor_adapter.pools.transport.functions import EncodedFunction, forget_functions
-from executor_adapter.pools.transport.importable import file_of_program, find_file
+from executor_adapter.pools.transport.importable import file_of_program, find_file, state_of_modules
 from executor_adapter.worker import PICKLE, REFERENCE
 
 _SHORT_TEXT = b"\x8c"
@@ -40,17 +40,14 @@ def forget_reloaded() -> None:
 def pack(encoded: EncodedFunction) -> None:
     """Find the sources of the modules that a function reaches. Called on the submitter's thread."""
     if encoded.sources is None:
-        modules = _modules_of_program(len(sys.modules), id(next(reversed(sys.modules.values()))))
+        modules = _modules_of_program(state_of_modules())
         encoded.sources = tuple(_reached(_roots(encoded.encoded, modules), modules))
 
 
 @functools.lru_cache(maxsize=1)
-def _modules_of_program(count: int, last: int) -> dict[str, tuple[ModuleType, str]]:
-    """Return the imported modules of the program, each with its file, by name.
-
-    `count`: how many modules there are. `last`: the identity of the one that was imported last.
-    """
-    imported = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+def _modules_of_program(_state: tuple[int, int]) -> dict[str, tuple[ModuleType, str]]:
+    """Return the imported modules of the program, each with its file, by name."""
+    imported = [(name, module) for name, module in sys.modules.copy().items() if isinstance(module, ModuleType)]
     files = {name: (module, file_of_program(module)) for name, module in imported if module.__name__ == name}
     return {name: (module, file) for name, (module, file) in files.items() if file is not None}
 

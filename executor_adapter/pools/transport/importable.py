@@ -32,7 +32,7 @@ def current_path() -> list[str]:
 
 
 _results: dict[str, tuple[ModuleType, bool]] = {}
-_not_importable: tuple[tuple[int, str | None], tuple[bytes, ...]] = ((-1, None), ())
+_not_importable: tuple[tuple[int, int], tuple[bytes, ...]] = ((-1, -1), ())
 """The state of sys.modules when the names were collected, and the names."""
 
 
@@ -77,9 +77,7 @@ def _module_of(finder: Any) -> str:
 
 
 def _same_file(found: str | None, loaded: str) -> bool:
-    if found is None:
-        return False
-    return found == loaded or os.path.realpath(found) == os.path.realpath(loaded)
+    return found == loaded or (found is not None and os.path.realpath(found) == os.path.realpath(loaded))
 
 
 def file_of_program(module: ModuleType) -> str | None:
@@ -127,21 +125,22 @@ def _find_below(name: str, path: Sequence[str]) -> ModuleSpec | None:
     return package
 
 
+def state_of_modules() -> tuple[int, int]:
+    """Return what changes with each import: how many modules there are, and the identity of the newest."""
+    while True:
+        with contextlib.suppress(RuntimeError):  # Another thread has just imported one.
+            return len(sys.modules), id(next(reversed(sys.modules.values())))
+
+
 def names_not_importable() -> tuple[bytes, ...]:
     """Return the names of all imported modules that a child process cannot import."""
     global _not_importable
-    # A dict keeps its order: a new module is the last one.
-    state = (len(sys.modules), next(reversed(sys.modules), None))
-    if _not_importable[0] != state:
-        imported = list(sys.modules.items())
-        names = (name for name, module in imported if module is not None and not _is_importable_as(name, module))
+    if _not_importable[0] != (state := state_of_modules()):
+        # An alias is importable if the module it stands for is; an object that is not a module defines nothing.
+        modules = [(name, each) for name, each in sys.modules.copy().items() if isinstance(each, ModuleType)]
+        names = [name for name, each in modules if each.__name__ == name and not is_importable(each)]
         _not_importable = (state, tuple(name.encode() for name in names))
     return _not_importable[1]
-
-
-def _is_importable_as(name: str, module: ModuleType) -> bool:
-    # An alias is importable if the module it stands for is. An object that is not a module defines nothing.
-    return not isinstance(module, ModuleType) or module.__name__ != name or is_importable(module)
 
 
 def reference(function: Any) -> str | None:
