@@ -10,26 +10,25 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.executor import JobExecutor
-    from executor_adapter.job import (
-        Attempt,
-        ErrorCode,
-        Job,
-        JobOptions,
-        JobResult,
-        JobResults,
-        JobStatus,
-        Observer,
-        Progress,
-        RetryDecision,
-        RetryPolicy,
-        RetryRule,
-        ToolLimit,
-        Transition,
-    )
-    from executor_adapter.scheduler import JobQueue
-    from executor_adapter.supervision import JobFuture
-    from executor_adapter.worker import JobContext, current_job
+    from executor_adapter.executor import JobExecutor as JobExecutor
+    from executor_adapter.job import Attempt as Attempt
+    from executor_adapter.job import ErrorCode as ErrorCode
+    from executor_adapter.job import Job as Job
+    from executor_adapter.job import JobOptions as JobOptions
+    from executor_adapter.job import JobResult as JobResult
+    from executor_adapter.job import JobResults as JobResults
+    from executor_adapter.job import JobStatus as JobStatus
+    from executor_adapter.job import Observer as Observer
+    from executor_adapter.job import Progress as Progress
+    from executor_adapter.job import RetryDecision as RetryDecision
+    from executor_adapter.job import RetryPolicy as RetryPolicy
+    from executor_adapter.job import RetryRule as RetryRule
+    from executor_adapter.job import ToolLimit as ToolLimit
+    from executor_adapter.job import Transition as Transition
+    from executor_adapter.scheduler import JobQueue as JobQueue
+    from executor_adapter.supervision import JobFuture as JobFuture
+    from executor_adapter.worker import JobContext as JobContext
+    from executor_adapter.worker import current_job as current_job
 
 _NAMES = {
     "executor_adapter.executor": "JobExecutor",
@@ -42,26 +41,4 @@ _NAMES = {
     "executor_adapter.worker": "JobContext current_job",
 }
 
-__all__ = [
-    "Attempt",
-    "ErrorCode",
-    "Job",
-    "JobContext",
-    "JobExecutor",
-    "JobFuture",
-    "JobOptions",
-    "JobQueue",
-    "JobResult",
-    "JobResults",
-    "JobStatus",
-    "Observer",
-    "Progress",
-    "RetryDecision",
-    "RetryPolicy",
-    "RetryRule",
-    "ToolLimit",
-    "Transition",
-    "current_job",
-]
-
-__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

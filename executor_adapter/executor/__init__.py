@@ -1,30 +1,35 @@
-"""The executor that users hold: JobExecutor, the current and the default one, and what ends them."""
+"""The executor that users hold: JobExecutor, the current and the default one, and what ends them.
+
+Names are loaded when first used.
+"""
 
 from __future__ import annotations
 
-from executor_adapter.executor.calling import result_of
-from executor_adapter.executor.defaults import preload_in_workers, read_threads_from, slot_limits
-from executor_adapter.executor.executor import JobExecutor, current_executor
-from executor_adapter.executor.of_process import (
-    ending_handlers,
-    enter_executor,
-    leave_executor,
-    signal_watch,
-    stop_tracking,
-)
-from executor_adapter.executor.sentinel import sentinel_client
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "JobExecutor",
-    "current_executor",
-    "ending_handlers",
-    "enter_executor",
-    "leave_executor",
-    "preload_in_workers",
-    "read_threads_from",
-    "result_of",
-    "sentinel_client",
-    "signal_watch",
-    "slot_limits",
-    "stop_tracking",
-]
+from executor_adapter.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from executor_adapter.executor.calling import result_of as result_of
+    from executor_adapter.executor.defaults import slot_limits as slot_limits
+    from executor_adapter.executor.executor import JobExecutor as JobExecutor
+    from executor_adapter.executor.executor import current_executor as current_executor
+    from executor_adapter.executor.of_other_parts import preload_in_workers as preload_in_workers
+    from executor_adapter.executor.of_other_parts import read_threads_from as read_threads_from
+    from executor_adapter.executor.of_process import ending_handlers as ending_handlers
+    from executor_adapter.executor.of_process import enter_executor as enter_executor
+    from executor_adapter.executor.of_process import leave_executor as leave_executor
+    from executor_adapter.executor.of_process import signal_watch as signal_watch
+    from executor_adapter.executor.of_process import stop_tracking as stop_tracking
+    from executor_adapter.executor.sentinel import sentinel_client as sentinel_client
+
+_NAMES = {
+    ".calling": "result_of",
+    ".defaults": "slot_limits",
+    ".executor": "JobExecutor current_executor",
+    ".of_other_parts": "preload_in_workers read_threads_from",
+    ".of_process": "ending_handlers enter_executor leave_executor signal_watch stop_tracking",
+    ".sentinel": "sentinel_client",
+}
+
+__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from executor_adapter.config import Settings, retry_policy
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.executor.of_other_parts import thread_settings, worker_preloads
 from executor_adapter.executor.of_process import drain_all
 from executor_adapter.job import (
     CPU,
@@ -42,11 +43,6 @@ DEFAULT_SLOTS = 1_000
 DEFAULT_THREADS = 64
 Initializer = tuple[Callable[..., object], tuple[Any, ...]]
 """A function that each worker process calls before its first job, and its arguments."""
-
-_thread_settings: list[Callable[[], int | None]] = []
-
-worker_preloads: list[str] = []
-"""Modules that every process pool preloads, besides the configured ones."""
 
 
 # --- jobs ---
@@ -125,18 +121,13 @@ def limits_of_tools(settings: Settings, given: Mapping[str, ToolLimit] | None) -
 # --- slots and capacity ---
 
 
-def read_threads_from(setting: Callable[[], int | None]) -> None:
-    """Let executors that are made from now on run as many threads as this setting says, where nothing else is said."""
-    _thread_settings.append(setting)
-
-
 def slot_limits(max_workers: int | Mapping[str, int] | None) -> SlotLimits:
     """Return the slots that `max_workers` means: see JobExecutor. Names and numbers were checked before."""
     if max_workers is not None and not isinstance(max_workers, Mapping):
         return SlotLimits(total=int(max_workers))  # It may be a number of NumPy's.
     slots = dict.fromkeys(get_args(PoolWithSlots), DEFAULT_SLOTS)
     slots["process"] = math.ceil(_processors())
-    slots["thread"] = next((number for read in _thread_settings if (number := read())), DEFAULT_THREADS)
+    slots["thread"] = next((number for read in thread_settings if (number := read())), DEFAULT_THREADS)
     return SlotLimits(of_pool=slots | dict(max_workers or {}))
 
 
@@ -177,14 +168,6 @@ def _memory(settings: Settings) -> float:
 
 
 # --- pools ---
-
-
-def preload_in_workers(*modules: str) -> None:
-    """Make process pools that are created from now on preload these modules, besides the configured ones.
-
-    For code that runs around functions in a worker: imported on first use, it would count towards a job's limits.
-    """
-    worker_preloads.extend(modules)
 
 
 def make_memory_guard(config: Settings) -> MemoryGuard | None:

@@ -22,11 +22,11 @@ from executor_adapter.executor.defaults import (
     limits_of_tools,
     make_memory_guard,
     make_pool,
-    preload_in_workers,
     read_capacity,
     slot_limits,
 )
 from executor_adapter.executor.hooks import HookedExecution
+from executor_adapter.executor.of_other_parts import preload_in_workers
 from executor_adapter.executor.of_process import (
     DefaultExecutor,
     EntryToken,

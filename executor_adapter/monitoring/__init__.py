@@ -22,20 +22,29 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.job import NearLimit
-    from executor_adapter.monitoring.exporters import export_metrics, ready_checks
-    from executor_adapter.monitoring.findings import Finding, Level, fine, warning, wrong
-    from executor_adapter.monitoring.health import Alert, AlertKind, HealthMonitor
-    from executor_adapter.monitoring.port import MetricsPort
-    from executor_adapter.monitoring.progress import ProgressBar, ProgressCounts
-    from executor_adapter.monitoring.telemetry import tracer_in_use
-    from executor_adapter.monitoring.trace_scope import INSIDE
-    from executor_adapter.monitoring.tracing import JobTracer, SpanScope
-    from executor_adapter.supervision import ExecutorStats
+    from executor_adapter.job import NearLimit as NearLimit
+    from executor_adapter.monitoring.exporters import export_metrics as export_metrics
+    from executor_adapter.monitoring.findings import Finding as Finding
+    from executor_adapter.monitoring.findings import Level as Level
+    from executor_adapter.monitoring.findings import fine as fine
+    from executor_adapter.monitoring.findings import ready_checks as ready_checks
+    from executor_adapter.monitoring.findings import warning as warning
+    from executor_adapter.monitoring.findings import wrong as wrong
+    from executor_adapter.monitoring.health import Alert as Alert
+    from executor_adapter.monitoring.health import AlertKind as AlertKind
+    from executor_adapter.monitoring.health import HealthMonitor as HealthMonitor
+    from executor_adapter.monitoring.port import MetricsPort as MetricsPort
+    from executor_adapter.monitoring.progress import ProgressBar as ProgressBar
+    from executor_adapter.monitoring.progress import ProgressCounts as ProgressCounts
+    from executor_adapter.monitoring.telemetry import tracer_in_use as tracer_in_use
+    from executor_adapter.monitoring.trace_scope import INSIDE as INSIDE
+    from executor_adapter.monitoring.tracing import JobTracer as JobTracer
+    from executor_adapter.monitoring.tracing import SpanScope as SpanScope
+    from executor_adapter.supervision import ExecutorStats as ExecutorStats
 
 _NAMES = {
-    ".exporters": "export_metrics ready_checks",
-    ".findings": "Finding Level fine warning wrong",
+    ".exporters": "export_metrics",
+    ".findings": "Finding Level fine ready_checks warning wrong",
     ".health": "Alert AlertKind HealthMonitor",
     ".port": "MetricsPort",
     ".progress": "ProgressBar ProgressCounts",
@@ -46,26 +55,4 @@ _NAMES = {
     "executor_adapter.supervision": "ExecutorStats",
 }
 
-__all__ = [
-    "INSIDE",
-    "Alert",
-    "AlertKind",
-    "ExecutorStats",
-    "Finding",
-    "HealthMonitor",
-    "JobTracer",
-    "Level",
-    "MetricsPort",
-    "NearLimit",
-    "ProgressBar",
-    "ProgressCounts",
-    "SpanScope",
-    "export_metrics",
-    "fine",
-    "ready_checks",
-    "tracer_in_use",
-    "warning",
-    "wrong",
-]
-
-__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from executor_adapter.config import MonitoringSettings
 from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.monitoring.findings import ready_checks
 from executor_adapter.store import JobStore, StoreUnavailableError
 from executor_adapter.supervision import ExecutorStats, Supervisor
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from executor_adapter.monitoring.port import MetricsPort
     from executor_adapter.monitoring.prometheus import JobMetrics
 
-ready_checks: dict[str, Callable[[], str | None]] = {}
-"""By name, what a program needs besides its stores: each returns what is wrong, or None."""
 TURN_SECONDS = 10.0
 """Seconds within which a supervisor makes a turn, however much it has to do."""
 

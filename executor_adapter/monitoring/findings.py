@@ -1,9 +1,13 @@
-"""The findings of the checks of `executor-adapter doctor`."""
+"""The findings of the checks of `executor-adapter doctor`, and what a program that is ready must have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+
+ready_checks: dict[str, Callable[[], str | None]] = {}
+"""By name, what a program needs besides its stores: each returns what is wrong, or None."""
 
 
 class Level(StrEnum):

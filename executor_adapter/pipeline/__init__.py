@@ -24,35 +24,40 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pipeline.collecting import (
-        collect_window,
-        collect_windows,
-        find_windows,
-        read_sample,
-        rebuild_table,
-    )
-    from executor_adapter.pipeline.lake.layout import remove_leftovers
-    from executor_adapter.pipeline.lake.table import LakeTable
-    from executor_adapter.pipeline.lake.upkeep import expire_windows, is_expired, remove_windows, settle_windows
-    from executor_adapter.pipeline.processing import (
-        Balance,
-        Processed,
-        balance,
-        balances,
-        process_table,
-        process_window,
-        process_windows,
-        reject_reasons,
-    )
-    from executor_adapter.pipeline.sources.files import find_files
-    from executor_adapter.pipeline.sources.land import land
-    from executor_adapter.pipeline.sources.landing import Landing, Window
-    from executor_adapter.pipeline.sources.reading import read_rows
-    from executor_adapter.pipeline.starter import write_starter
-    from executor_adapter.pipeline.storing import Collected, store_landing
-    from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tables
-    from executor_adapter.pipeline.text_rows import REJECTED
-    from executor_adapter.pipeline.upkeep import rejected_rows, status_of
+    from executor_adapter.pipeline.collecting import collect_window as collect_window
+    from executor_adapter.pipeline.collecting import collect_windows as collect_windows
+    from executor_adapter.pipeline.collecting import find_windows as find_windows
+    from executor_adapter.pipeline.collecting import read_sample as read_sample
+    from executor_adapter.pipeline.collecting import rebuild_table as rebuild_table
+    from executor_adapter.pipeline.lake.layout import remove_leftovers as remove_leftovers
+    from executor_adapter.pipeline.lake.table import LakeTable as LakeTable
+    from executor_adapter.pipeline.lake.upkeep import expire_windows as expire_windows
+    from executor_adapter.pipeline.lake.upkeep import is_expired as is_expired
+    from executor_adapter.pipeline.lake.upkeep import remove_windows as remove_windows
+    from executor_adapter.pipeline.lake.upkeep import settle_windows as settle_windows
+    from executor_adapter.pipeline.processing import Balance as Balance
+    from executor_adapter.pipeline.processing import Processed as Processed
+    from executor_adapter.pipeline.processing import balance as balance
+    from executor_adapter.pipeline.processing import balances as balances
+    from executor_adapter.pipeline.processing import process_table as process_table
+    from executor_adapter.pipeline.processing import process_window as process_window
+    from executor_adapter.pipeline.processing import process_windows as process_windows
+    from executor_adapter.pipeline.processing import reject_reasons as reject_reasons
+    from executor_adapter.pipeline.sources.files import find_files as find_files
+    from executor_adapter.pipeline.sources.land import land as land
+    from executor_adapter.pipeline.sources.landing import Landing as Landing
+    from executor_adapter.pipeline.sources.landing import Window as Window
+    from executor_adapter.pipeline.sources.reading import read_rows as read_rows
+    from executor_adapter.pipeline.starter import write_starter as write_starter
+    from executor_adapter.pipeline.storing import Collected as Collected
+    from executor_adapter.pipeline.storing import store_landing as store_landing
+    from executor_adapter.pipeline.tables import ConfiguredTable as ConfiguredTable
+    from executor_adapter.pipeline.tables import configured_tables as configured_tables
+    from executor_adapter.pipeline.tables import import_references as import_references
+    from executor_adapter.pipeline.tables import select_tables as select_tables
+    from executor_adapter.pipeline.text_rows import REJECTED as REJECTED
+    from executor_adapter.pipeline.upkeep import rejected_rows as rejected_rows
+    from executor_adapter.pipeline.upkeep import status_of as status_of
 
 _NAMES = {
     ".collecting": "collect_window collect_windows find_windows read_sample rebuild_table",
@@ -71,41 +76,4 @@ _NAMES = {
     ".upkeep": "rejected_rows status_of",
 }
 
-__all__ = [
-    "REJECTED",
-    "Balance",
-    "Collected",
-    "ConfiguredTable",
-    "LakeTable",
-    "Landing",
-    "Processed",
-    "Window",
-    "balance",
-    "balances",
-    "collect_window",
-    "collect_windows",
-    "configured_tables",
-    "expire_windows",
-    "find_files",
-    "find_windows",
-    "import_references",
-    "is_expired",
-    "land",
-    "process_table",
-    "process_window",
-    "process_windows",
-    "read_rows",
-    "read_sample",
-    "rebuild_table",
-    "reject_reasons",
-    "rejected_rows",
-    "remove_leftovers",
-    "remove_windows",
-    "select_tables",
-    "settle_windows",
-    "status_of",
-    "store_landing",
-    "write_starter",
-]
-
-__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

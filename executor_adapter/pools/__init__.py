@@ -10,24 +10,41 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pools.base import Assignment, LeasingPool, PoolSupervisor, Recall, WorkerPool
-    from executor_adapter.pools.cluster.descriptions import EngineName, ask_nodes, compare_node, describe_ssh_host
-    from executor_adapter.pools.gpus import GpuShares, gpu_environment, gpu_ids, visible_gpus
-    from executor_adapter.pools.in_process.call import bind, call_in_job
-    from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
-    from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan, lend_slot
-    from executor_adapter.pools.kinds import PoolKinds, pool_kinds
-    from executor_adapter.pools.loop import SupervisorLoop
-    from executor_adapter.pools.memory.available import AvailableMemory
-    from executor_adapter.pools.memory.control_groups import processor_quota
-    from executor_adapter.pools.memory.guard import MemoryGuard
-    from executor_adapter.pools.memory.level import MemoryLevel
-    from executor_adapter.pools.patience import Patience
-    from executor_adapter.pools.refused_starts import unavailable
-    from executor_adapter.pools.selection import check_job, check_limits
-    from executor_adapter.pools.transport.functions import dumps as dump_by_value
-    from executor_adapter.pools.transport.importable import current_path, is_in_library
-    from executor_adapter.pools.transport.importable import reference as importable_reference
+    from executor_adapter.pools.base import Assignment as Assignment
+    from executor_adapter.pools.base import LeasingPool as LeasingPool
+    from executor_adapter.pools.base import PoolSupervisor as PoolSupervisor
+    from executor_adapter.pools.base import Recall as Recall
+    from executor_adapter.pools.base import WorkerPool as WorkerPool
+    from executor_adapter.pools.cluster.descriptions import EngineName as EngineName
+    from executor_adapter.pools.cluster.descriptions import ask_nodes as ask_nodes
+    from executor_adapter.pools.cluster.descriptions import compare_node as compare_node
+    from executor_adapter.pools.cluster.descriptions import describe_ssh_host as describe_ssh_host
+    from executor_adapter.pools.gpus import GpuShares as GpuShares
+    from executor_adapter.pools.gpus import gpu_environment as gpu_environment
+    from executor_adapter.pools.gpus import gpu_ids as gpu_ids
+    from executor_adapter.pools.gpus import visible_gpus as visible_gpus
+    from executor_adapter.pools.in_process.call import bind as bind
+    from executor_adapter.pools.in_process.call import call_in_job as call_in_job
+    from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT as COROUTINE_STOP_TIMEOUT
+    from executor_adapter.pools.in_process.event_loop import EventLoopThread as EventLoopThread
+    from executor_adapter.pools.in_process.slot_loan import SlotLoan as SlotLoan
+    from executor_adapter.pools.in_process.slot_loan import current_slot_loan as current_slot_loan
+    from executor_adapter.pools.in_process.slot_loan import lend_slot as lend_slot
+    from executor_adapter.pools.kinds import PoolKinds as PoolKinds
+    from executor_adapter.pools.kinds import pool_kinds as pool_kinds
+    from executor_adapter.pools.loop import SupervisorLoop as SupervisorLoop
+    from executor_adapter.pools.memory.available import AvailableMemory as AvailableMemory
+    from executor_adapter.pools.memory.control_groups import processor_quota as processor_quota
+    from executor_adapter.pools.memory.guard import MemoryGuard as MemoryGuard
+    from executor_adapter.pools.memory.level import MemoryLevel as MemoryLevel
+    from executor_adapter.pools.patience import Patience as Patience
+    from executor_adapter.pools.refused_starts import unavailable as unavailable
+    from executor_adapter.pools.selection import check_job as check_job
+    from executor_adapter.pools.selection import check_limits as check_limits
+    from executor_adapter.pools.transport.functions import dump_by_value as dump_by_value
+    from executor_adapter.pools.transport.importable import current_path as current_path
+    from executor_adapter.pools.transport.importable import importable_reference as importable_reference
+    from executor_adapter.pools.transport.importable import is_in_library as is_in_library
 
 _NAMES = {
     ".base": "Assignment LeasingPool PoolSupervisor Recall WorkerPool",
@@ -45,46 +62,8 @@ _NAMES = {
     ".patience": "Patience",
     ".refused_starts": "unavailable",
     ".selection": "check_job check_limits",
-    ".transport.functions": "dump_by_value:dumps",
-    ".transport.importable": "current_path importable_reference:reference is_in_library",
+    ".transport.functions": "dump_by_value",
+    ".transport.importable": "current_path importable_reference is_in_library",
 }
 
-__all__ = [
-    "COROUTINE_STOP_TIMEOUT",
-    "Assignment",
-    "AvailableMemory",
-    "EngineName",
-    "EventLoopThread",
-    "GpuShares",
-    "LeasingPool",
-    "MemoryGuard",
-    "MemoryLevel",
-    "Patience",
-    "PoolKinds",
-    "PoolSupervisor",
-    "Recall",
-    "SlotLoan",
-    "SupervisorLoop",
-    "WorkerPool",
-    "ask_nodes",
-    "bind",
-    "call_in_job",
-    "check_job",
-    "check_limits",
-    "compare_node",
-    "current_path",
-    "current_slot_loan",
-    "describe_ssh_host",
-    "dump_by_value",
-    "gpu_environment",
-    "gpu_ids",
-    "importable_reference",
-    "is_in_library",
-    "lend_slot",
-    "pool_kinds",
-    "processor_quota",
-    "unavailable",
-    "visible_gpus",
-]
-
-__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

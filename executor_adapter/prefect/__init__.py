@@ -1,57 +1,77 @@
-"""Runs jobs as Prefect task runs, and shows every state of theirs in the Prefect UI. Only this part imports Prefect."""
+"""Runs jobs as Prefect task runs, and shows every state of theirs in the Prefect UI. Only this part imports Prefect.
 
-from prefect.settings import get_current_settings
+Names are loaded when first used: what ends the runs of a dead process needs few of them, and soon.
+"""
 
-# Not imported lazily, as in the package above: a later import of the module `job_task` would replace the function.
-from executor_adapter.blocks import JobExecutorBlock
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from executor_adapter.executor import preload_in_workers, read_threads_from
-from executor_adapter.prefect.bulk.run_jobs import arun_jobs, run_jobs
-from executor_adapter.prefect.crashes.sweep import OutboxCleanUp, SweptFlowRun, clean_outbox, sweep
-from executor_adapter.prefect.job_task import JobTask, job_task
-from executor_adapter.prefect.mirror.mirror import MirrorReport, PrefectMirror
-from executor_adapter.prefect.mirror.runs import ReconcileReport, wait_until_recorded
-from executor_adapter.prefect.mirror.server import start_embedded_server
-from executor_adapter.prefect.options.job_options import JobTaskOptions
-from executor_adapter.prefect.options.plain_task import job_options
-from executor_adapter.prefect.reporting.artifacts import JobReport, job_report
-from executor_adapter.prefect.reporting.job_events import JobEvents, emit_alert, job_events
-from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner
-from executor_adapter.prefect.setup.bootstrap import BootstrapChange, BootstrapOutcome, bootstrap
-from executor_adapter.prefect.setup.plan import BootstrapPlan, read_plan
+from executor_adapter.lazy import lazy_attributes
 
-PRELOAD = ("prefect.main", "executor_adapter.prefect", "executor_adapter.prefect.child.preload")
+if TYPE_CHECKING:
+    from executor_adapter.blocks import JobExecutorBlock as JobExecutorBlock
+    from executor_adapter.prefect.bulk.run_jobs import arun_jobs as arun_jobs
+    from executor_adapter.prefect.bulk.run_jobs import run_jobs as run_jobs
+    from executor_adapter.prefect.crashes.sweep import OutboxCleanUp as OutboxCleanUp
+    from executor_adapter.prefect.crashes.sweep import SweptFlowRun as SweptFlowRun
+    from executor_adapter.prefect.crashes.sweep import clean_outbox as clean_outbox
+    from executor_adapter.prefect.crashes.sweep import sweep as sweep
+    from executor_adapter.prefect.mirror.mirror import MirrorReport as MirrorReport
+    from executor_adapter.prefect.mirror.mirror import PrefectMirror as PrefectMirror
+    from executor_adapter.prefect.mirror.runs import ReconcileReport as ReconcileReport
+    from executor_adapter.prefect.mirror.runs import wait_until_recorded as wait_until_recorded
+    from executor_adapter.prefect.mirror.server import start_embedded_server as start_embedded_server
+    from executor_adapter.prefect.options.job_options import JobTaskOptions as JobTaskOptions
+    from executor_adapter.prefect.options.plain_task import job_options as job_options
+    from executor_adapter.prefect.reporting.artifacts import JobReport as JobReport
+    from executor_adapter.prefect.reporting.artifacts import job_report as job_report
+    from executor_adapter.prefect.reporting.job_events import JobEvents as JobEvents
+    from executor_adapter.prefect.reporting.job_events import emit_alert as emit_alert
+    from executor_adapter.prefect.reporting.job_events import job_events as job_events
+    from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner as JobTaskRunner
+    from executor_adapter.prefect.setup.bootstrap import BootstrapChange as BootstrapChange
+    from executor_adapter.prefect.setup.bootstrap import BootstrapOutcome as BootstrapOutcome
+    from executor_adapter.prefect.setup.bootstrap import bootstrap as bootstrap
+    from executor_adapter.prefect.setup.plan import BootstrapPlan as BootstrapPlan
+    from executor_adapter.prefect.setup.plan import read_plan as read_plan
+    from executor_adapter.prefect.tasks import JobTask as JobTask
+    from executor_adapter.prefect.tasks import job_task as job_task
+
+_NAMES = {
+    ".bulk.run_jobs": "arun_jobs run_jobs",
+    ".crashes.sweep": "OutboxCleanUp SweptFlowRun clean_outbox sweep",
+    ".mirror.mirror": "MirrorReport PrefectMirror",
+    ".mirror.runs": "ReconcileReport wait_until_recorded",
+    ".mirror.server": "start_embedded_server",
+    ".options.job_options": "JobTaskOptions",
+    ".options.plain_task": "job_options",
+    ".reporting.artifacts": "JobReport job_report",
+    ".reporting.job_events": "JobEvents emit_alert job_events",
+    ".runners.job_task_runner": "JobTaskRunner",
+    ".setup.bootstrap": "BootstrapChange BootstrapOutcome bootstrap",
+    ".setup.plan": "BootstrapPlan read_plan",
+    ".tasks": "JobTask job_task",
+    "executor_adapter.blocks": "JobExecutorBlock",
+}
+
+PRELOAD = (
+    "prefect.main",
+    "executor_adapter.prefect.tasks",
+    "executor_adapter.prefect.runners.job_task_runner",
+    "executor_adapter.prefect.child.preload",
+)
 """The modules that a worker needs for job tasks. They take 0.6 s to import, so they are imported before the fork."""
 
-__all__ = [
-    "PRELOAD",
-    "BootstrapChange",
-    "BootstrapOutcome",
-    "BootstrapPlan",
-    "JobEvents",
-    "JobExecutorBlock",
-    "JobReport",
-    "JobTask",
-    "JobTaskOptions",
-    "JobTaskRunner",
-    "MirrorReport",
-    "OutboxCleanUp",
-    "PrefectMirror",
-    "ReconcileReport",
-    "SweptFlowRun",
-    "arun_jobs",
-    "bootstrap",
-    "clean_outbox",
-    "emit_alert",
-    "job_events",
-    "job_options",
-    "job_report",
-    "job_task",
-    "read_plan",
-    "run_jobs",
-    "start_embedded_server",
-    "sweep",
-    "wait_until_recorded",
-]
+
+def _thread_limit() -> int | None:
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().tasks.runner.thread_pool_max_workers
+
 
 preload_in_workers(*PRELOAD)
-read_threads_from(lambda: get_current_settings().tasks.runner.thread_pool_max_workers)
+read_threads_from(_thread_limit)
+
+__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

@@ -19,15 +19,13 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pipeline.flows.command import run_pipeline
-    from executor_adapter.pipeline.flows.entry import (
-        collection_flow,
-        maintenance_flow,
-        pipeline_flow,
-        processing_flow,
-    )
-    from executor_adapter.pipeline.flows.run import JobsFailedError
-    from executor_adapter.pipeline.flows.summaries import Summary
+    from executor_adapter.pipeline.flows.command import run_pipeline as run_pipeline
+    from executor_adapter.pipeline.flows.entry import collection_flow as collection_flow
+    from executor_adapter.pipeline.flows.entry import maintenance_flow as maintenance_flow
+    from executor_adapter.pipeline.flows.entry import pipeline_flow as pipeline_flow
+    from executor_adapter.pipeline.flows.entry import processing_flow as processing_flow
+    from executor_adapter.pipeline.flows.run import JobsFailedError as JobsFailedError
+    from executor_adapter.pipeline.flows.summaries import Summary as Summary
 
 _NAMES = {
     ".command": "run_pipeline",
@@ -36,14 +34,4 @@ _NAMES = {
     ".summaries": "Summary",
 }
 
-__all__ = [
-    "JobsFailedError",
-    "Summary",
-    "collection_flow",
-    "maintenance_flow",
-    "pipeline_flow",
-    "processing_flow",
-    "run_pipeline",
-]
-
-__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

@@ -70,12 +70,12 @@ def encode_function(function: Callable[..., Any] | str) -> EncodedFunction:
     known = _cache.get(id(function))
     if known is not None and known[0]() is function and (known[2] is None or known[2] == _dependencies(function)):
         return known[1]
-    referred = importable.reference(function)
+    referred = importable.importable_reference(function)
     if referred is not None:
         return _add_to_cache(function, EncodedFunction(REFERENCE + referred.encode(), once=False), None)
     dependencies = _dependencies(function)
     try:
-        encoded = EncodedFunction(PICKLE + dumps(function), once=dependencies is None)
+        encoded = EncodedFunction(PICKLE + dump_by_value(function), once=dependencies is None)
     except Exception as error:
         raise JobSerializationError(
             f"function {function!r} cannot be pickled: {text_of(error)}: use a function of a module, "
@@ -127,7 +127,7 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
     elif type(value) is tuple:
         for part in value:
             yield from _walk(part, seen)
-    elif id(value) in seen or importable.reference(value) is not None:
+    elif id(value) in seen or importable.importable_reference(value) is not None:
         yield id(value)
     elif isinstance(value, types.FunctionType) and not value.__dict__:
         seen.add(id(value))
@@ -159,7 +159,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def dumps(value: Any, buffers: values.LargeBuffers | None = None) -> bytes:
+def dump_by_value(value: Any, buffers: values.LargeBuffers | None = None) -> bytes:
     """Pickle `value` so that a child process can load it, from whichever module it comes."""
     try:
         stream = pickle.dumps(value, 5, buffer_callback=buffers)

@@ -143,7 +143,7 @@ def names_not_importable() -> tuple[bytes, ...]:
     return _not_importable[1]
 
 
-def reference(function: Any) -> str | None:
+def importable_reference(function: Any) -> str | None:
     """Return the `module:path` under which a child process finds this very object; None if it does not.
 
     A function that a decorator replaced is found through its replacement, as `__wrapped__` or `fn`.

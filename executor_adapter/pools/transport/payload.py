@@ -62,7 +62,7 @@ def attempt_part(assignment: Assignment) -> bytes:
     """
     if assignment.scope is None and assignment.checkpoint is None and assignment.environment is None:
         return b""
-    return functions.dumps((assignment.scope, assignment.checkpoint, assignment.environment))
+    return functions.dump_by_value((assignment.scope, assignment.checkpoint, assignment.environment))
 
 
 Initializer = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -98,7 +98,7 @@ def make_payload(job: Job, arguments: Arguments | None = None) -> Payload:
 
 def _encode_arguments(job: Job, arguments: Arguments) -> tuple[bytes, values.MemoryFile | None]:
     try:
-        return values.dump(arguments, functions.dumps)
+        return values.dump(arguments, functions.dump_by_value)
     except Exception as error:
         raise JobSerializationError(
             f"{_find_culprit(job)} cannot be pickled: {type(error).__name__}: {text_of(error)}: pass something that "
@@ -108,7 +108,7 @@ def _encode_arguments(job: Job, arguments: Arguments) -> tuple[bytes, values.Mem
 
 def _encode_description(job: Job) -> bytes:
     try:
-        return functions.dumps((job.tool_name, job.metadata))
+        return functions.dump_by_value((job.tool_name, job.metadata))
     except Exception as error:
         raise JobSerializationError(
             f"the metadata of job {job.job_id} cannot be pickled: {text_of(error)}: use plain values"
@@ -121,7 +121,7 @@ def _find_culprit(job: Job) -> str:
     named += [(f"argument {name!r}", value) for name, value in job.kwargs.items()]
     for name, value in named:
         try:
-            functions.dumps(value)
+            functions.dump_by_value(value)
         except Exception:
             return f"{name} (a {type(value).__name__})"
     return "the arguments"

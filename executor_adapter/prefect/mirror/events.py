@@ -33,7 +33,7 @@ from prefect.settings import Settings, get_current_settings
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.executor import sentinel_client
 from executor_adapter.job import ErrorCode, storable, uuid7
-from executor_adapter.prefect.child.contexts import NoTaskRunner
+from executor_adapter.prefect.child.no_task_runner import NoTaskRunner
 
 logger = logging.getLogger("executor_adapter.prefect")
 
