@@ -1,4 +1,4 @@
-"""Says in sentences and a plot what the demo's tables hold. config.yaml names these functions as `summary`."""
+"""Says in sentences and a plot what the demo's tables hold. config.yaml names the function as `summary`."""
 
 from __future__ import annotations
 
@@ -24,24 +24,6 @@ def summarise_flights(tables: Mapping[str, ConfiguredTable]) -> Summary:
         f"on average {total['dep_delay_sum'] / total['departed']:.1f} minutes late at departure"
     )
     return Summary(lines=[line], png=to_png(mean_delays(counted)), title="Mean departure delay by month and origin")
-
-
-def summarise_runs(tables: Mapping[str, ConfiguredTable]) -> Summary:
-    """Return a sentence about flow runs, and one about task runs."""
-    return Summary(lines=[describe_runs(name, read_measures(tables[name])) for name in ("flow_runs", "task_runs")])
-
-
-def describe_runs(table: str, counted: pd.DataFrame) -> str:
-    """Return a sentence about flow runs or task runs, from their measures."""
-    name = table.replace("_", " ")
-    if counted.empty:
-        return f"{name}: no rows yet"
-    runs, seconds = counted["runs"].sum(), counted["seconds_sum"].sum()
-    return (
-        f"{name}: {runs:,} finished, {counted['succeeded'].sum() / runs:.1%} of them succeeded, "
-        f"{counted['retried'].sum():,} were retried, "
-        f"{seconds / runs:.2f} s on average, {counted['seconds_max'].max():.2f} s the longest"
-    )
 
 
 def read_measures(table: ConfiguredTable) -> pd.DataFrame:

@@ -91,8 +91,7 @@ class RestTool(Tool):
     """Describes a REST API, whose objects are collected by UTC day, by a cursor, or all of them each time."""
 
     source: Literal["rest"] = Field(description=KINDS)
-    url: str | None = Field(default=None, pattern=r"^https?://")
-    """The API's URL; null: the API of the Prefect server that the flow uses, with the credentials set for it."""
+    url: str = Field(pattern=r"^https?://", description="the API's URL, which begins with http:// or https://")
     credential: Credential | None = None
     """Where the API's secret is; null: it needs none. It is sent as `Authorization: Bearer SECRET`, unless `username`
     or a header says otherwise."""
@@ -128,7 +127,7 @@ class RestTool(Tool):
     @model_validator(mode="after")
     def _check_secrets(self) -> RestTool:
         check_secrets("headers", self.headers, self.credential)
-        check_url(["url"], self.url or "", "set username, and say in `credential` where the password is")
+        check_url(["url"], self.url, "set username, and say in `credential` where the password is")
         check_url(["token_url"], self.token_url or "", "set username, and say in `credential` where the password is")
         if self.username is not None and self.credential is None:
             raise refused(["username"], repr(self.username), "must have the key credential beside it, for the password")

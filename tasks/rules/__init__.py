@@ -1,1 +1,4 @@
-"""Rules of tables: checks by pandera, and steps of their own. config.yaml names them. One module per subject."""
+"""Rules of tables: checks by pandera and pydantic, and steps of their own, in pandas and SQL. config.yaml names them.
+
+There is one module for each subject.
+"""

@@ -1,4 +1,4 @@
-"""Rules for the flights that left New York in 2013 and their weather, planes, airports and airlines.
+"""Rules for the flights that left New York in 2013 and their weather, planes and airports.
 
 Unusual but true values are valid: a cancelled flight has no dep_time, a diverted one no arr_delay, midnight is 2400,
 and an airline's own fleet number can replace the tail number. Impossible values are rejected.
@@ -163,14 +163,6 @@ AIRPORTS = pa.DataFrameSchema(
         "tz": pa.Column("Int64", _between(-12, 14)),
         "dst": pa.Column(None, pa.Check.isin(["A", "N", "U"], error="is not one of A, N and U")),
         "tzone": pa.Column(None, nullable=True),
-    }
-)
-
-
-AIRLINES = pa.DataFrameSchema(
-    {
-        "carrier": pa.Column(None, _matches(r"^[A-Z0-9]{2}$", "is not an IATA code of an airline")),
-        "name": pa.Column(),
     }
 )
 

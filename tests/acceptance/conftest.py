@@ -21,6 +21,7 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["lake"] = str(directory / "lake")
     flights = settings["tools"]["flights"]
     flights["tables"] = {"flights": flights["tables"]["flights"] | {"windows": ["2013-01"]}}
+    (directory / "tasks").symlink_to(ROOT / "tasks")  # The path of a step in SQL is relative to the configuration.
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     return config

@@ -137,13 +137,13 @@ def test_deploying_again_keeps_what_is_paused(server: Server, deployed: dict[str
     path, times = schedule_of("maintenance")
     server.call("PATCH", path, {"active": False, "schedule": times | {"cron": "1 1 * * 1"}})
     said = server.run(sys.executable, "deployments/deploy.py", "--dry-run")
-    assert is_active() == {"flights": False, "prefect": True, "maintenance": False}
+    assert is_active() == {"flights": False, "world": True, "maintenance": False}
     assert "flights stays paused: cron 0 2 * * *" in said
     assert "maintenance gets a new schedule, which is active: cron 30 3 * * 0" in said
     assert "maintenance loses a schedule: cron 1 1 * * 1\n" in said
-    assert "prefect" not in said
+    assert "world" not in said
     server.run(sys.executable, "deployments/deploy.py")
-    assert is_active() == {"flights": False, "prefect": True, "maintenance": True}
+    assert is_active() == {"flights": False, "world": True, "maintenance": True}
     server.call("PATCH", schedule_of("flights")[0], {"active": True})
 
 
@@ -153,7 +153,7 @@ def test_the_form_of_a_deployment_explains_its_parameters(deployed: dict[str, di
         parameters = known["parameter_openapi_schema"]["properties"]
         assert all(len(parameter["description"]) > 20 for parameter in parameters.values()), known["name"]
     tools = deployed["flights"]["parameter_openapi_schema"]["properties"]["tools"]["anyOf"][0]
-    assert tools["items"]["enum"][:3] == ["flights", "prefect", "flights.flights"]
+    assert tools["items"]["enum"][:3] == ["flights", "world", "flights.flights"]
 
 
 def test_no_schedule_repeats_the_work_of_another(deployed: dict[str, dict[str, Any]]) -> None:
@@ -161,7 +161,7 @@ def test_no_schedule_repeats_the_work_of_another(deployed: dict[str, dict[str, A
     scheduled = [name for name, known in deployed.items() if known["schedules"]]
     collected = [tool for name in scheduled for tool in deployed[name]["parameters"].get("tools", [])]
     assert sorted(collected) == sorted(set(collected))
-    assert {"flights", "prefect", "maintenance"} == set(scheduled)
+    assert {"flights", "world", "maintenance"} == set(scheduled)
 
 
 @pytest.mark.nightly
@@ -191,7 +191,7 @@ def test_serve_refuses_to_repeat_the_work_of_a_work_pool(server: Server, deploye
     command = [sys.executable, str(ROOT / "deployments" / "serve.py")]
     refused = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert refused.returncode == 1
-    assert "collection/prefect, maintenance/maintenance: active schedules of the work pool local" in refused.stderr
+    assert "collection/world, maintenance/maintenance: active schedules of the work pool local" in refused.stderr
     assert server.call("POST", "/deployments/filter", {}) == before
 
 

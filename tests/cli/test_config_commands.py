@@ -149,7 +149,6 @@ def test_sources_are_tried_on_request(command: Command, home: Path) -> None:
                 "paging": paging,
                 "resources": {"all": {"path": "/"}},
             },
-            "runs": {"source": "rest", "resources": {"flows": {"path": "/flows/filter"}}},
         }
         write(home, yaml.safe_dump({"lake": "lake", "tools": tools}))
         assert command("config", "check").code == 0
@@ -162,7 +161,6 @@ def test_sources_are_tried_on_request(command: Command, home: Path) -> None:
     assert said["tools.shop.tables.other"].startswith("DATA_ERROR: missing columns: ids: ")
     assert said["tools.own.tables.orders"] == "OK: 10 of the first 10 rows fit"
     assert said["tools.api.resources.all"] == "OK: 1 of the first 1 rows fit"
-    assert said["tools.runs.resources.flows"] == "not tried: it is the API of the Prefect server of a run"
 
 
 @pytest.mark.parametrize(("words", "code"), [(("config", "check"), 0), (("pipeline", "run", "-c", "wrong.yaml"), 2)])

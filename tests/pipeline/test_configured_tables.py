@@ -795,13 +795,15 @@ def test_tables_that_read_each_other_are_refused(tmp_path: Path) -> None:
 
 
 def test_tables_are_selected_by_name(tmp_path: Path) -> None:
-    """A tool stands for its tables; a name that is none is answered with the nearest right one."""
+    """A tool stands for its tables; a name that is none is answered with the nearest right one; no tool is an error."""
     tables = {"airports": {"file": "a.csv"}, "roads": {"file": "b.csv"}}
     settings = Settings(tools={"map": {"source": "files", "directory": tmp_path, "tables": tables}, "own": {}})
     assert [table.full_name for table in select_tables(settings, ["map.roads"])] == ["map.roads"]
     assert [table.full_name for table in select_tables(settings, ["map"])] == ["map.airports", "map.roads"]
     with pytest.raises(ConfigurationError, match=r"'airports' is not a table, .*: did you mean map\.airports\?"):
         select_tables(settings, ["airports"])
+    with pytest.raises(ConfigurationError, match="tools is missing: describe at least one tool"):
+        select_tables(Settings())
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from executor_adapter.pipeline import (
     process_table,
     reject_reasons,
     select_tables,
+    windows_to_process,
 )
 from executor_adapter.pipeline.loading import Loader
 from executor_adapter.pipeline.text_rows import READ, REJECTED, connected, in_batches
-from tasks.summary import summarise_flights, summarise_runs
+from tasks.summary import summarise_flights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,19 +31,10 @@ FLIGHT: dict[str, Any] = {
     "origin": "JFK", "dest": "SJU", "air_time": 189, "distance": 1598, "hour": 23, "minute": 59,
     "time_hour": "2013-01-02T04:00:00Z",
 }  # fmt: skip
-RUN: dict[str, Any] = {
-    "id": "a", "name": "collect", "flow_run_id": None, "task_key": "k", "state_type": "COMPLETED",
-    "state_name": "Completed", "run_count": 1, "start_time": "2026-01-02T10:00:00.5Z",
-    "end_time": "2026-01-02T10:00:02Z", "total_run_time": 1.5, "tags": "[]",
+AIRPORT: dict[str, Any] = {
+    "icao": "LLMZ", "iata": "MTZ", "name": "Bar Yehuda Airfield ", "city": "Masada", "subd": "", "country": "IL",
+    "elevation": -1266, "lat": 31.328, "lon": 35.389, "tz": "Asia/Jerusalem", "lid": "",
 }  # fmt: skip
-STATE = {
-    "id": "s",
-    "parent_id": "a",
-    "type": "RUNNING",
-    "name": None,
-    "timestamp": "2026-01-02T10:00:00Z",
-    "message": None,
-}
 CANCELLED = {"dep_time": None, "dep_delay": None, "arr_time": None, "arr_delay": None, "air_time": None}
 
 
@@ -50,7 +42,7 @@ def table(lake: Path, name: str) -> ConfiguredTable:
     """A table of the project's configuration, in a lake of its own."""
     settings = load_config(ROOT / "config.yaml").model_copy(update={"lake": lake})
     found = [each for tool in settings.tools for each in configured_tables(settings, tool)]
-    return next(each for each in found if each.name == name)
+    return next(each for each in found if each.full_name == name)
 
 
 def processed(lake: Path, name: str, *rows: dict[str, Any]) -> ConfiguredTable:
@@ -97,7 +89,7 @@ def flights(*changes: dict[str, Any]) -> list[dict[str, Any]]:
 )
 def test_unusual_flights_are_valid(tmp_path: Path, change: dict[str, Any]) -> None:
     """Unusual but true flights are valid."""
-    assert reasons(processed(tmp_path, "flights", *flights(change))) == []
+    assert reasons(processed(tmp_path, "flights.flights", *flights(change))) == []
 
 
 @pytest.mark.parametrize(
@@ -119,20 +111,20 @@ def test_unusual_flights_are_valid(tmp_path: Path, change: dict[str, Any]) -> No
 )
 def test_an_impossible_flight_is_rejected_with_its_reason(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     """An impossible flight is rejected with the reason, and no other row is."""
-    (found,) = reasons(processed(tmp_path, "flights", *flights({}, {}, change, {})))
+    (found,) = reasons(processed(tmp_path, "flights.flights", *flights({}, {}, change, {})))
     assert reason in found
 
 
 def test_a_reject_lists_every_reason(tmp_path: Path) -> None:
     """A reject lists everything that is wrong with it."""
-    found = processed(tmp_path, "flights", *flights({"month": 13, "origin": "Newark"}))
+    found = processed(tmp_path, "flights.flights", *flights({"month": 13, "origin": "Newark"}))
     assert reasons(found) == ["month: 13 is not between 1 and 12; origin: 'Newark' is not an FAA code of an airport"]
 
 
 def test_normalised_flights_have_times_and_flags(tmp_path: Path) -> None:
     """A normalised flight has its departure times and the flags cancelled and diverted."""
     changes = ({"dep_time": 15, "dep_delay": 16}, CANCELLED, {"arr_delay": None, "air_time": None})
-    kept = processed(tmp_path, "flights", *flights(*changes)).processed.read("all").to_pandas()
+    kept = processed(tmp_path, "flights.flights", *flights(*changes)).processed.read("all").to_pandas()
     assert kept["scheduled_departure"][0] == pd.Timestamp("2013-01-02T04:59Z")
     assert kept["departure"][0] == pd.Timestamp("2013-01-02T05:15Z")
     assert pd.isna(kept["departure"][1])
@@ -142,7 +134,7 @@ def test_normalised_flights_have_times_and_flags(tmp_path: Path) -> None:
 
 def test_flights_are_counted_and_summarised(tmp_path: Path) -> None:
     """Measures are computed for each month and origin; the summary has them in a sentence and a plot."""
-    found = processed(tmp_path, "flights", *flights({}, CANCELLED, {"origin": "EWR"}))
+    found = processed(tmp_path, "flights.flights", *flights({}, CANCELLED, {"origin": "EWR"}))
     names = ("month", "origin", "flights", "departed", "cancelled", "dep_delay_sum")
     counted = [tuple(row[name] for name in names) for row in found.aggregates.read("all").to_pylist()]
     assert counted == [(1, "EWR", 1, 1, 0, -5), (1, "JFK", 2, 1, 1, -5)]
@@ -154,44 +146,50 @@ def test_flights_are_counted_and_summarised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"state_type": "RUNNING"}, "state_type: 'RUNNING' is not a final state"),
-        ({"end_time": "2026-01-02T09:00:00Z"}, "ended before it started"),
-        ({"total_run_time": -1}, "total_run_time: -1.0 is negative"),
-        ({"end_time": None}, "end_time: is empty"),
-        ({"id": None}, "id: is empty"),
+        ({"icao": "_AYM"}, "icao: '_AYM' is not a code of ICAO"),
+        ({"lat": 91.5}, "lat: 91.5 is not between -90 and 90"),
+        ({"country": None}, "country: is empty"),
+        ({"elevation": -1266}, None),
     ],
 )
-def test_an_impossible_run_is_rejected(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    """An impossible run is rejected with the reason."""
-    assert reasons(processed(tmp_path, "task_runs", RUN | change, RUN | {"id": "b"})) == [reason]
+def test_an_impossible_airport_is_rejected(tmp_path: Path, change: dict[str, Any], reason: str | None) -> None:
+    """An airport of the world is rejected with the reason; one at the Dead Sea is not."""
+    found = processed(tmp_path, "world.airports", AIRPORT | change, AIRPORT)
+    assert reasons(found) == ([] if reason is None else [reason])
 
 
-def test_runs_are_counted_by_final_state(tmp_path: Path) -> None:
-    """Runs are counted by their final state; the summary counts successes, retries and seconds."""
-    failed = RUN | {"id": "b", "state_type": "FAILED", "start_time": None, "total_run_time": 4.0, "run_count": 3}
-    found = processed(tmp_path, "task_runs", RUN, failed)
-    assert found.aggregates.read("all").to_pylist() == [
-        {"state_type": "COMPLETED", "runs": 1, "succeeded": 1, "retried": 0, "seconds_sum": 1.5, "seconds_max": 1.5},
-        {"state_type": "FAILED", "runs": 1, "succeeded": 0, "retried": 1, "seconds_sum": 4.0, "seconds_max": 4.0},
-    ]
-    summary = summarise_runs({"task_runs": found, "flow_runs": table(tmp_path, "flow_runs")})
-    assert summary.lines == [
-        "flow runs: no rows yet",
-        "task runs: 2 finished, 50.0% of them succeeded, 1 were retried, 2.75 s on average, 4.00 s the longest",
+def test_an_airline_is_what_its_model_says(tmp_path: Path) -> None:
+    """An airline that does not fit the model is rejected with all that the model finds wrong, and no other is."""
+    wrong, right = {"carrier": "9EX", "name": " "}, {"carrier": "AA", "name": "American Airlines Inc."}
+    found = processed(tmp_path, "flights.airlines", wrong, {"carrier": "9E", "name": None}, right)
+    assert sorted(reasons(found)) == [
+        "carrier: String should match pattern '^[A-Z0-9]{2}$'; name: String should have at least 1 character",
+        "name: Input should be a valid string",
     ]
 
 
-def test_states_have_names(tmp_path: Path) -> None:
-    """A state without a name is called by its type."""
-    found = processed(tmp_path, "flow_run_states", STATE, STATE | {"id": "t", "name": "Late"})
-    assert found.processed.read("all")["name"].to_pylist() == ["Running", "Late"]
+def test_airports_of_the_flights_get_their_cities(tmp_path: Path) -> None:
+    """An airport has the city that the airports of the world have for its code, and none where they do not know it.
+
+    After a change there, its window is to be processed again.
+    """
+    processed(tmp_path, "world.airports", AIRPORT, AIRPORT | {"icao": "KJFK", "lid": "JFK", "city": "New York"})
+    jfk = {"faa": "JFK", "name": "Kennedy", "lat": 40.6, "lon": -73.8, "alt": 13, "tz": -5, "dst": "A", "tzone": None}
+    found = processed(tmp_path, "flights.airports", jfk, jfk | {"faa": "1C9"})
+    assert found.processed.read("all").select(["faa", "city"]).to_pylist() == [
+        {"faa": "JFK", "city": "New York"},
+        {"faa": "1C9", "city": None},
+    ]
+    assert windows_to_process(found) == {}
+    processed(tmp_path, "world.airports", AIRPORT)
+    assert list(windows_to_process(found)) == ["all"]
 
 
 def test_all_tables_of_the_demo_are_right() -> None:
     """Every table of config.yaml declares its types, and every step and measure of it can be loaded."""
     settings = load_config(ROOT / "config.yaml")
     found = select_tables(settings)
-    assert len(found) == 9
+    assert len(found) == 6
     for each in found:
         assert each.schema is not None
         assert each.settings.measures

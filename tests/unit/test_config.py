@@ -139,8 +139,8 @@ def test_a_header_can_come_from_the_environment(write: Write, monkeypatch: pytes
         ("postgresql://me:s3same@db/jobs", "holds a text: must be a mapping"),
         ("s3same", "holds a text: must be a mapping"),
         ("- s3same", "holds a list: must be a mapping"),
-        ("tools: {orders: {source: rest, resources: {l: {path: l}}, headers: {Authorization: [s3same]}}}", "(hidden)"),
-        ("tools: {orders: {source: rest, resources: {l: {path: l}}, headers: Bearer s3same}}", "(hidden)"),
+        ("tools: {o: {source: rest, url: 'http://a', resources: {}, headers: {Authorization: [s3same]}}}", "(hidden)"),
+        ("tools: {o: {source: rest, url: 'http://a', resources: {}, headers: Bearer s3same}}", "(hidden)"),
         ("tools: {orders: [{api_key: s3same}]}", "(hidden)"),
         ("tools: [{headers: {Authorization: s3same}}]", "(hidden)"),
     ],
@@ -224,7 +224,11 @@ def test_settings_are_frozen() -> None:
             "tools.x.url: 'ftp://a' is not allowed: must match ^https?://",
         ),
         (
-            "tools: {x: {source: rest, resources: {r: {path: /r, for_each: s}}}}",
+            "tools: {x: {source: rest, resources: {r: {path: /r}}}}",
+            "tools.x.url is missing: must be the API's URL, which begins with http:// or https://",
+        ),
+        (
+            "tools: {x: {source: rest, url: 'http://a', resources: {r: {path: /r, for_each: s}}}}",
             "tools.x: resources.r.for_each: 's' is not one of r",
         ),
         ("a: [\n b: {", "line 2, column 6: expected the node content, but found '<stream end>'"),

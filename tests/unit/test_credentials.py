@@ -25,7 +25,7 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tool(**fields: Any) -> RestTool:
-    return RestTool.model_validate({"source": "rest", "resources": RUNS, **fields})
+    return RestTool.model_validate({"source": "rest", "url": "http://a", "resources": RUNS, **fields})
 
 
 # --- the place ---

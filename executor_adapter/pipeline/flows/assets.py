@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prefect.assets import Asset, AssetProperties, add_asset_metadata, materialize
-from prefect.cache_policies import NO_CACHE
 
 from executor_adapter.pipeline.flows.run import untagged
 from executor_adapter.pipeline.lake.table import LakeTable
@@ -43,7 +42,6 @@ def _materialise(table: LakeTable, origins: Iterable[Asset | str], rows: int) ->
         asset_deps=list(origins),
         name="materialise table",
         task_run_name=f"materialise {table}",
-        cache_policy=NO_CACHE,
         persist_result=False,
     )
     def note() -> None:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.settings import get_current_settings
-
-from executor_adapter.config import RestTool
 from executor_adapter.pipeline import collecting, processing, upkeep
 from executor_adapter.pipeline.flows import summaries
 from executor_adapter.pipeline.sources.landing import Window
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.prefect import job_task
 
-OF_TABLE: dict[str, Any] = {"tool_name": "{table.tool_name}", "cache_policy": NO_CACHE, "persist_result": False}
+OF_TABLE: dict[str, Any] = {"tool_name": "{table.tool_name}", "persist_result": False}
 """Options of the job tasks of a table: their results are what they have written."""
 COLLECTION: dict[str, Any] = {"pool": "thread", "job_type": "collection", **OF_TABLE}
 
@@ -31,10 +24,7 @@ def find_windows(table: ConfiguredTable, since: date | None, until: date | None)
 
 @job_task(name="collect windows", task_run_name="collect {table} {subject}", **COLLECTION)
 def collect_windows(table: ConfiguredTable, windows: list[Window], subject: str, again: bool) -> dict[str, Any]:
-    """Land windows and store their rows; a REST tool without a URL reads the API of this run's Prefect server."""
-    if isinstance(table.tool, RestTool) and table.tool.url is None:
-        # Its headers hold the server's credentials, so they are made here and are no argument of the job.
-        table = _with_prefect_api(table, table.tool)
+    """Land windows and store their rows."""
     return collecting.collect_windows(table, windows, again=again)
 
 
@@ -64,17 +54,3 @@ summarise = job_task(
     task_run_name="summarise {tool}",
     **OF_TABLE | {"tool_name": "{tool}"},
 )(summaries.summarise_tables)
-
-
-def _with_prefect_api(table: ConfiguredTable, tool: RestTool) -> ConfiguredTable:
-    """Return the table with the address of this run's Prefect API, and with the headers that the API requires."""
-    with get_client(sync_client=True) as client:
-        url = str(client.api_url).rstrip("/")
-    settings = get_current_settings()
-    headers = dict(settings.client.custom_headers)
-    if settings.api.auth_string:
-        token = base64.b64encode(settings.api.auth_string.get_secret_value().encode()).decode()
-        headers["Authorization"] = f"Basic {token}"
-    elif settings.api.key:
-        headers["Authorization"] = f"Bearer {settings.api.key.get_secret_value()}"
-    return replace(table, tool=tool.model_copy(update={"url": url, "headers": headers | tool.headers}))

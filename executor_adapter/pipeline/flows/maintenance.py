@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect.cache_policies import NO_CACHE
 from prefect.settings import get_current_settings
 
 from executor_adapter.config import Settings
@@ -19,7 +18,7 @@ from executor_adapter.prefect import clean_outbox, job_task, sweep
 from executor_adapter.store import open_store
 
 HOURS_PER_DAY, SECONDS_PER_DAY = 24, 86_400.0
-UPKEEP: Any = {"pool": "thread", "job_type": "maintenance", "cache_policy": NO_CACHE, "persist_result": False}
+UPKEEP: Any = {"pool": "thread", "job_type": "maintenance", "persist_result": False}
 
 
 class NotRecordedError(JobError):

@@ -54,7 +54,7 @@ class ApiClient:
 
     def __init__(self, tool: RestTool, rate: RequestRate) -> None:
         self._tool, self._rate = tool, rate
-        self._base = httpx.URL((tool.url or "").rstrip("/"))
+        self._base = httpx.URL(tool.url.rstrip("/"))
         self._headers = {name: value for name, value in tool.headers.items() if "{credential}" not in value}
         self._authentication = Authentication(tool)
         # Only gzip, since that is what landed files are unpacked from. Its cookies would go to other ports of the host.
