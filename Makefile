@@ -35,7 +35,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(DEMO) ## run the demo pipeline, which collects and processes real data
-	@$(BIN)/python flows/pipeline.py $(ARGS)
+	@$(BIN)/python -m flows.pipeline $(ARGS)
 
 ui: $(DEMO) ## open Prefect's UI at the last run of the pipeline
 	@$(BIN)/python deployments/ui.py $(ARGS)

@@ -1,12 +1,9 @@
-"""The maintenance flow: removes what is old, and ends what was left unfinished."""
+"""The maintenance flow, ready-made: removes what is old, and ends what was left unfinished.
+
+A worker runs it from this file, and so in the folder of config.yaml: older Prefects change into it for files alone.
+"""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-# The modules that config.yaml names are in the project's folder, and this file may be run by its path.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from executor_adapter.pipeline.flows import maintenance_flow
 

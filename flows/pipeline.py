@@ -1,6 +1,6 @@
-"""The pipeline: collect from every tool, process the rows, report.
+"""The pipeline, ready-made: collect from every tool, process the rows, report. It is a flow of the package.
 
-    python flows/pipeline.py [config.yaml]
+    python -m flows.pipeline [config.yaml]
 
 Without PREFECT_API_URL the run starts an embedded Prefect server. Exit codes: 0, all jobs completed; 1, a job failed
 (the results of the others are kept); 2, the configuration is wrong (nothing was started); 130, the run was interrupted.
@@ -9,10 +9,6 @@ Without PREFECT_API_URL the run starts an embedded Prefect server. Exit codes: 0
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-# The modules that config.yaml names are in the project's folder, and this file is run by its path.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if __name__ == "__main__":
     from executor_adapter.pipeline.flows import run_pipeline

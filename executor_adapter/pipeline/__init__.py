@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.processing import process_window as process_window
     from executor_adapter.pipeline.processing import process_windows as process_windows
     from executor_adapter.pipeline.processing import reject_reasons as reject_reasons
+    from executor_adapter.pipeline.processing import windows_to_process as windows_to_process
     from executor_adapter.pipeline.sources.files import find_files as find_files
     from executor_adapter.pipeline.sources.land import land as land
     from executor_adapter.pipeline.sources.landing import Landing as Landing
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.tables import ConfiguredTable as ConfiguredTable
     from executor_adapter.pipeline.tables import configured_tables as configured_tables
     from executor_adapter.pipeline.tables import import_references as import_references
+    from executor_adapter.pipeline.tables import processing_order as processing_order
     from executor_adapter.pipeline.tables import select_tables as select_tables
     from executor_adapter.pipeline.text_rows import REJECTED as REJECTED
     from executor_adapter.pipeline.upkeep import rejected_rows as rejected_rows
@@ -64,14 +66,15 @@ _NAMES = {
     ".lake.layout": "remove_leftovers",
     ".lake.table": "LakeTable",
     ".lake.upkeep": "expire_windows is_expired remove_windows settle_windows",
-    ".processing": "Balance Processed balance balances process_table process_window process_windows reject_reasons",
+    ".processing": "Balance Processed balance balances process_table process_window process_windows reject_reasons "
+    "windows_to_process",
     ".sources.files": "find_files",
     ".sources.land": "land",
     ".sources.landing": "Landing Window",
     ".sources.reading": "read_rows",
     ".starter": "write_starter",
     ".storing": "Collected store_landing",
-    ".tables": "ConfiguredTable configured_tables import_references select_tables",
+    ".tables": "ConfiguredTable configured_tables import_references processing_order select_tables",
     ".text_rows": "REJECTED",
     ".upkeep": "rejected_rows status_of",
 }

@@ -258,17 +258,24 @@ def select_tables(settings: Settings, names: Collection[str] | None = None) -> l
     selected = [table for table in tables if not names or {table.tool_name, table.full_name} & {*names}]
     for table in selected:
         table.check()
-    _check_order(selected)
+    processing_order(selected)
     return selected
 
 
-def _check_order(tables: Iterable[ConfiguredTable]) -> None:
+def processing_order(tables: Iterable[ConfiguredTable]) -> list[list[ConfiguredTable]]:
+    """Return tables in groups that can be processed one after another: each table comes after those that it reads.
+
+    Raises:
+        ConfigurationError: tables read each other.
+    """
     left = {table.full_name: table for table in tables}
+    groups = []
     while left:
         ready = [name for name, table in left.items() if not table.reads & left.keys()]
         if not ready:
             raise ConfigurationError(f"steps: {', '.join(left)} read each other: let one of them read raw rows instead")
-        left = {name: table for name, table in left.items() if name not in ready}
+        groups.append([left.pop(name) for name in ready])
+    return groups
 
 
 def import_references(settings: Settings, tables: Iterable[ConfiguredTable]) -> list[ConfigurationError]:

@@ -18,7 +18,7 @@ class Airline(BaseModel):
 
 def check_airlines(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the airlines, and for each that is not one everything that is wrong with it, by which it is rejected."""
-    return rows.assign(_reason=[reason(row) for row in rows.to_dict("records")])
+    return rows.assign(_reason=pd.array([reason(row) for row in rows.to_dict("records")], dtype="string"))
 
 
 def reason(row: dict[Any, Any]) -> str | None:

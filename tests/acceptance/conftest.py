@@ -9,6 +9,7 @@ import pytest
 import yaml
 from playwright.sync_api import Browser
 
+from executor_adapter.config import read_yaml
 from tests.acceptance.browser import chromium
 from tests.servers import ROOT, Server, new_user_env, prefect_server
 
@@ -17,7 +18,7 @@ from tests.servers import ROOT, Server, new_user_env, prefect_server
 def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's configuration, reduced to one month of flights, with its own lake."""
     directory = tmp_path_factory.mktemp("config")
-    settings = yaml.safe_load((ROOT / "config.yaml").read_text())
+    settings = read_yaml(ROOT / "config.yaml")
     settings["lake"] = str(directory / "lake")
     flights = settings["tools"]["flights"]
     flights["tables"] = {"flights": flights["tables"]["flights"] | {"windows": ["2013-01"]}}

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Page, expect
 
+from executor_adapter.config import read_yaml
 from tests.acceptance.browser import new_page
 from tests.api_server import serving
 from tests.servers import ROOT, Server, create_database, running
@@ -116,8 +117,7 @@ class Home:
 
 
 def project_settings() -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
-    return settings
+    return read_yaml(ROOT / "config.yaml")
 
 
 def flights_of(period: Period, settings: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Page, expect
 
+from executor_adapter.config import read_yaml
 from tests.acceptance.browser import new_page
 from tests.acceptance.shared_work import PARTS, is_whole
 from tests.acceptance.test_server_ha import children, needs_services, without_database
@@ -132,7 +133,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_config(clone: Path, windows: list[str]) -> None:
     """Reduce the configuration to some months of flights."""
-    settings = yaml.safe_load((ROOT / "config.yaml").read_text())
+    settings = read_yaml(ROOT / "config.yaml")
     flights = settings["tools"]["flights"]
     flights["tables"] = {"flights": flights["tables"]["flights"] | {"windows": windows}}
     (clone / "config.yaml").write_text(yaml.safe_dump(settings))

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, get_current_settings, temporary_settings
 
+from executor_adapter.pipeline.flows import maintenance_flow
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.store import open_store
-from flows.maintenance import maintenance_flow
 from tests.cli.conftest import fill, record
 from tests.prefect.conftest import Api
 from tests.prefect.sample_events import COMPLETED, event

@@ -33,8 +33,7 @@ from executor_adapter import Job
 from executor_adapter.config import load_config
 from executor_adapter.prefect import job_task, run_jobs
 from executor_adapter.scheduler import CollectionScheduler
-from flows.collection import collection_flow
-from executor_adapter.pipeline.flows import JobsFailedError
+from executor_adapter.pipeline.flows import JobsFailedError, collection_flow
 from tests.prefect import secret_job
 
 @flow

@@ -20,6 +20,7 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.pipeline.flows.command import run_pipeline as run_pipeline
+    from executor_adapter.pipeline.flows.entry import ToolName as ToolName
     from executor_adapter.pipeline.flows.entry import collection_flow as collection_flow
     from executor_adapter.pipeline.flows.entry import maintenance_flow as maintenance_flow
     from executor_adapter.pipeline.flows.entry import pipeline_flow as pipeline_flow
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     ".command": "run_pipeline",
-    ".entry": "collection_flow maintenance_flow pipeline_flow processing_flow",
+    ".entry": "ToolName collection_flow maintenance_flow pipeline_flow processing_flow",
     ".run": "JobsFailedError",
     ".summaries": "Summary",
 }

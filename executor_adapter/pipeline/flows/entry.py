@@ -35,6 +35,7 @@ def offer_configured_tools(schema: dict[str, Any]) -> None:
 
 
 ToolName = Annotated[str, Field(json_schema_extra=offer_configured_tools)]
+"""The type of a flow's parameter `tools`: its form offers what is configured when the flow is deployed."""
 Days = Annotated[int, Field(ge=1, le=3650)]
 
 
