@@ -61,3 +61,7 @@ def collection_flow(tools: list[ToolName] | None = None, config: str | None = No
     ended: list[PrefectFuture[Any]] = [*searches, *jobs]
     if problems := [str(job.state.message) for job in ended if not job.state.is_completed()]:
         raise JobsFailedError("; ".join(problems))
+
+
+if __name__ == "__main__":
+    collection_flow()

@@ -68,3 +68,7 @@ def processing_flow(tools: list[ToolName] | None = None, config: str | None = No
             problems.append(str(rows))
     if problems:
         raise JobsFailedError("; ".join(problems))
+
+
+if __name__ == "__main__":
+    processing_flow()
