@@ -32,10 +32,10 @@ WORLD = "world: 28,298 collected = 28,285 processed + 13 rejected"
 
 @dataclass(frozen=True, kw_only=True)
 class Period:
-    """The flights that a run collects: which months, how many good rows of the first, in all, and rejected."""
+    """The flights that a run collects: which months, what the first job of processing says, rows and rejects."""
 
     months: tuple[str, ...]
-    first_month: int
+    first_job: str
     flights: int
     rejected: int
 
@@ -60,9 +60,12 @@ class Period:
         return f"flights: {self.rows:,} collected = {self.rows - rejected:,} processed + {rejected} rejected"
 
 
-MONTH = Period(months=("2013-02",), first_month=24_950, flights=24_951, rejected=1)
+MONTH = Period(months=("2013-02",), first_job="2013-02: completed, 24,950 rows", flights=24_951, rejected=1)
 YEAR = Period(
-    months=tuple(f"2013-{month:02}" for month in range(1, 13)), first_month=27_004, flights=336_776, rejected=4
+    months=tuple(f"2013-{month:02}" for month in range(1, 13)),
+    first_job="2013-01 to 2013-03 (3): completed, 80,786 rows",
+    flights=336_776,
+    rejected=4,
 )
 
 
@@ -200,7 +203,7 @@ def test_the_summary_names_jobs_data_and_ui(home: Home, first: str) -> None:
     """The output names the jobs, the lake, the UI and the summary of the flights."""
     period = home.period
     assert f"collect flights flights flights.csv.zip: completed, {period.flights:,} rows" in first
-    assert f"process flights flights {period.months[0]}: completed, {period.first_month:,} rows" in first
+    assert f"process flights flights {period.first_job}" in first
     assert f"data: {home.lake}" in first
     assert "make ui" in first
     assert f"{period.flights - period.rejected:,}" in first  # the number of valid flights, in the summary
