@@ -1,8 +1,8 @@
-"""The errors of sources and landings that a retry would meet again."""
+"""The errors of sources, landings and rows that a retry would meet again."""
 
 from __future__ import annotations
 
-from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.exceptions import DataCollectionException, DataProcessingException
 
 
 def configuration_error(message: str) -> DataCollectionException:
@@ -13,3 +13,8 @@ def configuration_error(message: str) -> DataCollectionException:
 def data_error(message: str) -> DataCollectionException:
     """Return the error of bytes or rows that are not what they should be."""
     return DataCollectionException(message, error_code="DATA_ERROR")
+
+
+def rows_error(message: object, stage: str, code: str = "DATA_ERROR") -> DataProcessingException:
+    """Return the error of rows that a part of the pipeline, the `stage`, cannot take; `code` says whose fault it is."""
+    return DataProcessingException(str(message), error_code=code, processing_stage=stage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import Any
 
 from executor_adapter.exceptions import ConfigurationError
@@ -14,13 +14,9 @@ def import_object(reference: str, key: str) -> Any:
     Raises:
         ConfigurationError: it cannot be imported.
     """
-    module, _, qualname = reference.partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
+        return pkgutil.resolve_name(reference)
     except Exception as error:  # The module's own code runs and may raise anything.
         raise ConfigurationError(
             f"{key}: {reference!r} cannot be imported: {type(error).__name__}: {error}: must be module:name"
         ) from error
-    return found

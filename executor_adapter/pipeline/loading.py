@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.config import Column, TableSchema
-from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.casts import cast, cleaned, literal, reason_of, shown
-from executor_adapter.pipeline.errors import configuration_error
+from executor_adapter.pipeline.errors import configuration_error, rows_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.text_rows import BATCH_ROWS, REJECTED, OnRejects, Text
 
@@ -105,19 +104,22 @@ class Loader:
         declared = {name for name, column in self._schema.columns.items() if not column.optional}
         missing = sorted(declared - self._seen)
         if missing and self.rows:
-            raise _error(
+            raise rows_error(
                 f"missing columns: {', '.join(missing)}: correct their names in the schema, or set optional: true; "
-                f"the columns are {', '.join(sorted(self._seen))}"
+                f"the columns are {', '.join(sorted(self._seen))}",
+                "schema",
             )
 
     def _check_names(self, names: Sequence[str]) -> list[str]:
         """Return the columns that are kept without being declared."""
         twice = [name for name, times in Counter(names).items() if times > 1]
         if twice:
-            raise _error(f"the column {twice[0]!r} is there twice: give each its own name at the source")
+            raise rows_error(f"the column {twice[0]!r} is there twice: give each its own name at the source", "schema")
         others = [name for name in names if name not in self._schema.columns]
         if others and self._schema.undeclared == "refuse":
-            raise _error(f"the column {others[0]!r} is not declared: add it to the schema, or set undeclared: text")
+            raise rows_error(
+                f"the column {others[0]!r} is not declared: add it to the schema, or set undeclared: text", "schema"
+            )
         new = sorted(set(others) - self._seen)
         if new and self._schema.columns:
             done = "left out" if self._schema.undeclared == "drop" else "kept as text"
@@ -189,7 +191,3 @@ def _reasons(name: str, column: Column, text: str, value: str) -> Iterator[tuple
     if column.kind != "text":
         said = f"{literal(f'{name}: ')} || {shown(text, MAX_VALUE)} || {literal(f' {reason_of(column)}')}"
         yield f"({text} IS NOT NULL AND {value} IS NULL)", said
-
-
-def _error(message: str) -> DataProcessingException:
-    return DataProcessingException(message, error_code="DATA_ERROR", processing_stage="schema")

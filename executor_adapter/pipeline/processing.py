@@ -13,8 +13,8 @@ from typing import Any, Literal
 import duckdb
 import pyarrow as pa
 
-from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.casts import literal
+from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import do_each, log, progress
 from executor_adapter.pipeline.lake.layout import workspace
 from executor_adapter.pipeline.lake.stored import WindowEntry
@@ -116,11 +116,8 @@ def process_window(
             try:
                 _write(writer, database, query)
             except duckdb.ConversionException as error:
-                raise DataProcessingException(
-                    f"measures: a sum does not fit into 64 bits: declare its column as decimal: {error}",
-                    error_code="DATA_ERROR",
-                    processing_stage="measures",
-                ) from None
+                said = f"measures: a sum does not fit into 64 bits: declare its column as decimal: {error}"
+                raise rows_error(said, "measures") from None
     said = "%s %s: %d rows given, %d kept, %d rejected, %d dropped, %d merged into others"
     log(said, target, window, done.given, done.kept, done.rejected, done.dropped, done.merged)
     for reason, number in done.reasons:
@@ -144,10 +141,8 @@ def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> s
     names = Counter(name.lower() for name in (schema or pa.schema([])).names)
     twice = next((name for name, times in names.items() if times > 1), None)
     if twice is not None:
-        raise DataProcessingException(
-            f"{source}: two columns are called {twice!r} but for their case: give one another name",
-            error_code="DATA_ERROR",
-        )
+        said = f"two columns are called {twice!r} but for their case: give one another name"
+        raise rows_error(f"{source}: {said}", "lake")
     scan = f"read_parquet({literal(version)}, file_row_number = true, hive_partitioning = false)"
     return f"SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {scan}"
 
@@ -172,11 +167,8 @@ def _outcome(account: Account) -> Processed:
         reasons=tuple(reasons.most_common(MAX_LOGGED_REASONS)),
     )
     if done.given != done.kept + done.merged + done.rejected + done.dropped:
-        raise DataProcessingException(
-            f"{done.given} rows were given, but {done.kept} kept, {done.merged} merged, {done.rejected} rejected "
-            f"and {done.dropped} dropped",
-            processing_stage="conservation",
-        )
+        what = f"{done.kept} kept, {done.merged} merged, {done.rejected} rejected and {done.dropped} dropped"
+        raise rows_error(f"{done.given} rows were given, but {what}", "conservation", "PROCESSING_ERROR")
     return done
 
 

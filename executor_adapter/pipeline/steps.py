@@ -7,7 +7,6 @@ accounted for as rows in and rows out. A row whose column `_reason` is not null 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -24,7 +23,9 @@ import duckdb
 import pyarrow as pa
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.job import nearest
 from executor_adapter.pipeline.casts import literal
+from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.text_rows import REASON, ROW
@@ -82,9 +83,8 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
     kind = next((each for each in spec if each in BUILT_IN), None)
     if kind is None:
         wrong = next(iter(spec), "")
-        near = difflib.get_close_matches(str(wrong), BUILT_IN, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        allowed = ", ".join(BUILT_IN)
+        near = nearest(str(wrong), BUILT_IN)
+        hint, allowed = f"did you mean {near}? " if near else "", ", ".join(BUILT_IN)
         raise ConfigurationError(f"{key}: {wrong!r} is not a step: {hint}must be one of {allowed}, or module:function")
     if kind == "function":
         batch = spec.get("batch")
@@ -441,11 +441,7 @@ def measures_query(rows: str, columns: Mapping[str, str], by: Sequence[str], mea
     """
     for name in (*by, *(column for column, _ in measures.values())):
         if name not in columns:
-            raise DataProcessingException(
-                f"measures: there is no column {name}: the columns are {_shown(columns)}",
-                error_code="DATA_ERROR",
-                processing_stage="measures",
-            )
+            raise rows_error(f"measures: there is no column {name}: the columns are {_shown(columns)}", "measures")
     parts = []
     for name, (column, how) in measures.items():
         value = f"{'avg' if how == 'mean' else how}({quoted(column)})"
@@ -481,4 +477,4 @@ def _shown(names: Any) -> str:
 
 
 def _error(step: Step, message: str, code: str = "CONFIGURATION_ERROR") -> DataProcessingException:
-    return DataProcessingException(f"step {step.name}: {message}", error_code=code, processing_stage=step.name)
+    return rows_error(f"step {step.name}: {message}", step.name, code)

@@ -157,7 +157,7 @@ class _Storing:
                         self._add(name, rows)
                     progress(loader.rows, None, "rows")
             loader.finish()
-            if window is not None and not self._found and self._table.policy == "delete":
+            if window is not None and not self._found and self._table.policy != "keep":
                 self._empty(window)
         windows, unwanted = _divided(self._found)
         added = sum(writer.result.added for writer in self._writers.values())

@@ -196,6 +196,7 @@ class Sales(Files):
         (0.1, "change_rules"),
         (0.1, "take_away"),
         (0.1, "rename"),
+        (0.1, "read_otherwise"),
     )
 
     def __init__(self, clock: Clock, chance: Random, inbox: Path) -> None:
@@ -206,10 +207,12 @@ class Sales(Files):
         """Of each file the text that is in the lake."""
         self.before: dict[str, Delivery] = {}
         self.ids = 0
+        self.nulls: tuple[str, ...] = ()
         self.come()
 
     def settings(self) -> Row:
-        columns: Row = {"id": "integer", "day": "date", "item": "text", "amount": {"type": "integer"}}
+        item: Row = {"type": "text", "nulls": list(self.nulls)}
+        columns: Row = {"id": "integer", "day": "date", "item": item, "amount": {"type": "integer"}}
         rule = f"select *, case when amount > {100 - self.rules} then 'too much' end as _reason from {{rows}}"
         return {
             "file": "sales-*.csv",
@@ -294,6 +297,12 @@ class Sales(Files):
         """From now on files have one more column, which is not declared and kept as text."""
         self.drifted = True
 
+    def read_otherwise(self) -> str:
+        """The settings change: some items are read as null, and all files that are there are read again."""
+        self.nulls = tuple(self.chance.sample(ITEMS, self.chance.randint(0, 2)))
+        self.read.clear()
+        return " ".join(self.nulls)
+
     def take_away(self) -> str | bool:
         if len(self.there) < 2:
             return False
@@ -333,6 +342,7 @@ class Sales(Files):
             if row is None:
                 self.unfit[name] += 1
                 continue
+            row["item"] = None if row["item"] in self.nulls else row["item"]
             day = self.days.setdefault(row["day"].isoformat(), {})
             known = day.get(row["id"])
             if known is None or known.landed_at <= landed.landed_at:
@@ -344,7 +354,7 @@ class Sales(Files):
     def process(self, window: str, rows: list[Row], others: Mapping[str, Windows]) -> tuple[list[Row], int]:
         prices = {row["item"]: row["price"] for row in others["shop.stock"].get("all", ())}
         fit = [row for row in rows if row["amount"] <= 100 - self.rules]
-        kept = [{**row, "price": prices.get(row["item"])} for row in fit if row["item"] != "void"]
+        kept = [{**row, "price": prices.get(row["item"])} for row in fit if row["item"] not in (None, "void")]
         return kept, len(rows) - len(fit)
 
 
@@ -626,7 +636,9 @@ class People(Days):
     def come_late(self) -> None:
         self._come(self.clock.at.date() - timedelta(days=self.chance.randint(1, 3)))
 
-    def change(self) -> str:
+    def change(self) -> str | bool:
+        if not self.api.people:
+            return False
         key = self.chance.choice(sorted(self.api.people))
         self.api.people[key]["age"] += "0"
         return key

@@ -200,11 +200,11 @@ def test_windows_that_are_selected_later_are_added(airports: ConfiguredTable) ->
     folder = airports.lake.parent
     (folder / "airports.csv").write_text("faa,lon,tz\nA,-75,-5\nB,-80,-6\n")
     collect(of_file(folder, partition="tz", windows=["-5"]))
-    written = airports.raw.windows()["-5"].written_at
+    file = airports.raw.file_of("-5").stat().st_ino
     both = of_file(folder, partition="tz")
     assert counts(collect(both)) == [(1, "collected")]
     assert sorted(both.raw.windows()) == ["-5", "-6"]
-    assert both.raw.windows()["-5"].written_at == written
+    assert both.raw.file_of("-5").stat().st_ino == file
 
 
 def test_files_of_a_pattern_are_windows_of_their_own(tmp_path: Path) -> None:
@@ -235,6 +235,16 @@ def test_what_was_made_of_a_window_that_is_empty_now_goes(airports: ConfiguredTa
     process(airports)
     assert [layer.read("all").num_rows for layer in (airports.raw, airports.processed, airports.aggregates)] == [0] * 3
     assert airports.rejects.windows() == windows_to_process(airports) == {}
+
+
+def test_rows_of_a_source_that_is_empty_now_are_marked(airports: ConfiguredTable) -> None:
+    """An answer without a row says that all of them are gone."""
+    table = of_file(airports.lake.parent, key="faa", vanished_rows="mark")
+    collect(table)
+    (airports.lake.parent / "airports.csv").write_text("faa,lon,tz\n")
+    collect(table)
+    rows = table.raw.read("all")
+    assert rows.num_rows > rows["vanished_at"].null_count == 0
 
 
 def test_a_file_without_a_row_that_fits_is_read_once(airports: ConfiguredTable) -> None:

@@ -52,7 +52,7 @@ CASES = {
     "CR": Case(lines(end="\r")),
     "CRLF": Case(lines(end="\r\n")),
     "CRLF and LF": Case(lines((200, "200,x\r"))),
-    "CR among LF": Case(lines((200, "200,x\r201,x")), error="is not CSV"),
+    "CR among LF": Case(lines((200, "200,x\r201,x")), error="is not CSV: line 200 has a carriage return in it"),
     "a line of 5 MB": Case(lines((200, "200," + "x" * (5 << 20))), {200: LONG}),
     "a header of 5 MB": Case(lines(header="a," + "b" * (5 << 20)), error="line 1 is longer than 4,194,304 bytes"),
     "a byte order mark": Case(b"\xef\xbb\xbf" + lines()),

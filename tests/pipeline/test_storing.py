@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import subprocess
 import sys
@@ -14,8 +13,7 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from executor_adapter import Job, JobExecutor
-from executor_adapter.config import FilesTool, Settings, TableSchema
+from executor_adapter.config import FilesTool, TableSchema
 from executor_adapter.exceptions import DataCollectionException, DataProcessingException
 from executor_adapter.pipeline import Collected, LakeTable, Landing, find_files, process_window, store_landing
 from executor_adapter.pipeline import storing as module
@@ -137,18 +135,14 @@ def test_a_late_delivery_replaces_no_newer_row(tmp_path: Path) -> None:
         assert {row["id"]: int(row["price"]) for row in shop.rows(shop.raw)} == expected | {"2": price}
 
 
-def test_rows_that_stay_as_an_older_delivery_was_read_are_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """After a change of settings an older delivery cannot tell its own rows of the window from those of newer ones."""
+def test_after_a_change_of_settings_each_file_is_read_anew(tmp_path: Path) -> None:
+    """Of files that share a window too: the rows of older ones change, and the newer row stays the one that wins."""
     shop = Shop(tmp_path, key=("id",))
-    shop.write("a.csv", "1,2013-01,1")
-    shop.write("b.csv", "2,2013-01,2")
+    shop.write("a.csv", "1,2013-01,1", "2,2013-01,2")
+    shop.write("b.csv", "2,2013-01,9", "3,2013-01,3")
     shop.collect()
-    caplog.set_level(logging.INFO)
-    with JobExecutor(1, config=Settings()) as executor:
-        executor.run(Job(function=shop.collect, args=(WIDER,), pool="thread"))
-    assert "2013-01: 1 older rows left out: see `pipeline rebuild`" in caplog.text
+    shop.collect(WIDER)
+    assert {row["id"]: str(row["price"]) for row in shop.rows(shop.raw)} == {"1": "1.000", "2": "9.000", "3": "3.000"}
 
 
 def test_what_is_stored_is_not_read_again(shop: Shop) -> None:

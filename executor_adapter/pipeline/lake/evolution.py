@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import pyarrow as pa
 
-from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.errors import rows_error
 
 _DIGITS_OF_INTEGER = 19
 
@@ -44,9 +44,9 @@ def check_names(schema: pa.Schema, reserved: Collection[str]) -> None:
     """
     for name in schema.names:
         if name in reserved:
-            raise _error(f"the column {name} has a name that the lake uses: give it another one", "DATA_ERROR")
+            raise rows_error(f"the column {name} has a name that the lake uses: give it another one", "lake")
         if schema.names.count(name) > 1:
-            raise _error(f"the column {name!r} is there twice: give each its own name", "DATA_ERROR")
+            raise rows_error(f"the column {name!r} is there twice: give each its own name", "lake")
 
 
 def plain(rows: pa.Table) -> pa.Table:
@@ -85,7 +85,7 @@ def fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
         try:
             columns.append(rows[field.name].cast(field.type))
         except pa.ArrowInvalid as error:
-            raise _error(f"{field.name}: {error}", "DATA_ERROR") from error
+            raise rows_error(f"{field.name}: {error}", "lake") from error
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -100,9 +100,10 @@ def _widened(name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
         return new
     if _holds(new, old):
         return new
-    raise _error(
+    raise rows_error(
         f"column {name}: the table has {old}, and the schema says {new} now: a table is never narrowed: "
         f"declare {old} or wider, or write to a table of another name",
+        "lake",
         "CONFIGURATION_ERROR",
     )
 
@@ -113,7 +114,3 @@ def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
     both_signed = pa.types.is_signed_integer(wide) and pa.types.is_signed_integer(narrow)
     both_float = pa.types.is_floating(wide) and pa.types.is_floating(narrow)
     return (both_signed or both_float) and bool(wide.bit_width > narrow.bit_width)
-
-
-def _error(message: str, code: str) -> DataProcessingException:
-    return DataProcessingException(message, error_code=code, processing_stage="lake")

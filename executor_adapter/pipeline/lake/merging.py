@@ -12,34 +12,34 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from executor_adapter.exceptions import DataCollectionException, DataProcessingException
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.lake.layout import MOMENT, VANISHED_AT, LakeSettings
-from executor_adapter.pipeline.lake.stored import MAX_RANGES, Range
+from executor_adapter.pipeline.lake.stored import MAX_RANGES, Delivered, Range
 
 MAX_AHEAD = timedelta(days=1)
 """How far after now a cursor may be: a day may have begun elsewhere, and clocks differ."""
 
 
-def kept(old: pa.Table, table: LakeSettings, asked: Range, new_keys: pa.Array | None) -> tuple[pa.Table, int, int]:
-    """Return the older rows that stay, how many are replaced by a newer one, and how many have vanished.
+def judged(
+    old: pa.Table, table: LakeSettings, asked: Range, new_keys: pa.Array | None
+) -> tuple[pa.Table, pa.Array, int]:
+    """Return older rows, with marks of those that have vanished; the mask of those that stay; how many are replaced.
 
     `new_keys` are the keys of the rows that were collected now; None without a key.
     """
     everywhere = pa.repeat(pa.scalar(True), old.num_rows)
-    is_asked = everywhere if table.cursor is None else is_within(old[table.cursor], asked)
+    is_asked = everywhere if table.cursor is None else is_within(old[table.cursor].combine_chunks(), asked)
     if new_keys is None:
         # Without a key no row can be found again: those of the range are replaced altogether.
-        return old.filter(pc.invert(is_asked)), pc.sum(is_asked).as_py() or 0, 0
+        return old, pc.invert(is_asked), is_asked.true_count
     replaced = pc.is_in(key_texts(old, table.key), new_keys)
     gone = pc.and_(is_asked, pc.invert(replaced))
     if VANISHED_AT in old.column_names:
-        gone = pc.and_(gone, pc.is_null(old[VANISHED_AT]))
-    count = (pc.sum(gone).as_py() or 0) if table.policy != "keep" else 0
-    rest = old
-    if table.policy == "mark":
-        rest = marked(old, gone, asked.collected_at)
+        gone = pc.and_(gone, pc.is_null(old[VANISHED_AT].combine_chunks()))
+    rows = marked(old, gone, asked.collected_at) if table.policy == "mark" else old
     leaves = pc.or_(replaced, gone) if table.policy == "delete" else replaced
-    return rest.filter(pc.invert(leaves)), replaced.true_count, count
+    return rows, pc.invert(leaves), replaced.true_count
 
 
 def marked(rows: pa.Table, mask: pa.Array, at: str) -> pa.Table:
@@ -94,10 +94,8 @@ def typed(text: str, kind: pa.DataType) -> pa.Scalar:
     try:
         return pa.scalar(text).cast(kind)
     except pa.ArrowInvalid:
-        raise DataProcessingException(
-            f"{text!r} is not a value of the cursor column, which is {kind}: give one, moments with their zone",
-            error_code="CONFIGURATION_ERROR",
-        ) from None
+        said = f"{text!r} is not a value of the cursor column, which is {kind}: give one, moments with their zone"
+        raise rows_error(said, "lake", "CONFIGURATION_ERROR") from None
 
 
 def text_of(value: Any) -> str | None:
@@ -119,11 +117,8 @@ def check_cursor(value: Any, column: str) -> None:
     except ValueError:  # Of numbers and texts nobody knows which are in the future.
         return
     if moment.replace(tzinfo=moment.tzinfo or UTC) > datetime.now(UTC) + MAX_AHEAD:
-        raise DataProcessingException(
-            f"{column}: {text} is in the future, and would hide all rows before it: correct it at the source, or leave "
-            "it out by a query",
-            error_code="DATA_ERROR",
-        )
+        said = "is in the future, and would hide all rows before it: correct it at the source, or exclude it by a query"
+        raise rows_error(f"{column}: {text} {said}", "lake")
 
 
 Bound = tuple[int, Any]
@@ -136,7 +131,7 @@ def is_overtaken(new: Range, known: tuple[Range, ...], kind: pa.DataType | None)
     Raises:
         DataCollectionException: LOCKED, there is one for a part of it only: it has to be collected again.
     """
-    newer = [each for each in known if each.origin == new.origin and is_older(new, each, kind)]
+    newer = [each for each in known if each.origin == new.origin and _is_older(new, each, kind)]
     if newer and not any(_covers(each, new, kind) for each in newer):
         raise DataCollectionException(
             "a part of the window was collected again by another run meanwhile: collect it again", error_code="LOCKED"
@@ -144,16 +139,28 @@ def is_overtaken(new: Range, known: tuple[Range, ...], kind: pa.DataType | None)
     return bool(newer)
 
 
-def is_older(new: Range, known: Range, kind: pa.DataType | None) -> bool:
-    """Return whether `new` was asked for before `known`, for a part of it at least."""
-    overlap = _low(known, kind) < _high(new, kind) and _low(new, kind) < _high(known, kind)
-    return known.collected_at > new.collected_at and overlap
-
-
 def with_range(new: Range, known: tuple[Range, ...], kind: pa.DataType | None) -> tuple[Range, ...]:
     """Return what is known of a window after `new` was written, without the answers that it covers."""
     rest = [each for each in known if each.origin != new.origin or not _covers(new, each, kind)]
     return (*rest, new)[-MAX_RANGES:]
+
+
+def newer_than(asked: Range, delivered: Sequence[Delivered]) -> pa.Array:
+    """Return the mask of the rows for which the source was asked later."""
+    return pa.concat_arrays([pa.repeat(at > asked.collected_at, rows) for at, rows in delivered])
+
+
+def left_of(delivered: Sequence[Delivered], stay: pa.Array) -> list[Delivered]:
+    """Return whence the rows are that stay; of the oldest ones it is forgotten: see `MAX_RANGES`."""
+    left, start = list[Delivered](), 0
+    for at, rows in delivered:
+        left.append(Delivered(at, stay.slice(start, rows).true_count))
+        start += rows
+    left = [each for each in left if each.rows]
+    if len(left) >= MAX_RANGES:
+        *left, (at, rows), (other, more) = left
+        left.append(Delivered(max(at, other), rows + more))
+    return left
 
 
 def next_since(
@@ -183,6 +190,11 @@ def _low(bounds: Range, kind: pa.DataType | None) -> Bound:
 
 def _high(bounds: Range, kind: pa.DataType | None) -> Bound:
     return (1, None) if bounds.until is None or kind is None else (0, typed(bounds.until, kind).as_py())
+
+
+def _is_older(new: Range, known: Range, kind: pa.DataType | None) -> bool:
+    overlap = _low(known, kind) < _high(new, kind) and _low(new, kind) < _high(known, kind)
+    return known.collected_at > new.collected_at and overlap
 
 
 def _covers(one: Range, other: Range, kind: pa.DataType | None) -> bool:

@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.disk import explained, writing
+from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.lake.layout import LakeSettings
 
 MAX_RANGES = 1000
-"""Ranges that a window remembers. Only a run that was overtaken by so many others would not be seen as too old."""
+"""Ranges, and deliveries of its rows, that a window remembers. Only a run that was overtaken by so many others would
+not be seen as too old, and of two old deliveries that come again the older one could win."""
 
 _KEY = b"executor_adapter.window"
 
@@ -40,6 +42,13 @@ class Range:
     """What was asked for: deliveries of several origins are merged into one window."""
 
 
+class Delivered(NamedTuple):
+    """Rows of a window, one after another, for which the source was asked at the same time."""
+
+    collected_at: str
+    rows: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowEntry:
     """Describes a window in the lake."""
@@ -48,14 +57,15 @@ class WindowEntry:
     rows: int
     fingerprint: str
     """Identifies the input of the rows: the same fingerprint gives the same rows."""
-    written_at: str
-    """In ISO 8601, UTC."""
     created_at: str = ""
-    """When it was written for the first time; what was merged into it before it was removed is not in it."""
+    """When it was written for the first time, in ISO 8601, UTC; what was merged into it before it was removed is not in
+    it."""
     watermark: str | None = None
     """The highest value of the cursor column among its rows; None without one."""
     ranges: tuple[Range, ...] = ()
     """What was asked for and when, without those that later ones replaced."""
+    delivered: tuple[Delivered, ...] = ()
+    """Whence the rows are, in their order."""
     dropped: int = 0
     """Rows of the input that steps left out, and that are in no table."""
     merged: int = 0
@@ -71,7 +81,8 @@ class WindowEntry:
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Self:
         """Return the entry that `asdict` made a dict of."""
-        return cls(**found | {"ranges": tuple(Range(**each) for each in found["ranges"])})
+        ranges = tuple(Range(**each) for each in found["ranges"])
+        return cls(**found | {"ranges": ranges, "delivered": tuple(Delivered(*each) for each in found["delivered"])})
 
 
 def footer_of(entry: WindowEntry) -> dict[bytes, bytes]:
@@ -130,9 +141,7 @@ def entry_of(file: pq.ParquetFile, path: Path) -> WindowEntry:
 
 def damaged(path: Path, why: object) -> DataProcessingException:
     """Return the error of a file that is not as it was written."""
-    return DataProcessingException(
-        f"{path} is damaged: {why}: remove it, and process its landing again", error_code="DATA_ERROR"
-    )
+    return rows_error(f"{path} is damaged: {why}: remove it, and process its landing again", "lake")
 
 
 class Stored(NamedTuple):
@@ -189,8 +198,7 @@ class StoredTable:
             DataProcessingException: DATA_ERROR, the table has none of that name.
         """
         if (found := self.find(window)) is None:
-            said = f"{self.table} has no window {window!r}: collect it first"
-            raise DataProcessingException(said, error_code="DATA_ERROR")
+            raise rows_error(f"{self.table} has no window {window!r}: collect it first", "lake")
         return found
 
     def schema(self) -> pa.Schema | None:

@@ -115,9 +115,12 @@ class LakeTable(LakeSettings):
         now = datetime.now(UTC)
         asked_at = (collected_at or now).astimezone(UTC).isoformat(timespec="microseconds")
         asked = Range(since=since, until=until, collected_at=asked_at, origin=origin)
-        at = now.isoformat()
         entry = WindowEntry(
-            window=window, rows=0, fingerprint=fingerprint, written_at=at, created_at=at, ranges=(asked,)
+            window=window,
+            rows=0,
+            fingerprint=fingerprint,
+            created_at=now.isoformat(),
+            ranges=(asked,),
         )
         with workspace(self.root) as space, ExitStack() as stack:
             writer = Writer(self, entry, asked, space)

@@ -9,8 +9,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import pyarrow as pa
 
-from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.disk import explained, sync_folder
+from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.files import FileWriter, copy_window, publish
 from executor_adapter.pipeline.lake.layout import VANISHED_AT, workspace
@@ -48,11 +48,8 @@ def settle_windows(
     if not gone or table.vanished_windows == "keep":
         return gone
     if not present:
-        raise DataProcessingException(
-            f"{table}: the source lists no window at all, so {len(gone)} would be gone: check the source, or "
-            "remove them by hand",
-            error_code="DATA_ERROR",
-        )
+        said = f"the source lists no window, so {len(gone)} would be gone: check the source, or remove them by hand"
+        raise rows_error(f"{table}: {said}", "lake")
     if table.vanished_windows == "delete":
         remove_windows(table, gone)
     else:

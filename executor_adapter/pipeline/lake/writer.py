@@ -11,20 +11,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.evolution import check_names, evolved, plain
 from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish, rewrite_all, rows_in
 from executor_adapter.pipeline.lake.layout import WINDOW, LakeSettings
 from executor_adapter.pipeline.lake.merging import (
-    is_older,
     is_overtaken,
     is_within,
-    kept,
+    judged,
     key_texts,
     last_of_each,
+    left_of,
+    newer_than,
     with_range,
 )
-from executor_adapter.pipeline.lake.stored import Range, Stored, StoredTable, WindowEntry, opened
+from executor_adapter.pipeline.lake.stored import Delivered, Range, Stored, StoredTable, WindowEntry, opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +41,6 @@ class Written:
     """Rows that the window did not have."""
     replaced: int = 0
     """Older rows in whose place a newer one came."""
-    vanished: int = 0
-    """Rows that the source has no longer, and that were marked or deleted."""
-    repeated: int = 0
-    """Rows that came before another one with the same key, in the same answer."""
-    changes: tuple[str, ...] = ()
-    """How the columns of the table changed."""
 
 
 class Writer:
@@ -150,8 +146,7 @@ class Writer:
         if before is not None and changes:
             rewrite_all(stored, schema, self._space, self._settings.cursor)
             found = stored.find(self._entry.window)
-        is_late = any(is_older(self._asked, each, kind) for each in known)
-        self._write(stored, found, schema, tuple(changes), is_late)
+        self._write(stored, found, schema)
 
     def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
         if not self._parts:
@@ -170,36 +165,28 @@ class Writer:
             log("%s: the window has columns of its own, until the others are made again", self._settings)
             return new, []
 
-    def _write(
-        self, stored: StoredTable, found: Stored | None, schema: pa.Schema, changes: tuple[str, ...], is_late: bool
-    ) -> None:
+    def _write(self, stored: StoredTable, found: Stored | None, schema: pa.Schema) -> None:
         keys = pa.concat_arrays(self._keys) if self._keys else None
         last = None if keys is None else last_of_each(keys)
-        if is_late and found is not None and keys is not None and last is not None:
-            # A delivery of another origin is newer: its rows stay.
-            newer = pa.concat_arrays([key_texts(rows, self._settings.key) for rows in rows_in(found)])
-            stays = pc.is_in(keys, newer)
-            log("%s: %d older rows left out: see `pipeline rebuild`", self._entry.window, stays.true_count)
-            last = pc.and_(last, pc.invert(stays))
+        if found is not None and keys is not None:
+            last = pc.and_(last, pc.invert(pc.is_in(keys, self._newer_keys(found))))
             keys = keys.filter(last)
         repeated = 0 if last is None else len(last) - last.true_count
         if self._is_whole(found, schema) and not repeated:
-            file, replaced, vanished = self._parts[0], 0 if found is None else found.entry.rows, 0
+            file, replaced, left = self._parts[0], 0 if found is None else found.entry.rows, list[Delivered]()
         else:
             file = FileWriter(self._space / "whole.parquet", schema, self._settings.cursor)
             self._parts.append(file)
             self._add_new(file, last)
-            replaced, vanished = self._add_old(file, found, keys)
-        entry = file.close(self._entry)
+            replaced, left = self._add_old(file, found, keys)
+        new = Delivered(self._asked.collected_at, self._given - repeated)
+        entry = file.close(replace(self._entry, delivered=(new, *left)))
         publish(file.path, stored.table.file_of(self._entry.window))
         self._result = Written(
             status="written",
             rows=entry.rows,
             added=max(0, self._given - repeated - replaced),
             replaced=replaced,
-            vanished=vanished,
-            repeated=repeated,
-            changes=changes,
         )
 
     def _is_whole(self, found: Stored | None, schema: pa.Schema) -> bool:
@@ -214,13 +201,26 @@ class Writer:
             given += rows.num_rows
             file.add(rows if mask is None else rows.filter(mask))
 
-    def _add_old(self, file: FileWriter, found: Stored | None, keys: pa.Array | None) -> tuple[int, int]:
-        replaced = vanished = 0
-        for rows in () if found is None else rows_in(found):
-            rest, replaced_now, vanished_now = kept(rows, self._settings, self._asked, keys)
-            replaced, vanished = replaced + replaced_now, vanished + vanished_now
-            file.add(rest)
-        return replaced, vanished
+    def _newer_keys(self, found: Stored) -> pa.Array:
+        """Return the keys of the rows that a newer delivery has brought: they stay as they are."""
+        newer = newer_than(self._asked, found.entry.delivered)
+        keys, start = [pa.array([], pa.string())], 0
+        for rows in rows_in(found) if newer.true_count else ():
+            keys.append(key_texts(rows, self._settings.key).filter(newer.slice(start, rows.num_rows)))
+            start += rows.num_rows
+        return pa.concat_arrays(keys)
+
+    def _add_old(self, file: FileWriter, found: Stored | None, keys: pa.Array | None) -> tuple[int, list[Delivered]]:
+        """Return how many older rows were replaced, and whence those are that stay."""
+        if found is None:
+            return 0, []
+        replaced, stay = 0, list[pa.Array]()
+        for rows in rows_in(found):
+            marked, stays, replaced_now = judged(rows, self._settings, self._asked, keys)
+            file.add(marked.filter(stays))
+            replaced += replaced_now
+            stay.append(stays)
+        return replaced, left_of(found.entry.delivered, pa.concat_arrays(stay))
 
     def _new_rows(self) -> Iterator[pa.Table]:
         for part in self._parts[:-1]:  # The last one is the file that they are put into.
@@ -230,6 +230,4 @@ class Writer:
                     yield pa.Table.from_batches([batch]).replace_schema_metadata()
 
     def _error(self, message: str) -> DataProcessingException:
-        return DataProcessingException(
-            f"{self._settings} {self._entry.window}: {message}", error_code="DATA_ERROR", processing_stage="lake"
-        )
+        return rows_error(f"{self._settings} {self._entry.window}: {message}", "lake")
