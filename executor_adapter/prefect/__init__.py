@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from executor_adapter.executor import preload_in_workers, read_threads_from
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.blocks import JobExecutorBlock as JobExecutorBlock
     from executor_adapter.prefect.bulk.run_jobs import arun_jobs as arun_jobs
     from executor_adapter.prefect.bulk.run_jobs import run_jobs as run_jobs
+    from executor_adapter.prefect.child.payload import PRELOAD as PRELOAD
     from executor_adapter.prefect.crashes.sweep import OutboxCleanUp as OutboxCleanUp
     from executor_adapter.prefect.crashes.sweep import SweptFlowRun as SweptFlowRun
     from executor_adapter.prefect.crashes.sweep import clean_outbox as clean_outbox
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     ".bulk.run_jobs": "arun_jobs run_jobs",
+    ".child.payload": "PRELOAD",
     ".crashes.sweep": "OutboxCleanUp SweptFlowRun clean_outbox sweep",
     ".mirror.mirror": "MirrorReport PrefectMirror",
     ".mirror.runs": "ReconcileReport wait_until_recorded",
@@ -55,23 +56,5 @@ _NAMES = {
     ".tasks": "JobTask job_task",
     "executor_adapter.blocks": "JobExecutorBlock",
 }
-
-PRELOAD = (
-    "prefect.main",
-    "executor_adapter.prefect.tasks",
-    "executor_adapter.prefect.runners.job_task_runner",
-    "executor_adapter.prefect.child.preload",
-)
-"""The modules that a worker needs for job tasks. They take 0.6 s to import, so they are imported before the fork."""
-
-
-def _thread_limit() -> int | None:
-    from prefect.settings import get_current_settings
-
-    return get_current_settings().tasks.runner.thread_pool_max_workers
-
-
-preload_in_workers(*PRELOAD)
-read_threads_from(_thread_limit)
 
 __getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

@@ -23,10 +23,23 @@ from prefect.context import AsyncClientContext, FlowRunContext, SyncClientContex
 from prefect.settings import Settings, get_current_settings
 
 from executor_adapter.exceptions.display import text_of
+from executor_adapter.executor import preload_in_workers, read_threads_from
 from executor_adapter.pools import dump_by_value
 
 if TYPE_CHECKING:
     from prefect import Flow
+
+PRELOAD = (
+    "prefect.main",
+    "executor_adapter.prefect.tasks",
+    "executor_adapter.prefect.runners.job_task_runner",
+    "executor_adapter.prefect.child.preload",
+)
+"""The modules that a worker needs for job tasks. They take 0.6 s to import, so they are imported before the fork."""
+
+# Once for each program that runs jobs as task runs.
+preload_in_workers(*PRELOAD)
+read_threads_from(lambda: get_current_settings().tasks.runner.thread_pool_max_workers)
 
 MAX_PICKLED_BYTES = 8192
 """Size of the values that are sent pickled with each attempt; larger ones are refused where they are read."""
