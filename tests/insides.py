@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from executor_adapter import JobExecutor
 from executor_adapter.supervision import Supervisor
 
@@ -14,3 +17,8 @@ def supervisor_of(executor: JobExecutor) -> Supervisor:
 def is_asleep(executor: JobExecutor) -> bool:
     """Return whether the supervisor of an executor waits for something to do."""
     return bool(executor._supervisor._loop._asleep)
+
+
+def count_as_short(executor: JobExecutor, function: Callable[..., Any]) -> None:
+    """Let an executor take a function for one that ends at once, however long it took. On the supervisor's thread."""
+    executor._supervisor._run_times.of(function).seconds = 0.0

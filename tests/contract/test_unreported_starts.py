@@ -10,7 +10,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings
 from executor_adapter.job import Transition
-from tests.insides import supervisor_of
+from tests.insides import count_as_short, supervisor_of
 from tests.waiting import PATIENCE
 
 
@@ -45,7 +45,8 @@ def test_an_attempt_that_began_and_ended_unseen_is_one_attempt(*, is_observed: b
         def job(call: Callable[[], object]) -> Job:
             return Job(function=work, args=(call,), pool="thread", retry_attempts=0)
 
-        executor.run(job(int))  # From now on it counts as short, so that others are queued behind it.
+        executor.run(job(int))
+        supervisor.call_soon(count_as_short, executor, work)  # So that others are queued behind it.
         hold = threading.Event()
         supervisor.call_soon(hold.wait)
         jobs = [job(block_supervisor), job(int), job(fail), job(is_done.set)]
