@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pkgutil
+import importlib
+import operator
 from typing import Any
 
 from executor_adapter.exceptions import ConfigurationError
@@ -14,8 +15,9 @@ def import_object(reference: str, key: str) -> Any:
     Raises:
         ConfigurationError: it cannot be imported.
     """
+    module, _, name = reference.partition(":")
     try:
-        return pkgutil.resolve_name(reference)
+        return operator.attrgetter(name)(importlib.import_module(module))
     except Exception as error:  # The module's own code runs and may raise anything.
         raise ConfigurationError(
             f"{key}: {reference!r} cannot be imported: {type(error).__name__}: {error}: must be module:name"

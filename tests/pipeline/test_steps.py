@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.processing import MAX_LOGGED_REASONS, Processed, process_window
 from executor_adapter.pipeline.steps import Spec, read_step
@@ -431,3 +432,10 @@ def test_a_window_is_processed_where_files_have_one_name_alone(tmp_path: Path, m
 
     monkeypatch.setattr("os.link", refuse)
     assert process(tmp_path, []).kept == len(ORDERS)
+
+
+@pytest.mark.parametrize("reference", ["json", "json.dumps", "json:", ":dumps", "json:nothing"])
+def test_a_reference_is_a_module_and_what_is_in_it(reference: str) -> None:
+    """Nothing else is taken for one, such as a module alone."""
+    with pytest.raises(ConfigurationError, match=r"cannot be imported.*must be module:name"):
+        import_object(reference, "steps")
