@@ -15,6 +15,6 @@ def data_error(message: str) -> DataCollectionException:
     return DataCollectionException(message, error_code="DATA_ERROR")
 
 
-def rows_error(message: object, stage: str, code: str = "DATA_ERROR") -> DataProcessingException:
+def rows_error(message: str, stage: str, code: str = "DATA_ERROR") -> DataProcessingException:
     """Return the error of rows that a part of the pipeline, the `stage`, cannot take; `code` says whose fault it is."""
-    return DataProcessingException(str(message), error_code=code, processing_stage=stage)
+    return DataProcessingException(message, error_code=code, processing_stage=stage)

@@ -115,13 +115,7 @@ class LakeTable(LakeSettings):
         now = datetime.now(UTC)
         asked_at = (collected_at or now).astimezone(UTC).isoformat(timespec="microseconds")
         asked = Range(since=since, until=until, collected_at=asked_at, origin=origin)
-        entry = WindowEntry(
-            window=window,
-            rows=0,
-            fingerprint=fingerprint,
-            created_at=now.isoformat(),
-            ranges=(asked,),
-        )
+        entry = WindowEntry(window=window, rows=0, fingerprint=fingerprint, created_at=now.isoformat(), ranges=(asked,))
         with workspace(self.root) as space, ExitStack() as stack:
             writer = Writer(self, entry, asked, space)
             stack.callback(writer.discard)

@@ -182,12 +182,8 @@ class Writer:
         new = Delivered(self._asked.collected_at, self._given - repeated)
         entry = file.close(replace(self._entry, delivered=(new, *left)))
         publish(file.path, stored.table.file_of(self._entry.window))
-        self._result = Written(
-            status="written",
-            rows=entry.rows,
-            added=max(0, self._given - repeated - replaced),
-            replaced=replaced,
-        )
+        added = max(0, new.rows - replaced)
+        self._result = Written(status="written", rows=entry.rows, added=added, replaced=replaced)
 
     def _is_whole(self, found: Stored | None, schema: pa.Schema) -> bool:
         """Return whether the file that was written is that of the window as it is."""

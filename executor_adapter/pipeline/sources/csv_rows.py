@@ -85,9 +85,12 @@ class CsvText:
                 self._check_lines(rows, self._report(connection, equal))
                 connection.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
             except duckdb.Error as error:
-                stray = next((number for number, line, _ in self._lines() if "\r" in line.rstrip("\r\n")), 0)
-                reason = f"line {stray} has a carriage return in it: quote the value" if stray else str(error)
-                raise data_error(f"{self._name} is not CSV: {reason.partition(chr(10))[0]}") from error
+                reason = str(error).partition("\n")[0]
+                strays = (number for number, line, _ in self._lines() if "\r" in line.rstrip("\r\n"))
+                # Of one that ends no line DuckDB says no more than that it cannot go on.
+                if isinstance(error, duckdb.InvalidInputException) and (stray := next(strays, 0)):
+                    reason = f"line {stray} has a carriage return in it: quote the value"
+                raise data_error(f"{self._name} is not CSV: {reason}") from error
 
     def _report(self, connection: duckdb.DuckDBPyConnection, path: Path) -> int:
         """Pass on the lines that were no rows, each once, and return how many others their quotes have swallowed."""
