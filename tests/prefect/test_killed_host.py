@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from executor_adapter.prefect.mirror.events import iso, uuid7
 from executor_adapter.prefect.mirror.server import ServerApi, server_name
 from tests.prefect.conftest import Api
 from tests.servers import ROOT
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("quick_sweeps")
 
@@ -145,29 +146,70 @@ def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(
     assert exited.value.code == 0
     assert "nothing to end" in "".join(capsys.readouterr())
 
-    ended.api.post("/events", [true_end(ended)])
+    ended.api.post("/events", [state_of_process(ended, "COMPLETED")])
     wait_for(lambda: ended.states()["Running"] == "Completed")
 
 
-def true_end(rows: Rows) -> dict[str, Any]:
-    """Return the event by which the process itself had ended the task run that was Running."""
+def state_of_process(rows: Rows, state_type: str) -> dict[str, Any]:
+    """Return the event by which the process itself had set a state of the task run that was Running."""
     (run,) = [run for run in rows.api.task_runs(rows.flow_run_id) if run["id"] == rows.task_runs["Running"]]
-    state = {"type": "COMPLETED", "name": "Completed", "message": "", "state_details": {}}
+    name = state_type.capitalize()
+    state = {"type": state_type, "name": name, "message": "", "state_details": {}}
     return {
         "id": uuid7(),
-        "occurred": iso(time.time() - 1.0),
-        "event": "prefect.task-run.Completed",
+        "occurred": iso(time.time()),
+        "event": f"prefect.task-run.{name}",
         "resource": {"prefect.resource.id": f"prefect.task-run.{run['id']}", "prefect.orchestration": "client"},
         "related": [
             {"prefect.resource.id": f"prefect.flow-run.{rows.flow_run_id}", "prefect.resource.role": "flow-run"}
         ],
         "payload": {
-            "intended": {"from": "RUNNING", "to": "COMPLETED"},
+            "intended": {"from": "RUNNING", "to": state_type},
             "initial_state": None,
             "validated_state": state,
             "task_run": {"name": run["name"], "task_key": run["task_key"], "dynamic_key": run["dynamic_key"]},
         },
     }
+
+
+def test_a_state_that_is_recorded_after_its_end_is_ended_at_once(
+    rows: MakeRows, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer state of the dead process, which waited in the server's queue, is no event that was lost."""
+    made, sent = rows(CRASHED), []
+    send = ServerApi.send
+
+    def send_before_a_late_state(server: ServerApi, bodies: Sequence[bytes]) -> None:
+        send(server, bodies)
+        sent.append(len(bodies))
+        if len(sent) == 1:
+            wait_for(lambda: made.states()["Running"] == "Crashed")
+            api.post("/events", [state_of_process(made, "RUNNING")])
+            wait_for(lambda: made.states()["Running"] == "Running")
+
+    monkeypatch.setattr(ServerApi, "send", send_before_a_late_state)
+    end_task_runs(made, monkeypatch)
+    assert sent == [1, 1]
+    assert api.state_names(made.task_runs["Running"]) == ["Running", "Crashed", "Running", "Crashed"]
+
+
+def test_many_task_runs_are_ended_page_after_page(rows: MakeRows, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No page waits longer than until the one before is recorded."""
+    made = rows(CRASHED)
+    for number in range(4):
+        body = {"flow_run_id": made.flow_run_id, "task_key": "work", "dynamic_key": str(number), "name": str(number)}
+        made.task_runs[str(number)] = api.post("/task_runs/", body | {"state": {"type": "RUNNING"}})["id"]
+    monkeypatch.setattr("executor_adapter.prefect.crashes.sweep.PAGE_LIMIT", 2)
+    end_task_runs(made, monkeypatch)
+    assert Counter(made.states().values()) == {"Crashed": 6, "Completed": 1, "Deferred": 1}
+
+
+def end_task_runs(made: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the task runs, where what the server has taken is never sent again."""
+    monkeypatch.setattr("executor_adapter.prefect.crashes.sweep.RESEND_SECONDS", math.inf)
+    with ServerApi.connected() as server:
+        closing = Closing(server, time.monotonic() + PATIENCE)
+        assert closing.end_task_runs(closing.records.flow_runs([made.flow_run_id]), None)
 
 
 @pytest.mark.parametrize(

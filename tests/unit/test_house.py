@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 416,
     "pools/process": 1_667,
     "pools/transport": 595,
-    "prefect": 6_618,
+    "prefect": 6_615,
     "scheduler": 454,
     "store": 1_835,
     "supervision": 2_583,

@@ -94,10 +94,6 @@ class Records:
         rows = self._rows("/task_runs/filter", (_by("task_runs", "id", part) for part in _parts(ids)))
         return list(self.flow_runs({row["flow_run_id"] for row in rows} - {None}).values())
 
-    def count_unfinished(self, flow_run_ids: Iterable[str]) -> int:
-        """Return how many task runs of the flow runs are not final."""
-        return sum(int(self._api.post("/task_runs/count", {"task_runs": each})) for each in _unfinished(flow_run_ids))
-
     def unfinished_task_runs(self, flow_run_ids: Iterable[str]) -> Iterator[list[Row]]:
         """Yield pages of the task runs of the flow runs that have no final type."""
         for each in _unfinished(flow_run_ids):

@@ -20,7 +20,6 @@ import logging
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ MIN_AGE_SECONDS = 60.0
 DIED = "The process of its flow run was killed, or exited without ending it (SIGKILL, out of memory, a lost machine)"
 
 RESEND_SECONDS = 5.0
-"""Seconds without progress after which events are sent again."""
+"""Seconds after which an end that the server has not recorded is sent again."""
 
 SETTLE_SECONDS = 3.0
 """Seconds for which no task run may be unfinished, because states of the dead process may still wait to be recorded."""
@@ -104,6 +103,17 @@ class Start(NamedTuple):
         return number < self.number if number else seconds(state["timestamp"]) < self.at
 
 
+class SentEnd(NamedTuple):
+    """The last end that was sent for a task run."""
+
+    number: int
+    """How many ends were sent for it, this one included."""
+    follows: str | None
+    """The id of the recorded state that it follows."""
+    at: float
+    """When it was sent, in monotonic seconds."""
+
+
 class Closing:
     """Ends what is left of dead processes on one server, until the monotonic time `deadline`.
 
@@ -113,8 +123,8 @@ class Closing:
 
     def __init__(self, api: ServerApi, deadline: float) -> None:
         self.records = Records(api)
-        self.ended: Counter[str] = Counter()
-        """How often an end was sent, by the id of the task run."""
+        self.ended: dict[str, SentEnd] = {}
+        """By the id of the task run."""
         self._api = api
         self._deadline = deadline
         self._found_at = time.time()
@@ -150,14 +160,13 @@ class Closing:
         settled_at = time.monotonic()
         while not self.is_late:
             left = list(itertools.islice(self.unfinished(flow_runs, before=before), PAGE_LIMIT))
+            if due := [run for run in left if self._is_due(run)]:
+                self._api.send([self._crashed(run, flow_runs[run["flow_run_id"]], died_at) for run in due])
             if left:
-                self._api.send([self._crashed(run, flow_runs[run["flow_run_id"]], died_at) for run in left])
-                self._wait_for_progress(flow_runs)
                 settled_at = time.monotonic()
             elif time.monotonic() - settled_at >= SETTLE_SECONDS:
                 return True
-            else:
-                time.sleep(POLL_INTERVAL)
+            time.sleep(POLL_INTERVAL)
         return False
 
     def unfinished(self, flow_runs: Iterable[str], *, before: Start | None = None) -> Iterator[Row]:
@@ -170,21 +179,18 @@ class Closing:
             )
             yield from (run for run in page if run["id"] not in self._others)
 
-    def _wait_for_progress(self, flow_runs: Iterable[str]) -> None:
-        """Wait until the server has recorded what was sent, or makes no progress."""
-        count, progress_at = self.records.count_unfinished(flow_runs), time.monotonic()
-        while count > len(self._others) and time.monotonic() - progress_at < RESEND_SECONDS and not self.is_late:
-            time.sleep(POLL_INTERVAL)
-            before, count = count, self.records.count_unfinished(flow_runs)
-            if count < before:
-                progress_at = time.monotonic()
+    def _is_due(self, run: Row) -> bool:
+        """Return whether an end must be sent: none was, a state of the dead process came after it, or it is lost."""
+        sent = self.ended.get(run["id"])
+        return sent is None or sent.follows != run["state_id"] or time.monotonic() - sent.at >= RESEND_SECONDS
 
     def _crashed(self, run: Row, flow_run: FlowRunRecord, died_at: float | None) -> bytes:
         """Return the event by which the task run ends as Crashed."""
-        self.ended[run["id"]] += 1
+        number = self.ended[run["id"]].number + 1 if run["id"] in self.ended else 1
+        self.ended[run["id"]] = SentEnd(number, run["state_id"], time.monotonic())
         # The server forgets no event, and no two states of a task run may have the same time: so each has its own.
         state = run["state"] or {"type": "PENDING", "name": "Pending", "timestamp": run["created"]}
-        at = seconds(state["timestamp"]) + self.ended[run["id"]] * CLOCK_RESOLUTION_SECONDS
+        at = seconds(state["timestamp"]) + number * CLOCK_RESOLUTION_SECONDS
         ended_at = max(died_at or flow_run.ended_at or self._found_at, at)
         return _crashed(run, state, flow_run, at, ended_at, f"{DIED}; {self._when(died_at, ended_at)}")
 
