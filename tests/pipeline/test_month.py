@@ -19,7 +19,7 @@ import pytest
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobError
 from executor_adapter.pipeline import ConfiguredTable, LakeTable, balance, rebuild_table, select_tables
-from executor_adapter.pipeline.flows import assets, steps
+from executor_adapter.pipeline.flows import steps
 from executor_adapter.pipeline.sources import files, functions, sql
 from executor_adapter.pipeline.sources.rest import resource
 from executor_adapter.pipeline.text_rows import READ
@@ -87,8 +87,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             if "time.time(" in source:
                 monkeypatch.setattr(module, "time", moved_time)
     # What tells Prefect of tables is no part of this.
-    monkeypatch.setattr(assets, "materialise_raw", lambda *_: None)
-    monkeypatch.setattr(assets, "materialise_processed", lambda *_: None)
+    monkeypatch.setattr(steps, "materialise", lambda *_: None)
     return moved
 
 

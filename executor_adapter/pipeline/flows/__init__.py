@@ -3,11 +3,10 @@
 | module | holds |
 | --- | --- |
 | `entry.py` | the flows, with the parameters of their forms |
-| `steps.py` | which jobs they submit, and in which order |
-| `jobs.py`, `maintenance.py` | the job tasks |
+| `steps.py` | the job tasks of a run and their order, and tables as Prefect's assets |
+| `maintenance.py` | the job tasks of maintenance |
 | `run.py` | one run: its executor, progress and report |
 | `report.py` | the lines on the terminal, the text of the report |
-| `assets.py` | tables as Prefect's assets |
 | `summaries.py` | what a tool's owner says of its tables |
 | `command.py` | runs the pipeline from the command line |
 """

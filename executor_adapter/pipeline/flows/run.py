@@ -152,10 +152,8 @@ class Run:
         return "processing" in self._contexts
 
     def _rejects(self) -> Counter[tuple[str, str, str]]:
-        rejects: Counter[tuple[str, str, str]] = Counter()
-        for tool, tables in self.tables.items():
-            rejects.update({(tool, *reason): rows for reason, rows in reject_reasons(tables).items()})
-        return rejects
+        found = [(tool, reject_reasons(tables).items()) for tool, tables in self.tables.items()]
+        return Counter({(tool, *reason): rows for tool, reasons in found for reason, rows in reasons})
 
     def _write_last_run(self) -> None:
         with writing(self.settings.lake / "last_run.json") as file:

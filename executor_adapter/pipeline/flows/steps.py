@@ -1,22 +1,31 @@
-"""The order of a run's jobs: each table is found, collected and processed when it can be, whatever others wait for."""
+"""The jobs of a run and their order: each table is found, collected and processed when it can be, whatever others do.
+
+Collection runs in threads, since it mostly waits; processing in processes. A table that has new rows is an asset of
+Prefect's: an event says so, and from which tables they came.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import date
 from functools import partial
 from typing import Any
 
+from prefect.assets import Asset, AssetProperties, add_asset_metadata, materialize
 from prefect.events import emit_event
 
 from executor_adapter.config import FilesTool, Stage
-from executor_adapter.pipeline.flows import assets, jobs
-from executor_adapter.pipeline.flows.run import Run
-from executor_adapter.pipeline.processing import windows_to_process
+from executor_adapter.pipeline.collecting import collect_windows, find_windows
+from executor_adapter.pipeline.flows.run import Run, untagged
+from executor_adapter.pipeline.flows.summaries import summarise_tables
+from executor_adapter.pipeline.lake.table import LakeTable
+from executor_adapter.pipeline.processing import process_windows, windows_to_process
 from executor_adapter.pipeline.sources.landing import Window
 from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables
-from executor_adapter.pipeline.upkeep import lateness
+from executor_adapter.pipeline.upkeep import lateness, settle_table
+from executor_adapter.prefect import job_task
 
 MAX_BYTES = 64 << 20
 """Bytes of the files that one job collects, at most, where it has several."""
@@ -24,6 +33,44 @@ MAX_ROWS = 100_000
 """Rows of the windows that one job processes, at most, where it has several: jobs run side by side."""
 MAX_WINDOWS = 500
 """Windows of one job, at most."""
+MATERIALISED_BY = "executor_adapter"
+
+
+def subject_of(windows: Sequence[Window | str]) -> str:
+    """Return how people call the windows of one job."""
+    names = [each.name if isinstance(each, Window) else each for each in windows]
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
+
+
+def _run_name(label: str, parameters: dict[str, Any]) -> str:
+    return f"{label} {parameters['table']} {subject_of(parameters['windows'])}"
+
+
+# The results of the jobs of tables are what they have written.
+OF_TABLE: dict[str, Any] = {"tool_name": "{table.tool_name}", "persist_result": False}
+COLLECTION: dict[str, Any] = {"pool": "thread", "job_type": "collection", **OF_TABLE}
+PROCESSING: dict[str, Any] = {"pool": "process", "job_type": "processing", **OF_TABLE}
+
+FIND = job_task(name="find windows", task_run_name="find windows of {table}", **COLLECTION)(find_windows)
+COLLECT = job_task(name="collect windows", task_run_name=partial(_run_name, "collect"), **COLLECTION)(collect_windows)
+SETTLE = job_task(name="settle windows", task_run_name="settle windows of {table}", **COLLECTION)(settle_table)
+PROCESS = job_task(name="process windows", task_run_name=partial(_run_name, "process"), **PROCESSING)(process_windows)
+SUMMARISE = job_task(
+    name="summarise",
+    task_run_name="summarise {tool}",
+    pool="process",
+    job_type="report",
+    tool_name="{tool}",
+    persist_result=False,
+    retry_attempts=0,  # It only reads what is there, so that it would fail again.
+)(summarise_tables)
+
+Then = Callable[[Any], None]
+"""Is called with what a job has returned; None: it failed."""
+Done = dict[str, Any] | None
+"""What a job of several windows has returned; None: it failed."""
+Jobs = Generator[None, Any, Any]
+"""Submits jobs, and waits for one of them at each `yield`, which gives what it has returned."""
 
 
 class Steps:
@@ -54,114 +101,74 @@ class Steps:
         self._again, self._window = again, window
         self._tables = {table.full_name: table for tables in run.tables.values() for table in tables}
         self._is_backfill = since is not None or until is not None
-        self._open = Counter[str]()
-        """How many jobs of a table have not ended."""
         self._uncollected = set(self._tables if "collection" in stages else ())
         self._unprocessed = set(self._tables if "processing" in stages else ())
-        self._waiting = set(self._unprocessed)
-        """The tables whose processing has not begun."""
-        self._present: dict[str, set[str]] = {}
-        """The windows that are at the source, of tables for which those that vanished are settled."""
+        self._to_collect, self._to_process = set(self._uncollected), set(self._unprocessed)
+        """The tables with which it has not begun."""
         self._collected, self._processed = Counter[str](), Counter[str]()
         """The new rows of each table."""
 
     def do(self) -> list[dict[str, Any]]:
         """Run all jobs, tell Prefect which tables have new rows or are late, and return the summaries of the tools."""
         with self._run.executors(*self._stages):
-            for name, table in self._tables.items():
-                if name in self._uncollected and self._parent_of(table) not in self._tables:
-                    self._find(table)
-            self._process_ready()
+            self._begin_ready()
             self._run.wait()
             summaries = self._summarise() if "processing" in self._stages else []
         for name, table in self._tables.items():
             if rows := self._collected[name]:
-                assets.materialise_raw(table, self._tables.values(), rows)
+                parents = [asset_of(other.raw) for other in self._tables.values() if other.name == table.parent]
+                materialise(table.raw, parents or [f"source://{table.tool_name}/{table.name}"], rows)
             if rows := self._processed[name]:
-                assets.materialise_processed(table, rows)
+                joined = [f"lake://processed/{each.replace('.', '/')}" for each in sorted(table.reads)]
+                materialise(table.processed, [asset_of(table.raw), *joined], rows)
             if "collection" in self._stages:
                 _tell_if_late(table)
         return summaries
 
-    def _parent_of(self, table: ConfiguredTable) -> str | None:
-        return None if table.parent is None else f"{table.tool_name}.{table.parent}"
-
-    def _find(self, table: ConfiguredTable) -> None:
-        given: dict[str, Any] = {"table": table, "since": self._since, "until": self._until}
-        self._run.submit(jobs.find_windows, "find", table.name, partial(self._found, table), **given)
-
-    def _found(self, table: ConfiguredTable, windows: list[Window] | None) -> None:
-        """Collect the windows; None: they could not be found."""
-        settles = isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep"
-        # Of a range nothing is known of the windows beside it.
-        if windows and settles and not self._is_backfill:
-            self._present[table.full_name] = set()
-        self._collect(table, _together(windows or [], lambda window: window.size, MAX_BYTES))
-
-    def _collect(self, table: ConfiguredTable, jobs_of: Iterable[list[Window]]) -> None:
-        self._submit(jobs.collect_windows, "collect", table, self._stored, jobs_of, again=self._is_backfill)
-        if self._open[table.full_name]:
-            return
-        if (present := self._present.pop(table.full_name, None)) is None:
-            self._end_collection(table)
-        else:
-            then = partial(self._end_collection, table)
-            self._run.submit(jobs.settle_windows, "settle", table.name, then, table=table, present=sorted(present))
-
-    def _stored(self, table: ConfiguredTable, done: dict[str, Any] | None) -> None:
-        self._open[table.full_name] -= 1
-        if done is None:
-            # What a file has that could not be collected is not known, so nothing of its table has vanished.
-            self._present.pop(table.full_name, None)
-        else:
-            self._collected[table.full_name] += done["records_collected"]
-            if table.full_name in self._present:
-                self._present[table.full_name].update(done["windows"])
-        self._collect(table, _alone(done))
-
-    def _end_collection(self, table: ConfiguredTable, _: object = None) -> None:
-        """Go on with what needs the deliveries of a table: resources that are asked for by it, and its processing."""
-        self._uncollected.discard(table.full_name)
-        for other in self._tables.values():
-            if self._parent_of(other) == table.full_name:
-                self._find(other)
-        self._process_ready()
-
-    def _process_ready(self) -> None:
+    def _begin_ready(self) -> None:
+        """Begin with each table that waits for no other any more."""
         for name, table in self._tables.items():
-            is_ready = name not in self._uncollected and not table.reads & (self._uncollected | self._unprocessed)
-            if name in self._waiting and is_ready:
-                self._waiting.discard(name)
-                sizes = windows_to_process(table, again=self._again)
-                wanted = [each for each in sizes if self._window in (None, each)]
-                self._process(table, _together(wanted, sizes.__getitem__, MAX_ROWS))
+            parent = f"{table.tool_name}.{table.parent}"
+            if name in self._to_collect and parent not in self._uncollected:
+                self._to_collect.discard(name)
+                _begin(partial(self._collect, table))
+            is_in = name not in self._uncollected and not table.reads & (self._uncollected | self._unprocessed)
+            if name in self._to_process and is_in:
+                self._to_process.discard(name)
+                _begin(partial(self._process, table))
 
-    def _process(self, table: ConfiguredTable, jobs_of: Iterable[list[str]]) -> None:
-        self._submit(jobs.process_windows, "process", table, self._made, jobs_of, again=self._again)
-        if not self._open[table.full_name]:
-            self._unprocessed.discard(table.full_name)
-            self._process_ready()
+    def _collect(self, table: ConfiguredTable, then: Then) -> Jobs:
+        """Find and collect the windows of a table, and settle those that its source has no longer."""
+        self._run.submit(FIND, "find", table.name, then, table=table, since=self._since, until=self._until)
+        windows: list[Window] = (yield) or []
+        groups = _together(windows, lambda window: window.size, MAX_BYTES)
+        submit = partial(self._submit, COLLECT, "collect", table, then, again=self._is_backfill)
+        found = yield from _each(groups, submit)
+        done = [each for each in found if each is not None]
+        self._collected[table.full_name] = sum(each["records_collected"] for each in done)
+        settles = isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep"
+        # Of a range nothing is known of the windows beside it, and of what failed nothing of those that it has.
+        if settles and windows and not self._is_backfill and len(done) == len(found):
+            present = sorted({name for each in done for name in each["windows"]})
+            self._run.submit(SETTLE, "settle", table.name, then, table=table, present=present)
+            yield
+        self._uncollected.discard(table.full_name)
+        self._begin_ready()
 
-    def _made(self, table: ConfiguredTable, done: dict[str, Any] | None) -> None:
-        self._open[table.full_name] -= 1
-        self._processed[table.full_name] += 0 if done is None else done["records_processed"]
-        self._process(table, _alone(done))
+    def _process(self, table: ConfiguredTable, then: Then) -> Jobs:
+        sizes = windows_to_process(table, again=self._again)
+        wanted = [each for each in sizes if self._window in (None, each)]
+        groups = _together(wanted, sizes.__getitem__, MAX_ROWS)
+        found = yield from _each(groups, partial(self._submit, PROCESS, "process", table, then, again=self._again))
+        self._processed[table.full_name] = sum(each["records_processed"] for each in found if each is not None)
+        self._unprocessed.discard(table.full_name)
+        self._begin_ready()
 
     def _submit(
-        self,
-        task: Any,
-        label: str,
-        table: ConfiguredTable,
-        then: Callable[[ConfiguredTable, Any], None],
-        jobs_of: Iterable[list[Any]],
-        **given: Any,
+        self, task: Any, label: str, table: ConfiguredTable, then: Then, windows: list[Any], again: bool
     ) -> None:
-        for windows in jobs_of:
-            self._open[table.full_name] += 1
-            names = [each.name if isinstance(each, Window) else each for each in windows]
-            subject = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
-            asked = {"table": table, "windows": windows, "subject": subject} | given
-            self._run.submit(task, label, f"{table.name} {subject}", partial(then, table), **asked)
+        subject = f"{table.name} {subject_of(windows)}"
+        self._run.submit(task, label, subject, then, table=table, windows=windows, again=again)
 
     def _summarise(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any] | None] = []
@@ -169,9 +176,60 @@ class Steps:
             if (reference := self._run.settings.tools[tool].summary) is not None:
                 tables = configured_tables(self._run.settings, tool)  # Those too that this run leaves as they are.
                 given: dict[str, Any] = {"tool": tool, "tables": tables, "reference": reference}
-                self._run.submit(jobs.summarise, "report", "summary", found.append, **given)
+                self._run.submit(SUMMARISE, "report", "summary", found.append, **given)
         self._run.wait()
         return [each for each in found if each is not None]
+
+
+def _begin(work: Callable[[Then], Jobs]) -> None:
+    """Begin `work`, which is given what its jobs are to call when they have ended: it goes on then."""
+
+    def go_on(done: Any) -> None:
+        with suppress(StopIteration):
+            jobs.send(done)
+
+    jobs = work(go_on)
+    go_on(None)
+
+
+def _each(groups: Iterable[list[Any]], submit: Callable[[list[Any]], None]) -> Generator[None, Done, list[Done]]:
+    """Run a job for each group of windows, and one for each window that failed in a group; return what they did."""
+    found, left, waiting = list[Done](), list(groups), 0
+    while left or waiting:
+        for windows in left:
+            submit(windows)
+        waiting += len(left) - 1
+        done = yield
+        found.append(done)
+        left = [[window] for window in (done or {"failed": ()})["failed"]]
+    return found
+
+
+def asset_of(table: LakeTable) -> Asset:
+    """Return the asset of a table in a layer of the lake; its address names no machine."""
+    return Asset(
+        key=f"lake://{table.layer}/{table.tool}/{table.name}",
+        properties=AssetProperties(name=str(table), url=table.folder.absolute().as_uri()),
+    )
+
+
+def materialise(table: LakeTable, origins: Iterable[Asset | str], rows: int) -> None:
+    """Tell that a table has new rows, and from which tables and sources they are."""
+    asset = asset_of(table)
+
+    @materialize(
+        asset,
+        by=MATERIALISED_BY,
+        asset_deps=list(origins),
+        name="materialise table",
+        task_run_name=f"materialise {table}",
+        persist_result=False,
+    )
+    def note() -> None:
+        add_asset_metadata(asset, {"rows": rows})
+
+    with untagged():
+        note()
 
 
 def _tell_if_late(table: ConfiguredTable) -> None:
@@ -182,11 +240,6 @@ def _tell_if_late(table: ConfiguredTable) -> None:
             resource={"prefect.resource.id": f"executor-adapter.table.{name}", "prefect.resource.name": name},
             payload={"expect": table.settings.expect, "late_seconds": round(late)},
         )
-
-
-def _alone(done: dict[str, Any] | None) -> Iterator[list[Any]]:
-    """Yield the windows that failed among others, each for a job of its own."""
-    return ([window] for window in (done or {"failed": ()})["failed"])
 
 
 def _together(windows: Sequence[Any], size_of: Callable[[Any], int], limit: int) -> Iterator[list[Any]]:
