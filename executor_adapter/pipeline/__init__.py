@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.collecting import find_windows as find_windows
     from executor_adapter.pipeline.collecting import read_sample as read_sample
     from executor_adapter.pipeline.collecting import rebuild_table as rebuild_table
-    from executor_adapter.pipeline.lake.layout import remove_leftovers as remove_leftovers
+    from executor_adapter.pipeline.lake.stored import remove_leftovers as remove_leftovers
     from executor_adapter.pipeline.lake.table import LakeTable as LakeTable
-    from executor_adapter.pipeline.lake.upkeep import expire_windows as expire_windows
-    from executor_adapter.pipeline.lake.upkeep import is_expired as is_expired
-    from executor_adapter.pipeline.lake.upkeep import remove_windows as remove_windows
-    from executor_adapter.pipeline.lake.upkeep import settle_windows as settle_windows
+    from executor_adapter.pipeline.lake.table import expire_windows as expire_windows
+    from executor_adapter.pipeline.lake.table import is_expired as is_expired
+    from executor_adapter.pipeline.lake.table import remove_windows as remove_windows
+    from executor_adapter.pipeline.lake.table import settle_windows as settle_windows
     from executor_adapter.pipeline.processing import Balance as Balance
     from executor_adapter.pipeline.processing import Processed as Processed
     from executor_adapter.pipeline.processing import balance as balance
@@ -63,9 +63,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     ".collecting": "collect_window collect_windows find_windows read_sample rebuild_table",
-    ".lake.layout": "remove_leftovers",
-    ".lake.table": "LakeTable",
-    ".lake.upkeep": "expire_windows is_expired remove_windows settle_windows",
+    ".lake.stored": "remove_leftovers",
+    ".lake.table": "LakeTable expire_windows is_expired remove_windows settle_windows",
     ".processing": "Balance Processed balance balances process_table process_window process_windows reject_reasons "
     "windows_to_process",
     ".sources.files": "find_files",

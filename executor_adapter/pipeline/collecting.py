@@ -10,14 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
-
 from executor_adapter.config import FilesTool, FileTable, RestTool
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.lake.stored import WindowEntry
-from executor_adapter.pipeline.lake.upkeep import is_between
+from executor_adapter.pipeline.lake.table import is_between
 from executor_adapter.pipeline.loading import Loader
 from executor_adapter.pipeline.sources.files import find_files
 from executor_adapter.pipeline.sources.land import land
@@ -67,7 +65,7 @@ def find_windows(
         return [Window()]
     if since is not None or until is not None:
         return [Window(since=_start(since), until=_start(until))]
-    return [Window(since=table.raw.next_since(SINGLE_WINDOW, _look_back(table)) or table.start)]
+    return [Window(since=table.raw.next_since(SINGLE_WINDOW, table.settings.look_back) or table.start)]
 
 
 def collect_windows(table: ConfiguredTable, windows: Sequence[Window], *, again: bool = False) -> dict[str, Any]:
@@ -295,14 +293,3 @@ def _day(day: date) -> Window:
 
 def _start(day: date | None) -> str | None:
     return None if day is None else datetime.combine(day, time(), UTC).isoformat()
-
-
-def _look_back(table: ConfiguredTable) -> timedelta | float:
-    """Return the table's `look_back` in the unit of its cursor column."""
-    amount, schema = table.settings.look_back, table.raw.schema()
-    kind = None if schema is None or table.cursor is None else schema.field(table.cursor).type
-    if kind is not None and pa.types.is_timestamp(kind):
-        return timedelta(seconds=amount)
-    if kind is not None and pa.types.is_date(kind):
-        return timedelta(days=amount)
-    return int(amount) if amount == int(amount) else amount

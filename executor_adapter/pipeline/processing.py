@@ -16,10 +16,8 @@ import pyarrow as pa
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import do_each, log, progress
-from executor_adapter.pipeline.lake.layout import workspace
-from executor_adapter.pipeline.lake.stored import WindowEntry
-from executor_adapter.pipeline.lake.table import LakeTable
-from executor_adapter.pipeline.lake.upkeep import remove_windows
+from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
+from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.steps import (
     Account,

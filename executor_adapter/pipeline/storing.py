@@ -17,8 +17,7 @@ from executor_adapter.pipeline.disk import TEMPORARY, writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.stored import WindowEntry
-from executor_adapter.pipeline.lake.table import LakeTable
-from executor_adapter.pipeline.lake.upkeep import remove_windows
+from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.loading import Loader, by_window
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window

@@ -33,8 +33,7 @@ from executor_adapter.config import (
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import did_you_mean
 from executor_adapter.pipeline.importing import import_object
-from executor_adapter.pipeline.lake.table import LakeTable
-from executor_adapter.pipeline.lake.upkeep import is_expired
+from executor_adapter.pipeline.lake.table import LakeTable, is_expired
 from executor_adapter.pipeline.steps import Spec, read_step
 
 

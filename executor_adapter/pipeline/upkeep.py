@@ -12,8 +12,8 @@ from typing import Any
 
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import TEMPORARY
-from executor_adapter.pipeline.lake.layout import remove_leftovers
-from executor_adapter.pipeline.lake.upkeep import expire_windows, remove_windows, settle_windows
+from executor_adapter.pipeline.lake.stored import remove_leftovers
+from executor_adapter.pipeline.lake.table import expire_windows, remove_windows, settle_windows
 from executor_adapter.pipeline.processing import balance
 from executor_adapter.pipeline.sources.landing import landings_of, outdated_landings
 from executor_adapter.pipeline.tables import ConfiguredTable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -18,10 +19,9 @@ import pytest
 
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
-from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter
-from executor_adapter.pipeline.lake.layout import remove_leftovers
-from executor_adapter.pipeline.lake.stored import WindowEntry
+from executor_adapter.pipeline.lake.stored import ROW_GROUP, WindowEntry, remove_leftovers
 from executor_adapter.pipeline.lake.table import LakeTable
+from executor_adapter.pipeline.lake.writer import FileWriter
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
 from tests.waiting import PATIENCE
 
@@ -131,6 +131,18 @@ def test_a_file_of_somebody_else_is_told(tmp_path: Path) -> None:
     pq.write_table(ROWS, path)
     with pytest.raises(DataProcessingException, match="is damaged"):
         table.find("w")
+
+
+def test_a_file_of_another_version_is_told(tmp_path: Path) -> None:
+    """It is not called damaged: the command that makes its table anew is named."""
+    table = lake_table(tmp_path)
+    write(table, "w", ROWS)
+    before = {"window": "w", "rows": 3, "fingerprint": "v1", "ranges": [{"collected_at": "2026-01-01"}]}
+    rows = ROWS.replace_schema_metadata({"executor_adapter.window": json.dumps(before)})
+    pq.write_table(rows, table.file_of("w"))
+    for look in (table.windows, lambda: table.find("w")):
+        with pytest.raises(DataProcessingException, match="is of another version: `executor-adapter pipeline rebuild"):
+            look()
 
 
 @pytest.mark.parametrize("window", ["America/New_York", "..", ".", "a b", "x%2Fy", ".tmp-1", "a=b", "ü", "2013"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,8 +78,8 @@ def test_a_range_is_replaced_without_a_key(tmp_path: Path) -> None:
     [
         ([3, 7, 5], 2, "5"),
         (["a", "c"], 0, "c"),
-        ([date(2013, 1, 1), date(2013, 1, 9)], timedelta(days=2), "2013-01-07"),
-        ([datetime(2013, 1, 1, 10, tzinfo=UTC)], timedelta(hours=1), "2013-01-01T09:00:00+00:00"),
+        ([date(2013, 1, 1), date(2013, 1, 9)], 2, "2013-01-07"),
+        ([datetime(2013, 1, 1, 10, tzinfo=UTC)], 3600, "2013-01-01T09:00:00+00:00"),
         ([Decimal("1.50")], 0, "1.50"),
         ([3, None], 100, None),
         ([], 0, None),

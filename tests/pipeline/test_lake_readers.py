@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from executor_adapter.pipeline.lake.table import LakeTable
-from executor_adapter.pipeline.lake.upkeep import expire_windows, remove_windows, settle_windows
+from executor_adapter.pipeline.lake.table import LakeTable, expire_windows, remove_windows, settle_windows
 from tests.pipeline.lakes import at, lake_table, write
 
 Rows = list[dict[str, Any]]

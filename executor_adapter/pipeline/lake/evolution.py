@@ -6,12 +6,11 @@ All files of a table have the same columns, so that every reader reads them toge
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 
 import pyarrow as pa
 
 from executor_adapter.pipeline.errors import rows_error
-
-_DIGITS_OF_INTEGER = 19
 
 
 def evolved(stored: pa.Schema, new: pa.Schema) -> tuple[pa.Schema, list[str]]:
@@ -90,27 +89,17 @@ def fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _widened(name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
-    if old == new:
-        return old
-    if pa.types.is_null(old) or pa.types.is_null(new):
-        return new if pa.types.is_null(old) else old  # Without any value so far, a column has no type.
-    if pa.types.is_integer(old) and pa.types.is_floating(new):
-        return new  # Each value is checked to stay the same where it is cast.
-    if pa.types.is_integer(old) and pa.types.is_decimal(new) and new.precision - new.scale >= _DIGITS_OF_INTEGER:
-        return new
-    if _holds(new, old):
-        return new
+    if old == new or pa.types.is_null(new):
+        return old  # Without any value so far, a column has no type.
+    both = [pa.schema([(name, old)]), pa.schema([(name, new)])]
+    # A float does not hold each decimal, and bytes are no text. Where a float does not hold an integer, its cast fails.
+    loses = (pa.types.is_decimal(old) and pa.types.is_floating(new)) or pa.types.is_string(old)
+    with suppress(pa.ArrowTypeError):
+        if not loses and pa.unify_schemas(both, promote_options="permissive").field(0).type == new:
+            return new
     raise rows_error(
         f"column {name}: the table has {old}, and the schema says {new} now: a table is never narrowed: "
         f"declare {old} or wider, or write to a table of another name",
         "lake",
         "CONFIGURATION_ERROR",
     )
-
-
-def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
-    if pa.types.is_decimal(wide) and pa.types.is_decimal(narrow):
-        return bool(wide.scale >= narrow.scale and wide.precision - wide.scale >= narrow.precision - narrow.scale)
-    both_signed = pa.types.is_signed_integer(wide) and pa.types.is_signed_integer(narrow)
-    both_float = pa.types.is_floating(wide) and pa.types.is_floating(narrow)
-    return (both_signed or both_float) and bool(wide.bit_width > narrow.bit_width)

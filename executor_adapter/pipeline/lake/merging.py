@@ -6,7 +6,8 @@ Runs may overtake one another: of each part of a window it is known which answer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +15,7 @@ import pyarrow.compute as pc
 
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.lake.layout import MOMENT, VANISHED_AT, LakeSettings
-from executor_adapter.pipeline.lake.stored import MAX_RANGES, Delivered, Range
+from executor_adapter.pipeline.lake.stored import MAX_RANGES, MOMENT, VANISHED_AT, LakeSettings, Range
 
 MAX_AHEAD = timedelta(days=1)
 """How far after now a cursor may be: a day may have begun elsewhere, and clocks differ."""
@@ -139,33 +139,26 @@ def is_overtaken(new: Range, known: tuple[Range, ...], kind: pa.DataType | None)
     return bool(newer)
 
 
-def with_range(new: Range, known: tuple[Range, ...], kind: pa.DataType | None) -> tuple[Range, ...]:
-    """Return what is known of a window after `new` was written, without the answers that it covers."""
-    rest = [each for each in known if each.origin != new.origin or not _covers(new, each, kind)]
-    return (*rest, new)[-MAX_RANGES:]
-
-
-def newer_than(asked: Range, delivered: Sequence[Delivered]) -> pa.Array:
+def newer_than(asked: Range, known: Sequence[Range]) -> pa.Array:
     """Return the mask of the rows for which the source was asked later."""
-    return pa.concat_arrays([pa.repeat(at > asked.collected_at, rows) for at, rows in delivered])
+    return pa.concat_arrays([pa.repeat(each.collected_at > asked.collected_at, each.rows) for each in known])
 
 
-def left_of(delivered: Sequence[Delivered], stay: pa.Array) -> list[Delivered]:
-    """Return whence the rows are that stay; of the oldest ones it is forgotten: see `MAX_RANGES`."""
-    left, start = list[Delivered](), 0
-    for at, rows in delivered:
-        left.append(Delivered(at, stay.slice(start, rows).true_count))
-        start += rows
-    left = [each for each in left if each.rows]
-    if len(left) >= MAX_RANGES:
-        *left, (at, rows), (other, more) = left
-        left.append(Delivered(max(at, other), rows + more))
-    return left
+def with_range(new: Range, known: Sequence[Range], stay: pa.Array, kind: pa.DataType | None) -> tuple[Range, ...]:
+    """Return what is known of a window whose new rows were written before those of the older ones that `stay`."""
+    ranges, start = [new], 0
+    for each in known:
+        rows = stay.slice(start, each.rows).true_count
+        start += each.rows
+        if rows or each.origin != new.origin or not _covers(new, each, kind):
+            ranges.append(replace(each, rows=rows))
+    if len(ranges) > MAX_RANGES:
+        newer, older = ranges[-2:]
+        ranges[-2:] = [replace(newer, rows=newer.rows + older.rows)]
+    return tuple(ranges)
 
 
-def next_since(
-    ranges: tuple[Range, ...], watermark: str | None, kind: pa.DataType, look_back: timedelta | float
-) -> str | None:
+def next_since(ranges: tuple[Range, ...], watermark: str | None, kind: pa.DataType, look_back: float) -> str | None:
     """Return from where to ask for what is new: see `LakeTable.next_since`."""
     ordered = sorted(ranges, key=lambda each: _low(each, kind))
     first = _low(ordered[0], kind)
@@ -180,8 +173,16 @@ def next_since(
         values.append(typed(watermark, kind).as_py())
     if not values:
         return ordered[0].since
-    value = min(values) - look_back if look_back else min(values)
+    value = min(values)
+    if look_back:
+        value -= _in_unit_of(value, look_back)
     return ordered[0].since if (0, value) < first else text_of(value)
+
+
+def _in_unit_of(value: Any, amount: float) -> timedelta | float:
+    if isinstance(value, date):
+        return timedelta(seconds=amount) if isinstance(value, datetime) else timedelta(days=amount)
+    return int(amount) if amount == int(amount) else amount
 
 
 def _low(bounds: Range, kind: pa.DataType | None) -> Bound:

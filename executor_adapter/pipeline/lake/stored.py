@@ -1,31 +1,173 @@
-"""What is stored of a table: its files, and what each says of itself in its footer: its window, whence it is, its rows.
+"""What is stored of a table: where its files are, and what each says of itself in its footer.
 
-Rows and what is known of them are one file, so that both are published by one rename.
+    <lake>/<layer>/<tool>/<table>/window=<window>/rows.parquet   the rows; nothing else is in the table's folder
+    <lake>/.state/<layer>/<tool>/<table>/                        its lock, and its index
+    <lake>/.writing/                                             files that are being written
+
+So every reader of Parquet reads the folder of a table as it stands, with `window` as a column. Rows and what is known
+of them are one file, so that both are published by one rename.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
-from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.disk import explained, writing
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.lake.layout import LakeSettings
 
+ROW_GROUP = 250_000
+"""Rows of a row group; those of several batches are written together."""
 MAX_RANGES = 1000
-"""Ranges, and deliveries of its rows, that a window remembers. Only a run that was overtaken by so many others would
-not be seen as too old, and of two old deliveries that come again the older one could win."""
+"""Ranges that a window remembers. Only a run that was overtaken by so many others would not be seen as too old, and of
+two old deliveries that come again the older one could win."""
+
+WINDOW = "window"
+"""The column that readers get from the names of the folders."""
 
 _KEY = b"executor_adapter.window"
+_WRITING = ".writing"
+_FILE = "rows.parquet"
+
+Vanished = Literal["keep", "mark", "delete"]
+"""What becomes of rows or windows that the source has no longer: they stay, stay with the time at which they were
+missed, or are removed."""
+VANISHED_AT = "vanished_at"
+"""The column that is added to tables whose policy is "mark"."""
+MOMENT = pa.timestamp("us", "UTC")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LakeSettings:
+    """The settings of one table in one layer of a lake.
+
+    Raises:
+        ConfigurationError: they contradict one another.
+    """
+
+    root: Path
+    """The folder of the lake."""
+    layer: str
+    """What kind of tables it is among: "raw", "processed", "rejects", ..."""
+    tool: str
+    name: str
+    key: tuple[str, ...] = ()
+    """The columns that identify a row within its window; none: a window, or a range of it, is replaced altogether."""
+    cursor: str | None = None
+    """The column by which the source is asked for what is new."""
+    vanished_rows: Vanished | None = None
+    """What becomes of rows that the source has no longer; None: "keep" with a key, "delete" without."""
+    vanished_windows: Vanished = "keep"
+    """What becomes of windows that the source has no longer: see `settle_windows`."""
+    lock_timeout: float = 300.0
+    """Seconds to wait for another job that writes to the table."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+        key: Any = self.key  # People write one column as text.
+        object.__setattr__(self, "key", (key,) if isinstance(key, str) else tuple(key))
+        for field in ("layer", "tool", "name"):
+            value = getattr(self, field)
+            # They are names of folders, and readers pass over those that begin with a dot or an underscore.
+            if not value or value.startswith((".", "_")) or "/" in value:
+                raise ConfigurationError(
+                    f"{field}: {value!r} is not allowed: must be a name without /, that begins with neither . nor _"
+                )
+        if self.vanished_rows in ("keep", "mark") and not self.key:
+            raise ConfigurationError(
+                f"{self}: vanished_rows: {self.vanished_rows!r} needs a key: name the columns that identify a row"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The folder to read with pyarrow, pandas, Polars or DuckDB; `window` is a column of what they read."""
+        return self.root / self.layer / self.tool / self.name
+
+    @property
+    def state(self) -> Path:
+        """The folder of what belongs to the table and is no data."""
+        return self.root / ".state" / self.layer / self.tool / self.name
+
+    @property
+    def lock(self) -> Path:
+        """The file of the table's lock."""
+        return self.state / ".lock"
+
+    def file_of(self, window: str) -> Path:
+        """Return where the rows of a window are."""
+        # A window can be any value of a column: "America/New_York" must not become two folders, nor ".." one up.
+        name = quote(window, safe=" ").replace(".", "%2E")
+        return self.folder / f"{WINDOW}={name}" / _FILE
+
+    def files(self) -> list[Path]:
+        """Return all files of the table, in the order of their folders' names."""
+        return sorted(self.folder.glob(f"{WINDOW}=*/{_FILE}"))
+
+    def any_file(self) -> Path | None:
+        """Return one of the files, without a look at the others; None where there is none."""
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                file = Path(entry.path) / _FILE
+                if entry.name.startswith(f"{WINDOW}=") and file.exists():
+                    return file
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.tool}/{self.name} ({self.layer})"
+
+    @property
+    def policy(self) -> Vanished:
+        """What becomes of rows that the source has no longer."""
+        return self.vanished_rows or ("keep" if self.key else "delete")
+
+    @property
+    def extra_columns(self) -> pa.Schema:
+        """The columns that the lake adds to those of the rows."""
+        marks = "mark" in (self.policy, self.vanished_windows)
+        return pa.schema([(VANISHED_AT, MOMENT)] if marks else [])
+
+
+@contextmanager
+def workspace(root: Path) -> Iterator[Path]:
+    """Make a folder for what is being written, on the file system of the lake, and remove it when the block ends."""
+    folder = root / _WRITING / uuid.uuid4().hex
+    with explained(folder):
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(root: Path, *, older_than: float) -> int:
+    """Remove what writers that died have left, and return how many of them.
+
+    Args:
+        root: the folder of the lake.
+        older_than: seconds since the last write. A writer that lives writes all the time.
+    """
+    before = time.time() - older_than
+    removed = 0
+    for folder in (root / _WRITING).glob("*"):
+        with suppress(FileNotFoundError):
+            newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+            if newest < before:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+    return removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +182,8 @@ class Range:
     """When the source was asked, in ISO 8601, UTC."""
     origin: str = ""
     """What was asked for: deliveries of several origins are merged into one window."""
-
-
-class Delivered(NamedTuple):
-    """Rows of a window, one after another, for which the source was asked at the same time."""
-
-    collected_at: str
     rows: int
+    """How many rows of the window are from then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +200,7 @@ class WindowEntry:
     watermark: str | None = None
     """The highest value of the cursor column among its rows; None without one."""
     ranges: tuple[Range, ...] = ()
-    """What was asked for and when, without those that later ones replaced."""
-    delivered: tuple[Delivered, ...] = ()
-    """Whence the rows are, in their order."""
+    """What was asked for and when, in the order of their rows; those that later ones replaced are left out."""
     dropped: int = 0
     """Rows of the input that steps left out, and that are in no table."""
     merged: int = 0
@@ -78,16 +213,15 @@ class WindowEntry:
         """When the source was last asked for a part of the window."""
         return max(each.collected_at for each in self.ranges)
 
-    @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> Self:
-        """Return the entry that `asdict` made a dict of."""
-        ranges = tuple(Range(**each) for each in found["ranges"])
-        return cls(**found | {"ranges": ranges, "delivered": tuple(Delivered(*each) for each in found["delivered"])})
+
+_ENTRY = TypeAdapter(WindowEntry)
+_INDEX = TypeAdapter(dict[str, tuple[tuple[int, int, int], WindowEntry]])
+"""By the folder of each window: the version of its file, and what that says."""
 
 
 def footer_of(entry: WindowEntry) -> dict[bytes, bytes]:
     """Return what is written into the footer."""
-    return {_KEY: json.dumps(asdict(entry)).encode()}
+    return {_KEY: _ENTRY.dump_json(entry)}
 
 
 @contextmanager
@@ -128,12 +262,16 @@ def entry_of(file: pq.ParquetFile, path: Path) -> WindowEntry:
     """Return the window in an open file.
 
     Raises:
-        DataProcessingException: DATA_ERROR, it is not a file of the lake.
+        DataProcessingException: DATA_ERROR, it is not a file of the lake, or of another version of it.
     """
     try:
-        entry = WindowEntry.from_dict(json.loads(file.metadata.metadata[_KEY]))
-    except (TypeError, KeyError, ValueError) as error:
+        entry = _ENTRY.validate_json(file.metadata.metadata[_KEY])
+    except (TypeError, KeyError) as error:
         raise damaged(path, error) from error
+    except ValueError as error:
+        table = ".".join(path.parts[-4:-2])
+        said = f"{path} is of another version: `executor-adapter pipeline rebuild {table}` makes its table anew"
+        raise rows_error(said, "lake") from error
     if entry.rows != file.metadata.num_rows:
         raise damaged(path, "the number of rows differs")
     return entry
@@ -162,24 +300,19 @@ class StoredTable:
 
         The index has what the footers say, so that a footer is opened once after its file was written.
         """
-        index = self.table.state / "index.json"
-        known: dict[str, Any] = {}
+        index, known = self.table.state / "index.json", dict[str, Any]()
         with suppress(FileNotFoundError, ValueError):
-            known = json.loads(index.read_bytes())
-        found: dict[str, Any] = {}
-        stored = []
-        for path in self.table.files():
+            known = _INDEX.validate_json(index.read_bytes())
+        found, files = dict[str, Any](), self.table.files()
+        for path in files:
             name, state = path.parent.name, os.stat(path)
-            version = [state.st_ino, state.st_mtime_ns, state.st_size]
+            version = (state.st_ino, state.st_mtime_ns, state.st_size)
             before = known.get(name)
-            if before is None or before[0] != version:
-                before = [version, asdict(self.read(path).entry)]
-            found[name] = before
-            stored.append(Stored(WindowEntry.from_dict(before[1]), path))
+            found[name] = before if before and before[0] == version else (version, self.read(path).entry)
         if found != known:
             with writing(index, sync=False) as file:
-                file.write(json.dumps(found).encode())
-        return stored
+                file.write(_INDEX.dump_json(found))
+        return [Stored(found[path.parent.name][1], path) for path in files]
 
     def read(self, path: Path) -> Stored:
         """Return the window in a file."""
@@ -222,3 +355,10 @@ def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.Re
         yield batch.replace_schema_metadata()
     if empty:
         yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow.remove_metadata())
+
+
+def rows_in(path: Path) -> Iterator[pa.Table]:
+    """Yield the rows of a file, a row group at a time."""
+    with opened(path) as file:
+        for batch in rows_of(file, path, ROW_GROUP):
+            yield pa.Table.from_batches([batch])

@@ -1,32 +1,168 @@
-"""Writes one window: its rows as they come, and, when they are all there, the window with what it had before."""
+"""Writes windows: their rows as they come, and, when they are all there, each window with what it had before.
+
+Files have row groups of even size and checksums, and are complete or not there at all. They are written anew from
+others: one window, or all of a table at once. Readers that list the folder before that and open files after it may find
+one gone, which is an error they see; none sees rows twice or too few.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.disk import TEMPORARY, explained, sync_folder
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.lake.evolution import check_names, evolved, plain
-from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish, rewrite_all, rows_in
-from executor_adapter.pipeline.lake.layout import WINDOW, LakeSettings
-from executor_adapter.pipeline.lake.merging import (
-    is_overtaken,
-    is_within,
-    judged,
-    key_texts,
-    last_of_each,
-    left_of,
-    newer_than,
-    with_range,
+from executor_adapter.pipeline.lake import merging
+from executor_adapter.pipeline.lake.evolution import check_names, evolved, fitted, plain
+from executor_adapter.pipeline.lake.stored import (
+    ROW_GROUP,
+    WINDOW,
+    LakeSettings,
+    Range,
+    Stored,
+    StoredTable,
+    WindowEntry,
+    footer_of,
+    rows_in,
 )
-from executor_adapter.pipeline.lake.stored import Delivered, Range, Stored, StoredTable, WindowEntry, opened
+
+
+class FileWriter:
+    """Writes the file of one window."""
+
+    def __init__(self, path: Path, schema: pa.Schema, cursor: str | None = None) -> None:
+        self.path = path
+        self.schema = schema
+        self._cursor = cursor
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self.waiting = 0
+        """Rows that are in memory."""
+        self._highest: pa.Scalar | None = None
+        self.rows = 0
+
+    def add(self, rows: pa.Table) -> None:
+        """Append rows."""
+        rows = fitted(rows, self.schema)
+        self.rows += rows.num_rows
+        self._note_highest(rows)
+        self._waiting.append(rows)
+        self.waiting += rows.num_rows
+        if self.waiting >= ROW_GROUP:
+            self.flush()
+
+    def _note_highest(self, rows: pa.Table) -> None:
+        if self._cursor is None or self._cursor not in rows.column_names:
+            return
+        highest = pc.max(rows[self._cursor])
+        if highest.is_valid:
+            merging.check_cursor(highest.as_py(), self._cursor)
+        if highest.is_valid and (self._highest is None or pc.greater(highest, self._highest).as_py()):
+            self._highest = highest
+
+    def close(self, entry: WindowEntry) -> WindowEntry:
+        """Write the rest and the footer to the disk; return the entry with the rows and the watermark of the file."""
+        self.flush()
+        watermark = None if self._highest is None else merging.text_of(self._highest.as_py())
+        entry = replace(entry, rows=self.rows, watermark=watermark)
+        writer = self._opened()
+        writer.add_key_value_metadata(footer_of(entry))
+        with explained(self.path):
+            writer.close()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+        return entry
+
+    def _opened(self) -> pq.ParquetWriter:
+        # Not before there is something to write: a landing may have thousands of windows.
+        if self._writer is None:
+            with explained(self.path):
+                self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd", write_page_checksum=True)
+        return self._writer
+
+    def discard(self) -> None:
+        """Release the file without completing it."""
+        if self._writer is not None and self._writer.is_open:
+            self._writer.close()
+
+    def flush(self) -> None:
+        """Write the rows that wait for their row group to be full."""
+        if not self._waiting:
+            return
+        with explained(self.path):
+            self._opened().write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
+            self._waiting, self.waiting = [], 0
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Put a whole file in its place; readers see the old one or the new one, also after a crash of the machine."""
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(target)
+        sync_folder(target.parent)
+        sync_folder(target.parent.parent)
+
+
+def copy_window(
+    stored: Stored, file: FileWriter, entry: WindowEntry, change: Callable[[pa.Table], pa.Table] = lambda rows: rows
+) -> None:
+    """Write the rows of a window, each table of them changed by `change`, and close the file."""
+    try:
+        for rows in rows_in(stored.path):
+            file.add(change(rows))
+        file.close(entry)
+    finally:
+        file.discard()
+
+
+def rewrite_all(stored: StoredTable, schema: pa.Schema, space: Path, cursor: str | None) -> None:
+    """Give all files of a table other columns, at once. The caller holds the table's lock alone."""
+    table, folder = stored.table, space / "table"
+    with explained(folder):
+        for each in stored.entries():
+            path = folder / each.path.relative_to(table.folder)
+            path.parent.mkdir(parents=True)
+            copy_window(each, FileWriter(path, schema, cursor), each.entry)
+            sync_folder(path.parent)
+        sync_folder(folder)
+        # From here on it is the table: whoever takes the lock next would put it in its place.
+        folder.rename(_new(table))
+        sync_folder(table.state)
+    recover(table)
+
+
+def needs_recovery(table: LakeSettings) -> bool:
+    """Return whether a process died while it replaced the table."""
+    return _new(table).exists()
+
+
+def recover(table: LakeSettings) -> None:
+    """Finish what a process began that died, or remove what it made of it. The caller holds the table's lock alone."""
+    new, old = _new(table), table.state / "old"
+    with explained(table.folder):
+        if new.exists():
+            if table.folder.exists():
+                table.folder.rename(old)
+            new.rename(table.folder)
+            sync_folder(table.folder.parent)
+            sync_folder(table.state)
+        shutil.rmtree(old, ignore_errors=True)
+        for leftover in table.state.glob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
+
+
+def _new(table: LakeSettings) -> Path:
+    return table.state / "new"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +216,7 @@ class Writer:
         table = plain(table)
         part = self._part_for(table.schema)
         if self._settings.key:
-            self._keys.append(key_texts(table, self._settings.key))
+            self._keys.append(merging.key_texts(table, self._settings.key))
         elif (self._asked.since, self._asked.until) != (None, None):
             self._check_range(table)
         self._given += table.num_rows
@@ -102,7 +238,7 @@ class Writer:
         return self._parts[-1]
 
     def _check_range(self, table: pa.Table) -> None:
-        outside = pc.sum(pc.invert(is_within(table[self._settings.cursor], self._asked))).as_py()
+        outside = pc.sum(pc.invert(merging.is_within(table[self._settings.cursor], self._asked))).as_py()
         if outside:
             raise self._error(
                 f"{outside} rows are outside of the range that was asked for, from {self._asked.since} until "
@@ -129,14 +265,12 @@ class Writer:
         found, before = stored.find(self._entry.window), stored.schema()
         schema, changes = self._schema_after(before)
         kind = None if self._settings.cursor is None else schema.field(self._settings.cursor).type
-        known = () if found is None else found.entry.ranges
-        if found is not None and is_overtaken(self._asked, known, kind):
+        if found is not None and merging.is_overtaken(self._asked, found.entry.ranges, kind):
             log("%s: a newer answer of another run is there already", self._entry.window)
             self._result = Written(status="overtaken", rows=found.entry.rows)
             return
         self._entry = replace(
             self._entry,
-            ranges=with_range(self._asked, known, kind),
             dropped=self.dropped,
             merged=self.merged,
             created_at=self._entry.created_at if found is None else found.entry.created_at,
@@ -146,7 +280,7 @@ class Writer:
         if before is not None and changes:
             rewrite_all(stored, schema, self._space, self._settings.cursor)
             found = stored.find(self._entry.window)
-        self._write(stored, found, schema)
+        self._write(stored, found, schema, kind)
 
     def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
         if not self._parts:
@@ -165,22 +299,25 @@ class Writer:
             log("%s: the window has columns of its own, until the others are made again", self._settings)
             return new, []
 
-    def _write(self, stored: StoredTable, found: Stored | None, schema: pa.Schema) -> None:
+    def _write(self, stored: StoredTable, found: Stored | None, schema: pa.Schema, kind: pa.DataType | None) -> None:
         keys = pa.concat_arrays(self._keys) if self._keys else None
-        last = None if keys is None else last_of_each(keys)
+        last = None if keys is None else merging.last_of_each(keys)
         if found is not None and keys is not None:
             last = pc.and_(last, pc.invert(pc.is_in(keys, self._newer_keys(found))))
             keys = keys.filter(last)
         repeated = 0 if last is None else len(last) - last.true_count
+        new = replace(self._asked, rows=self._given - repeated)
+        replaced, stay = 0 if found is None else found.entry.rows, pa.nulls(0, pa.bool_())
         if self._is_whole(found, schema) and not repeated:
-            file, replaced, left = self._parts[0], 0 if found is None else found.entry.rows, list[Delivered]()
+            file = self._parts[0]
         else:
             file = FileWriter(self._space / "whole.parquet", schema, self._settings.cursor)
             self._parts.append(file)
             self._add_new(file, last)
-            replaced, left = self._add_old(file, found, keys)
-        new = Delivered(self._asked.collected_at, self._given - repeated)
-        entry = file.close(replace(self._entry, delivered=(new, *left)))
+            if found is not None:
+                replaced, stay = self._add_old(file, found, keys)
+        known = () if found is None else found.entry.ranges
+        entry = file.close(replace(self._entry, ranges=merging.with_range(new, known, stay, kind)))
         publish(file.path, stored.table.file_of(self._entry.window))
         added = max(0, new.rows - replaced)
         self._result = Written(status="written", rows=entry.rows, added=added, replaced=replaced)
@@ -199,31 +336,27 @@ class Writer:
 
     def _newer_keys(self, found: Stored) -> pa.Array:
         """Return the keys of the rows that a newer delivery has brought: they stay as they are."""
-        newer = newer_than(self._asked, found.entry.delivered)
+        newer = merging.newer_than(self._asked, found.entry.ranges)
         keys, start = [pa.array([], pa.string())], 0
-        for rows in rows_in(found) if newer.true_count else ():
-            keys.append(key_texts(rows, self._settings.key).filter(newer.slice(start, rows.num_rows)))
+        for rows in rows_in(found.path) if newer.true_count else ():
+            keys.append(merging.key_texts(rows, self._settings.key).filter(newer.slice(start, rows.num_rows)))
             start += rows.num_rows
         return pa.concat_arrays(keys)
 
-    def _add_old(self, file: FileWriter, found: Stored | None, keys: pa.Array | None) -> tuple[int, list[Delivered]]:
-        """Return how many older rows were replaced, and whence those are that stay."""
-        if found is None:
-            return 0, []
+    def _add_old(self, file: FileWriter, found: Stored, keys: pa.Array | None) -> tuple[int, pa.Array]:
+        """Return how many older rows were replaced, and the mask of those that stay."""
         replaced, stay = 0, list[pa.Array]()
-        for rows in rows_in(found):
-            marked, stays, replaced_now = judged(rows, self._settings, self._asked, keys)
+        for rows in rows_in(found.path):
+            marked, stays, replaced_now = merging.judged(rows, self._settings, self._asked, keys)
             file.add(marked.filter(stays))
             replaced += replaced_now
             stay.append(stays)
-        return replaced, left_of(found.entry.delivered, pa.concat_arrays(stay))
+        return replaced, pa.concat_arrays(stay)
 
     def _new_rows(self) -> Iterator[pa.Table]:
         for part in self._parts[:-1]:  # The last one is the file that they are put into.
             part.close(self._entry)
-            with opened(part.path) as file:
-                for batch in file.iter_batches(ROW_GROUP):
-                    yield pa.Table.from_batches([batch]).replace_schema_metadata()
+            yield from rows_in(part.path)
 
     def _error(self, message: str) -> DataProcessingException:
         return rows_error(f"{self._settings} {self._entry.window}: {message}", "lake")
