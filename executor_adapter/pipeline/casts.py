@@ -36,25 +36,6 @@ _FIELDS = {
 """What a directive of a format matches."""
 
 
-def reason_of(column: Column) -> str:
-    """Return what is said of a value that the column cannot hold."""
-    match column.kind:
-        case "integer":
-            return "is not an integer of 64 bits"
-        case "float":
-            return "is not a finite number"
-        case "boolean":
-            return f"is not one of {', '.join((*column.true_words, *column.false_words))}"
-        case "date":
-            return f"is not a date as {column.format or '2013-01-31'}"
-        case "timestamp":
-            example = column.format or ("2013-01-31T10:00:00" if column.zone else "2013-01-31T10:00:00Z")
-            return f"is not a time as {example}{f' in {column.zone}' if column.zone else ' with a zone'}"
-        case "json":
-            return "is not JSON"
-    return f"is not a {column.type}"
-
-
 def cleaned(column: Column, text: str) -> str:
     """Return SQL of a text without the spaces around it and the words that mean null, as the column says."""
     if column.strip:
@@ -62,30 +43,39 @@ def cleaned(column: Column, text: str) -> str:
     return f"CASE WHEN {text} NOT IN ({_texts(column.nulls)}) THEN {text} END" if column.nulls else text
 
 
-def cast(column: Column, text: str) -> str:
-    """Return SQL of the value of a text; null where it is not right. `text` is a column, so that it costs nothing."""
+def cast(column: Column, text: str) -> tuple[str, str]:
+    """Return SQL of the value of a text, null where it is not right, and what is said of it then.
+
+    `text` is a column, so that it costs nothing. Every text is right for a column of text, of which nothing is said.
+    """
     match column.kind:
         case "integer":
-            return _guarded(text, INTEGER, f"TRY_CAST({text} AS BIGINT)")
+            return _guarded(text, INTEGER, f"TRY_CAST({text} AS BIGINT)"), "is not an integer of 64 bits"
         case "decimal":
             digits, places = column.digits_and_places
             pattern = rf"[+-]?0*\d{{0,{digits - places}}}(\.\d{{0,{places}}}0*)?"
-            return _guarded(text, pattern, f"TRY_CAST({text} AS DECIMAL({digits}, {places}))")
+            value = f"TRY_CAST({text} AS DECIMAL({digits}, {places}))"
+            return _guarded(text, pattern, value), f"is not a {column.type}"
         case "float":
             number = f"TRY_CAST({text} AS DOUBLE)"
-            return _guarded(text, FLOAT, f"CASE WHEN isfinite({number}) THEN {number} END")
+            value = f"CASE WHEN isfinite({number}) THEN {number} END"
+            return _guarded(text, FLOAT, value), "is not a finite number"
         case "boolean":
             yes, no = (_texts(each.lower() for each in words) for words in (column.true_words, column.false_words))
-            return f"CASE WHEN lower({text}) IN ({yes}) THEN true WHEN lower({text}) IN ({no}) THEN false END"
-        case "date" if column.format is None:
-            return _guarded(text, r"\d{4}-\d\d?-\d\d?", f"CASE WHEN {text} >= '0001' THEN TRY_CAST({text} AS DATE) END")
+            value = f"CASE WHEN lower({text}) IN ({yes}) THEN true WHEN lower({text}) IN ({no}) THEN false END"
+            return value, f"is not one of {', '.join((*column.true_words, *column.false_words))}"
         case "date":
-            return f"CAST({_by_format(column.format or '', text)} AS DATE)"
+            value = f"CASE WHEN {text} >= '0001' THEN TRY_CAST({text} AS DATE) END"
+            iso = _guarded(text, r"\d{4}-\d\d?-\d\d?", value)
+            given = f"CAST({_by_format(column.format, text)} AS DATE)" if column.format else iso
+            return given, f"is not a date as {column.format or '2013-01-31'}"
         case "timestamp":
-            return _timestamp(column, text)
+            example = column.format or ("2013-01-31T10:00:00" if column.zone else "2013-01-31T10:00:00Z")
+            zone = f" in {column.zone}" if column.zone else " with a zone"
+            return _timestamp(column, text), f"is not a time as {example}{zone}"
         case "json":
-            return f"CASE WHEN is_json({text}) THEN {text} END"
-    return text
+            return f"CASE WHEN is_json({text}) THEN {text} END", "is not JSON"
+    return text, ""
 
 
 def is_json(text: str) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.config import Column, TableSchema
-from executor_adapter.pipeline.casts import cast, cleaned, literal, reason_of, shown
+from executor_adapter.pipeline.casts import cast, cleaned, literal, shown
 from executor_adapter.pipeline.errors import configuration_error, rows_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.text_rows import BATCH_ROWS, REJECTED, OnRejects, Text
@@ -134,13 +134,14 @@ class Loader:
         clean, values, reasons, typed = list[str](), list[str](), list[tuple[str, str]](), dict[str, str]()
         for number, (name, column, given) in enumerate(declared):
             clean.append(f"{'CAST(NULL AS VARCHAR)' if given is None else cleaned(column, given)} AS x{number}")
-            values.append(f"{cast(column, f'x{number}')} AS t{number}")
-            reasons += _reasons(name, column, f"x{number}", f"t{number}")
+            value, wrong = cast(column, f"x{number}")
+            values.append(f"{value} AS t{number}")
+            reasons += _reasons(name, column, f"x{number}", f"t{number}", wrong)
             typed[name] = f"t{number}"
         typed |= {name: texts[name] for name in others}
         row = ", ".join(f"{literal(name)}, {text}" for name, text in texts.items())
-        said = ", ".join(f"CASE WHEN {wrong} THEN {reason} END" for wrong, reason in reasons) or "NULL"
-        is_wrong = " OR ".join(wrong for wrong, _ in reasons) or "false"
+        said = ", ".join(f"CASE WHEN {case} THEN {reason} END" for case, reason in reasons) or "NULL"
+        is_wrong = " OR ".join(case for case, _ in reasons) or "false"
         numbered = f"SELECT {', '.join(['*', *clean])}, row_number() OVER () + {self.rows} AS _row FROM {source}"
         valued = f"SELECT {', '.join(['*', *values])} FROM ({numbered})"
         judged = f"SELECT *, CASE WHEN {is_wrong} THEN concat_ws('; ', {said}) END AS _reason FROM ({valued})"
@@ -184,10 +185,10 @@ def by_window(loaded: Loaded) -> Iterator[tuple[str, pa.RecordBatch]]:
         start = end
 
 
-def _reasons(name: str, column: Column, text: str, value: str) -> Iterator[tuple[str, str]]:
+def _reasons(name: str, column: Column, text: str, value: str, wrong: str) -> Iterator[tuple[str, str]]:
     """Yield SQL of what can be wrong with a value, and of what is said then."""
     if not column.nullable:
         yield f"{text} IS NULL", literal(f"{name}: is empty")
-    if column.kind != "text":
-        said = f"{literal(f'{name}: ')} || {shown(text, MAX_VALUE)} || {literal(f' {reason_of(column)}')}"
+    if wrong:
+        said = f"{literal(f'{name}: ')} || {shown(text, MAX_VALUE)} || {literal(f' {wrong}')}"
         yield f"({text} IS NOT NULL AND {value} IS NULL)", said

@@ -2,14 +2,20 @@
 
 All columns are exactly the text that the source had, and null where it had none. Nested JSON is JSON text. Parts of the
 same table may differ in their columns; a column that a part lacks is null in its rows. Types come later, from the
-declared schema of the table. DuckDB reads the rows: CSV by itself, and all else as batches of Arrow.
+declared schema of the table. DuckDB reads the rows: CSV by itself, and all else as batches of Arrow. Typed values
+become text as a person would write them.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date, time
+from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,14 +24,16 @@ import duckdb
 import pyarrow as pa
 
 from executor_adapter.pipeline.casts import is_json
+from executor_adapter.pipeline.errors import data_error
 
 ROW, REASON = "_row", "_reason"
 """The columns by which the rows of a window are accounted for: the number of a row, and why it is rejected."""
 BATCH_ROWS = 50_000
 """Rows of a batch, at most."""
+MAX_COLUMNS = 2_000
+"""Columns of a table. With more, and in few megabytes of a file, reading takes more memory than a job may have."""
 MAX_REJECT_TEXT = 2_000
 """Characters of a rejected line that are kept."""
-
 READ = "read "
 """How the windows of the table of rejects begin that have what was wrong with a delivery, whose name follows."""
 
@@ -48,9 +56,9 @@ OnRejects = Callable[[pa.RecordBatch], None]
 """Takes rejects, with the columns of `REJECTED`, in batches of bounded size."""
 
 
-def rejects_batch(delivery: str, rejects: Iterable[Reject]) -> pa.RecordBatch:
+def rejects_batch(delivery: str, rejects: Iterable[tuple[int, str, str]]) -> pa.RecordBatch:
     """Return the lines of a delivery that are no rows as a batch with the columns of `REJECTED`."""
-    rows = [{"step": "read", "delivery": delivery, **each._asdict()} for each in rejects]
+    rows = [{"step": "read", "delivery": delivery, **Reject(*each)._asdict()} for each in rejects]
     return pa.RecordBatch.from_pylist(rows, schema=REJECTED)
 
 
@@ -143,3 +151,65 @@ def _widened(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         nothing = pa.nulls(batch.num_rows, pa.string())
         columns = [batch[name] if name in batch.schema.names else nothing for name in known]
         yield pa.RecordBatch.from_arrays(columns, names=list(known))
+
+
+def check_names(names: Iterable[str], name: str) -> None:
+    """Refuse columns that have the same name, since one would take the place of the other, and very many.
+
+    Raises:
+        DataCollectionException: DATA_ERROR.
+    """
+    found = Counter(names)
+    wrong = [f"the column {each!r} is there twice: name each column once" for each, times in found.items() if times > 1]
+    if len(found) > MAX_COLUMNS:
+        wrong.append(f"it has {len(found):,} columns, and {MAX_COLUMNS:,} are read at most: name those that you need")
+    if wrong:
+        raise data_error(f"{name}: {wrong[0]}")
+
+
+def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch with all its columns as text."""
+    return pa.RecordBatch.from_arrays([_as_text(column) for column in batch.columns], names=batch.schema.names)
+
+
+def text_array(values: Iterable[Any]) -> pa.Array:
+    """Return Python values as an array of text; None is null."""
+    return pa.array([None if each is None else value_text(each) for each in values], pa.string())
+
+
+def batch_of(rows: Sequence[Mapping[str, Any]], array: Callable[[list[Any]], pa.Array]) -> pa.RecordBatch:
+    """Return rows as columns, of each of which `array` makes text; a key that a row lacks is None in it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [array([row.get(name) for row in rows]) for name in names]
+    return pa.RecordBatch.from_arrays(columns, names=[str(name) for name in names])
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _as_text(column.storage)
+    if pa.types.is_dictionary(kind):
+        return _as_text(column.dictionary_decode())
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return text_array(column.to_pylist())
+    return column.cast(pa.string())
+
+
+def value_text(value: Any) -> str:
+    """Return a Python value as text: times in ISO 8601, bytes as base64, lists and mappings as JSON."""
+    kind = type(value)
+    if kind is str:
+        return str(value)
+    if kind is int or kind is float:
+        return repr(value)
+    if kind is bool:
+        return "true" if value else "false"
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, ensure_ascii=False, default=value_text)
+    return str(value)

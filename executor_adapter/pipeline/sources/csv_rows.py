@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import csv
 import re
-import tempfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +22,17 @@ import pyarrow as pa
 
 from executor_adapter.config import Format
 from executor_adapter.pipeline.casts import literal
-from executor_adapter.pipeline.disk import TEMPORARY
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.sources.arrow_rows import check_names
-from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, MAX_REJECT_TEXT, OnRejects, Query, Reject, rejects_batch
+from executor_adapter.pipeline.sources.unpacking import CHUNK, _temporary, as_utf8
+from executor_adapter.pipeline.text_rows import (
+    BATCH_ROWS,
+    MAX_REJECT_TEXT,
+    OnRejects,
+    Query,
+    check_names,
+    rejects_batch,
+)
 
 MAX_LINE = 4 << 20
 """Bytes of one line, at most; a longer one is rejected."""
@@ -111,31 +115,22 @@ class CsvText:
                     # DuckDB counts rows, which may hold line ends.
                     number += _count_ends(file, place - file.tell(), self._end.encode())
                     lost += others or 0
-                    rejects.append(Reject(number, _reason(kinds), text or ""))
-                self._rejected.extend(each.line for each in rejects)
+                    rejects.append((number, _reason(kinds), text or ""))
+                self._rejected.extend(line for line, *_ in rejects)
                 self._on_rejects(rejects_batch(self._name, rejects))
         return lost
 
     def _check_lines(self, rows: int, swallowed: int) -> None:
         """Refuse a file of which a line is in no row and no reject: DuckDB passes over what an open quote swallows."""
-        skip, is_wide = self._dialect.skip, len(self._dialect.columns) > 1
-        missing = self._count - skip - self._dialect.header - rows - len(self._rejected)
+        missing = self._count - self._dialect.skip - self._dialect.header - rows - len(self._rejected)
         if missing == swallowed == 0:
             return
         # Lines that go on in quotes, and empty ones, are counted only where there may be some.
-        begun, open_empty, longest = 0, 0, (0, 0)
-        for number, line, begin in self._lines():
-            first, begun = begun or number, begin
-            # DuckDB passes over empty lines, where there are several columns.
-            is_empty = is_wide and number > skip and not line.rstrip("\r\n")
-            if begin:
-                open_empty += is_empty
-            elif first < number:
-                missing, open_empty = missing - (number - first), 0
-            else:
-                missing -= is_empty
-            longest = max(longest, (number - first, -first))
-        if lost := max(abs(missing - open_empty), swallowed):
+        longest = (0, 0)
+        for first, last, empty, closes in self._records():
+            missing -= last - first if closes and first < last else empty
+            longest = max(longest, (last - first, -first))
+        if lost := max(abs(missing), swallowed):
             raise data_error(
                 f"{self._name}: {lost:,} of {self._count:,} lines are in no row: the quote in line {-longest[1]} opens "
                 "and does not close: correct the file, or set quote, which may be empty"
@@ -150,18 +145,31 @@ class CsvText:
         return pa.array(found, pa.int64())
 
     def _starts_of_rows(self) -> Iterator[int]:
-        rejected, begun, is_header = iter(self._rejected), 0, self._dialect.header
+        rejected, is_header = iter(self._rejected), self._dialect.header
         wrong = next(rejected, 0)
-        for number, line, begin in self._lines():
-            first, begun = begun or number, begin
-            is_empty = len(self._dialect.columns) > 1 and not line.rstrip("\r\n")
-            if number <= self._dialect.skip or begin or is_empty:
+        for first, last, empty, closes in self._records():
+            if not closes or (first == last and empty):
                 continue
             while 0 < wrong < first:
                 wrong = next(rejected, 0)
             if first != wrong and not is_header:
                 yield first
             is_header = False
+
+    def _records(self) -> Iterator[tuple[int, int, int, bool]]:
+        """Yield the first and last line of each record, how many of these are empty, and whether its quote closes.
+
+        DuckDB passes over empty lines, where there are several columns.
+        """
+        begun = number = empty = 0
+        is_wide = len(self._dialect.columns) > 1
+        for number, line, begin in islice(self._lines(), self._dialect.skip, None):
+            first, begun, empty = begun or number, begin, empty + (is_wide and not line.rstrip("\r\n"))
+            if not begin:
+                yield first, number, empty, True
+                empty = 0
+        if begun:
+            yield begun, number, empty, False
 
     def _lines(self) -> Iterator[tuple[int, str, int]]:
         """Yield each line with its number, and the line in which the quoted text began that goes on after it, else 0.
@@ -190,7 +198,7 @@ class CsvText:
             yield self._path
             return
         log("%s: lines end in two ways", self._name)
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=TEMPORARY) as copy:
+        with _temporary(self._path) as copy:
             for _, line, begin in self._lines():
                 copy.write((line if begin else line.removesuffix("\n").removesuffix("\r") + "\n").encode("latin-1"))
             copy.flush()
@@ -206,7 +214,7 @@ class CsvText:
 
 @contextmanager
 def read_csv(
-    path: Path, name: str, format: Format, on_rejects: OnRejects, added: Mapping[str, str] | None = None
+    path: Path, name: str, format: Format, on_rejects: OnRejects, added: Mapping[str, str]
 ) -> Iterator[CsvText]:
     """Open the CSV file at `path`; `name` is what rejects call it, and `added` columns have one value in all its rows.
 
@@ -214,7 +222,7 @@ def read_csv(
         DataCollectionException: DATA_ERROR, it is not CSV; CONFIGURATION_ERROR, a setting is missing.
     """
     with as_utf8(path, format.encoding) as (text, encoding):
-        yield CsvText(text, name, format, encoding, on_rejects, added or {})
+        yield CsvText(text, name, format, encoding, on_rejects, added)
 
 
 def _dialect(path: Path, name: str, format: Format, end: str) -> Dialect:

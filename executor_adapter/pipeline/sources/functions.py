@@ -15,8 +15,8 @@ import pyarrow as pa
 from executor_adapter.config import FunctionTable, FunctionTool
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.importing import import_object
-from executor_adapter.pipeline.sources.arrow_rows import as_text, batch_of, check_names, land_batches, text_array
-from executor_adapter.pipeline.sources.landing import Landing, Window
+from executor_adapter.pipeline.sources.landing import Landing, Window, land_batches
+from executor_adapter.pipeline.text_rows import as_text, batch_of, check_names, text_array
 
 
 def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, window: Window) -> Landing:

@@ -18,9 +18,8 @@ import pyarrow as pa
 
 from executor_adapter.config import Format, redacted
 from executor_adapter.pipeline.errors import configuration_error, data_error
-from executor_adapter.pipeline.sources.arrow_rows import batch_of
 from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
-from executor_adapter.pipeline.text_rows import MAX_REJECT_TEXT, OnRejects, Reject, rejects_batch
+from executor_adapter.pipeline.text_rows import MAX_REJECT_TEXT, OnRejects, Reject, batch_of, rejects_batch
 
 MAX_DOCUMENT = 64 << 20
 """Bytes of a JSON document that is not a list: it is read as a whole. Lists and NDJSON may be of any size."""

@@ -13,6 +13,7 @@ A complete landing can be read as often as wanted, without asking the source aga
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 import time
@@ -20,14 +21,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import explained, locked, sync_folder, writing
 from executor_adapter.pipeline.errors import data_error
-from executor_adapter.pipeline.job_log import log
+from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.worker import running_job
 
 RESUME_WITHIN = 3600.0
@@ -140,7 +145,8 @@ class Receiver:
         chunks: Iterable[bytes],
         *,
         origin: str,
-        inspect: Callable[[Path], tuple[int | None, dict[str, Any]]] = lambda _: (None, {}),
+        rows: int | None = None,
+        inspect: Callable[[Path], tuple[int | None, dict[str, Any]]] | None = None,
     ) -> LandedFile:
         """Write the next file as its bytes come; it counts once it is whole.
 
@@ -148,6 +154,7 @@ class Receiver:
             suffix: what the file holds: ".json", ".csv.gz".
             chunks: its bytes; what is raised while they come leaves no file.
             origin: see `LandedFile`.
+            rows: see `LandedFile`.
             inspect: is given the whole file, still under a temporary name, and returns its rows and details: see
                 `LandedFile`. What it raises leaves no file.
         """
@@ -160,7 +167,7 @@ class Receiver:
                 size += len(chunk)
                 file.write(chunk)
             file.flush()
-            rows, details = inspect(Path(file.name))
+            rows, details = inspect(Path(file.name)) if inspect else (rows, {})
         landed = LandedFile(
             name=path.name,
             origin=origin,
@@ -218,6 +225,33 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
         with writing(folder / _MANIFEST) as file:
             file.write(json.dumps(asdict(manifest), indent=1).encode())
         receiver.landing = Landing(folder=folder, manifest=manifest, is_new=not is_resumed)
+
+
+def land_batches(
+    root: Path, tool_name: str, table: str, window: Window, asked: Any, batches: Iterable[pa.RecordBatch], origin: str
+) -> Landing:
+    """Land batches of text, a Parquet file each, for sources that give no bytes.
+
+    Args:
+        root: the folder of the lake.
+        tool_name: the name of the tool.
+        table: the table.
+        window: the window.
+        asked: what identifies the rows that were asked for, as JSON knows it.
+        batches: the rows.
+        origin: what they are of, for people.
+    """
+    fingerprint, done = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(), 0
+    with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
+        receiver.restart()
+        for batch in islice(batches, 1 if window.is_sample else None):
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_batches([batch]), buffer, compression="zstd")
+            receiver.add(".parquet", [buffer.getvalue()], origin=origin, rows=batch.num_rows)
+            done += batch.num_rows
+            progress(done, None, "rows")
+    log("%s/%s %s: %d rows", tool_name, table, window.name, done)
+    return receiver.landing
 
 
 def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint: str | None = None) -> Landing | None:

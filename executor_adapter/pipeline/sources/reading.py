@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from executor_adapter.config import Format
 from executor_adapter.pipeline.disk import TEMPORARY, checksum_of, explained
 from executor_adapter.pipeline.errors import configuration_error, data_error
-from executor_adapter.pipeline.sources.arrow_rows import read_parquet
 from executor_adapter.pipeline.sources.csv_rows import read_csv
 from executor_adapter.pipeline.sources.json_rows import count_json, read_json, read_ndjson
 from executor_adapter.pipeline.sources.landing import Landing
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED, unpacked
-from executor_adapter.pipeline.text_rows import OnRejects, Text, connected, in_batches
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, OnRejects, Text, as_text, check_names, connected, in_batches
 
 FORMATS = {
     ".csv": "csv",
@@ -58,7 +58,10 @@ def read_texts(
         DataCollectionException: DATA_ERROR, a file is broken, or not as it was received; CONFIGURATION_ERROR, a setting
             is missing or wrong.
     """
-    parts = _parts(landing, format, on_rejects, member, max_bytes)
+    return _texts_of(_parts(landing, format, on_rejects, member, max_bytes))
+
+
+def _texts_of(parts: Iterator[Any]) -> Iterator[Text]:
     for are_batches, some in groupby(parts, lambda each: isinstance(each, pa.RecordBatch)):
         if are_batches:
             yield from in_batches(some)
@@ -69,7 +72,6 @@ def read_texts(
 def _parts(
     landing: Landing, format: Format, on_rejects: OnRejects, member: str | None, max_bytes: int
 ) -> Iterator[Any]:
-    """Yield CSV as `CsvText`, and batches of all else."""
     for file in landing.files:
         path = landing.path_of(file)
         if file.rows == 0:
@@ -79,13 +81,24 @@ def _parts(
             given = format.model_copy(update={"encoding": encoding, "format": format.format or _format_of(inside)})
             is_member = inside not in (path.name, path.name.removesuffix(".gz"))
             name = f"{file.origin}: {inside}" if is_member else file.origin
-            added = file.details.get("columns") or {}
-            if given.format == "csv":
-                with read_csv(plain, name, given, on_rejects, added) as text:
-                    yield text
-            else:
-                for batch in _read_batches(plain, name, given, on_rejects):
-                    yield _with_columns(batch, added)
+            yield from _read(plain, name, given, on_rejects, file.details.get("columns") or {})
+
+
+def _read(path: Path, name: str, format: Format, on_rejects: OnRejects, added: Mapping[str, str]) -> Iterator[Any]:
+    """Yield CSV as `CsvText`, and batches of all else."""
+    match format.format:
+        case "csv":
+            with read_csv(path, name, format, on_rejects, added) as text:
+                yield text
+            return
+        case "ndjson":
+            batches = read_ndjson(path, name, format, on_rejects)
+        case "json":
+            batches = read_json(path, name, format, on_rejects)
+        case _:
+            batches = _read_parquet(path, name)
+    for batch in batches:
+        yield _with_columns(batch, added)
 
 
 def count_rows(path: Path, name: str, format: Format) -> tuple[int, Any]:
@@ -98,27 +111,27 @@ def count_rows(path: Path, name: str, format: Format) -> tuple[int, Any]:
         return count_json(path, name, format)
     if path.stat().st_size == 0:
         return 0, None
-    rejected: list[int] = []
-    if format.format == "csv":
-        with (
-            connected(path.parent / f"{TEMPORARY}duckdb") as connection,
-            read_csv(path, name, format, lambda some: rejected.append(some.num_rows)) as text,
-        ):
-            rows = sum(batch.num_rows for batch in text.select(connection, lambda source: f"SELECT 1 FROM {source}"))
-    else:
-        batches = _read_batches(path, name, format, lambda some: rejected.append(some.num_rows))
-        rows = sum(batch.num_rows for batch in batches)
-    return rows + sum(rejected), None
+    found: list[int] = []
+    with connected(path.parent / f"{TEMPORARY}duckdb") as connection:
+        for text in _texts_of(_read(path, name, format, lambda some: found.append(some.num_rows), {})):
+            batches = text.select(connection, lambda source: f"SELECT 1 FROM {source}")
+            found.extend(batch.num_rows for batch in batches)
+    return sum(found), None
 
 
-def _read_batches(path: Path, name: str, format: Format, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
-    match format.format:
-        case "ndjson":
-            return read_ndjson(path, name, format, on_rejects)
-        case "json":
-            return read_json(path, name, format, on_rejects)
-        case _:
-            return read_parquet(path, name, format)
+def _read_parquet(path: Path, name: str) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet file as text.
+
+    Raises:
+        DataCollectionException: DATA_ERROR, it is not Parquet, or has two columns of the same name.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            check_names(file.schema_arrow.names, name)
+            for batch in file.iter_batches(BATCH_ROWS):
+                yield as_text(batch)
+    except pa.ArrowException as error:
+        raise data_error(f"{name} is not Parquet: {error}") from error
 
 
 def check_content(landing: Landing) -> None:

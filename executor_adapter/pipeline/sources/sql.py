@@ -21,8 +21,8 @@ from executor_adapter.config import SqlTable, SqlTool, TableSettings, redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.errors import configuration_error
-from executor_adapter.pipeline.sources.arrow_rows import check_names, land_batches, text_array
-from executor_adapter.pipeline.sources.landing import Landing, Window
+from executor_adapter.pipeline.sources.landing import Landing, Window, land_batches
+from executor_adapter.pipeline.text_rows import check_names, text_array
 
 _CONFIGURATION_ERRORS = (exc.ProgrammingError, exc.NoSuchModuleError)
 _REFUSALS = (

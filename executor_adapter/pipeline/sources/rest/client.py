@@ -86,11 +86,11 @@ class ApiClient:
 
     @contextmanager
     def answer(self, method: str, url: httpx.URL, *, body: Any = None) -> Iterator[httpx.Response]:
-        """Send a request, follow redirects, and yield the answer, whose body is still to come: read it by `chunks`.
+        """Send a request, follow redirects, and yield the answer, whose body is still to come: read it by `bounded`.
 
         Raises:
-            DataCollectionException: CONFIGURATION_ERROR, REQUEST_ERROR, API_ERROR, RATE_LIMITED or NETWORK_ERROR: see
-                `error_codes`.
+            DataCollectionException: CONFIGURATION_ERROR, REQUEST_ERROR, API_ERROR, RATE_LIMITED or NETWORK_ERROR (also
+                where the body is cut off): see `error_codes`.
         """
         with _explained(url):
             response = self._send(method, url, body)
@@ -102,15 +102,6 @@ class ApiClient:
                 yield response
             finally:
                 response.close()
-
-    def chunks(self, response: httpx.Response) -> Iterator[bytes]:
-        """Yield the body as it is received, not unpacked.
-
-        Raises:
-            DataCollectionException: NETWORK_ERROR, it is cut off; DATA_ERROR, it is larger than `max_bytes`.
-        """
-        with _explained(response.url):
-            yield from bounded(response, self._tool.max_bytes)
 
     def _send(self, method: str, url: httpx.URL, body: Any) -> httpx.Response:
         for _ in range(MAX_REDIRECTS + 1):

@@ -20,7 +20,7 @@ from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, Window, find_landing, receiving
 from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
-from executor_adapter.pipeline.sources.rest.client import ApiClient, RequestRate, shown
+from executor_adapter.pipeline.sources.rest.client import ApiClient, RequestRate, bounded, shown
 from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
 from executor_adapter.pipeline.sources.unpacking import unpacked
 
@@ -178,7 +178,7 @@ class _Download:
 
             file = self._receiver.add(
                 f".{format.format}",
-                self._client.chunks(response),
+                bounded(response, self._tool.max_bytes),
                 origin=shown(response.url),
                 inspect=inspect,
             )
@@ -226,7 +226,7 @@ class _Download:
         url, body = self._request(state, _values_of(self._window, parent_id))
         digest = hashlib.sha256()
         with self._client.answer(self._resource.method, url, body=body) as response:
-            for chunk in self._client.chunks(response):
+            for chunk in bounded(response, self._tool.max_bytes):
                 digest.update(chunk)
         return digest.hexdigest()
 
