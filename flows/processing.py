@@ -18,7 +18,7 @@ from executor_adapter.config import load_config
 from executor_adapter.pipeline import (
     ConfiguredTable,
     balance,
-    process_table,
+    process_windows,
     processing_order,
     select_tables,
     windows_to_process,
@@ -37,7 +37,7 @@ from executor_adapter.prefect import job_events, job_report, job_task
 )
 def process(table: ConfiguredTable, window: str) -> dict[str, Any]:
     """Send a window through the steps of its table: each row is then processed, rejected with a reason, or dropped."""
-    return process_table(table, window)
+    return process_windows(table, [window])
 
 
 @flow(name="processing")

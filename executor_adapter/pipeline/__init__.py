@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.collecting import collect_window as collect_window
     from executor_adapter.pipeline.collecting import collect_windows as collect_windows
     from executor_adapter.pipeline.collecting import find_windows as find_windows
+    from executor_adapter.pipeline.collecting import land as land
     from executor_adapter.pipeline.collecting import read_sample as read_sample
     from executor_adapter.pipeline.collecting import rebuild_table as rebuild_table
     from executor_adapter.pipeline.lake.stored import remove_leftovers as remove_leftovers
@@ -36,20 +37,18 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.lake.table import remove_windows as remove_windows
     from executor_adapter.pipeline.lake.table import settle_windows as settle_windows
     from executor_adapter.pipeline.processing import Balance as Balance
-    from executor_adapter.pipeline.processing import Processed as Processed
     from executor_adapter.pipeline.processing import balance as balance
     from executor_adapter.pipeline.processing import balances as balances
-    from executor_adapter.pipeline.processing import process_table as process_table
     from executor_adapter.pipeline.processing import process_window as process_window
     from executor_adapter.pipeline.processing import process_windows as process_windows
     from executor_adapter.pipeline.processing import reject_reasons as reject_reasons
     from executor_adapter.pipeline.processing import windows_to_process as windows_to_process
     from executor_adapter.pipeline.sources.files import find_files as find_files
-    from executor_adapter.pipeline.sources.land import land as land
     from executor_adapter.pipeline.sources.landing import Landing as Landing
     from executor_adapter.pipeline.sources.landing import Window as Window
     from executor_adapter.pipeline.sources.reading import read_rows as read_rows
     from executor_adapter.pipeline.starter import write_starter as write_starter
+    from executor_adapter.pipeline.steps import Processed as Processed
     from executor_adapter.pipeline.storing import Collected as Collected
     from executor_adapter.pipeline.storing import store_landing as store_landing
     from executor_adapter.pipeline.tables import ConfiguredTable as ConfiguredTable
@@ -62,16 +61,15 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.upkeep import status_of as status_of
 
 _NAMES = {
-    ".collecting": "collect_window collect_windows find_windows read_sample rebuild_table",
+    ".collecting": "collect_window collect_windows find_windows land read_sample rebuild_table",
     ".lake.stored": "remove_leftovers",
     ".lake.table": "LakeTable expire_windows is_expired remove_windows settle_windows",
-    ".processing": "Balance Processed balance balances process_table process_window process_windows reject_reasons "
-    "windows_to_process",
+    ".processing": "Balance balance balances process_window process_windows reject_reasons windows_to_process",
     ".sources.files": "find_files",
-    ".sources.land": "land",
     ".sources.landing": "Landing Window",
     ".sources.reading": "read_rows",
     ".starter": "write_starter",
+    ".steps": "Processed",
     ".storing": "Collected store_landing",
     ".tables": "ConfiguredTable configured_tables import_references processing_order select_tables",
     ".text_rows": "REJECTED",

@@ -1,27 +1,24 @@
-"""Collects a configured table: its windows are found, and each is landed and stored. Each function is a job's body."""
+"""Collects a table: its windows are found, and each is landed and stored. Each function is a job's body."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from executor_adapter.config import FilesTool, FileTable, RestTool
+from executor_adapter.config import FilesTool, FileTable, FunctionTool, RestTool, SqlTool, Tool
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.lake.stored import WindowEntry
-from executor_adapter.pipeline.lake.table import is_between
 from executor_adapter.pipeline.loading import Loader
-from executor_adapter.pipeline.sources.files import find_files
-from executor_adapter.pipeline.sources.land import land
+from executor_adapter.pipeline.sources.files import find_files, land_file
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of
 from executor_adapter.pipeline.sources.reading import read_texts
-from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
 from executor_adapter.pipeline.storing import Collected, store_landing
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import connected
@@ -66,6 +63,51 @@ def find_windows(
     if since is not None or until is not None:
         return [Window(since=_start(since), until=_start(until))]
     return [Window(since=table.raw.next_since(SINGLE_WINDOW, table.settings.look_back) or table.start)]
+
+
+def land(
+    root: Path,
+    tool_name: str,
+    tool: Tool,
+    table: str,
+    window: Window,
+    *,
+    known_parents: Collection[str] = (),
+    is_over: bool = False,
+) -> Landing:
+    """Land one window of a table of a tool, whatever its source is; the body of a job in a thread.
+
+    Args:
+        root: the folder of the lake.
+        tool_name: the name of the tool.
+        tool: one of the tools with a source.
+        table: the name of the table or resource.
+        window: the window; for files one of `find_files`.
+        known_parents: REST: ids of the resource that `for_each` names for which nothing is asked.
+        is_over: REST: whether the window does not change any more: a landing that is there is returned, and the API is
+            not asked again.
+
+    Raises:
+        DataCollectionException: see the source.
+    """
+    # Imported here, because a job needs one source, and each has libraries of its own.
+    match tool:
+        case FilesTool():
+            return land_file(root, tool_name, tool, table, window)
+        case RestTool():
+            from executor_adapter.pipeline.sources.rest.resource import land_resource
+
+            return land_resource(root, tool_name, tool, table, window, known_parents=known_parents, is_over=is_over)
+        case SqlTool():
+            from executor_adapter.pipeline.sources.sql import land_query
+
+            return land_query(root, tool_name, tool, table, window)
+        case FunctionTool():
+            from executor_adapter.pipeline.sources.functions import land_function
+
+            return land_function(root, tool_name, tool, table, window)
+        case _:
+            raise configuration_error(f"tools.{tool_name} has no source: set source to files, rest, sql or function")
 
 
 def collect_windows(table: ConfiguredTable, windows: Sequence[Window], *, again: bool = False) -> dict[str, Any]:
@@ -115,7 +157,8 @@ def collect_window(
         known_parents=() if again or table.parent is None or table.is_whole else _known_parents(table, window),
         is_over=is_over.exists() and not again,
     )
-    done = store(table, landing, entries, (window.since, window.until) if of_files else (None, None))
+    days = (window.since, window.until) if of_files else (None, None)
+    done = store_landing(landing, table, days=days, entries=entries)
     _check_selected(table, landing, done)
     # Where parents of the day may still come, there may be objects of theirs.
     has_parents = table.parent is None or _note_of(table, table.parent, window.name).exists()
@@ -131,31 +174,6 @@ def collect_window(
     }
 
 
-def store(
-    table: ConfiguredTable,
-    landing: Landing,
-    entries: Mapping[str, WindowEntry] | None = None,
-    days: tuple[str | None, str | None] = (None, None),
-) -> Collected:
-    """Store what was landed of a table, as its settings say: see `store_landing`, and `is_between` for `days`."""
-    of_files = table.settings if isinstance(table.settings, FileTable) else None
-    return store_landing(
-        landing,
-        table=table.raw,
-        rejects=table.unfit,
-        format=table.format,
-        member=of_files.member if of_files else None,
-        max_bytes=getattr(table.tool, "max_bytes", MAX_UNPACKED),
-        schema=table.schema,
-        partition=of_files.partition if of_files else (),
-        period=of_files.period if of_files else None,
-        # Of several files each is a window, where nothing divides them.
-        window=SINGLE_WINDOW if of_files and not _is_pattern(table) else landing.manifest.window.name,
-        wanted=lambda name: table.wants(name, _today()) and is_between(name, *days),
-        entries=entries,
-    )
-
-
 def read_sample(table: ConfiguredTable) -> str:
     """Read the first rows of a table's source as a run would, and return in words what there is. The lake stays.
 
@@ -164,16 +182,15 @@ def read_sample(table: ConfiguredTable) -> str:
         DataProcessingException: see `Loader`.
     """
     with TemporaryDirectory() as folder, connected(Path(folder)) as connection:
-        aside, settings = replace(table, lake=Path(folder)), table.settings
+        aside, given = replace(table, lake=Path(folder)), table.of_files
         *_, window = find_windows(aside)
         is_whole = isinstance(table.tool, FilesTool) and not window.name.endswith(BY_LINE)
         if is_whole and window.size > MAX_WHOLE:
             return f"{window.name} is there, and too large to be tried"
         landing = land(aside.lake, table.tool_name, table.tool, table.name, replace(window, is_sample=not is_whole))
-        of_files = settings if isinstance(settings, FileTable) else None
-        divided = (of_files.partition, of_files.period) if of_files else ((), None)
-        loader, fit = Loader(connection, table.schema, *divided), 0
-        for text in read_texts(landing, table.format, lambda _: None, of_files.member if of_files else None):
+        member = given.pop("member", None)
+        loader, fit = Loader(connection, table.schema, **given), 0
+        for text in read_texts(landing, table.format, lambda _: None, member):
             # What comes after the first batch may be cut off.
             fit = next((loaded.rows.num_rows for loaded in loader.load(text)), 0)
             break
@@ -199,7 +216,7 @@ def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
         shutil.rmtree(layer.state, ignore_errors=True)
     _check_division(table)
     landings = sorted(landings_of(table.lake, table.tool_name, table.name), key=lambda each: each.manifest.started_at)
-    found = [store(table, landing) for landing in landings]
+    found = [store_landing(landing, table) for landing in landings]
     return {
         "landings": len(found),
         "rows": sum(each.rows for each in found),
@@ -256,18 +273,13 @@ def _division(table: ConfiguredTable) -> str:
     if isinstance(settings, FileTable) and settings.partition:
         columns = ", ".join(settings.partition)
         return f"{settings.period} of {columns}" if settings.period else f"column {columns}"
-    return "source file" if _is_pattern(table) else "no column"
-
-
-def _is_pattern(table: ConfiguredTable) -> bool:
-    return isinstance(table.settings, FileTable) and any(each in table.settings.file for each in "*?[")
+    return "source file" if table.is_pattern else "no column"
 
 
 def _check_selected(table: ConfiguredTable, landing: Landing, done: Collected) -> None:
-    selected = table.settings.windows if isinstance(table.settings, FileTable) else None
-    missing = [each for each in selected or () if each not in done.windows]
+    missing = [each for each in getattr(table.settings, "windows", None) or () if each not in done.windows]
     # Of several files each may have some of them.
-    if missing and not _is_pattern(table):
+    if missing and not table.is_pattern:
         raise configuration_error(
             f"window {missing[0]!r} is not in {landing.files[0].origin}: the windows are "
             f"{', '.join(sorted((*done.windows, *done.unwanted)))}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -19,85 +19,40 @@ from executor_adapter.pipeline.job_log import do_each, log, progress
 from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
 from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.lake.writer import Writer
-from executor_adapter.pipeline.steps import (
-    Account,
-    Run,
-    Spec,
-    digest,
-    fingerprint_of,
-    measures_query,
-    read_step,
-)
+from executor_adapter.pipeline.steps import Processed, Run, digest, fingerprint_of, measures_query
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, ROW, connected
 
-MAX_LOGGED_REASONS = 10
 MEMORY = "400MB"
 """Memory of DuckDB in one job; what does not fit goes to the disk."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Processed:
-    """What has become of the rows of a window."""
+def process_window(table: ConfiguredTable, window: str, *, again: bool = False) -> Processed:
+    """Write what the steps of a table make of a raw window, each of which is given all of its rows.
 
-    status: Literal["processed", "already_processed"]
-    given: int = 0
-    kept: int = 0
-    rejected: int = 0
-    dropped: int = 0
-    merged: int = 0
-    """Rows that went into others; negative where there are more rows after a step."""
-    reasons: tuple[tuple[str, int], ...] = ()
-    """The most frequent reasons for which rows were rejected or dropped, with their numbers."""
-
-
-def process_window(
-    source: LakeTable,
-    window: str,
-    *,
-    steps: Sequence[Spec],
-    target: LakeTable,
-    rejects: LakeTable,
-    group_by: Sequence[str] = (),
-    measures: Mapping[str, Any] | None = None,
-    aggregates: LakeTable | None = None,
-    version: str = "",
-    again: bool = False,
-) -> Processed:
-    """Write what the steps make of a window, each of which is given all of its rows. The body of a job.
-
-    A window that the same steps made of the same rows already stays as it is.
-
-    Args:
-        source: the table that is read.
-        window: its window.
-        steps: the steps, in their order: see `read_step`.
-        target: the table of the rows that went through.
-        rejects: the table of the rejects, with the columns of `REJECTED`.
-        group_by: the columns whose values make the groups of the measures.
-        measures: measures of the rows that went through: name -> (column, count, sum, min, max or mean).
-        aggregates: the table of the measures.
-        version: a change of it lets windows be processed again, as when the code of a step has changed.
-        again: whether it is done once more where nothing has changed.
+    A window that the same steps made of the same rows already stays as it is, unless it is processed `again`.
 
     Raises:
         DataProcessingException: DATA_ERROR, the window is not there or does not fit; CONFIGURATION_ERROR, a step
             returns what it must not; PROCESSING_ERROR, rows were lost.
         ConfigurationError: there is no such step.
     """
-    ready = [read_step(spec) for spec in steps]
+    steps, source, target, rejects = table.read_steps, table.raw, table.processed, table.rejects
     with source.shared() as stored:
         entry = stored.get(window).entry
-    fingerprint = processing_fingerprint(entry, fingerprint_of(ready, source.root), version)
+    fingerprint = processing_fingerprint(entry, fingerprint_of(steps, table.lake), table.version)
     if not again and target.find(window, fingerprint) is not None:
         log("%s %s: already processed", target, window)
         return Processed(status="already_processed")
-    with workspace(source.root) as space, connected(space / "spill", 2, MEMORY) as database, ExitStack() as stack:
-        run = Run(database, _rows_of(source, window, space, stack), source.root, space)
-        for number, step in enumerate(ready):
+    with workspace(table.lake) as space, connected(space / "spill", 2, MEMORY) as database, ExitStack() as stack:
+        run = Run(database, _rows_of(source, window, space, stack), table.lake, space)
+        for number, step in enumerate(steps):
             run.apply(step)
-            progress(number + 1, len(ready), "steps")
-        done = _outcome(run.account)
+            progress(number + 1, len(steps), "steps")
+        done = run.account
+        if done.given != done.kept + done.merged + done.rejected + done.dropped:
+            what = f"{done.kept} kept, {done.merged} merged, {done.rejected} rejected and {done.dropped} dropped"
+            raise rows_error(f"{done.given} rows were given, but {what}", "conservation", "PROCESSING_ERROR")
         # The stack closes in reverse order: the rows, which make the window processed, are published last.
         rows = stack.enter_context(target.writing(window, fingerprint=fingerprint))
         rows.dropped, rows.merged = done.dropped, done.merged
@@ -108,9 +63,9 @@ def process_window(
                 _write(put_aside, database, f"{query} ORDER BY row")
         else:
             remove_windows(rejects, [window])
-        if measures and aggregates is not None:
-            query = measures_query(run.rows, run.columns(run.rows), group_by, measures)
-            writer = stack.enter_context(aggregates.writing(window, fingerprint=fingerprint))
+        if measures := table.settings.measures:
+            query = measures_query(run.rows, run.columns(run.rows), table.settings.group_by, measures)
+            writer = stack.enter_context(table.aggregates.writing(window, fingerprint=fingerprint))
             try:
                 _write(writer, database, query)
             except duckdb.ConversionException as error:
@@ -152,59 +107,20 @@ def _write(writer: Writer, database: duckdb.DuckDBPyConnection, query: str) -> N
         writer.add(batch)
 
 
-def _outcome(account: Account) -> Processed:
-    """Return what has become of the rows, each of which must be somewhere."""
-    reasons = Counter(account.rejected) + Counter(account.dropped)
-    done = Processed(
-        status="processed",
-        given=account.given,
-        kept=account.kept,
-        rejected=account.rejected.total(),
-        dropped=account.dropped.total(),
-        merged=account.merged,
-        reasons=tuple(reasons.most_common(MAX_LOGGED_REASONS)),
-    )
-    if done.given != done.kept + done.merged + done.rejected + done.dropped:
-        what = f"{done.kept} kept, {done.merged} merged, {done.rejected} rejected and {done.dropped} dropped"
-        raise rows_error(f"{done.given} rows were given, but {what}", "conservation", "PROCESSING_ERROR")
-    return done
-
-
-def process_table(table: ConfiguredTable, window: str, *, again: bool = False) -> dict[str, Any]:
-    """Send a raw window through the table's steps. The body of a job.
-
-    One that they have processed already stays as it is, unless it is processed `again`.
+def process_windows(table: ConfiguredTable, windows: Sequence[str], *, again: bool = False) -> dict[str, Any]:
+    """Process windows one after another, as `process_window` does. The body of a job.
 
     Returns:
-        `records_processed`: rows that went through; `status`: `processed` or `already_processed`; `rejected`.
-
-    Raises:
-        DataProcessingException: see `process_window`.
-        ConfigurationError: a step cannot be loaded.
+        `records_processed`: rows that went through; `status`: `processed` or `already_processed`; `rejected`; `failed`:
+        the windows of several that cannot be processed; to process each of them alone raises its error.
     """
-    done = process_window(
-        table.raw,
-        window,
-        steps=table.steps,
-        target=table.processed,
-        rejects=table.rejects,
-        group_by=table.settings.group_by,
-        measures=table.settings.measures,
-        aggregates=table.aggregates,
-        version=table.version,
-        again=again,
-    )
-    return {"records_processed": done.kept, "status": done.status, "rejected": done.rejected}
 
+    def process(window: str) -> dict[str, Any]:
+        done = process_window(table, window, again=again)
+        return {"records_processed": done.kept, "status": done.status, "rejected": done.rejected}
 
-def process_windows(table: ConfiguredTable, windows: Sequence[str], *, again: bool = False) -> dict[str, Any]:
-    """Process several windows one after another, as `process_table` does, and return their sum.
-
-    `failed` are the windows of several that cannot be processed; to process each of them alone raises its error.
-    """
     with workspace(table.lake) as space, connected(space, 2, MEMORY):
-        nothing = {"records_processed": 0, "status": "processed", "rejected": 0}
-        return do_each(windows, lambda window: process_table(table, window, again=again), nothing)
+        return do_each(windows, process, {"records_processed": 0, "status": "processed", "rejected": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +203,7 @@ def windows_to_process(table: ConfiguredTable, *, again: bool = False) -> dict[s
 
 def _made(table: ConfiguredTable) -> Iterator[tuple[str, int, WindowEntry | None]]:
     """Yield the raw windows, how many rows these have, and what the steps as they are now made of them."""
-    steps = fingerprint_of([read_step(spec) for spec in table.steps], table.lake)
+    steps = fingerprint_of(table.read_steps, table.lake)
     processed = table.processed.windows()
     for window, entry in table.raw.windows().items():
         done = processed.get(window)

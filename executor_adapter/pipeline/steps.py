@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
@@ -35,6 +35,9 @@ Spec = str | Mapping[str, Any]
 """A step in the configuration: `module:function`, or a mapping of the name of a step to its options."""
 MISTAKES = (LookupError, TypeError, ValueError, AttributeError, NameError, ArithmeticError, AssertionError)
 """What a step raises that has a mistake, or that the rows do not suit: the same rows raise it again."""
+
+MAX_REASONS = 10
+"""Reasons that `Processed` names."""
 
 _INTEGERS = {"BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 _TABLE = re.compile(r"\{table:([^{}]+)\}")
@@ -149,17 +152,33 @@ def other_table(root: Path, name: str) -> LakeTable:
 
 
 @dataclass(slots=True, kw_only=True)
-class Account:
-    """Counts rows: `given` equals `kept`, `merged`, and all that was rejected and dropped."""
+class Processed:
+    """What has become of the rows of a window: `given` is the sum of `kept`, `merged`, `rejected` and `dropped`."""
 
+    status: Literal["processed", "already_processed"] = "processed"
     given: int = 0
     kept: int = 0
     merged: int = 0
     """Rows that went into others by steps whose rows have no `_row`; negative where there are more rows after them."""
-    rejected: Counter[str] = field(default_factory=Counter)
+    rejections: Counter[str] = field(default_factory=Counter)
     """Rows by the reason for which they were rejected."""
-    dropped: Counter[str] = field(default_factory=Counter)
+    drops: Counter[str] = field(default_factory=Counter)
     """Rows by the step that left them out."""
+
+    @property
+    def rejected(self) -> int:
+        """Rows that were rejected."""
+        return self.rejections.total()
+
+    @property
+    def dropped(self) -> int:
+        """Rows that steps left out."""
+        return self.drops.total()
+
+    @property
+    def reasons(self) -> tuple[tuple[str, int], ...]:
+        """The most frequent reasons for which rows were rejected or dropped, with their numbers."""
+        return tuple((self.rejections + self.drops).most_common(MAX_REASONS))
 
 
 class Run:
@@ -177,7 +196,7 @@ class Run:
         self._number = 0
         self.rows = "rows_0"
         """The view that has the rows now."""
-        self.account = Account()
+        self.account = Processed()
         self.rejects: list[str] = []
         """Queries that give the rejects, with the columns of `REJECTED`."""
         self._make_view("rows_0", source)
@@ -320,13 +339,13 @@ class Run:
             said = f"returned {foreign} rows that it was not given: keep _row, or leave it out where rows become others"
             raise _error(step, said)
         if given > rows:
-            self.account.dropped[f"dropped by {step.name}"] += given - rows
+            self.account.drops[f"dropped by {step.name}"] += given - rows
         self.account.kept = rows
         if REASON not in columns:
             return after
         wrong = f"FROM {after} WHERE {REASON} IS NOT NULL"
         for reason, number in self._database.execute(f"SELECT {REASON}, count(*) {wrong} GROUP BY 1").fetchall():
-            self.account.rejected[str(reason)] += number
+            self.account.rejections[str(reason)] += number
             self.account.kept -= number
         self.rejects.append(
             f"SELECT {literal(step.name)} AS step, CAST(NULL AS VARCHAR) AS delivery, CAST(NULL AS BIGINT) AS line, "

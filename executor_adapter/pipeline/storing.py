@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 import pyarrow as pa
 
-from executor_adapter.config import Format, TableSchema
+from executor_adapter.config import FilesTool, Format
 from executor_adapter.pipeline.disk import TEMPORARY, writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.stored import WindowEntry
-from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
+from executor_adapter.pipeline.lake.table import LakeTable, is_between, remove_windows
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.loading import Loader, by_window
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window
 from executor_adapter.pipeline.sources.reading import check_content, read_texts
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
+from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import READ, Text, connected
 
 MAX_WAITING = 500_000
@@ -50,37 +51,20 @@ class Collected:
 
 def store_landing(
     landing: Landing,
+    table: ConfiguredTable,
     *,
-    table: LakeTable,
-    rejects: LakeTable,
-    format: Format,
-    member: str | None = None,
-    max_bytes: int = MAX_UNPACKED,
-    schema: TableSchema | None = None,
-    partition: Sequence[str] = (),
-    period: str | None = None,
-    window: str = SINGLE_WINDOW,
-    wanted: Wanted = lambda window: True,
+    days: tuple[str | None, str | None] = (None, None),
     entries: Mapping[str, WindowEntry] | None = None,
 ) -> Collected:
     """Store the rows of a landing; each window of them is published by itself, completely or not at all.
 
     A landing that is stored already, read and typed in the same way, is not read again; of one that is stored in part,
-    those windows are stored that are missing. Its rejects are a window of their own: when it is put
-    right, they go.
+    those windows are stored that are missing. Its rejects are a window of their own: when it is put right, they go.
 
     Args:
         landing: what was received.
-        table: where its rows go.
-        rejects: where what is not a row, or does not fit the schema, goes, with the columns of `REJECTED`.
-        format: how its bytes become rows.
-        member: the file inside ZIP archives that have several.
-        max_bytes: bytes of an unpacked file, at most.
-        schema: the types of the columns; None: everything stays text.
-        partition: the columns whose typed values divide the rows into windows; none: all are in `window`.
-        period: "year", "month" or "day": how much of a date or moment makes a window: see `Loader`.
-        window: the window of the rows where nothing divides them.
-        wanted: whether a window is to be stored; rows of others are passed over.
+        table: where its rows go, by windows that its settings want.
+        days: the range of days whose windows are stored: see `is_between`.
         entries: the windows that the table has, where they are known; None: each is looked for.
 
     Raises:
@@ -88,33 +72,41 @@ def store_landing(
         DataCollectionException: see `read_texts`; CONFIGURATION_ERROR, two landings have rows of the same window and
             the table has no key by which they are merged.
     """
+    schema, divided, source = table.schema, table.of_files, landing.manifest.window.name
     types = None if schema is None else schema.model_dump(mode="json")
-    how = [format.model_dump(mode="json", include={*Format.model_fields}), member]
-    made_of = [landing.manifest.content, types, partition, period, how]
+    made_of = [landing.manifest.content, types, divided, table.format.model_dump(include={*Format.model_fields})]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    name = hashlib.sha256(landing.manifest.window.name.encode()).hexdigest()
-    marker = table.state / "landings" / f"{name}.json"
-    storing = _Storing(landing, table, rejects, fingerprint=f"{digest} {landing.manifest.window.name}", wanted=wanted)
+    marker = table.raw.state / "landings" / f"{hashlib.sha256(source.encode()).hexdigest()}.json"
+    today = datetime.now(UTC).date()
+
+    def wanted(window: str) -> bool:
+        return table.wants(window, today) and is_between(window, *days)
+
+    storing = _Storing(landing, table, fingerprint=f"{digest} {source}", wanted=wanted)
     before = json.loads(marker.read_bytes()) if marker.exists() else {}
     # Of an older content of the same file some rows may be there: what came between has replaced others.
     known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
-    find = table.find if entries is None else entries.get
+    find = table.raw.find if entries is None else entries.get
     if before.get("digest") == digest and all(storing.has(name, find(name)) for name in filter(wanted, known)):
-        log("%s: the landing is stored already", table)
+        log("%s: the landing is stored already", table.raw)
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)
     if not landing.is_new:
         check_content(landing)
     with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
-        delivery = landing.files[0].origin if len(landing.files) == 1 else landing.manifest.window.name
-        loader = Loader(connection, schema, partition, period, delivery, storing.reject)
-        texts = read_texts(landing, format, storing.reject, member, max_bytes)
-        collected = storing.store(loader, texts, None if partition else window)
-    if not collected.rejected and not rejects.key:
-        remove_windows(rejects, [READ + landing.manifest.window.name])  # Those of the delivery before go.
+        member, delivery = divided.pop("member", None), landing.files[0].origin if len(landing.files) == 1 else source
+        loader = Loader(connection, schema, **divided, delivery=delivery, on_rejects=storing.reject)
+        max_bytes = getattr(table.tool, "max_bytes", MAX_UNPACKED)
+        texts = read_texts(landing, table.format, storing.reject, member, max_bytes)
+        # Of several files each is a window, where nothing divides them.
+        is_one_file = isinstance(table.tool, FilesTool) and not table.is_pattern
+        window = SINGLE_WINDOW if is_one_file else source
+        collected = storing.store(loader, texts, None if divided.get("partition") else window)
+    if not collected.rejected and not table.unfit.key:
+        remove_windows(table.unfit, [READ + source])  # Those of the delivery before go.
     with writing(marker) as file:
         file.write(json.dumps({"digest": digest, "windows": storing.created()}).encode())
-    log("%s: %d rows stored, %d rejected", table, collected.rows, collected.rejected)
+    log("%s: %d rows stored, %d rejected", table.raw, collected.rows, collected.rejected)
     return collected
 
 
@@ -122,9 +114,9 @@ class _Storing:
     """Writes the windows of one landing."""
 
     def __init__(
-        self, landing: Landing, table: LakeTable, rejects: LakeTable, fingerprint: str, wanted: Wanted
+        self, landing: Landing, table: ConfiguredTable, fingerprint: str, wanted: Callable[[str], bool]
     ) -> None:
-        self._landing, self._table, self._rejects = landing, table, rejects
+        self._landing, self._table, self._rejects = landing, table.raw, table.unfit
         self._fingerprint, self._wanted = fingerprint, wanted
         self._asked_at = datetime.fromisoformat(landing.manifest.started_at)
         self._stack = ExitStack()

@@ -19,13 +19,8 @@ from executor_adapter.config import (
     FilesTool,
     FileTable,
     Format,
-    FunctionTable,
-    FunctionTool,
     RestResource,
-    RestTool,
     Settings,
-    SqlTable,
-    SqlTool,
     TableSchema,
     TableSettings,
     Tool,
@@ -34,7 +29,7 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import did_you_mean
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable, is_expired
-from executor_adapter.pipeline.steps import Spec, read_step
+from executor_adapter.pipeline.steps import Spec, Step, read_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +53,7 @@ class ConfiguredTable:
     @property
     def key(self) -> str:
         """Where the configuration describes it."""
-        kind = "resources" if isinstance(self.tool, RestTool) else "tables"
+        kind = "resources" if isinstance(self.settings, RestResource) else "tables"
         return f"tools.{self.tool_name}.{kind}.{self.name}"
 
     @property
@@ -69,26 +64,33 @@ class ConfiguredTable:
     @property
     def format(self) -> Format:
         """How what was landed becomes rows."""
-        settings = self.settings
-        return settings if isinstance(settings, FileTable | RestResource) else Format()
+        settings: Any = self.settings
+        return settings if isinstance(settings, Format) else Format()
+
+    @property
+    def of_files(self) -> dict[str, Any]:
+        """What the settings of a table in files say beside their format: `member`, `partition`, `period`."""
+        return self.settings.model_dump(include={"member", "partition", "period"})
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether its rows are in several files."""
+        return isinstance(self.settings, FileTable) and any(each in self.settings.file for each in "*?[")
 
     @property
     def cursor(self) -> str | None:
         """The column by which the source is asked for what is new."""
-        settings = self.settings
-        return settings.cursor if isinstance(settings, RestResource | SqlTable | FunctionTable) else None
+        return getattr(self.settings, "cursor", None)
 
     @property
     def start(self) -> str | None:
         """The value of the cursor from which the source is asked for the first time."""
-        settings = self.settings
-        return settings.start if isinstance(settings, RestResource | SqlTable | FunctionTable) else None
+        return getattr(self.settings, "start", None)
 
     @property
     def parent(self) -> str | None:
         """The resource for each of whose objects this one is asked for."""
-        settings = self.settings
-        return settings.for_each if isinstance(settings, RestResource) else None
+        return getattr(self.settings, "for_each", None)
 
     @property
     def bounds(self) -> frozenset[str]:
@@ -176,9 +178,14 @@ class ConfiguredTable:
         return [*([] if check is None else [{"check": check}]), *settings.steps]
 
     @property
+    def read_steps(self) -> list[Step]:
+        """The steps, as they are known to fit: see `read_step`."""
+        return [read_step(spec) for spec in self.steps]
+
+    @property
     def reads(self) -> set[str]:
         """The tables, as `tool.table`, that its steps read."""
-        return {name for spec in self.steps for name in read_step(spec).reads}
+        return {name for step in self.read_steps for name in step.reads}
 
     @property
     def version(self) -> str:
@@ -293,8 +300,8 @@ def _references(settings: Settings, tables: Sequence[ConfiguredTable]) -> Iterat
     for table in tables:
         if table.settings.table_schema is not None and table.settings.table_schema.check is not None:
             yield f"{table.key}.schema.check", table.settings.table_schema.check
-        if isinstance(table.settings, FunctionTable):
-            yield f"{table.key}.function", table.settings.function
+        if (function := getattr(table.settings, "function", None)) is not None:
+            yield f"{table.key}.function", function
         for spec in table.settings.steps:
             if (reference := read_step(spec).reference) is not None:
                 yield f"{table.key}.steps", reference
@@ -304,16 +311,10 @@ def _references(settings: Settings, tables: Sequence[ConfiguredTable]) -> Iterat
 
 
 def _tables_of(tool: Tool) -> Mapping[str, TableSettings]:
-    match tool:
-        case RestTool():
-            return tool.resources
-        case FilesTool() | SqlTool() | FunctionTool():
-            return tool.tables
-    return {}
+    return getattr(tool, "resources", None) or getattr(tool, "tables", {})
 
 
 def _with_parents(tool: Tool, name: str) -> Iterator[str]:
-    settings = _tables_of(tool)[name]
-    if isinstance(settings, RestResource) and settings.for_each is not None:
-        yield from _with_parents(tool, settings.for_each)
+    if (parent := getattr(_tables_of(tool)[name], "for_each", None)) is not None:
+        yield from _with_parents(tool, parent)
     yield name

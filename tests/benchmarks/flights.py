@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from executor_adapter.config import FilesTool, TableSchema
-    from executor_adapter.pipeline import Collected, LakeTable, Processed, Window
+    from executor_adapter.config import FilesTool
+    from executor_adapter.pipeline import Collected, ConfiguredTable, Processed, Window
 
 WORKERS = 2
 PRELOAD = [
@@ -175,7 +175,7 @@ def ours(source: Path, lake: Path) -> None:
             for window in find_files(_tool(source), "flights")
         ]
         processing = [
-            executor.submit(Job(function=process, args=(lake, window), pool="process"))
+            executor.submit(Job(function=process, args=(source, lake, window), pool="process"))
             for collected in as_completed(collecting)
             for window in collected.result().windows
         ]
@@ -185,61 +185,42 @@ def ours(source: Path, lake: Path) -> None:
 
 def collect(source: Path, lake: Path, window: Window) -> Collected:
     """Land a file, and store its rows by month."""
-    from executor_adapter.pipeline import land_file, store_landing
+    from executor_adapter.pipeline import land, store_landing
 
-    tool = _tool(source)
-    table = tool.tables["flights"]
-    landing = land_file(lake, "nyc", tool, "flights", window)
-    return store_landing(
-        landing,
-        format=table,
-        table=_table(lake, "raw"),
-        rejects=_table(lake, "unfit"),
-        schema=_types(),
-        partition=table.partition,
-    )
+    return store_landing(land(lake, "nyc", _tool(source), "flights", window), _table(source, lake))
 
 
-def process(lake: Path, window: str) -> Processed:
+def process(source: Path, lake: Path, window: str) -> Processed:
     """Check, normalise and measure the rows of a month."""
     from executor_adapter.pipeline import process_window
 
-    steps = [
-        {"check": "tests.benchmarks.flight_rules:SCHEMA"},
-        {"deduplicate": {"key": list(KEY), "keep": "first", "reject": True}},
-        "tests.benchmarks.flights:normalise",
-    ]
-    return process_window(
-        _table(lake, "raw"),
-        window,
-        steps=steps,
-        target=_table(lake, "processed"),
-        rejects=_table(lake, "rejected"),
-        group_by=["year", "month", "origin"],
-        measures=MEASURES,
-        aggregates=_table(lake, "measures"),
-    )
+    return process_window(_table(source, lake), window)
 
 
 def _tool(source: Path) -> FilesTool:
     from executor_adapter.config import FilesTool
 
-    table = {"file": "*.zip", "partition": ["year", "month"]}
+    columns: dict[str, Any] = {name: {"type": "integer", "nulls": "NA"} for name in INTEGERS}
+    columns |= {name: {"type": "text", "nulls": "NA"} for name in TEXTS}
+    table = {
+        "file": "*.zip",
+        "partition": ["year", "month"],
+        "schema": {"columns": columns | {"time_hour": {"type": "timestamp", "zone": "UTC"}}},
+        "steps": [
+            {"check": "tests.benchmarks.flight_rules:SCHEMA"},
+            {"deduplicate": {"key": list(KEY), "keep": "first", "reject": True}},
+            "tests.benchmarks.flights:normalise",
+        ],
+        "group_by": ["year", "month", "origin"],
+        "measures": MEASURES,
+    }
     return FilesTool.model_validate({"source": "files", "directory": source, "tables": {"flights": table}})
 
 
-def _types() -> TableSchema:
-    from executor_adapter.config import TableSchema
+def _table(source: Path, lake: Path) -> ConfiguredTable:
+    from executor_adapter.pipeline import ConfiguredTable
 
-    columns: dict[str, Any] = {name: {"type": "integer", "nulls": "NA"} for name in INTEGERS}
-    columns |= {name: {"type": "text", "nulls": "NA"} for name in TEXTS}
-    return TableSchema.model_validate({"columns": columns | {"time_hour": {"type": "timestamp", "zone": "UTC"}}})
-
-
-def _table(lake: Path, layer: str) -> LakeTable:
-    from executor_adapter.pipeline import LakeTable
-
-    return LakeTable(root=lake, layer=layer, tool="nyc", name="flights")
+    return ConfiguredTable(lake=lake, tool_name="nyc", tool=_tool(source), name="flights")
 
 
 if __name__ == "__main__":

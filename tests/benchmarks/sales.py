@@ -19,7 +19,7 @@ import duckdb
 import yaml
 
 from executor_adapter.config import load_config
-from executor_adapter.pipeline import collect_window, configured_tables, find_windows, process_table
+from executor_adapter.pipeline import collect_window, configured_tables, find_windows, process_window
 
 SECONDS_APART = 1.033
 COLUMNS = {
@@ -77,7 +77,7 @@ def run_functions(folder: Path, lake: Path) -> None:
     windows: set[str] = set()
     for window in find_windows(table):
         windows.update(collect_window(table, window)["windows"])
-    print(sum(process_table(table, window)["records_processed"] for window in sorted(windows)), "rows processed")
+    print(sum(process_window(table, window).kept for window in sorted(windows)), "rows processed")
 
 
 def measured(name: str, command: list[str]) -> None:

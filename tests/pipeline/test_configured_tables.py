@@ -30,7 +30,7 @@ from executor_adapter.pipeline import (
     collect_windows,
     configured_tables,
     find_windows,
-    process_table,
+    process_window,
     rebuild_table,
     reject_reasons,
     select_tables,
@@ -86,8 +86,9 @@ def collect(table: ConfiguredTable, **options: Any) -> list[dict[str, Any]]:
     return [collect_window(table, window, **options) for window in find_windows(table)]
 
 
-def process(table: ConfiguredTable) -> list[dict[str, Any]]:
-    return [process_table(table, window) for window in table.raw.windows()]
+def process(table: ConfiguredTable) -> list[tuple[int, str, int]]:
+    found = [process_window(table, window) for window in table.raw.windows()]
+    return [(done.kept, done.status, done.rejected) for done in found]
 
 
 def counts(found: list[dict[str, Any]]) -> list[tuple[int, str]]:
@@ -608,9 +609,9 @@ def test_a_query_begins_where_it_is_said(tmp_path: Path) -> None:
 def test_a_window_is_processed_once(airports: ConfiguredTable) -> None:
     """A processed window is not processed again, until its table's version changes."""
     collect(airports)
-    assert process(airports) == [{"records_processed": 3, "status": "processed", "rejected": 1}]
-    assert process(airports) == [{"records_processed": 0, "status": "already_processed", "rejected": 0}]
-    assert process(of_file(airports.lake.parent, version="2"))[0]["status"] == "processed"
+    assert process(airports) == [(3, "processed", 1)]
+    assert process(airports) == [(0, "already_processed", 0)]
+    assert process(of_file(airports.lake.parent, version="2"))[0][1] == "processed"
 
 
 def test_rows_rejects_and_measures_are_in_tables(airports: ConfiguredTable) -> None:
@@ -680,7 +681,7 @@ def test_rows_collected_again_are_unprocessed(airports: ConfiguredTable) -> None
 def test_a_missing_window_is_a_data_error(airports: ConfiguredTable) -> None:
     """Processing a window that is not there raises DATA_ERROR."""
     with pytest.raises(DataProcessingException, match="has no window 'all': collect it first") as failed:
-        process_table(airports, "all")
+        process_window(airports, "all")
     assert failed.value.error_code == "DATA_ERROR"
 
 

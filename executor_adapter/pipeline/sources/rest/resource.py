@@ -46,6 +46,7 @@ def land_resource(
     window: Window,
     *,
     known_parents: Collection[str] = (),
+    is_over: bool = False,
 ) -> Landing:
     """Ask for all pages of a resource in a window, and return the landing that has them.
 
@@ -56,12 +57,16 @@ def land_resource(
         table: the name of the resource.
         window: the window; its bounds fill `{since}`, `{until}` and `{last}`.
         known_parents: ids of the resource that `for_each` names for which nothing is asked.
+        is_over: whether the window does not change any more: a landing that is there is returned.
 
     Raises:
         DataCollectionException: see `error_codes` for what an API answers; DATA_ERROR, an answer is not what the
             resource says; CONFIGURATION_ERROR, the settings do not fit the API.
     """
     fingerprint = fingerprint_of(tool, table, window)
+    if is_over and (known := find_landing(root, tool_name, table, window, fingerprint)):
+        log("%s/%s %s: is over, and not asked for again", tool_name, table, window.name)
+        return known
     rate = RequestRate(root / "landing" / tool_name / "request-rate", tool.request_rate)
     resource = tool.resources[table]
     ids: list[str | None] = (
