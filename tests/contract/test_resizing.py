@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from pathlib import Path
 
 import pytest
@@ -48,12 +47,10 @@ def test_jobs_queued_in_workers_are_taken_back(make_executor: MakeExecutor, make
     futures[60].result(PATIENCE)
 
     executor.max_workers = 1
-    lowered = time.monotonic() + 0.02  # What runs now takes so long to end.
     runs = sorted(future.result(PATIENCE) for future in futures)
 
-    late = [(began, ended) for began, ended in runs if began > lowered]
-    assert len(late) > 50
-    assert all(ended <= following for (_, ended), (following, _) in itertools.pairwise(late))
+    overlaps = [following < ended for (_, ended), (following, _) in itertools.pairwise(runs)]
+    assert not any(overlaps[-50:])
 
 
 @pytest.mark.parametrize("number", [0, -2, 1.5, None])

@@ -105,7 +105,8 @@ def test_times_are_aware_and_ordered() -> None:
     job.advance(JobStatus.COMPLETED)
     assert job.completed_at is not None
     assert job.completed_at.tzinfo is not None
-    assert job.duration == pytest.approx(2.0, abs=1.0)
+    assert job.duration is not None
+    assert job.duration >= 2.0
 
 
 @pytest.mark.parametrize("set_by", [3600.0, -3600.0])

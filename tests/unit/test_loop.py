@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from executor_adapter.pools.loop import SupervisorLoop
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_for
 
 
 class Clock:
@@ -225,6 +225,7 @@ def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
     loop._before_sleep = count
     thread = threading.Thread(target=loop.run)
     thread.start()
+    wait_for(lambda: turns)
     time.sleep(0.2)
     assert len(turns) == 1
     loop.call_soon(loop.stop)

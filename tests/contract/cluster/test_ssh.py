@@ -113,14 +113,12 @@ def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
     make_ssh_executor: MakeSshExecutor, runs: Runs, tmp_path: Path
 ) -> None:
     """An agent that is stopped is given up after its guardian has killed what it ran."""
-    lost_after = 1.0
-    executor = make_ssh_executor(lost_after=lost_after)
+    executor = make_ssh_executor(lost_after=1.0)
     run_on_both_hosts(executor, tmp_path)
     job = Job(function=functions.note_times, args=(str(runs.folder), 3.0), pool="ssh", retry=AT_ONCE)
     future = executor.submit(job)
     wait_for(runs.agents)
     agent = runs.agents()[0]
-    stopped_at = time.monotonic()
     os.kill(agent, signal.SIGSTOP)
     try:
         wait_for(lambda: job.attempts)
@@ -129,7 +127,7 @@ def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
         (_, ended), (begun, _) = runs.spans()
         assert ended < begun
         assert runs.last_sign_of_child(0) < time.time() - (time.monotonic() - begun)
-        assert ended < known_at < stopped_at + 10  # By default it would take 15 s.
+        assert ended < known_at
     finally:
         os.kill(agent, signal.SIGCONT)
     future.result(timeout=PATIENCE)

@@ -366,7 +366,8 @@ def test_jobs_of_a_killed_program_run_in_the_next_one_at_once(
 ) -> None:
     """On the same machine, a killed program's jobs are recovered without waiting for its lease."""
     file = tmp_path / "runs"
-    with subprocess.Popen([sys.executable, "-c", HOST, url, str(file), pool], stdout=subprocess.PIPE) as host:
+    env = os.environ | {"EXECUTOR_ADAPTER_STORE__LEASE": str(10 * PATIENCE)}
+    with subprocess.Popen([sys.executable, "-c", HOST, url, str(file), pool], stdout=subprocess.PIPE, env=env) as host:
         try:
             assert host.stdout is not None
             assert host.stdout.readline() == b"there\n"
@@ -375,10 +376,8 @@ def test_jobs_of_a_killed_program_run_in_the_next_one_at_once(
             assert make_stored().recover() == []
         finally:
             host.kill()
-    began = time.monotonic()
     (job,) = make_stored().recover()
     wait_for(lambda: file.stat().st_size == 2)
-    assert time.monotonic() - began < 50  # far less than a lease
     assert job.job_id == "long"
     wait_for(lambda: job.attempt == 2)  # The worker may begin a moment before the host has noted that.
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -77,32 +78,20 @@ def test_each_executor_gets_its_turn(make_stored: MakeStored) -> None:
     assert most_at_once(sorted(future.result(PATIENCE) for future in [*futures, *waiting])) <= 2
 
 
-def test_a_slot_that_is_freed_is_taken_by_another_executor(make_stored: MakeStored, tmp_path: Path) -> None:
-    """When the job that holds the only slot ends, another executor's job starts within 100 ms."""
+def test_a_slot_that_is_freed_is_taken_by_another_executor(
+    make_stored: MakeStored, store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the job that holds the only slot ends, another executor's job starts by the next look for a free slot."""
+    for name in ("CONTROLS_INTERVAL", "KNOWN_SECONDS"):
+        monkeypatch.setattr(tool_limits, name, 3600.0)  # Nothing else makes it look.
     holder, waiter = (make_stored(2, queue=name, tool_limits=ONE) for name in "ab")
-    gates = iter(tmp_path / str(number) for number in range(15))
-    for _ in range(5):  # A machine that is busy with something else gets several chances.
-        if statistics.median(seconds_to_take_over(holder, waiter, next(gates)) for _ in range(3)) < 0.1:
-            return
-    pytest.fail("a slot that was free was not taken within 100 ms")
-
-
-def seconds_to_take_over(holder: JobExecutor, waiter: JobExecutor, gate: Path) -> float:
-    """Return the seconds from the end of the holder's job to the start of the waiter's."""
-    held = hold(holder, gate)
+    held = hold(holder, tmp_path / "gate")
     waiting = submit(waiter)
-    time.sleep(0.02)
+    wait_for(lambda: any(use.waits_since for use in store.tools().uses))
     assert waiting.job.status is JobStatus.PENDING
-    gate.touch()
+    (tmp_path / "gate").touch()
     held.result(PATIENCE)
-    return float(waiting.result(PATIENCE)[0]) - began_of(held) - held.job.attempts[0].run_seconds
-
-
-def began_of(future: JobFuture) -> float:
-    """Return the monotonic time at which a finished job's only attempt began."""
-    started_at = future.job.started_at
-    assert started_at is not None
-    return started_at.timestamp() - time.time() + time.monotonic()
+    waiting.result(PATIENCE)
 
 
 def test_processes_share_a_limit_and_a_killed_one_frees_its_slots(url: str, tmp_path: Path) -> None:
@@ -165,27 +154,31 @@ def test_idle_slots_are_given_back(make_stored: MakeStored, store: JobStore) -> 
 
 
 def test_a_rate_holds_over_all_executors(make_stored: MakeStored) -> None:
-    """Two executors start no more jobs a second together than the rate allows."""
+    """Two executors start no more jobs together than the rate allows since the first was submitted."""
     limits = {TOOL: ToolLimit(rate=10.0)}
     executors = [make_stored(4, queue=name, tool_limits=limits) for name in "ab"]
+    submitted = time.monotonic()
     futures = [submit(executor) for _ in range(7) for executor in executors]
     began = sorted(future.result(PATIENCE)[0] for future in futures)
-    assert began[-1] - began[0] > (len(began) - 3) / 10
-    assert all(later - earlier > 0.25 for earlier, later in zip(began, began[5:], strict=False))
+    # A late start is no fault of the limit, an early one is.
+    assert all(began[number] - submitted > (number - 1) / 10 for number in range(len(began)))
 
 
-def test_a_tool_that_asks_to_wait_is_left_alone_by_all(make_stored: MakeStored, tmp_path: Path) -> None:
+def test_a_tool_that_asks_to_wait_is_left_alone_by_all(
+    make_stored: MakeStored, store: JobStore, tmp_path: Path
+) -> None:
     """After RATE_LIMITED with a retry_after, no executor starts a job of the tool before that."""
     limited, other = (make_stored(2, queue=name, tool_limits=TWO) for name in "ab")
     submit(other).result(PATIENCE)
     arguments = (str(tmp_path / "calls"), 0.5)
     job = Job(function=functions.be_rate_limited_once, args=arguments, tool_name=TOOL, pool="thread", retry_delay=0.01)
     future = limited.submit(job)
-    wait_for(lambda: job.status is JobStatus.RETRYING)
-    asked = time.monotonic()
-    time.sleep(0.1)  # The other executor may start jobs until the store has it.
-    began, _ = submit(other).result(PATIENCE)
-    assert began > asked + 0.4
+    due = wait_for(lambda: job.retry_at)
+    wait_for(lambda: store.tools().control(TOOL).closed_until)  # The other executor may start jobs until then.
+    late = submit(other)
+    late.result(PATIENCE)
+    assert late.job.started_at is not None
+    assert late.job.started_at > due - timedelta(milliseconds=5)
     future.result(PATIENCE)
 
 
