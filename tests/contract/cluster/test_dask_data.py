@@ -6,7 +6,6 @@ import contextlib
 import operator
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,10 +29,10 @@ MOST_BYTES = SIZE // 20
 which its scheduler is asked twice a second who waits: the longer it takes, the more."""
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[DaskCluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
     """A cluster of two workers with one thread each."""
-    with dask_cluster(tmp_path, workers=2, threads=1) as made:
+    with dask_cluster(tmp_path_factory.mktemp("dask"), workers=2, threads=1) as made:
         yield made
 
 
