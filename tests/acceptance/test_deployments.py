@@ -1,8 +1,10 @@
-"""The committed deployments on a real server: run by the worker of a work pool, and served from one process."""
+"""The committed deployments on a real server: run by the worker of a work pool, and served from one process.
+
+By day prefect/test_deploying.py looks at what is deployed.
+"""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import pytest
 import yaml
 
 from tests.servers import ROOT, Server, prefect, running
-from tests.waiting import PATIENCE, wait_for
+from tests.waiting import wait_for
 
 FILE = "deployments/prefect.yaml"
 """`prefect.yaml` in the root is a link to it."""
@@ -100,70 +102,6 @@ def worker(server: Server, deployed: object, tmp_path: Path) -> Iterator[None]:
         yield
 
 
-def test_every_deployment_is_registered_as_described(deployed: dict[str, dict[str, Any]]) -> None:
-    """The server has the schedule, parameters, tags, limit, work queue, variables and code path of each deployment."""
-    assert deployed.keys() == ENTRIES.keys()
-    for name, entry in ENTRIES.items():
-        known = deployed[name]
-        times = [each["schedule"] for each in known["schedules"]]
-        assert [(each.get("cron"), each.get("interval"), each["timezone"]) for each in times] == [
-            (each.get("cron"), each.get("interval"), each["timezone"]) for each in entry.get("schedules", [])
-        ]
-        assert known["parameters"] == entry.get("parameters", {})
-        assert known["tags"] == entry["tags"]
-        assert known["description"] == entry["description"]
-        assert known["global_concurrency_limit"]["limit"] == entry["concurrency_limit"]["limit"]
-        assert known["concurrency_options"]["collision_strategy"] == entry["concurrency_limit"]["collision_strategy"]
-        pool = entry["work_pool"]
-        assert (known["work_pool_name"], known["work_queue_name"]) == (pool["name"], pool["work_queue_name"])
-        assert known["job_variables"] == pool["job_variables"]
-        assert known["entrypoint"] == entry["entrypoint"]
-        step = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
-        assert known["pull_steps"] == [step]
-
-
-def test_deploying_again_keeps_what_is_paused(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
-    """A paused schedule stays paused, others stay active, one whose times have changed is said and becomes active."""
-
-    def is_active() -> dict[str, bool]:
-        return {name: each["active"] for name, known in deployments(server).items() for each in known["schedules"]}
-
-    def schedule_of(name: str) -> tuple[str, dict[str, Any]]:
-        (schedule,) = deployments(server)[name]["schedules"]
-        return f"/deployments/{deployed[name]['id']}/schedules/{schedule['id']}", schedule["schedule"]
-
-    path, _ = schedule_of("flights")
-    server.call("PATCH", path, {"active": False})
-    path, times = schedule_of("maintenance")
-    server.call("PATCH", path, {"active": False, "schedule": times | {"cron": "1 1 * * 1"}})
-    said = server.run(sys.executable, "deployments/deploy.py", "--dry-run")
-    assert is_active() == {"flights": False, "world": True, "maintenance": False}
-    assert "flights stays paused: cron 0 2 * * *" in said
-    assert "maintenance gets a new schedule, which is active: cron 30 3 * * 0" in said
-    assert "maintenance loses a schedule: cron 1 1 * * 1\n" in said
-    assert "world" not in said
-    server.run(sys.executable, "deployments/deploy.py")
-    assert is_active() == {"flights": False, "world": True, "maintenance": True}
-    server.call("PATCH", schedule_of("flights")[0], {"active": True})
-
-
-def test_the_form_of_a_deployment_explains_its_parameters(deployed: dict[str, dict[str, Any]]) -> None:
-    """Each parameter has a description, and the tools are offered as choices."""
-    for known in deployed.values():
-        parameters = known["parameter_openapi_schema"]["properties"]
-        assert all(len(parameter["description"]) > 20 for parameter in parameters.values()), known["name"]
-    tools = deployed["flights"]["parameter_openapi_schema"]["properties"]["tools"]["anyOf"][0]
-    assert tools["items"]["enum"][:3] == ["flights", "world", "flights.flights"]
-
-
-def test_no_schedule_repeats_the_work_of_another(deployed: dict[str, dict[str, Any]]) -> None:
-    """Each tool is collected by one schedule, and the processing and the pipeline have none."""
-    scheduled = [name for name, known in deployed.items() if known["schedules"]]
-    collected = [tool for name in scheduled for tool in deployed[name]["parameters"].get("tools", [])]
-    assert sorted(collected) == sorted(set(collected))
-    assert {"flights", "world", "maintenance"} == set(scheduled)
-
-
 @pytest.mark.nightly
 @pytest.mark.usefixtures("worker")
 def test_a_worker_completes_scheduled_and_requested_runs(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
@@ -183,16 +121,6 @@ def test_a_worker_completes_scheduled_and_requested_runs(server: Server, deploye
 
     (first, *_) = wait_for(processed, what="the processing of the collected flights")
     assert first["created_by"]["type"] == "AUTOMATION"
-
-
-def test_serve_refuses_to_repeat_the_work_of_a_work_pool(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
-    """`serve.py` refuses in words while a work pool has active schedules of the same work, and changes nothing."""
-    before = server.call("POST", "/deployments/filter", {})
-    command = [sys.executable, str(ROOT / "deployments" / "serve.py")]
-    refused = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert refused.returncode == 1
-    assert "collection/world, maintenance/maintenance: active schedules of the work pool local" in refused.stderr
-    assert server.call("POST", "/deployments/filter", {}) == before
 
 
 @pytest.mark.chaos
