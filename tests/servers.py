@@ -183,9 +183,9 @@ class Server:
             answer = client.request(method, path, json=body).raise_for_status()
         return answer.json() if answer.content else None
 
-    def run(self, *command: str) -> str:
-        """Run a command in the clone that uses this server and must succeed; return its output."""
-        done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    def run(self, *command: str, cwd: Path = ROOT) -> str:
+        """Run a command, in the clone, that uses this server and must succeed; return its output."""
+        done = subprocess.run(command, env=self.env, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -166,13 +166,6 @@ def errors_of(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if not line.startswith("Prefect server: ")]
 
 
-@pytest.fixture(scope="module")
-def second(home: Home, first: str) -> str:
-    done = home.run()
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_every_row_of_every_table_is_collected(home: Home, first: str) -> None:
     """The lake holds every row of every table, in its windows."""
     for table, rows in home.period.tables.items():
@@ -210,37 +203,25 @@ def test_the_summary_names_jobs_data_and_ui(home: Home, first: str) -> None:
     assert (home.lake / "reports/flights/summary.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_run_collects_nothing_twice(home: Home, second: str) -> None:
-    """A second run collects no row again and reports it."""
-    for table, rows in home.period.tables.items():
-        assert home.rows("raw", "flights", table) == rows
-    assert f"flights: 0 new rows; {home.period.rows:,} were already collected, and not collected again" in second
-    assert home.period.summed in second
-    assert WORLD in second
-    assert second.count("completed (already_collected)") == len(home.period.tables) + 1
-    assert not re.search(r"^process ", second, re.MULTILINE)  # No job for what is processed.
-
-
-@pytest.mark.usefixtures("second")
+@pytest.mark.usefixtures("first")
 def test_the_embedded_server_records_every_final_state(home: Home) -> None:
     """Every task run is Completed on the embedded server, which ends with the flow."""
-    assert home.query("select state_name, count(*) from flow_run group by 1") == [("Completed", 2)]
-    states = home.query("select flow_run_id, state_type, count(*) from task_run group by 1, 2")
-    assert {state for _, state, _ in states} == {"COMPLETED"}
-    # The second run searched each of six tables, collected it, and summarised the flights.
-    assert min(count for _, _, count in states) == 6 + 6 + 1
+    assert home.query("select state_name, count(*) from flow_run group by 1") == [("Completed", 1)]
+    ((state, number),) = home.query("select state_type, count(*) from task_run group by 1")
+    # The run has searched each of six tables, collected and processed it, and summarised the flights.
+    assert (state, number >= 6 + 6 + 6 + 1) == ("COMPLETED", True)
 
 
-@pytest.mark.usefixtures("second")
+@pytest.mark.usefixtures("first")
 def test_task_runs_have_distinct_names_and_ask_for_no_slot(home: Home) -> None:
     """Task runs have distinct names, and no tags, for which a slot would be asked for; the flow run has its own."""
-    assert home.query("select count(*) from task_run where name like 'collect flights/flights%'") == [(2,)]
+    assert home.query("select count(*) from task_run where name like 'collect flights/flights%'") == [(1,)]
     assert {tags for (tags,) in home.query("select tags from task_run")} == {"[]"}
     assert {tags for (tags,) in home.query("select tags from flow_run")} == {'["pipeline"]'}
     assert home.query("select flow_run_id, name from task_run group by 1, 2 having count(*) > 1") == []
 
 
-@pytest.mark.usefixtures("second")
+@pytest.mark.usefixtures("first")
 def test_prefect_shows_progress_jobs_rows_and_plot(home: Home) -> None:
     """The run has artifacts for its progress, its jobs, and its rows with the plot."""
     found = home.query("select key, type, data from artifact order by created")
@@ -257,6 +238,30 @@ def test_prefect_shows_progress_jobs_rows_and_plot(home: Home) -> None:
         rows[tool] += int(number)
     assert rows == {"flights": sum(home.period.rejects.values()), "world": 13}
     assert "](data:image/png;base64,iVBOR" in text
+
+
+# --- a second run ---
+
+
+@pytest.fixture(scope="module")
+def second(home: Home, first: str) -> str:
+    """The output of the next run; the database has two runs from then on."""
+    done = home.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.nightly
+def test_a_second_run_collects_nothing_twice(home: Home, second: str) -> None:
+    """A second run collects no row again and reports it."""
+    for table, rows in home.period.tables.items():
+        assert home.rows("raw", "flights", table) == rows
+    assert f"flights: 0 new rows; {home.period.rows:,} were already collected, and not collected again" in second
+    assert home.period.summed in second
+    assert WORLD in second
+    assert second.count("completed (already_collected)") == len(home.period.tables) + 1
+    assert not re.search(r"^process ", second, re.MULTILINE)  # No job for what is processed.
+    assert home.query("select state_name, count(*) from flow_run group by 1") == [("Completed", 2)]
 
 
 # --- a tool fails ---
@@ -333,39 +338,16 @@ def test_prefect_shows_the_error_code_of_a_failed_job(failed: tuple[Home, subpro
     assert home.query(f"select name from task_run where state_type not in {final}") == []
 
 
-def test_a_lake_that_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
-    """Trouble with the disk ends the run with a line that says what to do, and without a traceback."""
-    home = Home(directory=tmp_path)
-    home.database.parent.mkdir()
-    create_database(home.database.parent)
-    home.configure({"tools": {"flights": one_month(project_settings())}})
-    home.lake.touch()
-    done = home.run()
-    assert done.returncode == 1, done.stdout + done.stderr
-    (error,) = errors_of(done)
-    assert error.endswith("Not a directory: a file is where a folder should be: move it away")
-
-
 # --- the configuration is wrong ---
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"collection": {"job_timeout": -5}}, "config.yaml: collection.job_timeout: -5 is not allowed: must be"),
-        (
-            {"tools": {"t": {"source": "files", "package": "p", "tables": {"a": {"file": "f", "steps": ["clean"]}}}}},
-            "tools.t.tables.a.steps: 'clean' is not a step: must be one of",
-        ),
-    ],
-)
-def test_a_wrong_configuration_ends_with_exit_code_2(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_wrong_configuration_ends_with_exit_code_2(tmp_path: Path) -> None:
     """A wrong configuration prints one line and starts no server, database or lake."""
     home = Home(directory=tmp_path)
-    home.configure(project_settings() | change)
+    home.configure(project_settings() | {"collection": {"job_timeout": -5}})
     done = home.run()
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(message)
+    assert done.stderr.startswith("config.yaml: collection.job_timeout: -5 is not allowed: must be")
     assert done.stderr.count("\n") == 1
     assert not home.database.exists()
     assert not home.lake.exists()

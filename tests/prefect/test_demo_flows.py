@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from executor_adapter.pipeline import select_tables
 from flows.collection import collection_flow
 from flows.processing import processing_flow
 from tests.prefect.conftest import Api
-from tests.waiting import wait_for
+from tests.servers import ROOT, new_user_env
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture
@@ -86,3 +89,19 @@ def test_a_failed_job_fails_the_flow_run(prefect_api: str, api: Api, config: str
     assert processed.name == "Failed"
     assert "shop.customers has no processed rows" in (processed.message or "")
     assert "shop.orders: 3 collected = 0 processed + 1 rejected + 2 not processed" in (processed.message or "")
+
+
+def test_a_lake_that_cannot_be_read_is_said_in_one_line(prefect_api: str, config: str, tmp_path: Path) -> None:
+    """Trouble with the disk ends the pipeline with a line that says what to do, and without a traceback."""
+    (tmp_path / "lake").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.pipeline", config],
+        cwd=ROOT,
+        env=new_user_env(tmp_path / "prefect", PREFECT_API_URL=prefect_api),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    (error,) = done.stderr.splitlines()
+    assert error.endswith("Not a directory: a file is where a folder should be: move it away")

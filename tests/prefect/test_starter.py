@@ -1,9 +1,10 @@
-"""A pipeline of one's own in three steps, in an empty folder and without the project: files, then an API."""
+"""A pipeline of one's own in three steps, in an empty folder and without the project: files, then an API.
+
+It runs on the server of all tests; acceptance/test_pipeline.py runs the demo on one that a flow starts.
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +15,7 @@ import yaml
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline import write_starter
 from tests.pipeline.hostile_server import Answer, Request, as_json, serving
-from tests.servers import ROOT, create_database
-from tests.waiting import PATIENCE
+from tests.servers import Server, new_user_env
 
 RULES = """
 import pandas as pd
@@ -29,32 +29,18 @@ def summarise(tables: dict) -> Summary:
 """
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a folder, as the user of an installed package does."""
-    home = folder / "prefect"
-    if not home.exists():
-        home.mkdir()
-        create_database(home)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "EXECUTOR_"))}
-    env = inherited | {"PREFECT_HOME": str(home), "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "executor_adapter.cli", *arguments],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+def command(folder: Path, api: str, *arguments: str) -> str:
+    """Run the command in a folder, as the user of an installed package does; return what it prints."""
+    server = Server(url=api, env=new_user_env(folder / "prefect", PREFECT_API_URL=api))
+    return server.run(sys.executable, "-m", "executor_adapter.cli", *arguments, cwd=folder)
 
 
-def test_a_pipeline_of_ones_own_takes_three_steps(tmp_path: Path) -> None:
+def test_a_pipeline_of_ones_own_takes_three_steps(prefect_api: str, tmp_path: Path) -> None:
     """Configuration, one module, run: the files of the starter, and an API beside them with a module of its own.
 
     Rows are typed, rejected with reasons, counted, and summarised by one's own functions.
     """
-    command(tmp_path, "pipeline", "init")
+    command(tmp_path, prefect_api, "pipeline", "init")
     people = [{"id": number, "age": 10 + number} for number in range(1, 21)]
 
     def respond(request: Request) -> Answer:
@@ -80,12 +66,11 @@ def test_a_pipeline_of_ones_own_takes_three_steps(tmp_path: Path) -> None:
         settings["tools"]["club"] = club
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
         (tmp_path / "my_people.py").write_text(RULES)
-        assert "config.yaml: fine" in command(tmp_path, "config", "check").stdout
-        done = command(tmp_path, "pipeline", "run")
-    assert "shop: 5 collected = 2 processed + 2 rejected + 1 dropped" in done.stdout
-    assert "2 orders for 20.50 in all" in done.stdout
-    assert "club: 20 collected = 13 processed + 7 rejected" in done.stdout
-    assert "13 adults" in done.stdout
+        said = command(tmp_path, prefect_api, "pipeline", "run")
+    assert "shop: 5 collected = 2 processed + 2 rejected + 1 dropped" in said
+    assert "2 orders for 20.50 in all" in said
+    assert "club: 20 collected = 13 processed + 7 rejected" in said
+    assert "13 adults" in said
     rows = ds.dataset(tmp_path / "data/processed/shop/orders", partitioning="hive").to_table().to_pylist()
     assert [(row["id"], row["country"], str(row["price"]), row["window"]) for row in rows] == [
         ("1", "DE", "12.50", "2026-01"),
