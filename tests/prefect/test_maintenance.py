@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, get_current_settings, temporary_settings
 
-from executor_adapter.pipeline.flows import maintenance_flow
+from executor_adapter.pipeline.flows import maintenance_flow, pipeline_flow
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.store import open_store
 from tests.cli.conftest import fill, record
@@ -88,3 +88,23 @@ def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path) -> None:
     wait_for(lambda: any("results: 5 bytes, was 8 bytes" in log["message"] for log in api.post("/logs/filter", wanted)))
     for run in runs:
         wait_for(lambda run=run: {each["state_name"] for each in api.task_runs(run)} == {"Crashed"})
+
+
+@pytest.mark.usefixtures("quick_sweeps")
+def test_tables_are_kept_as_they_say(prefect_api: str, tmp_path: Path) -> None:
+    """Windows older than `keep_days` go, and a later collection does not bring them back."""
+    config, folder = tmp_path / "config.yaml", tmp_path / "lake/processed/shop/orders"
+    (tmp_path / "orders.csv").write_text("id,day\n1,2024-01-30\n2,2024-02-01\n")
+    orders = {"file": "orders.csv", "partition": "day", "period": "month"}
+
+    def configure(**keep: int) -> None:
+        shop = {"source": "files", "directory": ".", "tables": {"orders": orders | keep}}
+        config.write_text(yaml.safe_dump({"lake": "lake", "tools": {"shop": shop}}))
+
+    configure()
+    pipeline_flow(config=str(config))
+    assert len(list(folder.iterdir())) == 2
+    configure(keep_days=30)
+    maintenance_flow(config=str(config))
+    pipeline_flow(config=str(config))
+    assert list(folder.iterdir()) == []

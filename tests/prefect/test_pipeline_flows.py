@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
+from prefect import State
 from pytest_mock import MockerFixture
 
 from executor_adapter.cli import main
@@ -21,7 +22,6 @@ from executor_adapter.pipeline.flows import (
     JobsFailedError,
     Summary,
     collection_flow,
-    maintenance_flow,
     pipeline_flow,
     processing_flow,
 )
@@ -43,10 +43,9 @@ def blocked_until(path: str) -> list[dict[str, str]]:
     return [{"id": "1"}]
 
 
-@pytest.fixture(scope="module")
-def prefect_api(server_of_file: str) -> str:
-    """Maintenance ends flow runs of others, as soon as they can be ended."""
-    return server_of_file
+def names_of(api: Api, state: State[Any]) -> list[str]:
+    """Return the names of the task runs of the flow run that has ended so."""
+    return [run["name"] for run in api.task_runs(str(state.state_details.flow_run_id))]
 
 
 def configure(folder: Path, tools: dict[str, Any]) -> str:
@@ -63,7 +62,7 @@ def files(folder: Path, **table: Any) -> dict[str, Any]:
 
 def test_new_rows_are_materialisations_of_assets(prefect_api: str, api: Api, tmp_path: Path) -> None:
     """A table with new rows is an asset whose event names its origin; without new rows there is no event."""
-    config = configure(tmp_path, {"shop": files(tmp_path)})
+    config = configure(tmp_path, {"market": files(tmp_path)})
 
     def events() -> dict[str, list[str]]:
         wanted = {"filter": {"event": {"name": ["prefect.asset.materialization.succeeded"]}}}
@@ -77,16 +76,12 @@ def test_new_rows_are_materialisations_of_assets(prefect_api: str, api: Api, tmp
 
     pipeline_flow(config=config)
     expected = {
-        "lake://raw/shop/orders": ["source://shop/orders"],
-        "lake://processed/shop/orders": ["lake://raw/shop/orders"],
+        "lake://raw/market/orders": ["source://market/orders"],
+        "lake://processed/market/orders": ["lake://raw/market/orders"],
     }
-    wait_for(lambda: {key: value for key, value in events().items() if "/shop/" in key} == expected)
-    flow_runs = api.post("/flow_runs/filter", {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_DESC"})
-    pipeline_flow(config=config)
-    again = api.post("/flow_runs/filter", {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_DESC"})
-    (new,) = [run["id"] for run in again if run["id"] not in {run["id"] for run in flow_runs}]
-    names = [run["name"] for run in api.task_runs(new)]
-    assert "collect shop/orders orders.csv" in names
+    wait_for(lambda: {key: value for key, value in events().items() if "/market/" in key} == expected)
+    names = names_of(api, pipeline_flow(config=config, return_state=True))
+    assert "collect market/orders orders.csv" in names
     assert not any(name.startswith("process") for name in names)
     assert not any(name.startswith("materialise") for name in names)
 
@@ -96,9 +91,8 @@ def test_small_windows_are_one_job(prefect_api: str, api: Api, tmp_path: Path) -
     for day in range(1, 4):
         (tmp_path / f"{day}.csv").write_text(f"id,day\n{day},2024-01-{day:02}\n")
     table = {"file": "*.csv", "steps": [STEP], "partition": "day", "period": "day"}
-    pipeline_flow(config=configure(tmp_path, {"small": files(tmp_path, **table)}))
-    (run, *_) = api.post("/flow_runs/filter", {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_DESC"})
-    names = {each["name"] for each in api.task_runs(run["id"]) if each["name"].startswith(("collect", "process"))}
+    done = pipeline_flow(config=configure(tmp_path, {"small": files(tmp_path, **table)}), return_state=True)
+    names = {name for name in names_of(api, done) if name.startswith(("collect", "process"))}
     collected, processed = "1.csv to orders.csv (4)", "2024-01-01 to 2024-02-01 (5)"
     assert names == {f"collect small/orders {collected}", f"process small/orders {processed}"}
 
@@ -239,18 +233,7 @@ def test_the_progress_of_a_run_ends_at_100(prefect_api: str, api: Api, tmp_path:
     """A flow that only collects, and one whose tools have no summary, end with a progress of 100 percent."""
     config = configure(tmp_path, {"shop": files(tmp_path)})
     for flow in (collection_flow, pipeline_flow):
-        flow(config=config)
-        assert api.get(f"/artifacts/{flow.name}-progress/latest")["data"] == 100
-
-
-@pytest.mark.usefixtures("quick_sweeps")
-def test_maintenance_keeps_tables_as_they_say(prefect_api: str, tmp_path: Path) -> None:
-    """Windows older than `keep_days` go, and a later collection does not bring them back."""
-    config = configure(tmp_path, {"shop": files(tmp_path)})
-    pipeline_flow(config=config)
-    folder = tmp_path / "lake/processed/shop/orders"
-    assert len(list(folder.iterdir())) == 2
-    configure(tmp_path, {"shop": files(tmp_path, keep_days=30)})
-    maintenance_flow(config=config)
-    pipeline_flow(config=config)
-    assert list(folder.iterdir()) == []
+        ended = flow(config=config, return_state=True)
+        wanted = {"flow_run_id": {"any_": [str(ended.state_details.flow_run_id)]}, "type": {"any_": ["progress"]}}
+        (progress,) = api.post("/artifacts/filter", {"artifacts": wanted})
+        assert progress["data"] == 100
