@@ -3,7 +3,8 @@
     python cancellable.py hand stock FOLDER JOBS
     python cancellable.py serve stock
 
-Each job makes a file `job-NUMBER-PID` in the folder when it starts, and one for a process that it starts itself.
+Each job makes a file `job-NUMBER-PID` in the folder when it starts, and one for a process that it starts itself. The
+file `id` has the id of the flow run.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import time
 from pathlib import Path
 
 from prefect import flow, task
+from prefect.runtime import flow_run
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import JobTaskRunner, job_task
 
 WORKERS = 2
 
-LONG_SECONDS = 120.0
+LONG_SECONDS = 3600.0
 
 
 def work(folder: str, number: int) -> None:
@@ -32,6 +34,7 @@ def work(folder: str, number: int) -> None:
 
 
 def mark_started(folder: str) -> None:
+    Path(folder, "id").write_text(flow_run.id)
     Path(folder, f"flow-0-{os.getpid()}").touch()
 
 
