@@ -2,145 +2,82 @@
 
 from __future__ import annotations
 
-from executor_adapter.job.functions import (
-    check_arguments,
-    function_key,
-    function_reference,
-    is_coroutine_function,
-    is_generator_function,
-    resolve,
-)
-from executor_adapter.job.html import html_of_jobs, html_table
-from executor_adapter.job.ids import uuid7
-from executor_adapter.job.live_state import JobState
-from executor_adapter.job.mistakes import Model, call_text, did_you_mean, nearest, rule_text, shown
-from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job, check_is_new
-from executor_adapter.job.options import JobOptions, MapOptions, RepeatedJobOptions, SharedJobOptions
-from executor_adapter.job.pool_names import (
-    HAS_CPU_AFFINITY,
-    HAS_GUARDIAN,
-    LEASING_POOLS,
-    PROCESS_POOLS,
-    START_METHOD,
-    PoolName,
-    PoolWithSlots,
-    StartMethod,
-    check_start_method,
-)
-from executor_adapter.job.quarantine import MAX_QUARANTINED, Quarantine
-from executor_adapter.job.rerun import RETRY_OF, changed_retry, rerun
-from executor_adapter.job.resources import (
-    CPU,
-    GPU,
-    MEMORY,
-    UNITS,
-    CapacityField,
-    Resources,
-    Shape,
-    amount_text,
-    checked_capacity,
-    checked_resources,
-    shape_of,
-    shape_text,
-    units_of,
-)
-from executor_adapter.job.results import ERROR_OF_ATTEMPT, Attempt, JobResult, JobResults, Progress
-from executor_adapter.job.retry import CRASHES, RetryDecision, RetryPolicy, RetryRule, decide, limit_attempts
-from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
-from executor_adapter.job.transition import NearLimit, Observer, Transition
-from executor_adapter.job.validation import (
-    Count,
-    MemoryLimit,
-    Number,
-    Seconds,
-    ToolLimit,
-    check_age,
-    check_count,
-    check_max_workers,
-    check_timeout,
-    size_text,
-    storable,
-)
-
-__all__ = [
-    "CPU",
-    "CRASHES",
-    "ERROR_OF_ATTEMPT",
-    "GPU",
-    "HAS_CPU_AFFINITY",
-    "HAS_GUARDIAN",
-    "LEASING_POOLS",
-    "MAX_QUARANTINED",
-    "MEMORY",
-    "NEW_ID_HINT",
-    "PROCESS_POOLS",
-    "RETRY_OF",
-    "START_METHOD",
-    "TERMINAL",
-    "UNITS",
-    "Attempt",
-    "CapacityField",
-    "Count",
-    "ErrorCode",
-    "Job",
-    "JobOptions",
-    "JobResult",
-    "JobResults",
-    "JobState",
-    "JobStatus",
-    "MapOptions",
-    "MemoryLimit",
-    "Model",
-    "NearLimit",
-    "Number",
-    "Observer",
-    "PoolName",
-    "PoolWithSlots",
-    "Progress",
-    "Quarantine",
-    "RepeatedJobOptions",
-    "Resources",
-    "RetryDecision",
-    "RetryPolicy",
-    "RetryRule",
-    "Seconds",
-    "Shape",
-    "SharedJobOptions",
-    "StartMethod",
-    "ToolLimit",
-    "Transition",
-    "amount_text",
-    "call_text",
-    "changed_retry",
-    "check_age",
-    "check_are_jobs",
-    "check_arguments",
-    "check_count",
-    "check_is_job",
-    "check_is_new",
-    "check_max_workers",
-    "check_start_method",
-    "check_timeout",
-    "checked_capacity",
-    "checked_resources",
-    "decide",
-    "did_you_mean",
-    "function_key",
-    "function_reference",
-    "html_of_jobs",
-    "html_table",
-    "is_coroutine_function",
-    "is_generator_function",
-    "limit_attempts",
-    "nearest",
-    "rerun",
-    "resolve",
-    "rule_text",
-    "shape_of",
-    "shape_text",
-    "shown",
-    "size_text",
-    "storable",
-    "units_of",
-    "uuid7",
-]
+from executor_adapter.job.functions import check_arguments as check_arguments
+from executor_adapter.job.functions import function_key as function_key
+from executor_adapter.job.functions import function_reference as function_reference
+from executor_adapter.job.functions import is_coroutine_function as is_coroutine_function
+from executor_adapter.job.functions import is_generator_function as is_generator_function
+from executor_adapter.job.functions import resolve as resolve
+from executor_adapter.job.html import html_of_jobs as html_of_jobs
+from executor_adapter.job.html import html_table as html_table
+from executor_adapter.job.ids import uuid7 as uuid7
+from executor_adapter.job.live_state import JobState as JobState
+from executor_adapter.job.mistakes import Model as Model
+from executor_adapter.job.mistakes import call_text as call_text
+from executor_adapter.job.mistakes import did_you_mean as did_you_mean
+from executor_adapter.job.mistakes import nearest as nearest
+from executor_adapter.job.mistakes import rule_text as rule_text
+from executor_adapter.job.mistakes import shown as shown
+from executor_adapter.job.model import NEW_ID_HINT as NEW_ID_HINT
+from executor_adapter.job.model import Job as Job
+from executor_adapter.job.model import check_are_jobs as check_are_jobs
+from executor_adapter.job.model import check_is_job as check_is_job
+from executor_adapter.job.model import check_is_new as check_is_new
+from executor_adapter.job.options import JobOptions as JobOptions
+from executor_adapter.job.options import MapOptions as MapOptions
+from executor_adapter.job.options import RepeatedJobOptions as RepeatedJobOptions
+from executor_adapter.job.options import SharedJobOptions as SharedJobOptions
+from executor_adapter.job.pool_names import HAS_CPU_AFFINITY as HAS_CPU_AFFINITY
+from executor_adapter.job.pool_names import HAS_GUARDIAN as HAS_GUARDIAN
+from executor_adapter.job.pool_names import LEASING_POOLS as LEASING_POOLS
+from executor_adapter.job.pool_names import PROCESS_POOLS as PROCESS_POOLS
+from executor_adapter.job.pool_names import START_METHOD as START_METHOD
+from executor_adapter.job.pool_names import PoolName as PoolName
+from executor_adapter.job.pool_names import PoolWithSlots as PoolWithSlots
+from executor_adapter.job.pool_names import StartMethod as StartMethod
+from executor_adapter.job.pool_names import check_start_method as check_start_method
+from executor_adapter.job.quarantine import MAX_QUARANTINED as MAX_QUARANTINED
+from executor_adapter.job.quarantine import Quarantine as Quarantine
+from executor_adapter.job.rerun import RETRY_OF as RETRY_OF
+from executor_adapter.job.rerun import changed_retry as changed_retry
+from executor_adapter.job.rerun import rerun as rerun
+from executor_adapter.job.resources import CPU as CPU
+from executor_adapter.job.resources import GPU as GPU
+from executor_adapter.job.resources import MEMORY as MEMORY
+from executor_adapter.job.resources import UNITS as UNITS
+from executor_adapter.job.resources import CapacityField as CapacityField
+from executor_adapter.job.resources import Shape as Shape
+from executor_adapter.job.resources import amount_text as amount_text
+from executor_adapter.job.resources import checked_capacity as checked_capacity
+from executor_adapter.job.resources import checked_resources as checked_resources
+from executor_adapter.job.resources import shape_of as shape_of
+from executor_adapter.job.resources import shape_text as shape_text
+from executor_adapter.job.resources import units_of as units_of
+from executor_adapter.job.results import ERROR_OF_ATTEMPT as ERROR_OF_ATTEMPT
+from executor_adapter.job.results import Attempt as Attempt
+from executor_adapter.job.results import JobResult as JobResult
+from executor_adapter.job.results import JobResults as JobResults
+from executor_adapter.job.results import Progress as Progress
+from executor_adapter.job.retry import CRASHES as CRASHES
+from executor_adapter.job.retry import RetryDecision as RetryDecision
+from executor_adapter.job.retry import RetryPolicy as RetryPolicy
+from executor_adapter.job.retry import RetryRule as RetryRule
+from executor_adapter.job.retry import decide as decide
+from executor_adapter.job.retry import limit_attempts as limit_attempts
+from executor_adapter.job.status import TERMINAL as TERMINAL
+from executor_adapter.job.status import ErrorCode as ErrorCode
+from executor_adapter.job.status import JobStatus as JobStatus
+from executor_adapter.job.transition import NearLimit as NearLimit
+from executor_adapter.job.transition import Observer as Observer
+from executor_adapter.job.transition import Transition as Transition
+from executor_adapter.job.validation import Count as Count
+from executor_adapter.job.validation import MemoryLimit as MemoryLimit
+from executor_adapter.job.validation import Number as Number
+from executor_adapter.job.validation import Seconds as Seconds
+from executor_adapter.job.validation import ToolLimit as ToolLimit
+from executor_adapter.job.validation import check_age as check_age
+from executor_adapter.job.validation import check_count as check_count
+from executor_adapter.job.validation import check_max_workers as check_max_workers
+from executor_adapter.job.validation import check_timeout as check_timeout
+from executor_adapter.job.validation import size_text as size_text
+from executor_adapter.job.validation import storable as storable

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from executor_adapter.persistence.history import QueueHistory
-from executor_adapter.persistence.job_persistence import JobPersistence
-from executor_adapter.persistence.pending_writes import was_cut_off
-
-__all__ = ["JobPersistence", "QueueHistory", "was_cut_off"]
+from executor_adapter.persistence.history import QueueHistory as QueueHistory
+from executor_adapter.persistence.job_persistence import JobPersistence as JobPersistence
+from executor_adapter.persistence.pending_writes import was_cut_off as was_cut_off

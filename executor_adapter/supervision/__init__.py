@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from executor_adapter.supervision.driver import JobDriver
-from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.limits import near_limits
-from executor_adapter.supervision.messages import JobScope, UnclaimedMessages, program_output, write_line
-from executor_adapter.supervision.outcome import (
-    DEFAULT_WINDOW_SECONDS,
-    QUEUE_SECONDS,
-    ExecutorStats,
-    StopReason,
-    failed_as,
-    figures,
-    mean,
-    percentile,
-)
-from executor_adapter.supervision.resources import Capacity
-from executor_adapter.supervision.scheduling import SlotLimits
-from executor_adapter.supervision.supervisor import Supervisor
-from executor_adapter.supervision.thread import SupervisorThread
-from executor_adapter.supervision.tools import ToolRequest
-
-__all__ = [
-    "DEFAULT_WINDOW_SECONDS",
-    "QUEUE_SECONDS",
-    "Capacity",
-    "ExecutorStats",
-    "JobDriver",
-    "JobFuture",
-    "JobScope",
-    "SlotLimits",
-    "StopReason",
-    "Supervisor",
-    "SupervisorThread",
-    "ToolRequest",
-    "UnclaimedMessages",
-    "failed_as",
-    "figures",
-    "mean",
-    "near_limits",
-    "percentile",
-    "program_output",
-    "write_line",
-]
+from executor_adapter.supervision.driver import JobDriver as JobDriver
+from executor_adapter.supervision.futures import JobFuture as JobFuture
+from executor_adapter.supervision.limits import near_limits as near_limits
+from executor_adapter.supervision.messages import JobScope as JobScope
+from executor_adapter.supervision.messages import program_output as program_output
+from executor_adapter.supervision.messages import write_line as write_line
+from executor_adapter.supervision.outcome import DEFAULT_WINDOW_SECONDS as DEFAULT_WINDOW_SECONDS
+from executor_adapter.supervision.outcome import QUEUE_SECONDS as QUEUE_SECONDS
+from executor_adapter.supervision.outcome import ExecutorStats as ExecutorStats
+from executor_adapter.supervision.outcome import StopReason as StopReason
+from executor_adapter.supervision.outcome import failed_as as failed_as
+from executor_adapter.supervision.outcome import figures as figures
+from executor_adapter.supervision.outcome import mean as mean
+from executor_adapter.supervision.outcome import percentile as percentile
+from executor_adapter.supervision.resources import Capacity as Capacity
+from executor_adapter.supervision.scheduling import SlotLimits as SlotLimits
+from executor_adapter.supervision.supervisor import Supervisor as Supervisor
+from executor_adapter.supervision.thread import SupervisorThread as SupervisorThread
+from executor_adapter.supervision.tools import ToolRequest as ToolRequest

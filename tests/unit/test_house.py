@@ -107,10 +107,10 @@ BUDGETS = {
     "config": 1_146,
     "exceptions": 170,
     "executor": 1_268,
-    "job": 1_213,
+    "job": 1_107,
     "modules": 470,
     "monitoring": 774,
-    "persistence": 1_155,
+    "persistence": 1_154,
     "pipeline": 4_986,
     "pools": 590,
     "pools/cluster": 3_527,
@@ -121,7 +121,7 @@ BUDGETS = {
     "prefect": 6_615,
     "scheduler": 454,
     "store": 1_835,
-    "supervision": 2_583,
+    "supervision": 2_568,
     "worker": 1_848,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
@@ -214,11 +214,14 @@ def between_parts() -> list[tuple[Import, str]]:
 
 
 def exported(face: str) -> set[str]:
-    """Return the names in the `__all__` of a package, which a lazy one makes of its table of names."""
+    """Return the names that a package exports: `name as name`, or its `__all__`, which a lazy one makes of a table."""
     values = {ast.unparse(each.targets[0]): each.value for each in trees()[face].body if isinstance(each, ast.Assign)}
     if "_NAMES" in values:
         return set(" ".join(ast.literal_eval(values["_NAMES"]).values()).split())
-    return set(ast.literal_eval(values["__all__"])) if "__all__" in values else set()
+    if "__all__" in values:
+        return set(ast.literal_eval(values["__all__"]))
+    aliases = [alias for each in trees()[face].body if isinstance(each, ast.ImportFrom) for alias in each.names]
+    return {alias.name for alias in aliases if alias.name == alias.asname}
 
 
 def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
