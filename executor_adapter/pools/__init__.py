@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from executor_adapter.pools.base import PoolSupervisor as PoolSupervisor
     from executor_adapter.pools.base import Recall as Recall
     from executor_adapter.pools.base import WorkerPool as WorkerPool
+    from executor_adapter.pools.base import unavailable as unavailable
     from executor_adapter.pools.cluster.descriptions import EngineName as EngineName
     from executor_adapter.pools.cluster.descriptions import ask_nodes as ask_nodes
     from executor_adapter.pools.cluster.descriptions import compare_node as compare_node
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from executor_adapter.pools.memory.guard import MemoryGuard as MemoryGuard
     from executor_adapter.pools.memory.level import MemoryLevel as MemoryLevel
     from executor_adapter.pools.patience import Patience as Patience
-    from executor_adapter.pools.refused_starts import unavailable as unavailable
     from executor_adapter.pools.selection import check_job as check_job
     from executor_adapter.pools.selection import check_limits as check_limits
     from executor_adapter.pools.transport.functions import dump_by_value as dump_by_value
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from executor_adapter.pools.transport.importable import is_in_library as is_in_library
 
 _NAMES = {
-    ".base": "Assignment LeasingPool PoolSupervisor Recall WorkerPool",
+    ".base": "Assignment LeasingPool PoolSupervisor Recall WorkerPool unavailable",
     ".cluster.descriptions": "EngineName ask_nodes compare_node describe_ssh_host",
     ".gpus": "GpuShares gpu_environment gpu_ids visible_gpus",
     ".in_process.call": "bind call_in_job",
@@ -60,7 +60,6 @@ _NAMES = {
     ".memory.guard": "MemoryGuard",
     ".memory.level": "MemoryLevel",
     ".patience": "Patience",
-    ".refused_starts": "unavailable",
     ".selection": "check_job check_limits",
     ".transport.functions": "dump_by_value",
     ".transport.importable": "current_path importable_reference is_in_library",

@@ -11,15 +11,34 @@ queued behind that one (`queue_behind`): they start only when it has ended, and 
 from __future__ import annotations
 
 import contextvars
+import logging
+import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from executor_adapter.exceptions import WorkerUnavailableError
+from executor_adapter.exceptions.display import repr_of, text_of
+from executor_adapter.pools.transport.envelope import STOPPED, Outcome, crashed
 
 if TYPE_CHECKING:
     from executor_adapter.exceptions import MemoryLimitError
     from executor_adapter.job import Job, Shape
-    from executor_adapter.pools.transport.envelope import Outcome
+
+logger = logging.getLogger("executor_adapter")
+
+RETRY_INTERVAL = 0.25
+"""Seconds between two attempts to start what was refused."""
+REFUSED_TIMEOUT = 5.0
+"""Seconds for which a pool without any worker tries; then what waits fails. With a worker, it waits for that one."""
+
+REFUSALS = (OSError, RuntimeError)
+"""What a refused descriptor or process raises, and a refused thread."""
+
+W = TypeVar("W")
 
 
 class Recall(Enum):
@@ -30,55 +49,50 @@ class Recall(Enum):
     ASKED = "nobody here knows: its node was asked, and `handed_back` is called if it has not started there"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Assignment:
     """One attempt of one job, given to one pool. The pool records what it learns of the attempt."""
 
-    __slots__ = (
-        "checkpoint", "context", "coroutine", "ended_at", "environment", "exit_code", "exit_signal", "hard_limit",
-        "job", "memory_limit", "node", "number", "payload", "peak_rss", "pid",
-        "position", "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at",
-        "stop_reason", "worker",
-    )  # fmt: skip
-
-    def __init__(self, job: Job, number: int, payload: Any) -> None:
-        self.job = job
-        self.number = number
-        """The number of the attempt, counted from 1."""
-        self.payload = payload
-        """The payload that `WorkerPool.prepare` returned for the job."""
-        self.context: contextvars.Context | None = None
-        """The context variables that the function sees, if it runs in this process."""
-        self.scope: tuple[str, Any] | None = None
-        """A context manager to enter around the function, in whichever process it runs: its reference
-        "module:qualname" and one picklable argument."""
-        self.checkpoint: bytes | None = None
-        """The latest checkpoint of an earlier attempt, pickled."""
-        self.environment: dict[str, str] | None = None
-        """Variables of the environment that the function sees."""
-        self.memory_limit: int | None = None
-        """Resident bytes that the attempt's process tree may hold, if its pool `can_limit_memory`."""
-        self.short = False
-        """Whether the function is known to be so quick that other assignments may be queued behind it."""
-        self.worker: Any = None
-        self.pid: int | None = None
-        self.node: str | None = None
-        """The host that the worker runs on, if that is another one."""
-        self.coroutine: Any = None
-        """What the function returned in a thread, if that is a coroutine."""
-        self.started_at: float | None = None
-        """`time.monotonic()` when the function started, as measured by its worker, once known."""
-        self.ended_at: float | None = None
-        self.stop_asked_at: float | None = None
-        """The monotonic time at which the attempt was asked to stop; None if it ended by itself before."""
-        self.position: str | None = None
-        """Where the function was when it was asked to stop, in the form of a traceback; None where that is unknown."""
-        self.peak_rss: int | None = None
-        self.exit_code: int | None = None
-        self.exit_signal: int | None = None
-        # These five belong to the supervisor.
-        self.run_time: Any = None
-        self.hard_limit = self.soft_limit = self.stall_limit = float("inf")
-        self.stop_reason: Any = None
+    job: Job
+    number: int
+    """The number of the attempt, counted from 1."""
+    payload: Any
+    """The payload that `WorkerPool.prepare` returned for the job."""
+    context: contextvars.Context | None = None
+    """The context variables that the function sees, if it runs in this process."""
+    scope: tuple[str, Any] | None = None
+    """A context manager to enter around the function, in whichever process it runs: its reference
+    "module:qualname" and one picklable argument."""
+    checkpoint: bytes | None = None
+    """The latest checkpoint of an earlier attempt, pickled."""
+    environment: dict[str, str] | None = None
+    """Variables of the environment that the function sees."""
+    memory_limit: int | None = None
+    """Resident bytes that the attempt's process tree may hold, if its pool `can_limit_memory`."""
+    short: bool = False
+    """Whether the function is known to be so quick that other assignments may be queued behind it."""
+    worker: Any = None
+    pid: int | None = None
+    node: str | None = None
+    """The host that the worker runs on, if that is another one."""
+    coroutine: Any = None
+    """What the function returned in a thread, if that is a coroutine."""
+    started_at: float | None = None
+    """`time.monotonic()` when the function started, as measured by its worker, once known."""
+    ended_at: float | None = None
+    stop_asked_at: float | None = None
+    """The monotonic time at which the attempt was asked to stop; None if it ended by itself before."""
+    position: str | None = None
+    """Where the function was when it was asked to stop, in the form of a traceback; None where that is unknown."""
+    peak_rss: int | None = None
+    exit_code: int | None = None
+    exit_signal: int | None = None
+    # These five belong to the supervisor.
+    run_time: Any = None
+    hard_limit: float = math.inf
+    soft_limit: float = math.inf
+    stall_limit: float = math.inf
+    stop_reason: Any = None
 
 
 class Timer(Protocol):
@@ -176,6 +190,9 @@ class WorkerPool(ABC):
     is_here: ClassVar[bool] = True
     """Whether attempts run on this machine, and so take of its resources."""
 
+    needs_flush: bool = True
+    """Whether anything was collected since the last flush, as far as the pool knows."""
+
     def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         self.supervisor = supervisor
         self.max_workers = max_workers
@@ -203,10 +220,6 @@ class WorkerPool(ABC):
 
     def release_worker(self, job: Job) -> None:  # noqa: B027
         """Keep no worker for the job any more, if one was reserved."""
-
-    def free_slot(self) -> None:
-        """Free the slot of an assignment that has no worker."""
-        self.busy -= 1
 
     def resize(self, max_workers: int) -> None:
         """Let so many workers be busy at once from now on. Idle ones beyond that end; busy ones end their work."""
@@ -250,7 +263,7 @@ class WorkerPool(ABC):
         """
 
     def flush(self) -> None:  # noqa: B027
-        """Send what was collected since the last flush. Called once at the end of each turn of the supervisor."""
+        """Send what was collected since the last flush. Called at the end of each turn, where it `needs_flush`."""
 
     def recall(self, assignment: Assignment) -> Recall:
         """Take back an assignment that has not started."""
@@ -300,6 +313,111 @@ class WorkerPool(ABC):
 
         Called once, when no assignment is live any more.
         """
+
+
+class StartingPool(WorkerPool, Generic[W]):
+    """A pool whose workers this system may refuse: a process, a thread, a descriptor.
+
+    An assignment that gets no worker waits, and those that follow wait behind it. They are tried again in intervals,
+    and with `start_waiting`, because a worker has become free. While the pool has workers, they wait for as long as it
+    takes; otherwise they fail after REFUSED_TIMEOUT.
+    """
+
+    def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
+        super().__init__(supervisor, max_workers)
+        self.waiting: deque[Assignment] = deque()
+        """Assignments that hold a slot, and for which the system refuses a worker."""
+        self._refused_since = 0.0
+        self._retry_timer: Timer | None = None
+
+    @abstractmethod
+    def get_worker(self, assignment: Assignment) -> W:
+        """Return a worker for an assignment; raise one of REFUSALS if none can be started."""
+
+    @abstractmethod
+    def use(self, worker: W, assignment: Assignment) -> None:
+        """Give the assignment to the worker."""
+
+    def has_workers(self) -> bool:
+        """Return whether the pool has a worker that may become free."""
+        return False
+
+    def start(self, assignment: Assignment) -> None:
+        self.busy += 1
+        if self.waiting:
+            self.waiting.append(assignment)
+            return
+        try:
+            worker = self.get_worker(assignment)
+        except REFUSALS as error:
+            logger.warning("the system refuses another worker (%s): jobs wait for one", text_of(error))
+            self._refused_since = self.supervisor.now()
+            self.waiting.append(assignment)
+            self._try_later()
+        else:
+            self.use(worker, assignment)
+
+    def start_waiting(self) -> None:
+        """Start as many as possible of the assignments that wait."""
+        while self.waiting:
+            try:
+                worker = self.get_worker(self.waiting[0])
+            except REFUSALS as error:
+                self._on_refused_again(error)
+                return
+            self._refused_since = self.supervisor.now()
+            assignment = self.waiting.popleft()
+            try:
+                self.use(worker, assignment)
+            except Exception as fault:  # In `start`, the supervisor sees it itself.
+                logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
+                failure = WorkerUnavailableError(f"no worker could be started: {repr_of(fault)}")
+                self.supervisor.ended(assignment, crashed(failure))
+
+    def _on_refused_again(self, error: BaseException) -> None:
+        if self.has_workers():
+            self._refused_since = self.supervisor.now()
+        elif self.supervisor.now() - self._refused_since >= REFUSED_TIMEOUT:
+            for assignment in tuple(self.waiting):
+                self.end_waiting(assignment, crashed(unavailable(error, f"for {REFUSED_TIMEOUT:.0f} s")))
+
+    def _try_later(self) -> None:
+        if self._retry_timer is None:
+            self._retry_timer = self.supervisor.call_at(self.supervisor.now() + RETRY_INTERVAL, self._on_retry_timer)
+
+    def _on_retry_timer(self) -> None:
+        self._retry_timer = None
+        self.start_waiting()
+        if self.waiting:
+            self._try_later()
+
+    def recall_waiting(self, assignment: Assignment) -> Recall:
+        """Take back an assignment that waits for a worker."""
+        if not self._remove_waiting(assignment):
+            return Recall.STARTED
+        self.supervisor.handed_back(assignment)
+        return Recall.TAKEN_BACK
+
+    def end_waiting(self, assignment: Assignment, outcome: Outcome = STOPPED) -> None:
+        """End an assignment that waits for a worker; do nothing if it does not."""
+        if self._remove_waiting(assignment):
+            self.supervisor.ended(assignment, outcome)
+
+    def _remove_waiting(self, assignment: Assignment) -> bool:
+        if assignment not in self.waiting:
+            return False
+        self.waiting.remove(assignment)
+        self.busy -= 1
+        return True
+
+
+def unavailable(refusal: BaseException | str, when: str) -> WorkerUnavailableError:
+    """Return the error of a job for which the system refused a worker."""
+    why = refusal if isinstance(refusal, str) else text_of(refusal)
+    return WorkerUnavailableError(
+        f"no worker could be started {when}, since the system refused it: {why}: raise the limit (ulimit -u for "
+        "processes and threads, -n for descriptors), or lower max_workers"
+    )
 
 
 class LeaseBooks(Protocol):

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 _KINDS = {
     "coroutine": "executor_adapter.pools.in_process.coroutine:CoroutinePool",
     "dask": "executor_adapter.pools.cluster.engines.dask:DaskPool",
-    "guardian": "executor_adapter.pools.process.forked_pool:ProcessPool",
+    "guardian": "executor_adapter.pools.process.launch_guardian:GuardianPool",
     "ray": "executor_adapter.pools.cluster.engines.ray:RayPool",
     "ssh": "executor_adapter.pools.cluster.ssh:SshPool",
-    "spawn": "executor_adapter.pools.process.spawned_pool:SpawnedPool",
+    "spawn": "executor_adapter.pools.process.launch_spawn:SpawnPool",
     "thread": "executor_adapter.pools.in_process.thread:ThreadPool",
 }
 """The class of each pool. The process pool is listed by its start methods."""

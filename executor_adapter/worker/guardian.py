@@ -58,7 +58,7 @@ _NEVER = 2**31 - 1
 
 
 def main(host_fd: int, setup: dict[str, Any]) -> None:
-    """Fork and reap workers until the host has died. `setup`: see `pools.process.guardian.GuardianClient`."""
+    """Fork and reap workers until the host has died. `setup`: see `pools.process.launch_guardian`."""
     for fd in (host_fd, *setup["presence"]):
         os.set_inheritable(fd, False)
     _ignore_signals()

@@ -3,8 +3,9 @@
 It has its own session (`killpg` reaches what it starts), is a child subreaper (`process_tree`), is killed by the kernel
 when the guardian dies, reads nothing from the terminal, and writes stdout and stderr into pipes that the host reads.
 
-**Tickets.** Host and worker share an eventfd that is used as a semaphore. The host adds a ticket for each call that it
-sends, and the worker takes one before it starts each call. Taking is atomic in the kernel. So a host that takes tickets
+**Tickets.** Host and worker share an eventfd that is used as a semaphore, or a pipe (`spawned`); eight bytes that are
+read are one ticket. The host adds a ticket for each call that it sends, and the worker takes one before it starts each
+call. Taking is atomic in the kernel. So a host that takes tickets
 back knows, even while a function holds the GIL, that the calls it sent last will not start; and the tickets that a dead
 worker left show how many calls it had not started. A worker with calls but no ticket waits for either.
 
@@ -61,14 +62,12 @@ _EXIT_SECONDS = 1
 _OWN_SIGNALS = frozenset({signal.SIGTERM, INTERRUPT})
 """The signals that the worker needs, whatever an initializer does with them."""
 
-WorkerFactory = Callable[[socket.socket, int, Stdio, int], "Worker"]
-"""Makes the worker from its socket, ticket descriptor, streams and log level."""
 
-
-def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | None = None) -> int:
+def main(fds: list[int], setup: dict[str, Any], begin: Callable[[int], None] = lambda tickets: None) -> int:
     """Serve the host until it closes the socket. Return the exit code.
 
-    `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `pools.process.guardian`.
+    `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `pools.process.launch_guardian`.
+    `begin`: called with the descriptor of the tickets once what is logged goes to the host.
     """
     socket_fd, ticket_fd, stdout_fd, stderr_fd = fds
     stdio = Stdio(move_up(stdout_fd), move_up(stderr_fd), move_up(os.open(os.devnull, os.O_RDONLY)))
@@ -76,7 +75,9 @@ def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | Non
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # A host with a blocked signal would hand that on.
     sock = socket.socket(fileno=move_up(socket_fd))
-    worker = (make_worker or Worker)(sock, move_up(ticket_fd), stdio, setup["log_level"])
+    tickets = move_up(ticket_fd)
+    worker = Worker(sock, tickets, stdio, setup["log_level"])
+    begin(tickets)
     for fd in setup["presence"]:
         _hold_presence(fd)
     _become_preferred_victim()
@@ -208,10 +209,9 @@ class Worker:
     def _take_ticket(self) -> bool:
         self._end_requested = False  # The host ends only calls whose ticket was taken, so this was for an earlier one.
         try:
-            os.eventfd_read(self._tickets)
+            return bool(os.read(self._tickets, 8))  # A pipe of tickets has an end, once the host has died.
         except BlockingIOError:
             return False
-        return True
 
     def _wait_for_frames(self) -> bool:
         """Wait for a frame or a ticket. Return True if there is a frame."""

@@ -1,15 +1,9 @@
 """A spawned worker: an interpreter of its own that serves its host as a forked worker does, without Linux's features.
 
-It differs from a forked worker (`process`) in these points:
-
-**No tickets.** It receives one call at a time, and sends STARTED before it starts it. If the worker dies before that,
-the call goes back to the queue without an attempt.
-
-**No guardian, and no kernel that kills it with its parent.** A thread waits for the end of a pipe whose other end the
-host holds, and then kills the worker's process group. It is a Python thread: it does not run while a function holds the
-GIL, and it does not find what left the group.
-
-**SIGTERM** while no function runs makes it exit at once.
+It differs from a forked worker (`process`) in that there is no guardian, and no kernel that kills it with its parent.
+So its tickets are in a pipe, whose other end the host holds: a thread waits for the end of that pipe, and then kills
+the worker's process group. It is a Python thread: it does not run while a function holds the GIL, and it does not find
+what left the group.
 
 It starts with nothing loaded, so it needs the standard library alone.
 """
@@ -22,16 +16,12 @@ import logging
 import os
 import select
 import signal
-import socket
 import threading
 import time
 import traceback
-from types import FrameType
 from typing import Any
 
-from executor_adapter.worker import process, wire
-from executor_adapter.worker.call import EXIT_TERMINATED
-from executor_adapter.worker.stdio import Stdio
+from executor_adapter.worker import process
 
 BOOTSTRAP = (
     "import pickle\n"
@@ -51,35 +41,31 @@ _EXIT_DELAY = 0.02
 def main(fds: list[int], setup: dict[str, Any]) -> None:
     """Serve the host until it closes the socket, then exit.
 
-    `fds`: the worker's ends of socket, lifeline, stdout and stderr. `setup`: the same as for a forked worker.
+    `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: the same as for a forked worker.
     """
     code = process.EXIT_SETUP_FAILED
     try:
         for fd in (*fds, *setup["presence"]):
             os.set_inheritable(fd, False)
-        code = process.main(fds, setup, functools.partial(_make_worker, setup))
+        code = process.main(fds, setup, functools.partial(_begin, setup))
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)  # Not sys.exit, which would wait for threads that a function left running.
 
 
-def _make_worker(
-    setup: dict[str, Any], sock: socket.socket, lifeline: int, stdio: Stdio, log_level: int
-) -> SpawnedWorker:
-    made = SpawnedWorker(sock, lifeline, stdio, log_level)
-    threading.Thread(target=_exit_with_host, args=(lifeline, setup["host"]), name="host-watch", daemon=True).start()
+def _begin(setup: dict[str, Any], tickets: int) -> None:
+    threading.Thread(target=_exit_with_host, args=(tickets, setup["host"]), name="host-watch", daemon=True).start()
     _preload(setup["preload"])
-    return made
 
 
-def _exit_with_host(lifeline: int, host: int) -> None:
+def _exit_with_host(tickets: int, host: int) -> None:
     """Wait until the host has died, then kill this worker's process group."""
     if hasattr(signal, "pthread_sigmask"):
         # A signal that the function blocks must not be delivered to this thread instead.
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     poll = select.poll()
-    poll.register(lifeline, select.POLLIN)
+    poll.register(tickets, 0)  # Its end is reported in any case, and tickets are none of this thread's business.
     while os.getppid() == host:
         if poll.poll(_PARENT_CHECK_INTERVAL * 1000):
             time.sleep(_EXIT_DELAY)
@@ -96,16 +82,3 @@ def _preload(names: tuple[str, ...]) -> None:
             importlib.import_module(name)
         except Exception:
             logging.getLogger(__name__).warning("cannot preload %s: %s", name, traceback.format_exc(limit=-1))
-
-
-class SpawnedWorker(process.Worker):
-    """A worker whose ticket descriptor is the lifeline, which holds no tickets."""
-
-    def _take_ticket(self) -> bool:
-        self._channel.send(wire.pack_frame(wire.STARTED))
-        return True
-
-    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
-        if self._runner is None:
-            os._exit(EXIT_TERMINATED)
-        super()._on_terminate(number, frame)

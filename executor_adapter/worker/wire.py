@@ -17,7 +17,8 @@ its writer did not live to finish is seen as the end of the stream, and no part 
         UNSENDABLE  like RAISED; the exception is a JobSerializationError
         MESSAGE     seq, or 0; body: topic and content, plain data
         DROPPED
-        STARTED     a call starts: sent where there are no tickets (`spawned`)
+    agent -> host
+        STARTED     see `pools.cluster.frames`
 
 Times are of CLOCK_MONOTONIC, which all processes of a machine share; those of leases are `lease_time`.
 

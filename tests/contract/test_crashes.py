@@ -90,8 +90,8 @@ def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor:
     worker = job.live.assignment.worker
     path.touch()
     wait_for(lambda: bytes_to_read(worker.fd) > 1024)
-    os.kill(worker.pid, signal.SIGKILL)
-    wait_for(lambda: not alive(worker.pid))
+    os.kill(worker.process.pid, signal.SIGKILL)
+    wait_for(lambda: not alive(worker.process.pid))
     assert bytes_to_read(worker.fd) < size, "the result is whole: this proves nothing"
     unblock.set()
     assert future.result(timeout=PATIENCE) == bytes(size)

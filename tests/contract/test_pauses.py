@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
-from executor_adapter.pools.process import forked_workers as workers
-from executor_adapter.pools.process.forked_pool import ProcessPool
+from executor_adapter.pools.process import launch_guardian
+from executor_adapter.pools.process.launch_guardian import GuardianClient, GuardianLauncher
+from executor_adapter.pools.process.pool import ProcessPool
 from tests.contract.conftest import MakeExecutor
 from tests.contract.process_pool.functions import nap
 from tests.insides import supervisor_of
@@ -22,10 +23,12 @@ from tests.waiting import PATIENCE, wait_for
 ONCE = RetryPolicy(retry_attempts=0, crash_attempts=0)
 
 
-def process_pool_of(executor: JobExecutor) -> ProcessPool:
+def guardian_of(executor: JobExecutor) -> GuardianClient:
     pool = supervisor_of(executor).pools.made["process"]
     assert isinstance(pool, ProcessPool)
-    return pool
+    assert isinstance(pool.workers.launcher, GuardianLauncher)
+    assert pool.workers.launcher.guardian is not None
+    return pool.workers.launcher.guardian
 
 
 def pause_supervisor(executor: JobExecutor, pause: Callable[[], None]) -> None:
@@ -45,16 +48,15 @@ def test_a_paused_program_does_not_kill_its_guardian(
     make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_guardian_paused_too: bool
 ) -> None:
     """A program that is paused for longer than its guardian may take to answer keeps the guardian and all jobs."""
-    monkeypatch.setattr(workers, "_EXIT_REPORT_TIMEOUT", 0.4)
+    monkeypatch.setattr(launch_guardian, "_EXIT_REPORT_TIMEOUT", 0.4)
     executor = make_executor(2)
     neighbour = executor.submit(Job(function=nap, args=(60, str(tmp_path / "neighbour")), pool="process"))
     victim = executor.submit(Job(function=nap, args=(60, str(tmp_path / "victim")), pool="process", retry=ONCE))
     wait_for(lambda: (tmp_path / "neighbour").exists() and (tmp_path / "victim").exists())
-    guardian = process_pool_of(executor).workers.guardian
-    assert guardian is not None
+    guardian = guardian_of(executor)
     dying = victim.job.live.assignment.worker
     os.kill(guardian.pid, signal.SIGSTOP)
-    os.kill(dying.pid, signal.SIGKILL)
+    os.kill(dying.process.pid, signal.SIGKILL)
     wait_for(lambda: dying.retired)  # The host waits for the guardian's report from now on.
 
     def pause() -> None:
@@ -67,7 +69,7 @@ def test_a_paused_program_does_not_kill_its_guardian(
 
     error = victim.exception(timeout=PATIENCE)
     assert "was killed by SIGKILL" in str(error)
-    assert process_pool_of(executor).workers.guardian is guardian
+    assert guardian_of(executor) is guardian
     assert (neighbour.running(), len(neighbour.job.attempts)) == (True, 0)
 
 
@@ -88,8 +90,7 @@ def test_the_victims_of_a_guardian_are_told_of_it(make_executor: MakeExecutor, t
     executor = make_executor(1)
     future = executor.submit(Job(function=nap, args=(60, str(tmp_path / "started")), pool="process", retry=ONCE))
     wait_for((tmp_path / "started").exists)
-    guardian = process_pool_of(executor).workers.guardian
-    assert guardian is not None
+    guardian = guardian_of(executor)
     os.kill(guardian.pid, signal.SIGKILL)
     error = future.exception(timeout=PATIENCE)
     assert f"the guardian (process {guardian.pid}) ended with code -9" in str(error)

@@ -13,7 +13,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.job.pool_names import StartMethod
-from executor_adapter.pools import refused_starts
+from executor_adapter.pools import base
 from tests.contract.conftest import MakeExecutor
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import harness
@@ -114,7 +114,7 @@ def test_jobs_without_any_worker_wait_and_then_fail_in_words(
     assert waiting.result(timeout=PATIENCE)
     executor.shutdown()
 
-    monkeypatch.setattr(refused_starts, "REFUSED_TIMEOUT", 0.3)
+    monkeypatch.setattr(base, "REFUSED_TIMEOUT", 0.3)
     executor = make_executor(2)
     executor.run(Job(function=time.sleep, args=(0,), pool="thread"))
     with no_descriptor_left():

@@ -76,7 +76,6 @@ SHARED_BY_POOLS = {
     "kinds",
     "selection",
     "patience",
-    "refused_starts",
     "loop",
 }
 SHARED_BY_STORES = {"base", "host", "pickles", "records", "tools"}
@@ -112,17 +111,17 @@ BUDGETS = {
     "monitoring": 774,
     "persistence": 1_154,
     "pipeline": 4_986,
-    "pools": 590,
+    "pools": 587,
     "pools/cluster": 3_527,
-    "pools/in_process": 671,
+    "pools/in_process": 655,
     "pools/memory": 416,
-    "pools/process": 1_667,
-    "pools/transport": 595,
+    "pools/process": 1_600,
+    "pools/transport": 582,
     "prefect": 6_615,
     "scheduler": 454,
     "store": 1_835,
     "supervision": 2_568,
-    "worker": 1_848,
+    "worker": 1_832,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

@@ -17,17 +17,16 @@ from typing import Any, ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job, is_coroutine_function
-from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, WorkerPool
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, StartingPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope, report_abandoned
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
 from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
 from executor_adapter.pools.patience import Patience
-from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.pools.transport.envelope import STOPPED, Outcome
 from executor_adapter.worker import enter_job, position_text
 
 
-class CoroutinePool(WorkerPool):
+class CoroutinePool(StartingPool["_Loop"]):
     """Runs at most max_workers coroutines at once, each of which holds a slot."""
 
     name: ClassVar[str] = "coroutine"
@@ -38,9 +37,6 @@ class CoroutinePool(WorkerPool):
         """Coroutines that could not be stopped."""
         self.loop: _Loop | None = None
         """The loop that runs new assignments."""
-        self._starts = RefusedStarts(
-            supervisor, self._get_loop, self._use, has_workers=lambda: False, forget=self.free_slot
-        )
 
     @classmethod
     def prepare(cls, job: Job) -> Callable[[], Any]:
@@ -48,24 +44,17 @@ class CoroutinePool(WorkerPool):
             raise InvalidJobError(f"{job.function!r} is not a coroutine function: choose pool='thread' or 'process'")
         return bind(job)
 
-    def start(self, assignment: Assignment) -> None:
-        self.busy += 1
-        self._starts.start(assignment)
-
-    def _get_loop(self, _: Assignment) -> _Loop:
+    def get_worker(self, assignment: Assignment) -> _Loop:
         if self.loop is None or self.loop.has_failed:
             self.loop = _Loop(self)
         return self.loop
 
-    def _use(self, loop: _Loop, assignment: Assignment) -> None:
-        loop.submit(assignment)
+    def use(self, worker: _Loop, assignment: Assignment) -> None:
+        worker.submit(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
     def recall(self, assignment: Assignment) -> Recall:
-        if assignment.worker is not None or not self._starts.take_back(assignment):
-            return Recall.STARTED
-        self.supervisor.handed_back(assignment)
-        return Recall.TAKEN_BACK
+        return Recall.STARTED if assignment.worker is not None else self.recall_waiting(assignment)
 
     def flush(self) -> None:
         if self.loop is not None and self.loop.submitted:
@@ -86,8 +75,7 @@ class CoroutinePool(WorkerPool):
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         loop: _Loop | None = assignment.worker
         if loop is None:
-            if self._starts.take_back(assignment):
-                self.supervisor.ended(assignment, STOPPED)
+            self.end_waiting(assignment)
         elif assignment.ended_at is not None:
             assignment.stop_asked_at = None  # It ended before, and its report is on its way.
         elif assignment not in loop.stopping:

@@ -18,15 +18,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from executor_adapter.exceptions import SoftTimeoutError
-from executor_adapter.job import Job
-from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, WorkerPool
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, StartingPool
 from executor_adapter.pools.in_process.call import Stop, bind, call_in_job, report_abandoned
 from executor_adapter.pools.in_process.stacks import is_acquiring, position_in
 from executor_adapter.pools.patience import Patience
-from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.pools.transport.envelope import STOPPED, Outcome, raised
 
 logger = logging.getLogger("executor_adapter.thread")
@@ -42,11 +40,13 @@ THREAD_STOP_TIMEOUT = 0.2
 """Seconds after which a thread that was asked to stop, and has not, is abandoned; a shorter grace period wins."""
 
 
-class ThreadPool(WorkerPool):
+class ThreadPool(StartingPool["WorkerThread"]):
     """Starts threads when they are needed, up to max_workers, and keeps them."""
 
     name: ClassVar[str] = "thread"
     can_stop_soft: ClassVar[bool] = True
+    needs_flush = False
+    prepare = staticmethod(bind)
 
     def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         super().__init__(supervisor, max_workers)
@@ -54,22 +54,14 @@ class ThreadPool(WorkerPool):
         """Threads that could not be stopped."""
         self.idle_threads: list[WorkerThread] = []
         self.busy_threads: deque[WorkerThread] = deque()
-        self._starts = RefusedStarts(
-            supervisor, self._get_worker, self._use, has_workers=lambda: bool(self.busy_threads), forget=self.free_slot
-        )
 
-    @classmethod
-    def prepare(cls, job: Job) -> Callable[[], Any]:
-        return bind(job)
-
-    def start(self, assignment: Assignment) -> None:
-        self.busy += 1
-        self._starts.start(assignment)
-
-    def _get_worker(self, _: Assignment) -> WorkerThread:
+    def get_worker(self, assignment: Assignment) -> WorkerThread:
         return self.idle_threads.pop() if self.idle_threads else WorkerThread(self)
 
-    def _use(self, worker: WorkerThread, assignment: Assignment) -> None:
+    def has_workers(self) -> bool:
+        return bool(self.busy_threads)
+
+    def use(self, worker: WorkerThread, assignment: Assignment) -> None:
         self.busy_threads.append(worker)
         worker.assign(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
@@ -93,7 +85,9 @@ class ThreadPool(WorkerPool):
 
     def recall(self, assignment: Assignment) -> Recall:
         worker: WorkerThread | None = assignment.worker
-        if not (self._starts.take_back(assignment) if worker is None else worker.take_back(assignment)):
+        if worker is None:
+            return self.recall_waiting(assignment)
+        if not worker.take_back(assignment):
             return Recall.STARTED
         self.supervisor.handed_back(assignment)
         return Recall.TAKEN_BACK
@@ -113,8 +107,7 @@ class ThreadPool(WorkerPool):
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         worker: WorkerThread | None = assignment.worker
         if worker is None:
-            if self._starts.take_back(assignment):
-                self.supervisor.ended(assignment, STOPPED)
+            self.end_waiting(assignment)
             return
         self.hand_back_behind(worker, assignment)
         if worker.take_back(assignment):
@@ -179,7 +172,8 @@ class ThreadPool(WorkerPool):
             self.idle_threads.append(worker)
         else:
             worker.end()
-        self._starts.retry()
+        if self.waiting:
+            self.start_waiting()
 
     def abandon(self, worker: WorkerThread, assignment: Assignment) -> None:
         """Give up on a thread that was asked to stop, unless its function has ended."""

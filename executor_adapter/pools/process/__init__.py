@@ -1,20 +1,18 @@
 """The process pool: workers that can be killed, that crash alone, and that use every core.
 
     supervisor's thread                guardian (one small process)      worker (one process each)
-    ProcessPool ── GuardianClient ─────► forks and reaps ───────────────► reads a call, takes its ticket,
-         └─────── ForkedWorkerHandle ◄───── one socket, one eventfd, two pipes ──► runs it, writes its result whole
+    ProcessPool ── GuardianLauncher ───► forks and reaps ───────────────► reads a call, takes its ticket,
+         └───────── WorkerHandle ◄───── one socket, tickets, two pipes ──► runs it, writes its result whole
 
-    SpawnedPool ── SpawnedWorkerHandle ◄─── one socket, one lifeline, two pipes ──► reads a call, sends STARTED, ...
-
-`pool` and `workers` are the same for both; `forked_workers` (Linux) and `spawned_workers` (every Unix) launch workers
-and see their ends. Two workers share no lock, queue or pipe, so the death of one cannot leave any of these broken for
-another.
+There is one pool, one set of workers and one handle of a worker. `launch_guardian` (Linux) and `launch_spawn` (every
+Unix) start the processes of workers and see their ends. Two workers share no lock, queue or pipe, so the death of one
+cannot leave any of these broken for another.
 
 **Starting.** The guardian is started with the first worker. Workers are started when they are needed, and one more than
 were ever busy at once (at most max_workers + 1), so that there is a worker at once when one is killed. A worker gets
 its assignment before it is ready: its socket holds the call until then. The first call of a ready worker counts as
 started when it is sent, the call behind it when the results before it are read and its own has not come with them;
-results carry the exact times. What the system refuses (a process, a descriptor) is tried again, see `refused_starts`.
+results carry the exact times. What the system refuses (a process, a descriptor) is tried again, see `StartingPool`.
 
 **Stopping.** `stop` takes back a call that has not started (see `worker.process`: tickets). Otherwise the worker's
 process group gets SIGTERM, and the worker SIGKILL after the grace period. The attempt has ended when the guardian
@@ -37,10 +35,10 @@ it to exit, and the guardian watches the host itself.
 The guardian needs Linux 5.4 or later: other systems have no pidfds, eventfds, memfds and subreapers.
 
 **Spawned workers** are interpreters of their own, started by the host, with what every Unix has. `__main__` is not
-imported. Each gets one call at a time, once it is ready; until then the call can be taken back. A worker's death is
-seen by the end of its socket, and then by waiting for its process; if a forked process holds the socket open, within
-LIVENESS_INTERVAL seconds. If it had sent STARTED, the attempt CRASHED, otherwise the assignment is handed back. Weaker
-than under the guardian:
+imported. Their tickets are in a pipe, whose end tells a worker that its host has died. Since they start slowly, a call
+is sent when its worker is ready: until then it is taken back at once. A worker's death is seen by the end of its
+socket, and then by waiting for its process; if a forked process holds the socket open, within LIVENESS_INTERVAL
+seconds. Weaker than under the guardian:
 
 - A process that leaves the worker's process group (with a session of its own, or a daemon forked twice) is not found,
   and lives on.
@@ -49,6 +47,5 @@ than under the guardian:
 - A new worker takes the start of an interpreter (about 0.1 s, and the imports of the preload list), not milliseconds.
 - There is no memory_limit and no max_rss_growth, since other systems do not show how much memory a process tree holds.
   The peak memory of an attempt is that of its worker so far.
-- Each short job costs a round trip, since a worker gets one call at a time.
 - Without memory files (macOS) large values are sent through the socket: copied, and at most 4 GiB.
 """

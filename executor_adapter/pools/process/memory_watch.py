@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from executor_adapter.exceptions import MemoryLimitError
+from executor_adapter.job import size_text
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.memory.level import FASTEST_GROWTH
 from executor_adapter.pools.memory.tree_memory import measure
-from executor_adapter.pools.process.forked_worker import ForkedWorkerHandle
+from executor_adapter.pools.process.handle import WorkerHandle
 from executor_adapter.worker import resident
 
 MIN_INTERVAL = 0.02
@@ -30,20 +32,20 @@ class MemoryWatch:
     """Calls `on_exceeded(worker, assignment, used)` once for each attempt whose tree outgrew its limit."""
 
     def __init__(
-        self, supervisor: PoolSupervisor, on_exceeded: Callable[[ForkedWorkerHandle, Assignment, int], None]
+        self, supervisor: PoolSupervisor, on_exceeded: Callable[[WorkerHandle, Assignment, int], None]
     ) -> None:
         self._supervisor = supervisor
         self._on_exceeded = on_exceeded
-        self._watched: dict[ForkedWorkerHandle, _Watched] = {}
+        self._watched: dict[WorkerHandle, _Watched] = {}
         self._timer: Timer | None = None
         self._due = 0.0
 
-    def add(self, worker: ForkedWorkerHandle, assignment: Assignment, limit: int) -> None:
+    def add(self, worker: WorkerHandle, assignment: Assignment, limit: int) -> None:
         """Watch an attempt that starts now."""
         self._watched[worker] = _Watched(assignment, limit)
         self._schedule(_seconds_to_grow(limit))
 
-    def remove(self, worker: ForkedWorkerHandle) -> None:
+    def remove(self, worker: WorkerHandle) -> None:
         """Stop watching the worker's attempt, if it is watched."""
         if self._watched.pop(worker, None) is not None and not self._watched:
             self._cancel()
@@ -70,12 +72,12 @@ class MemoryWatch:
             took = self._supervisor.now() - began
             self._schedule(max(_seconds_to_grow(min(room)), took / MAX_SHARE_OF_TIME))
 
-    def _check(self, worker: ForkedWorkerHandle, watched: _Watched) -> int:
+    def _check(self, worker: WorkerHandle, watched: _Watched) -> int:
         """Measure one attempt. Return the bytes that it may still take."""
         assignment, limit = watched
-        if worker.pid is None:
+        if worker.process.pid is None:
             return limit
-        tree = measure(worker.pid, limit)
+        tree = measure(worker.process.pid, limit)
         assignment.peak_rss = max(assignment.peak_rss or 0, tree.resident)
         if tree.used > limit:
             del self._watched[worker]
@@ -87,14 +89,14 @@ def _seconds_to_grow(room: int) -> float:
     return min(max(room / FASTEST_GROWTH, MIN_INTERVAL), MAX_INTERVAL)
 
 
-def largest_attempt(workers: Iterable[ForkedWorkerHandle]) -> tuple[Assignment, int] | None:
+def largest_attempt(workers: Iterable[WorkerHandle]) -> tuple[Assignment, int] | None:
     """Return the running attempt that holds the most memory, and its bytes; see `WorkerPool.largest_attempt`."""
-    pids = {worker: worker.pid for worker in workers if worker.pid is not None and worker.queue}
+    pids = {worker: worker.process.pid for worker in workers if worker.process.pid is not None and worker.queue}
     trees = {worker: measure(pid, sys.maxsize) for worker, pid in pids.items()}
     # Without what a worker shares with the guardian: that stays.
-    at_most = {worker: tree.used - worker.rss_when_ready for worker, tree in trees.items()}
+    at_most = {worker: tree.used - worker.process.rss_when_ready for worker, tree in trees.items()}
     largest = sorted(pids, key=at_most.__getitem__, reverse=True)[:_MAX_MEASURED_EXACTLY]
-    held = {worker: trees[worker].at_least - worker.rss_when_ready for worker in largest}
+    held = {worker: trees[worker].at_least - worker.process.rss_when_ready for worker in largest}
     if any(at_most[worker] > held[largest[0]] for worker in largest[1:]):
         # Exactly, only where it decides: it takes the kernel a millisecond for each 100 MiB, and a tenth of a second
         # and more where the tree grows meanwhile, in which it may take all that is left.
@@ -107,3 +109,11 @@ def largest_attempt(workers: Iterable[ForkedWorkerHandle]) -> tuple[Assignment, 
     if found is None:
         return None
     return found.queue[0], 0 if found.kill_requested else max(1, held[found])
+
+
+def memory_error(assignment: Assignment, used: int) -> MemoryLimitError:
+    """Return the error of an assignment whose process tree holds more than its memory_limit."""
+    return MemoryLimitError(
+        f"its process tree held {size_text(used)}, more than memory_limit={size_text(assignment.memory_limit or 0)}: "
+        "raise it, or do less at once"
+    )

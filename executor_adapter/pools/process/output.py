@@ -78,7 +78,8 @@ class WorkerOutput:
         self._tail = bytearray()
         self._held_records: deque[bytes | dict[str, Any]] = deque(maxlen=MAX_REFUSED_KEPT)
         """The last records of the first assignment since one was left out; those that were left out are pickled."""
-        self._has_output = False
+        self.has_output = False
+        """Whether the first assignment has written or logged anything."""
         self._pipes = [_Pipe(self, supervisor, "stdout", stdout_fd), _Pipe(self, supervisor, "stderr", stderr_fd)]
         for pipe in self._pipes:
             pipe.watch()
@@ -94,13 +95,11 @@ class WorkerOutput:
 
     def finish(self) -> None:
         """Report the rest of the first assignment's output: it has ended, and leaves the queue now."""
-        if not self._has_output and not self.allowance.refused:
-            return
         for pipe in self._pipes:
             pipe.end_line()
         self._tail.clear()
         self._held_records.clear()
-        self._has_output = False
+        self.has_output = False
         if refused := self.allowance.reset():
             self._supervisor.on_message(self._writer(), "log", _omission_record(refused))
 
@@ -136,7 +135,7 @@ class WorkerOutput:
 
     def add_to_tail(self, chunk: bytes) -> None:
         """Keep the end of what the first assignment has written and logged, in case its worker dies."""
-        self._has_output = True
+        self.has_output = True
         self._tail += chunk
         del self._tail[:-MAX_TAIL_BYTES]
 

@@ -1,37 +1,38 @@
 """The process pool: gives assignments to worker processes, and takes their results.
 
-How its workers are launched, and how their ends are seen, is up to its `workers`.
+How the processes of its workers are started, and how their ends are seen, is up to its launcher.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from executor_adapter.exceptions import WorkerUnavailableError
-from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, WorkerPool
+from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError, WorkerUnavailableError
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, StartingPool
 from executor_adapter.pools.memory.oom_kills import oom_kills
-from executor_adapter.pools.process.exit_errors import crash_error, kernel_kill_error, record_exit
-from executor_adapter.pools.process.worker_handle import CallState, WorkerHandle
+from executor_adapter.pools.process.handle import CallState, Launcher, WorkerHandle
 from executor_adapter.pools.process.workers import MAX_START_FAILURES, WorkerSet
-from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.pools.transport.envelope import STOPPED, crashed, received
-from executor_adapter.pools.transport.payload import Initializer, Payload, make_payload, worker_settings
+from executor_adapter.pools.transport.payload import Initializer, make_payload, worker_settings
 from executor_adapter.pools.transport.send_buffer import SharedPath
-from executor_adapter.worker import values, wire
+from executor_adapter.worker import EXIT_SETUP_FAILED, EXIT_SOCKET_LOST, values, wire
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job
+    from executor_adapter.pools.process.memory_watch import MemoryWatch
 
-W = TypeVar("W", bound=WorkerHandle)
+logger = logging.getLogger("executor_adapter.process")
 
 
-class WorkerProcessPool(WorkerPool, Generic[W]):
-    """Worker processes, each with one call at a time, and in some pools with short calls queued behind that.
+class ProcessPool(StartingPool[WorkerHandle]):
+    """Worker processes, each with one call at a time, and short calls queued behind that.
 
     `preload`: modules that are imported once for all workers, or by each, before its first job. `initializer`: a
     function and its arguments, called in each worker before its first job. `start_timeout`: seconds that the preload
@@ -44,7 +45,8 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
     name: ClassVar[str] = "process"
     can_stop_soft: ClassVar[bool] = True
     can_set_environment: ClassVar[bool] = True
-    workers_kind: ClassVar[type[WorkerSet[Any]]]
+    needs_flush = False
+    prepare = staticmethod(make_payload)
 
     def __init__(
         self,
@@ -62,56 +64,60 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
     ) -> None:
         super().__init__(supervisor, max_workers)
         settings = worker_settings(preload=preload, initializer=initializer, nice=nice, cpu_affinity=cpu_affinity)
-        self.workers = self.workers_kind(
+        self.workers = WorkerSet(
             supervisor,
             max_workers,
             settings | {"held_fds": held_fds},
             start_timeout,
+            make_launcher=self.make_launcher,
             on_frames=self.read_frames,
             on_exit=self.on_exit,
         )
-        self._starts = RefusedStarts(supervisor, self._take_worker, self._use, self._has_workers, self.free_slot)
         self._max_jobs = max_jobs_per_worker or sys.maxsize
         self._max_rss_growth = max_rss_growth
         self._path = SharedPath()
         oom_kills.observe()  # From now on a rise of the count is a death of this time.
-        self._workers_to_write: list[W] = []
+        self._workers_to_write: list[WorkerHandle] = []
         """Workers with assignments that the next `flush` sends."""
-        self._reserved: dict[Job, W] = {}
+        self._reserved: dict[Job, WorkerHandle] = {}
         """Workers without assignments that are kept for the next attempt of a job."""
-        self._busy_workers: deque[W] = deque()
+        self._busy_workers: deque[WorkerHandle] = deque()
+        self._memory: MemoryWatch | None = None
+        """Measures attempts with a memory_limit, where the pool can limit it."""
+        self._logged: set[str] = set()
+        """Warnings of starting workers that are logged already."""
         self._may_have_room = True
         """Whether a call may be queued behind another; False until a worker is known to have room again."""
+
+    @abstractmethod
+    def make_launcher(self, settings: dict[str, Any], workers: WorkerSet) -> Launcher:
+        """Return what starts the processes of `workers`; `settings` go to each."""
 
     @property
     def pids(self) -> list[int]:
         """The pids of all living workers, the spare one included."""
-        return self.workers.pids
+        return [pid for worker in self.workers.members.values() if (pid := worker.process.pid) is not None]
 
     @property
     def idle(self) -> int:
         """Number of workers that are ready and have no assignment."""
-        return self.workers.idle_count
+        return len(self.workers.idle)
 
     def close(self, on_closed: Callable[[], None]) -> None:
         self.workers.close(on_closed)
-
-    @classmethod
-    def prepare(cls, job: Job) -> Payload:
-        return make_payload(job)
 
     def resize(self, max_workers: int) -> None:
         super().resize(max_workers)
         self.workers.resize(max_workers)
 
     def set_lease(self, until: float) -> None:
-        self.workers.set_lease(until)
+        self.workers.launcher.set_lease(until)
 
     # --- assigning ---
 
     def reserve_worker(self, job: Job, on_ready: Callable[[], None]) -> None:
         try:
-            worker = self.workers.take(job.live.memory_limit, new=job.live.payload.own_worker)
+            worker = self.workers.take(job.live.memory_limit, new=bool(job.live.payload.flags & wire.OWN_WORKER))
         except OSError:
             on_ready()
             return
@@ -127,21 +133,16 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
             worker.on_usable = None
             self.workers.put_back(worker)
 
-    def _take_worker(self, assignment: Assignment) -> W:
+    def get_worker(self, assignment: Assignment) -> WorkerHandle:
         reserved = self._reserved.pop(assignment.job, None)
         if reserved is not None and not reserved.retired:
             return reserved
-        worker: W = self.workers.take(assignment.memory_limit, new=assignment.payload.own_worker)
-        return worker
+        return self.workers.take(assignment.memory_limit, new=bool(assignment.payload.flags & wire.OWN_WORKER))
 
-    def _has_workers(self) -> bool:
+    def has_workers(self) -> bool:
         return any(worker.ready for worker in self._busy_workers)
 
-    def start(self, assignment: Assignment) -> None:
-        self.busy += 1
-        self._starts.start(assignment)
-
-    def _use(self, worker: W, assignment: Assignment) -> None:
+    def use(self, worker: WorkerHandle, assignment: Assignment) -> None:
         self._busy_workers.append(worker)
         busy = len(self._busy_workers)
         if busy > self.workers.peak_busy:
@@ -166,39 +167,47 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
         self._may_have_room = False
         return False
 
-    def _assign(self, worker: W, assignment: Assignment) -> None:
+    def _assign(self, worker: WorkerHandle, assignment: Assignment) -> None:
         worker.assign(assignment)
         if worker.unsent == 1:
             self._workers_to_write.append(worker)
+            self.needs_flush = True
 
     def flush(self) -> None:
-        if self._workers_to_write:
-            self._path.refresh()
-            to_write, self._workers_to_write = self._workers_to_write, []
-            for worker in to_write:
-                self._write(worker)
+        if not self.needs_flush:
+            return
+        to_write, self._workers_to_write, self.needs_flush = self._workers_to_write, [], False
+        for worker in to_write:
+            self._write(worker)
+        if self.workers.serving <= self.workers.peak_busy:
             self.workers.keep_spare()
 
-    def _write(self, worker: W) -> None:
+    def _write(self, worker: WorkerHandle) -> None:
         if not worker.unsent:  # All of them were taken back.
+            return
+        if not (worker.ready or self.workers.launcher.starts_quickly):  # What is not sent is taken back at once.
             return
         nothing_before = worker.unsent == len(worker.queue)
         worker.write(self._path)
         if nothing_before and worker.ready:
             self._report_start(worker, self.supervisor.now())
 
-    def _report_start(self, worker: W, at: float) -> None:
+    def _report_start(self, worker: WorkerHandle, at: float) -> None:
         assignment = worker.queue[0]
-        assignment.pid = worker.pid
+        assignment.pid = worker.process.pid
         assignment.started_at = at
-        if assignment.memory_limit is not None:
-            self._measure(worker, assignment, assignment.memory_limit)
+        if self._memory is not None and assignment.memory_limit is not None:
+            self._memory.add(worker, assignment, assignment.memory_limit)
         self.supervisor.started(assignment, at)
 
-    def _release(self, worker: W) -> None:
+    def _release(self, worker: WorkerHandle) -> None:
         """Free the slot of a worker that has no assignments left."""
         self.busy -= 1
         self._busy_workers.remove(worker)
+        self._keep(worker)
+
+    def _keep(self, worker: WorkerHandle) -> None:
+        """Keep a worker without assignments for further ones, unless it is to be replaced."""
         if worker.retired:
             return
         if worker.is_worn(self._max_jobs, self._max_rss_growth):
@@ -206,11 +215,12 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
             self.workers.keep_spare()
         elif not worker.dropping:
             self.workers.put_back(worker)
-            self._starts.retry()
+            if self.waiting:
+                self.start_waiting()
 
     # --- frames ---
 
-    def read_frames(self, worker: W) -> bool:
+    def read_frames(self, worker: WorkerHandle) -> bool:
         """Read once from the worker's socket, and handle the frames. Return False if there was nothing to read."""
         try:
             frames = worker.reader.read()
@@ -227,33 +237,35 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
                 self._on_message(worker, flags, seq, body)
             elif kind == wire.READY:
                 self._on_ready(worker, word, first)
-            elif kind == wire.STARTED:
-                worker.call_started = True
             elif kind == wire.DROPPED:
                 self._on_dropped(worker)
-        self._report_following(worker)  # Only now: what has begun and ended in between needs no report of its start.
+        if worker.queue:  # Only now: what has begun and ended in between needs no report of its start.
+            self._report_following(worker)
         return True
 
-    def _report_following(self, worker: W) -> None:
+    def _report_following(self, worker: WorkerHandle) -> None:
         """Report the start of what the worker runs now, unless that was reported."""
         if worker.ready and worker.sent > 0 and worker.queue[0].started_at is None:
             self._report_start(worker, worker.free_since)
 
-    def _on_ready(self, worker: W, pid: int, at: float) -> None:
+    def _on_ready(self, worker: WorkerHandle, pid: int, at: float) -> None:
         self.workers.on_ready(worker, pid)
         if worker.sent > 0:
             self._report_start(worker, at)
         elif worker.unsent:
             self._workers_to_write.append(worker)
+            self.needs_flush = True
         _call_once(worker)
 
-    def _on_dropped(self, worker: W) -> None:
+    def _on_dropped(self, worker: WorkerHandle) -> None:
         worker.dropping = False
-        if not worker.queue and not worker.retired:
-            self.workers.put_back(worker)
-            self._starts.retry()
+        if not worker.queue:
+            self._keep(worker)
 
-    def _on_message(self, worker: W, flags: int, seq: int, body: bytes) -> None:
+    def _on_message(self, worker: WorkerHandle, flags: int, seq: int, body: bytes) -> None:
+        if not worker.ready:
+            self._log_warning(body)
+            return
         assignment = worker.assignment_of(seq)
         if not (flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body))):
             if assignment is not None:
@@ -264,19 +276,27 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
             worker.output.add_record(content)
         self.supervisor.on_message(assignment, topic, content)
 
+    def _log_warning(self, body: bytes) -> None:
+        """Log a warning of a worker that is starting, which belongs to no job; only once, as each worker sends it."""
+        (topic, content), _ = values.load_plain(body)
+        if topic == "log" and content["level"] >= logging.WARNING and content["message"] not in self._logged:
+            self._logged.add(content["message"])
+            logger.warning("%s", content["message"])
+
     def _on_result(
-        self, worker: W, kind: int, flags: int, peak: int, started: float, ended: float, body: bytes
+        self, worker: WorkerHandle, kind: int, flags: int, peak: int, started: float, ended: float, body: bytes
     ) -> None:
         """Handle the result of the worker's first call. `peak`: its peak resident memory in KiB."""
         queue = worker.queue
         fd = worker.reader.fds.popleft() if flags & wire.IN_FILE else -1
         if flags & wire.HAS_OUTPUT:
             worker.read_output()
-        worker.output.finish()
+        if worker.output.has_output or worker.output.allowance.refused:
+            worker.output.finish()
         assignment = queue[0]
-        if assignment.memory_limit is not None:
-            self._stop_measuring(worker)
-        assignment.pid = worker.pid
+        if self._memory is not None and assignment.memory_limit is not None:
+            self._memory.remove(worker)
+        assignment.pid = worker.process.pid
         assignment.started_at = started
         assignment.ended_at = ended
         assignment.peak_rss = max(peak << 10, assignment.peak_rss or 0)
@@ -288,7 +308,7 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
         worker.head += 1
         worker.jobs_done += 1
         assignment.worker = None
-        worker.worn = assignment.payload.own_worker
+        worker.worn = bool(assignment.payload.flags & wire.OWN_WORKER)
         worker.free_since = ended
         if queue:
             self._may_have_room = True
@@ -296,44 +316,34 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
             self._release(worker)
         self.supervisor.ended(assignment, received(kind, flags, body, fd, assignment.job.job_id))
 
-    def _measure(self, worker: W, assignment: Assignment, limit: int) -> None:
-        """Measure the memory of the worker while it runs an attempt that may hold `limit` bytes."""
-
-    def _stop_measuring(self, worker: W) -> None:
-        """Measure the memory of the worker no more, if that was done for the attempt that it ran."""
-
     # --- taking back and stopping ---
 
-    def queues(self) -> Iterable[tuple[W, Sequence[Assignment]]]:
+    def queues(self) -> Iterable[tuple[WorkerHandle, Sequence[Assignment]]]:
         return ((worker, worker.queue) for worker in self._busy_workers)
 
-    def hand_back_behind(self, worker: W, running: Assignment) -> None:
+    def hand_back_behind(self, worker: WorkerHandle, running: Assignment) -> None:
         running.short = False
         _, removed = worker.take_back(running, or_those_behind=True)
         self._release_if_empty(worker, removed)
         self._hand_back(removed)
 
     def recall(self, assignment: Assignment) -> Recall:
-        worker: W | None = assignment.worker
+        worker: WorkerHandle | None = assignment.worker
         if worker is None:
-            if not self._starts.take_back(assignment):
-                return Recall.STARTED
-            self.supervisor.handed_back(assignment)
-            return Recall.TAKEN_BACK
+            return self.recall_waiting(assignment)
         state, removed = worker.take_back(assignment)
         self._release_if_empty(worker, removed)
         self._hand_back(removed)
         return Recall.TAKEN_BACK if state is CallState.WAITING else Recall.STARTED
 
     def interrupt(self, assignment: Assignment) -> bool:
-        worker: W | None = assignment.worker
+        worker: WorkerHandle | None = assignment.worker
         return worker is None or worker.stopping is not None or worker.interrupt(assignment)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
-        worker: W | None = assignment.worker
+        worker: WorkerHandle | None = assignment.worker
         if worker is None:
-            if self._starts.take_back(assignment):
-                self.supervisor.ended(assignment, STOPPED)
+            self.end_waiting(assignment)
             return
         if worker.stopping is assignment:
             worker.shorten_grace(grace)
@@ -347,7 +357,7 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
             worker.terminate(assignment, grace)
         self._hand_back(removed)
 
-    def _release_if_empty(self, worker: W, removed: list[Assignment]) -> None:
+    def _release_if_empty(self, worker: WorkerHandle, removed: list[Assignment]) -> None:
         if removed and not worker.queue:
             self._release(worker)
 
@@ -358,10 +368,11 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
 
     # --- deaths ---
 
-    def on_exit(self, worker: W, returncode: int) -> None:
+    def on_exit(self, worker: WorkerHandle, returncode: int) -> None:
         """Report a worker's exit: what it had started crashed or was stopped, and the rest is handed back."""
         output_tail = self._read_rest(worker)
-        self._stop_measuring(worker)
+        if self._memory is not None:
+            self._memory.remove(worker)
         started = 0 if worker.lease_expired else worker.count_started()
         left = list(worker.queue)
         worker.queue.clear()
@@ -374,20 +385,20 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
         )
         ended = max(started, 1) if cannot_start else started
         if ended and returncode == -signal.SIGKILL and not worker.exit_expected:
-            worker.crash_cause = worker.crash_cause or kernel_kill_error(worker.pid, oom_kills.claim())
+            worker.crash_cause = worker.crash_cause or kernel_kill_error(worker.process.pid, oom_kills.claim())
         for assignment in left[:ended]:
             record_exit(assignment, returncode)
             self._report_death(worker, assignment, output_tail)
         self._hand_back(left[ended:])
         _call_once(worker)
 
-    def _read_rest(self, worker: W) -> str:
+    def _read_rest(self, worker: WorkerHandle) -> str:
         """Read everything that a dead worker had sent. Return the end of its output."""
         while worker.listening and self.read_frames(worker):
             pass
         return worker.output.finish_dead()
 
-    def _report_death(self, worker: W, assignment: Assignment, output_tail: str) -> None:
+    def _report_death(self, worker: WorkerHandle, assignment: Assignment, output_tail: str) -> None:
         """Report the end of an assignment that its worker had started, and that ended with the worker."""
         if assignment is worker.stopping:
             # When everything it started was seen dead, not when the function returned.
@@ -402,3 +413,64 @@ def _call_once(worker: WorkerHandle) -> None:
     on_usable, worker.on_usable = worker.on_usable, None
     if on_usable is not None:
         on_usable()
+
+
+def record_exit(assignment: Assignment, returncode: int) -> None:
+    """Record on the assignment how its worker exited; the number is that of `subprocess.Popen.returncode`."""
+    if returncode >= 0:
+        assignment.exit_code = returncode
+    else:
+        assignment.exit_signal = -returncode
+
+
+def crash_error(
+    assignment: Assignment, output_tail: str, *, was_ready: bool, cause: WorkerCrashedError | None = None
+) -> WorkerCrashedError:
+    """Return the error of an assignment whose worker died: `cause` if this process knows it, else how it exited."""
+    error = cause or WorkerCrashedError(_describe(assignment, was_ready))
+    error.exit_code = assignment.exit_code
+    error.exit_signal = assignment.exit_signal
+    error.output_tail = output_tail
+    return error
+
+
+def kernel_kill_error(pid: int | None, group: str | None) -> WorkerCrashedError | None:
+    """Return the error of a worker that died of a SIGKILL which this process did not send; None if nothing is known.
+
+    `group`: see `OomKills.claim`.
+    """
+    if group is None:
+        return None
+    if not group:
+        return WorkerCrashedError(
+            f"worker {pid} was killed by SIGKILL, and not by the kernel: that has killed no process of its control "
+            "group for lack of memory"
+        )
+    return MemoryLimitError(
+        f"worker {pid} was killed by the kernel, because memory ran out (an OOM kill in the control group {group}): "
+        "give its jobs a memory_limit, or run fewer at once"
+    )
+
+
+def _describe(assignment: Assignment, was_ready: bool) -> str:
+    worker = "the worker" if assignment.pid is None else f"worker {assignment.pid}"
+    if not was_ready:
+        return f"{worker} {_exit(assignment)} before it was ready: see output_tail, and the pool's initializer"
+    return f"{worker} {_exit(assignment)} while it ran the function"
+
+
+def _exit(assignment: Assignment) -> str:
+    if assignment.exit_signal is not None:
+        # Whoever kills a worker in this program names the cause, so it was somebody else.
+        others = " (not by this executor: by somebody else, or by the kernel, which does so when memory runs out)"
+        hint = others if assignment.exit_signal == signal.SIGKILL else ""
+        return f"was killed by {_signal_name(assignment.exit_signal)}{hint}"
+    meaning = {EXIT_SOCKET_LOST: ": the function closed its socket", EXIT_SETUP_FAILED: ": its set-up failed"}
+    return f"exited with code {assignment.exit_code}{meaning.get(assignment.exit_code or 0, '')}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -4,29 +4,81 @@ from __future__ import annotations
 
 import functools
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Any
 
 from executor_adapter.exceptions import WorkerUnavailableError
-from executor_adapter.pools.base import PoolSupervisor
-from executor_adapter.pools.process.start_watch import StartWatch
-from executor_adapter.pools.process.worker_handle import WorkerHandle, make_receive_buffer
+from executor_adapter.pools.base import PoolSupervisor, Timer
+from executor_adapter.pools.patience import Patience
+from executor_adapter.pools.process.handle import Launcher, WorkerHandle, make_receive_buffer
 
 logger = logging.getLogger("executor_adapter.process")
 
 MAX_START_FAILURES = 3
 """Workers that may die in a row before they are ready. The last of them takes its first assignment with it."""
 
+FIRST_WARNING = 10.0
+"""Seconds after which a start is warned of; each further warning comes after twice the time."""
+
 _MAX_LEFT_BEHIND = 0.5
 """Share of a memory limit that earlier jobs of the worker may already hold. Much of it may be modules that they
 imported, and a new worker that had to import them again would take far longer."""
 
-W = TypeVar("W", bound=WorkerHandle)
+GiveUp = Callable[[WorkerUnavailableError], None]
 
 
-class WorkerSet(ABC, Generic[W]):
-    """Starts workers and retires them; how a worker is launched, and how its end is seen, is up to its subclass.
+class StartWatch:
+    """Watches what is starting: each has `limit` seconds, or any time if that is None.
+
+    One warning covers all that hang, since they do so for the same reason.
+    """
+
+    def __init__(self, supervisor: PoolSupervisor, limit: float | None) -> None:
+        self._supervisor = supervisor
+        self._limit = limit
+        self._starting: dict[Hashable, tuple[float, str, Patience | None]] = {}
+        self._warn_after = FIRST_WARNING
+        self._warning: Timer | None = None
+
+    def add(self, who: Hashable, what: str, give_up: GiveUp) -> None:
+        """Watch `who`, which is starting now; `what` says in words what it does until it is ready."""
+        patience = None
+        if self._limit is not None:
+            patience = Patience(self._supervisor, self._limit, functools.partial(self._on_limit, who, give_up))
+        self._starting[who] = (self._supervisor.now(), what, patience)
+        if self._warning is None:
+            self._warn_after = FIRST_WARNING if self._limit is None else min(FIRST_WARNING, self._limit / 2)
+            self._schedule_warning(self._supervisor.now())
+
+    def remove(self, who: Hashable) -> None:
+        """Watch `who` no longer: it is ready, or has ended."""
+        _, _, patience = self._starting.pop(who, (0.0, "", None))
+        if patience is not None:
+            patience.cancel()
+        if not self._starting and self._warning is not None:
+            self._warning.cancel()
+            self._warning = None
+
+    def _schedule_warning(self, began: float) -> None:
+        self._warning = self._supervisor.call_at(began + self._warn_after, self._warn)
+
+    def _warn(self) -> None:
+        began, what, _ = next(iter(self._starting.values()))  # The oldest.
+        if self._supervisor.now() - began >= self._warn_after:
+            then = "no limit is set" if self._limit is None else f"they fail after start_timeout={self._limit} s"
+            logger.warning("%s, and is not ready after %.3g s; jobs wait for it: %s", what, self._warn_after, then)
+            self._warn_after *= 2
+        self._schedule_warning(began)
+
+    def _on_limit(self, who: Hashable, give_up: GiveUp) -> None:
+        _, what, _ = self._starting[who]
+        self.remove(who)
+        limit = f"start_timeout={self._limit} s: mend that, or raise executor.start_timeout"
+        give_up(WorkerUnavailableError(f"{what}, and was not ready within {limit}"))
+
+
+class WorkerSet:
+    """Starts workers with its launcher, which sees their ends, and retires them.
 
     `on_frames(worker)` is called when a worker's socket is readable. `on_exit(worker, returncode)` is called once for
     each worker, when it and what it started is dead, and before its descriptors are closed.
@@ -39,70 +91,36 @@ class WorkerSet(ABC, Generic[W]):
         settings: dict[str, Any],
         start_timeout: float | None,
         *,
-        on_frames: Callable[[W], Any],
-        on_exit: Callable[[W, int], None],
+        make_launcher: Callable[[dict[str, Any], WorkerSet], Launcher],
+        on_frames: Callable[[WorkerHandle], Any],
+        on_exit: Callable[[WorkerHandle, int], None],
     ) -> None:
         self.start_failures = 0
         self.peak_busy = 0
         """The most workers that were ever busy at once."""
+        self.serving = 0
+        """Number of workers that are not retired."""
+        self.members: dict[int, WorkerHandle] = {}
+        """All workers that have not exited, by number, the retired ones included."""
+        self.idle: list[WorkerHandle] = []
+        """Workers that are ready and have no assignment."""
+        self.start_watch = StartWatch(supervisor, start_timeout)
+        self.is_refused = False
+        """Whether the system refused the last worker, so that only a job may ask for another."""
+        self.closing = False
+        self.launcher = make_launcher(settings, self)
         self._supervisor = supervisor
         self._buffer = make_receive_buffer()
         self._max_workers = max_workers
-        self._settings = settings
         self._on_frames = on_frames
         self._on_exit = on_exit
-        self._members: dict[int, W] = {}
-        """All workers that have not exited, by number, the retired ones included."""
-        self._idle: list[W] = []
-        self._starting: list[W] = []
+        self._starting: list[WorkerHandle] = []
         """Workers without assignments that are not ready yet."""
-        self._start_watch = StartWatch(supervisor, start_timeout)
-        self._is_refused = False
-        """Whether the system refused the last worker, so that only a job may ask for another."""
-        self._serving = 0
-        """Number of workers that are not retired."""
-        self._closing = False
         self._on_closed: Callable[[], None] | None = None
-
-    @property
-    def members(self) -> list[W]:
-        """All workers that have not exited, including retired ones."""
-        return list(self._members.values())
-
-    @property
-    def pids(self) -> list[int]:
-        """The pids of all living workers, the spare one included."""
-        return [worker.pid for worker in self._members.values() if worker.pid is not None]
-
-    @property
-    def idle_count(self) -> int:
-        """Number of workers that are ready and have no assignment."""
-        return len(self._idle)
-
-    # --- for subclasses ---
-
-    @abstractmethod
-    def _launch(self) -> W:
-        """Start a worker.
-
-        Raises:
-            OSError: the system refuses one.
-        """
-
-    @abstractmethod
-    def _on_disconnected(self, worker: W) -> None:
-        """Make sure that the end of a worker whose socket is closed is seen."""
-
-    def _end_launching(self, on_closed: Callable[[], None]) -> None:
-        """Release what launches workers, of which none is left, and call `on_closed`."""
-        on_closed()
-
-    def set_lease(self, until: float) -> None:
-        """Let the workers run until this `lease_time`, unless a later one is set by then."""
 
     # --- starting ---
 
-    def take(self, memory_limit: int | None, *, new: bool = False) -> W:
+    def take(self, memory_limit: int | None, *, new: bool = False) -> WorkerHandle:
         """Return a worker without assignments, or else a new one.
 
         With a memory limit, it is a worker in which earlier jobs left little: the next job must not be killed for them.
@@ -111,6 +129,8 @@ class WorkerSet(ABC, Generic[W]):
         Raises:
             OSError: no worker can be started.
         """
+        if self.launcher.must_look_for_exits:
+            self.launcher.watch_busy()
         if new:
             return self._take_new()
         worker = self._take_any()
@@ -119,59 +139,57 @@ class WorkerSet(ABC, Generic[W]):
             worker = self._take_any()
         return worker
 
-    def _take_new(self) -> W:
-        for worker in self._idle:
+    def _take_new(self) -> WorkerHandle:
+        for worker in self.idle:
             if not worker.jobs_done:
-                self._idle.remove(worker)
+                self.idle.remove(worker)
                 return worker
-        if self._idle and self._serving > self._max_workers:
-            self.shut_down(self._idle[0])
+        if self.idle and self.serving > self._max_workers:
+            self.shut_down(self.idle[0])
         return self._starting.pop(0) if self._starting else self._start()
 
-    def _take_any(self) -> W:
-        if self._idle:
-            return self._idle.pop()
+    def _take_any(self) -> WorkerHandle:
+        if self.idle:
+            return self.idle.pop()
         return self._starting.pop(0) if self._starting else self._start()
 
-    def put_back(self, worker: W) -> None:
+    def put_back(self, worker: WorkerHandle) -> None:
         """Keep a worker that has no assignments for later, or shut it down if there are enough."""
-        if self._serving > self._max_workers + 1:
+        if self.serving > self._max_workers + 1:
             self.shut_down(worker)
         else:
-            (self._idle if worker.ready else self._starting).append(worker)
+            (self.idle if worker.ready else self._starting).append(worker)
 
     def keep_spare(self) -> None:
         """Start workers until there is one more than were ever busy at once."""
-        if self._serving <= self.peak_busy and self._may_start_spare():
+        may_start = not (self.closing or self.is_refused or self.start_failures >= MAX_START_FAILURES)
+        if self.serving <= self.peak_busy and may_start and self.launcher.may_start_spare():
             try:
                 self._starting.append(self._start())
             except OSError as error:
-                self._is_refused = True
+                self.is_refused = True
                 logger.warning("no spare worker can be started: %s", error)
 
-    def _may_start_spare(self) -> bool:
-        return not (self._closing or self._is_refused or self.start_failures >= MAX_START_FAILURES)
-
-    def _start(self) -> W:
-        worker = self._launch()
-        self._members[worker.number] = worker
-        self._serving += 1
+    def _start(self) -> WorkerHandle:
+        worker = WorkerHandle(self._supervisor, self._buffer, self.launcher)
+        self.members[worker.number] = worker
+        self.serving += 1
         self._supervisor.watch(worker.fd, functools.partial(self._on_frames, worker))
         return worker
 
-    def _watch_start(self, worker: W, what: str) -> None:
+    def watch_start(self, worker: WorkerHandle, what: str) -> None:
         """Give up the worker unless it is ready in time; `what` says in words what it does until then."""
-        self._start_watch.add(worker, what, functools.partial(self._on_start_timeout, worker))
+        self.start_watch.add(worker, what, functools.partial(self._on_start_timeout, worker))
 
-    def _on_start_timeout(self, worker: W, error: WorkerUnavailableError) -> None:
+    def _on_start_timeout(self, worker: WorkerHandle, error: WorkerUnavailableError) -> None:
         worker.crash_cause = error
         self.retire(worker)
         worker.kill()
 
-    def on_ready(self, worker: W, pid: int) -> None:
+    def on_ready(self, worker: WorkerHandle, pid: int) -> None:
         """Take note that a worker has started."""
-        self._start_watch.remove(worker)
-        self._is_refused = False
+        self.start_watch.remove(worker)
+        self.is_refused = False
         worker.on_ready(pid)
         self.start_failures = 0
         if worker in self._starting:
@@ -180,39 +198,42 @@ class WorkerSet(ABC, Generic[W]):
 
     # --- retiring ---
 
-    def retire(self, worker: W) -> None:
+    def retire(self, worker: WorkerHandle) -> None:
         """Assign nothing more to the worker."""
         if not worker.retired:
             worker.retired = True
-            self._serving -= 1
-            for group in (self._idle, self._starting):
+            self.serving -= 1
+            for group in (self.idle, self._starting):
                 if worker in group:
                     group.remove(worker)
 
-    def shut_down(self, worker: W) -> None:
+    def shut_down(self, worker: WorkerHandle) -> None:
         """Retire a worker that has no assignments, and let it exit."""
         self.retire(worker)
-        worker.request_exit()
+        if worker.ready or self.launcher.starts_quickly:
+            worker.request_exit()
+        else:
+            worker.kill()  # It has run no function that might clean up.
 
     def resize(self, max_workers: int) -> None:
         """Keep workers for so many busy ones and one to spare; idle ones beyond that are shut down."""
         self._max_workers = max_workers
         self.peak_busy = min(self.peak_busy, max_workers)
-        while self._idle and self._serving > max_workers + 1:
-            self.shut_down(self._idle[-1])
+        while self.idle and self.serving > max_workers + 1:
+            self.shut_down(self.idle[-1])
 
-    def on_disconnect(self, worker: W) -> None:
+    def on_disconnect(self, worker: WorkerHandle) -> None:
         """Retire a worker whose socket is closed: it has died, or its function closed it and it is about to exit."""
         self.retire(worker)
         worker.stop_listening()
-        self._on_disconnected(worker)
+        self.launcher.expect_exit(worker)
 
     def on_worker_exit(self, number: int, returncode: int) -> None:
         """Report that a worker has exited; the code is that of `subprocess.Popen.returncode`."""
-        worker = self._members.pop(number, None)
+        worker = self.members.pop(number, None)
         if worker is None:
             return
-        self._start_watch.remove(worker)
+        self.start_watch.remove(worker)
         if not worker.ready and not worker.exit_expected:
             self.start_failures += 1
         self.retire(worker)
@@ -223,13 +244,14 @@ class WorkerSet(ABC, Generic[W]):
 
     def close(self, on_closed: Callable[[], None]) -> None:
         """Shut down all workers and what launches them; then call `on_closed`."""
-        self._closing = True
+        self.closing = True
         self._on_closed = on_closed
-        for worker in self.members:
+        for worker in list(self.members.values()):
             self.shut_down(worker)
         self._continue_closing()
+        self.launcher.begin_closing()
 
     def _continue_closing(self) -> None:
-        if self._on_closed is not None and not self._members:
+        if self._on_closed is not None and not self.members:
             on_closed, self._on_closed = self._on_closed, None
-            self._end_launching(on_closed)
+            self.launcher.close(on_closed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import JobSerializationError
@@ -19,39 +20,20 @@ if TYPE_CHECKING:
     from executor_adapter.pools.base import Assignment
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Payload:
     """Holds the part of a CALL frame that is the same for every attempt of the job."""
 
-    __slots__ = ("body", "file", "flags", "function", "lent", "max_runtime", "near", "own_worker")
-
-    def __init__(
-        self, function: EncodedFunction, flags: int, body: bytes, file: values.MemoryFile | None, max_runtime: float
-    ) -> None:
-        self.function = function
-        self.flags = flags
-        self.own_worker = bool(flags & wire.OWN_WORKER)
-        """Whether each attempt needs a worker that runs nothing before or after it."""
-        self.body = body
-        self.file = file
-        """The memory file of arguments too large for the frame; kept until no attempt can follow."""
-        self.max_runtime = max_runtime
-        self.lent: tuple[Any, ...] = ()
-        """References that the node must be given beside the call, since their pickle alone is of no use there."""
-        self.near: str | None = None
-        """The node that has data of it; None where that does not matter."""
-
-    def header(self, number: int, seq: int, size_of_rest: int) -> bytes:
-        """Return the frame's header for one attempt. `size_of_rest`: bytes after the body that belong to it alone."""
-        return wire.HEADER.pack(
-            len(self.body) + size_of_rest,
-            wire.CALL,
-            self.flags,
-            number & 0xFFFF,
-            seq & wire.MAX_WORD,
-            self.function.number,
-            self.max_runtime,
-            0.0,
-        )
+    function: EncodedFunction
+    flags: int
+    body: bytes
+    file: values.MemoryFile | None
+    """The memory file of arguments too large for the frame; kept until no attempt can follow."""
+    max_runtime: float
+    lent: tuple[Any, ...] = ()
+    """References that the node must be given beside the call, since their pickle alone is of no use there."""
+    near: str | None = None
+    """The node that has data of it; None where that does not matter."""
 
 
 def attempt_part(assignment: Assignment) -> bytes:

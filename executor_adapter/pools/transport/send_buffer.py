@@ -55,6 +55,7 @@ class SendBuffer:
 
     def path_frame(self, path: SharedPath) -> bytes:
         """Return the frame that updates the worker's sys.path; empty if it is up to date."""
+        path.refresh()
         if self._path_version == path.version:
             return b""
         self._path_version = path.version

@@ -18,7 +18,7 @@ from typing import Any
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.job.transition import Transition
-from executor_adapter.pools.process.forked_pool import ProcessPool
+from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.worker.process_tree import TREE_VARIABLE
 from tests.contract.chaos import functions
 from tests.contract.chaos.jobs import JobKind, draw_jobs

@@ -234,6 +234,11 @@ def print_and_log(name: str) -> None:
     logging.getLogger("collector").info("logged %s", name, extra={"page": 3, "thing": object()})
 
 
+def warn(text: str) -> None:
+    logging.getLogger("collector").info("begins")
+    logging.getLogger("collector").warning("%s", text)
+
+
 def report_progress(count: int) -> None:
     for done in range(1, count + 1):
         current_job().progress(done, count, f"page {done}")

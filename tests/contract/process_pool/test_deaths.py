@@ -180,7 +180,7 @@ def test_a_guardian_that_is_stopped_leaves_nothing(
 
     assert [pool.ending(each) for each in (dying, living)] == [Ending.CRASHED] * 2
 
-    cause = "was killed by this program because it did not report the end of a worker for 2 s"
+    cause = "was killed by this program because it did not report on a worker for 2 s"
     assert cause in caplog.text
     assert [cause in str(pool.error(each)) for each in (dying, living)] == [True, True]
     wait_for(lambda: not [path for path in paths if alive(int(path.read_text()))])
@@ -217,8 +217,8 @@ def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: H
     pool.until((tmp_path / "pid").exists)
     worker = running.worker
     assert worker is not None
-    os.kill(worker.guardian.pid, signal.SIGSTOP)
-    os.kill(worker.pid, signal.SIGKILL)
+    os.kill(worker.process.guardian.pid, signal.SIGSTOP)
+    os.kill(worker.process.pid, signal.SIGKILL)
     pool.until(lambda: worker.retired)
     pool.turn()  # the end of its socket may have been handled before its death
     pool.stop(running, grace=0.01)
@@ -231,13 +231,13 @@ def test_a_fork_that_is_reported_late_does_not_cost_the_guardian(
     """A worker that closes its socket before its fork is reported does not make the pool kill the guardian."""
     silent = pool.submit(functions.fall_silent, str(tmp_path / "pid"))
     pool.turn()
-    guardian = pool.pool.workers.guardian
+    guardian = pool.pool.workers.launcher.guardian
     pool.unwatch(guardian.fd)
-    (worker,) = (each for each in pool.pool.workers.members if silent in each.queue)
+    (worker,) = (each for each in pool.pool.workers.members.values() if silent in each.queue)
     pool.until(lambda: not worker.listening)
-    assert not worker.is_forked
+    assert not worker.process.is_forked
     pool.watch(guardian.fd, guardian.receive)
-    pool.until(lambda: worker.is_forked)
+    pool.until(lambda: worker.process.is_forked)
 
     monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 3.0)
     pool.turn()

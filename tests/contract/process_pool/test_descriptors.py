@@ -38,8 +38,8 @@ def fork_without_pidfd(pool: Harness) -> None:
         pool.pool.start(pool.pending.popleft())
     pool.pool.flush()
     with no_descriptor_left():
-        pool.until(lambda: all(worker.is_forked for worker in pool.pool.workers.members))
-    assert not any(worker.has_pidfd for worker in pool.pool.workers.members)
+        pool.until(lambda: all(worker.process.is_forked for worker in pool.pool.workers.members.values()))
+    assert not any(worker.process.can_be_interrupted for worker in pool.pool.workers.members.values())
 
 
 # --- large results ---
@@ -103,7 +103,7 @@ def test_a_worker_whose_pidfd_was_lost_is_killed_though_its_guardian_is_stopped(
     stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
     fork_without_pidfd(pool)
     pool.until((tmp_path / "pid").exists)
-    os.kill(pool.pool.workers.guardian.pid, signal.SIGSTOP)
+    os.kill(pool.pool.workers.launcher.guardian.pid, signal.SIGSTOP)
     pool.pool.stop(stubborn, grace=0)
     monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 8.0)
     assert pool.ending(stubborn) is Ending.STOPPED

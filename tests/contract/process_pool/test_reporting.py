@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickle
 
+import pytest
+
+from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.worker.context import current_job
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, harness
@@ -26,6 +29,17 @@ def test_output_and_log_records_are_reported_for_their_own_job(pool: Harness) ->
         assert (record["name"], record["level"], record["message"]) == ("collector", 20, f"logged {name}")
         assert record["page"] == 3
         assert record["thing"].startswith("<object")
+
+
+@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+def test_a_warning_of_an_initializer_is_logged_once(
+    start_method: StartMethod, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning that an initializer logs is logged here once, though each worker sends it; other records are not."""
+    with harness(2, start_method=start_method, initializer=(functions.warn, ("a licence ends soon",))) as pool:
+        pool.warm_up(2)
+    assert [record.getMessage() for record in caplog.records] == ["a licence ends soon"]
+    assert pool.messages == []
 
 
 def test_output_is_reported_before_the_result_for_the_right_job() -> None:

@@ -13,6 +13,7 @@ from executor_adapter.exceptions import (
     MemoryLimitError,
     SoftTimeoutError,
 )
+from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools.base import Recall
 from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.process_pool import functions
@@ -112,9 +113,10 @@ def test_a_job_that_has_not_started_is_stopped_without_harm() -> None:
         assert pool.hand_backs == [behind[3], behind[2]]
 
 
-def test_stopping_a_job_hands_back_those_behind_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+def test_stopping_a_job_hands_back_those_behind_it(tmp_path: Path, start_method: StartMethod) -> None:
     """Stopping a running job hands back the jobs queued behind it, the last one first."""
-    with harness(1) as pool:
+    with harness(1, start_method=start_method) as pool:
         pool.warm_up(2)
         running = pool.submit(functions.nap, 30, str(tmp_path / "pid"), short=True)
         behind = [pool.submit(functions.add, number, 1, short=True) for number in range(4)]
@@ -127,9 +129,10 @@ def test_stopping_a_job_hands_back_those_behind_it(tmp_path: Path) -> None:
         assert [pool.value(each) for each in behind] == [1, 2, 3, 4]
 
 
-def test_recall_takes_back_only_jobs_that_have_not_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+def test_recall_takes_back_only_jobs_that_have_not_started(tmp_path: Path, start_method: StartMethod) -> None:
     """`recall` takes back a queued job and those behind it, but not the running one."""
-    with harness(1) as pool:
+    with harness(1, start_method=start_method) as pool:
         pool.warm_up(2)
         running = pool.submit(functions.hold_gil, 1, str(tmp_path / "pid"), short=True)
         behind = [pool.submit(functions.pid, short=True) for _ in range(3)]
@@ -143,9 +146,10 @@ def test_recall_takes_back_only_jobs_that_have_not_started(tmp_path: Path) -> No
         assert all(pool.ending(each) is Ending.RETURNED for each in (running, *behind))
 
 
-def test_handing_back_behind_a_job_that_has_not_started_takes_back_all() -> None:
+@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+def test_handing_back_behind_a_job_that_has_not_started_takes_back_all(start_method: StartMethod) -> None:
     """If the first job has not started after all, it is handed back too, and its slot is free."""
-    with harness(1) as pool:
+    with harness(1, start_method=start_method) as pool:
         pool.warm_up(2)
         for pid in pool.pool.pids:
             os.kill(pid, signal.SIGSTOP)

@@ -24,6 +24,7 @@ from tests.contract.process_pool.test_running import (
     test_a_forked_process_that_returns_is_no_second_worker,
     test_a_function_sees_its_job,
     test_a_function_that_closes_everything_harms_itself_alone,
+    test_short_calls_are_queued_behind_one_another_and_run_once,
     test_the_scope_is_entered_around_the_function,
 )
 from tests.contract.process_pool.test_sending import (
@@ -80,6 +81,7 @@ __all__ = [
     "test_only_the_misbehaving_job_fails",
     "test_output_and_log_records_are_reported_for_their_own_job",
     "test_progress_is_thinned_but_the_last_report_arrives",
+    "test_short_calls_are_queued_behind_one_another_and_run_once",
     "test_sigkill_in_the_middle_of_a_large_result",
     "test_stopping_an_ended_job_is_harmless",
     "test_the_scope_is_entered_around_the_function",

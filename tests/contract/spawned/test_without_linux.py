@@ -22,7 +22,7 @@ with JobExecutor(2) as executor:
     assert executor.run(Job(function=hasattr, args=(os, "pidfd_open"), pool="process")) is False
     large = bytes(5 << 20)
     assert executor.run(Job(function=bytes, args=(large,), pool="process")) == large
-of_linux = ("pools.process.forked", "pools.process.guardian", "worker.guardian", "worker.process_tree")
+of_linux = ("pools.process.launch_guardian", "worker.guardian", "worker.process_tree")
 print(sorted(name for name in sys.modules if name.removeprefix("executor_adapter.").startswith(of_linux)))
 for key, value in {"START_METHOD": "guardian", "CPU_AFFINITY": "[0]", "MAX_RSS_GROWTH": "1000000"}.items():
     os.environ["EXECUTOR_ADAPTER_EXECUTOR__" + key] = value

@@ -1,0 +1,460 @@
+"""The host's side of one worker: its calls, tickets, socket and pipes; and the contract of what launches processes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import ClassVar
+
+from executor_adapter.exceptions import WorkerCrashedError
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
+from executor_adapter.pools.process.output import READ_DELAY, WorkerOutput
+from executor_adapter.pools.transport.payload import Payload, attempt_part
+from executor_adapter.pools.transport.send_buffer import SendBuffer, SharedPath
+from executor_adapter.worker import wire
+
+MAX_CALLS_BEHIND = 8
+"""Short calls that may be queued behind a running one."""
+
+_RECEIVE_SIZE = 1 << 18
+"""Bytes that are received at once."""
+
+_OUTPUT_READ_FRAME = wire.pack_frame(wire.OUTPUT_READ)
+
+_EXIT_TIMEOUT = 1.0
+"""Seconds after which a worker that was asked to exit is killed."""
+
+_TICKET_SIZE = 8
+
+
+def make_receive_buffer() -> bytearray:
+    """Return the buffer for the sockets of one pool.
+
+    Its workers may share it: the supervisor's thread reads them, and uses up what it read before it reads again. Pools
+    of several executors must not, since a thread that has read may wait for the GIL while another one reads.
+    """
+    return bytearray(_RECEIVE_SIZE)
+
+
+class CallState(Enum):
+    """Names how far the worker is with an assignment in its queue."""
+
+    WAITING = "not started"
+    RUNNING = "started, and perhaps just ended"
+    ENDED = "ended; its result is on its way"
+
+
+class WorkerProcess(ABC):
+    """The process of one worker, as its launcher knows it."""
+
+    pid: int | None = None
+    rss_when_ready = 0
+    """Resident bytes when its worker was ready, as far as that is known."""
+    can_be_interrupted = True
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Send SIGKILL as soon as the process is known. The launcher reports its exit."""
+
+    @abstractmethod
+    def terminate(self) -> None:
+        """Send SIGTERM to its process group."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Send INTERRUPT."""
+
+    def on_ready(self, pid: int) -> None:
+        """Take note that the worker has started."""
+        self.pid = pid
+
+    def growth(self) -> int:
+        """Return how many bytes more than when it was ready it holds, as far as that is known."""
+        return 0
+
+    def tree_growth(self) -> int:
+        """Return the same of it and the processes below it."""
+        return 0
+
+    def close(self) -> None:  # noqa: B027
+        """Release what was held for the process, which has exited."""
+
+
+class Launcher(ABC):
+    """How the processes of a pool's workers are started, and how their ends are seen.
+
+    It reports each end with `WorkerSet.on_worker_exit`, once nothing that the worker started is alive.
+    """
+
+    tickets_in_pipe: ClassVar[bool]
+    """Whether tickets are in a pipe, whose end tells a worker that its host has died, and not in an eventfd."""
+    must_look_for_exits: ClassVar[bool] = False
+    """Whether the ends of busy workers have to be looked for: then `watch_busy` is called when one is taken."""
+    starts_quickly: ClassVar[bool] = True
+    """Whether a worker is ready in milliseconds: it gets calls before that, and the time to exit by itself."""
+
+    @abstractmethod
+    def launch(self, worker: WorkerHandle, fds: list[int]) -> WorkerProcess:
+        """Start a worker's process with its ends of socket, tickets, stdout and stderr, which are closed in any case.
+
+        Raises:
+            OSError: the system refuses one.
+        """
+
+    def expect_exit(self, worker: WorkerHandle) -> None:  # noqa: B027
+        """Take note that the socket of a worker is closed: it has died, or is about to."""
+
+    def watch_busy(self) -> None:  # noqa: B027
+        """Look for the ends of busy workers, as long as there are any."""
+
+    def may_start_spare(self) -> bool:
+        """Return whether a worker may be started that no assignment waits for."""
+        return True
+
+    def set_lease(self, until: float) -> None:  # noqa: B027
+        """Let the workers run until this `lease_time`, unless a later one is set by then."""
+
+    def begin_closing(self) -> None:  # noqa: B027
+        """Take note that all workers are being shut down."""
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        """Release what launches workers, of which none is left, and call `on_closed`."""
+        on_closed()
+
+
+class Tickets:
+    """The number of calls that a worker may start, see `worker.process`: an eventfd, or a pipe of eight bytes for each.
+
+    Both are read in the same way: eight bytes are one ticket.
+    """
+
+    def __init__(self, *, in_pipe: bool) -> None:
+        if in_pipe:
+            self.reader, self._writer = os.pipe()
+            os.set_blocking(self.reader, False)
+            os.set_blocking(self._writer, False)
+        else:
+            self.reader = self._writer = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        self._in_pipe = in_pipe
+
+    def add(self, count: int) -> None:
+        """Add so many tickets."""
+        if count > 0:
+            as_number = count.to_bytes(_TICKET_SIZE, sys.byteorder)
+            os.write(self._writer, bytes(_TICKET_SIZE * count) if self._in_pipe else as_number)
+
+    def take_all(self) -> int:
+        """Take the tickets that are left, and return how many those were."""
+        taken = 0
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.reader, _TICKET_SIZE):
+                taken += 1
+        return taken
+
+    def close(self) -> None:
+        """Close both ends."""
+        for fd in {self.reader, self._writer}:
+            os.close(fd)
+
+
+class WorkerHandle:
+    """One worker: the assignments in its `queue`, its socket and pipes, and the way it is stopped.
+
+    The queue holds the assignments in the order it runs them; the last `unsent` are not sent yet. Calls are numbered
+    from 1 in the order they are sent, and `head` is the number of queue[0]. The numbers of calls taken back are used
+    again once the worker has reported that it dropped them, so the numbers in the queue are always consecutive.
+
+    `buffer`: that of its pool, see `make_receive_buffer`.
+
+    Raises:
+        OSError: no descriptor is left, or no process can be started.
+    """
+
+    numbers = itertools.count(1)
+
+    def __init__(self, supervisor: PoolSupervisor, buffer: bytearray, launcher: Launcher) -> None:
+        self.number = next(self.numbers) & wire.MAX_WORD
+        self.queue: deque[Assignment] = deque()
+        self.unsent = 0
+        self.head = 1
+        self.jobs_done = 0
+        self.free_since = 0.0
+        """When the last call that it has reported ended."""
+        self.ready = False
+        """Whether it has started and can run calls."""
+        self.retired = False
+        """Whether it gets no more calls, and exits soon."""
+        self.worn = False
+        """Whether the attempt that it has run was to be its only one."""
+        self.dropping = False
+        """Whether the worker was asked to drop calls and has not confirmed that yet."""
+        self.lease_expired = False
+        """Whether the guardian has ended it, because the host's lease was over; what it ran goes back to the queue."""
+        self.kill_requested = False
+        self.crash_cause: WorkerCrashedError | None = None
+        """Why the host ended it, as the error of the job that it was running."""
+        self.on_usable: Callable[[], None] | None = None
+        """Called once when it is ready, or has died before."""
+        self.listening = True
+        """Whether its socket is read."""
+        self.exit_expected = False
+        """Whether the host made it exit, so that its exit is not a failure of its own."""
+        self.stopping: Assignment | None = None
+        """The assignment for whose sake it was asked to end."""
+        self._stopped_at = 0.0
+        self._kill_at = 0.0
+        self._kill_timer: Timer | None = None
+        self._supervisor = supervisor
+        self._attempt_parts: dict[Assignment, bytes] = {}
+        """The pickled parts that belong to one attempt only, of the assignments that are not sent yet."""
+        with contextlib.ExitStack() as undo:
+            sock, stdout_fd, stderr_fd = self._launch(launcher, undo)
+            undo.pop_all()
+        sock.setblocking(False)
+        self._socket = sock
+        self.fd = sock.fileno()
+        self.send_buffer = SendBuffer(supervisor, sock)
+        self.reader = wire.FrameReader(sock, buffer)
+        self.output = WorkerOutput(supervisor, stdout_fd, stderr_fd, self.queue)
+
+    def _launch(self, launcher: Launcher, undo: contextlib.ExitStack) -> tuple[socket.socket, int, int]:
+        """Make the descriptors and the process that gets the other ends of them. Return the host's ends."""
+        sock, their_socket = socket.socketpair()
+        undo.callback(sock.close)
+        with contextlib.ExitStack() as theirs:
+            theirs.callback(their_socket.close)
+            self._tickets = Tickets(in_pipe=launcher.tickets_in_pipe)
+            undo.callback(self._tickets.close)
+            stdout_fd, their_stdout = _pipe(undo, theirs)
+            stderr_fd, their_stderr = _pipe(undo, theirs)
+            their_tickets = os.dup(self._tickets.reader)
+            theirs.pop_all()
+        fds = [their_socket.detach(), their_tickets, their_stdout, their_stderr]
+        self.process = launcher.launch(self, fds)
+        return sock, stdout_fd, stderr_fd
+
+    def read_output(self) -> None:
+        """Read what the first assignment wrote; its worker begins nothing more before the output has room again."""
+        self.output.drain()
+        self._confirm_output()
+
+    def _confirm_output(self) -> None:
+        if self.output.is_full and self.listening:
+            self._supervisor.call_at(self._supervisor.now() + READ_DELAY, self._confirm_output)
+        elif self.listening:
+            self.send_buffer.send(_OUTPUT_READ_FRAME)
+
+    def on_ready(self, pid: int) -> None:
+        """Take note that it has started."""
+        self.ready = True
+        self.process.on_ready(pid)
+
+    # --- calls ---
+
+    @property
+    def sent(self) -> int:
+        """How many assignments of the queue are sent."""
+        return len(self.queue) - self.unsent
+
+    def assignment_of(self, seq: int) -> Assignment | None:
+        """Return the running assignment, if `seq` is the number of its call."""
+        return self.queue[0] if self.queue and seq == self.head & wire.MAX_WORD else None
+
+    def has_room(self, max_jobs: int) -> bool:
+        """Return whether another short call may be queued behind those it has."""
+        queue = self.queue
+        return (
+            len(queue) <= MAX_CALLS_BEHIND
+            and self.ready
+            and not (self.retired or self.dropping)
+            and queue[-1].short
+            and queue[0].short
+            and queue[0].memory_limit is None
+            and self.jobs_done + len(queue) < max_jobs
+        )
+
+    def is_worn(self, max_jobs: int, max_growth: int | None) -> bool:
+        """Return whether it should be replaced: it has run enough calls, has grown, or cannot be interrupted."""
+        process = self.process
+        has_grown = max_growth is not None and process.growth() > max_growth
+        return self.worn or self.jobs_done >= max_jobs or not process.can_be_interrupted or has_grown
+
+    def left_behind(self) -> int:
+        """Return how many bytes earlier jobs left in it and the processes below it, as far as that is known."""
+        return max(0, self.process.tree_growth()) if self.jobs_done else 0
+
+    def assign(self, assignment: Assignment) -> None:
+        """Add an assignment to the queue; `write` sends it.
+
+        Raises:
+            Exception: the argument of its scope cannot be pickled.
+        """
+        if (part := attempt_part(assignment)) != b"":
+            self._attempt_parts[assignment] = part
+        assignment.worker = self
+        self.queue.append(assignment)
+        self.unsent += 1
+
+    def write(self, path: SharedPath) -> None:
+        """Send the assignments that are not sent yet."""
+        count, self.unsent = self.unsent, 0
+        # Tickets first, so that a worker that has the frame need not wait for its ticket.
+        self._tickets.add(count)
+        send_buffer = self.send_buffer
+        pieces = [send_buffer.path_frame(path)]
+        first = len(self.queue) - count
+        for index in range(first, first + count):
+            assignment = self.queue[index]
+            payload: Payload = assignment.payload
+            part = self._attempt_parts.pop(assignment, b"") if self._attempt_parts else b""
+            pieces.append(send_buffer.function_frame(payload.function, may_forget=index == 0))
+            pieces.append(
+                wire.HEADER.pack(
+                    len(payload.body) + len(part),
+                    wire.CALL,
+                    payload.flags,
+                    assignment.number & 0xFFFF,
+                    (self.head + index) & wire.MAX_WORD,
+                    payload.function.number,
+                    payload.max_runtime,
+                    0.0,
+                )
+            )
+            pieces.append(payload.body)
+            if part:
+                pieces.append(part)
+            if payload.file is not None:
+                send_buffer.send(b"".join(pieces), payload.file)
+                pieces.clear()
+        if pieces:
+            send_buffer.send(b"".join(pieces))
+
+    def take_back(self, assignment: Assignment, *, or_those_behind: bool = False) -> tuple[CallState, list[Assignment]]:
+        """Take back an assignment that has not started, and those behind it. Return its state and those taken back.
+
+        `or_those_behind`: if the assignment runs, take back those behind it, so that nothing follows it.
+        """
+        index = self.queue.index(assignment)
+        started = self.count_started()
+        first = len(self.queue)
+        if index >= started:
+            state, first = CallState.WAITING, index
+        elif index < started - 1:
+            state = CallState.ENDED
+        else:
+            state = CallState.RUNNING
+            first = index + 1 if or_those_behind else first
+        self._tickets.add(min(first, self.sent) - started)
+        return state, self._remove_from(first)
+
+    def count_started(self) -> int:
+        """Let no further call start, and return how many assignments of the queue have; the last may still run."""
+        return self.sent - self._tickets.take_all()
+
+    def _remove_from(self, index: int) -> list[Assignment]:
+        """Remove the assignments from `index` on, whose tickets are taken, from the queue."""
+        sent = self.sent
+        if index < sent:
+            self.dropping = True
+            self.send_buffer.send(wire.pack_frame(wire.DROP, seq=self.head + index))
+        removed = [self.queue.pop() for _ in range(len(self.queue) - index)]
+        self.unsent = max(0, len(self.queue) - sent)
+        for assignment in removed:
+            assignment.worker = None
+            self._attempt_parts.pop(assignment, None)
+        return removed[::-1]
+
+    # --- stopping ---
+
+    def interrupt(self, assignment: Assignment) -> bool:
+        """Raise SoftTimeoutError in the function of `assignment`, if it runs; return False if it has not begun."""
+        started, index = self.count_started(), self.queue.index(assignment)
+        if index == started - 1:
+            # Without tickets, no other call can start before the signal is pending.
+            self.process.interrupt()
+        self._tickets.add(self.sent - started)
+        return index < started
+
+    def kill(self) -> None:
+        """Send SIGKILL. The pool is notified of the exit."""
+        self.kill_requested = self.exit_expected = True
+        self.process.kill()
+
+    def terminate(self, assignment: Assignment, grace: float) -> None:
+        """Ask the worker to end, to stop `assignment`, and kill it after `grace` seconds."""
+        self.stopping = assignment
+        self._stopped_at = time.monotonic()
+        self._kill_at = self._stopped_at + grace
+        if grace > 0:
+            self.process.terminate()
+            self._kill_after(grace)
+        else:
+            self.kill()
+
+    def shorten_grace(self, grace: float) -> None:
+        """Kill the worker after `grace` seconds if that is earlier than before."""
+        if time.monotonic() + grace < self._kill_at:
+            self._kill_at = time.monotonic() + grace
+            self._kill_after(grace)
+
+    def ended_before_stop(self, ended: float) -> bool:
+        """Return whether the stopped function, which ended at `ended`, had done so before it was asked to.
+
+        The worker is killed in any case, since what the function started must end too.
+        """
+        self.kill()
+        if ended > self._stopped_at:
+            return False
+        self.stopping = self.queue[0].stop_asked_at = None
+        return True
+
+    def request_exit(self) -> None:
+        """Let the worker exit after the calls it has, and kill it if it does not do so in time."""
+        self.exit_expected = True
+        with contextlib.suppress(OSError):
+            # Unlike `close`, this is seen by the worker though a forked process holds the host's end open too.
+            self._socket.shutdown(socket.SHUT_WR)
+        self._kill_after(_EXIT_TIMEOUT)
+
+    def _kill_after(self, seconds: float) -> None:
+        """Kill the worker in `seconds`, and not when it was planned before."""
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._kill_timer = self._supervisor.call_at(self._supervisor.now() + seconds, self.kill)
+
+    # --- closing ---
+
+    def stop_listening(self) -> None:
+        """Stop reading its socket, and send nothing more."""
+        if self.listening:
+            self.listening = False
+            self.send_buffer.discard()
+            self._supervisor.unwatch(self.fd)
+
+    def close(self) -> None:
+        """Release everything that was held for the worker, which has exited."""
+        self.stop_listening()
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self.output.close()
+        self.reader.close()
+        self._socket.close()
+        self._tickets.close()
+        self.process.close()
+
+
+def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+    """Return the host's end of a new pipe, which does not block, and the worker's end."""
+    reader, writer = os.pipe()
+    ours.callback(os.close, reader)
+    theirs.callback(os.close, writer)
+    os.set_blocking(reader, False)
+    return reader, writer

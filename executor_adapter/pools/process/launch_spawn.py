@@ -1,0 +1,178 @@
+"""Workers that the host spawns itself, each an interpreter of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from executor_adapter.pools.base import PoolSupervisor, Timer
+from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess
+from executor_adapter.pools.process.pool import ProcessPool
+from executor_adapter.pools.process.workers import WorkerSet
+from executor_adapter.pools.transport.importable import current_path
+from executor_adapter.worker import BOOTSTRAP, INTERRUPT, interpreter_command, own_presence
+
+LIVENESS_INTERVAL = 1.0
+"""Seconds between two checks whether busy workers live."""
+_MIN_CHECK_INTERVAL, _MAX_CHECK_INTERVAL = 0.001, 0.1
+"""Seconds between two checks whether a worker has died: longer the longer it takes."""
+_GROUP_EXIT_TIMEOUT = 1.0
+"""Seconds to wait for what a dead worker left in its process group, once it is killed: the system may be slow."""
+
+
+class SpawnedProcess(WorkerProcess):
+    """A process that the host has started.
+
+    `on_exit(returncode)` is called once, when it has exited and nothing of its process group is alive.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], supervisor: PoolSupervisor, on_exit: Callable[[int], None]
+    ) -> None:
+        self.pid = process.pid
+        self._process = process
+        self._supervisor = supervisor
+        self._on_exit = on_exit
+        self._exit_check: Timer | None = None
+        self._check_interval = _MIN_CHECK_INTERVAL
+        self._group_wait_until: float | None = None
+
+    def kill(self) -> None:
+        self._signal_group(signal.SIGKILL)
+        self.expect_exit()
+
+    def terminate(self) -> None:
+        self._signal_group(signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        if self._process.returncode is None:  # Until then no other process can have its pid.
+            os.kill(self._process.pid, INTERRUPT)
+
+    def _signal_group(self, number: int) -> None:
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+
+    def has_exited(self) -> bool:
+        """Return whether it has exited."""
+        return self._process.poll() is not None
+
+    def check_exit(self) -> None:
+        """Report the exit if the process and its whole group have exited; otherwise check again later."""
+        if self.has_exited() and self._is_group_empty():
+            self._on_exit(self._process.returncode)
+        else:
+            self._schedule_check()
+
+    def expect_exit(self) -> None:
+        """Look from now on whether it has exited."""
+        self._check_interval = _MIN_CHECK_INTERVAL
+        self._schedule_check()
+
+    def _schedule_check(self) -> None:
+        if self._exit_check is not None:
+            self._exit_check.cancel()
+        self._exit_check = self._supervisor.call_at(self._supervisor.now() + self._check_interval, self.check_exit)
+        self._check_interval = min(2 * self._check_interval, _MAX_CHECK_INTERVAL)
+
+    def _is_group_empty(self) -> bool:
+        """Kill what is left of the process group, whose id stays in use as long as a process is in it."""
+        now = time.monotonic()
+        if self._group_wait_until is None:
+            self._group_wait_until = now + _GROUP_EXIT_TIMEOUT
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # Some systems raise the second if only zombies are left.
+            return True
+        return now >= self._group_wait_until
+
+    def close(self) -> None:
+        if self._exit_check is not None:
+            self._exit_check.cancel()
+
+
+class SpawnLauncher(Launcher):
+    """Spawns workers, and looks for their ends."""
+
+    tickets_in_pipe: ClassVar[bool] = True
+    must_look_for_exits: ClassVar[bool] = True
+    starts_quickly: ClassVar[bool] = False
+
+    def __init__(self, supervisor: PoolSupervisor, settings: dict[str, Any], workers: WorkerSet) -> None:
+        self._supervisor = supervisor
+        self._settings = settings
+        self._workers = workers
+        self._processes: dict[int, SpawnedProcess] = {}
+        self._liveness_check: Timer | None = None
+
+    def launch(self, worker: WorkerHandle, fds: list[int]) -> SpawnedProcess:
+        try:
+            started = _start_process(fds, self._settings)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        number = worker.number
+        process = SpawnedProcess(started, self._supervisor, lambda returncode: self._on_exit(number, returncode))
+        self._processes[number] = process
+        preload = ", ".join(self._settings["preload"])
+        what = f"worker {process.pid} imports preload={preload} and runs the initializer, if any"
+        self._workers.watch_start(worker, what)
+        return process
+
+    def _on_exit(self, number: int, returncode: int) -> None:
+        del self._processes[number]
+        self._workers.on_worker_exit(number, returncode)
+
+    def expect_exit(self, worker: WorkerHandle) -> None:
+        self._processes[worker.number].expect_exit()
+
+    def watch_busy(self) -> None:
+        if self._liveness_check is None:
+            at = self._supervisor.now() + LIVENESS_INTERVAL
+            self._liveness_check = self._supervisor.call_at(at, self._check_liveness)
+
+    def _check_liveness(self) -> None:
+        self._liveness_check = None
+        busy = [number for number, worker in self._workers.members.items() if worker.queue]
+        for process in [self._processes[number] for number in busy]:
+            if process.has_exited():
+                process.check_exit()
+        if busy:
+            self.watch_busy()
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        if self._liveness_check is not None:
+            self._liveness_check.cancel()
+        on_closed()
+
+
+class SpawnPool(ProcessPool):
+    """Worker processes that the host spawns, each of which imports what is to be preloaded."""
+
+    def make_launcher(self, settings: dict[str, Any], workers: WorkerSet) -> SpawnLauncher:
+        return SpawnLauncher(self.supervisor, settings, workers)
+
+
+def _start_process(fds: list[int], settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+    held = own_presence().fds + settings["held_fds"]
+    setup = settings | {"host": os.getpid(), "path": current_path(), "presence": held}
+    # A file, since arguments and environment variables have a size limit and other users can read them, and a pipe may
+    # have no room for all of it.
+    with tempfile.TemporaryFile() as file:
+        file.write(pickle.dumps(setup, 5))
+        file.seek(0)
+        return subprocess.Popen(
+            interpreter_command(BOOTSTRAP, *map(str, fds)),
+            stdin=file,
+            stdout=fds[2],
+            stderr=fds[3],
+            pass_fds=(*fds, *setup["presence"]),
+            start_new_session=True,
+        )
