@@ -16,6 +16,7 @@ def test_without_retries():
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -113,34 +114,28 @@ class InlineThread(SupervisorThread):
     def __init__(self, loop: SupervisorLoop, *args: Any) -> None:
         super().__init__(loop, *args)
         self._inline_loop = loop
-        self._turning = False
+        self.wake = self.turn
         self._take_right_to_run()  # No thread ever runs the loop.
 
     @property
     def is_inline(self) -> bool:
         return True
 
-    def may_wait(self) -> bool:
-        return not self._turning
-
     def turn(self) -> None:
         """Do all that is due. Does nothing when it is called from within itself."""
-        if self._turning or self.closed.is_set():
+        if self.running_in is not None or self.closed.is_set():
             return
-        self._turning = True
+        self.running_in = threading.get_ident()
         try:
             self._inline_loop.run_due()
             if self._inline_loop.stopped:
                 self._inline_loop.close()
                 self.notify_end()
         finally:
-            self._turning = False
+            self.running_in = None
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         super().call_soon(callback, *args)
-        self.turn()
-
-    def wake(self) -> None:
         self.turn()
 
     def is_started(self) -> bool:

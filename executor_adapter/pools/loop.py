@@ -60,8 +60,8 @@ class _Watched:
 class SupervisorLoop:
     """A selector, a heap of timers and an inbox. All but `call_soon` and `wake` are for the thread in `run` only.
 
-    Once a turn, `before_calls` is called before the calls of other threads that have arrived by then, and
-    `before_sleep` after all that was due; it returns the time at which it must be called again.
+    In a turn, `before_calls` is called before the calls of other threads that have arrived by then and before what is
+    due, and `before_sleep` at the end; it returns the time at which it must be called again.
     """
 
     def __init__(
@@ -188,10 +188,13 @@ class SupervisorLoop:
     def _turn(self, *, may_sleep: bool = True) -> None:
         self._woken = False
         self.read_until = began = self.now()
-        if self._next_due() <= began:
+        is_due = self._next_due() <= began
+        if is_due:
             self._read(0.0)
-        self._run_inbox()
-        self._run_timers()
+        if is_due or self._inbox:
+            self._run_inbox()
+        if self._timers:
+            self._run_timers()
         self._wanted_at = self._end_turn()
         due = self._next_due()
         timeout = None if due == float("inf") else min(max(0.0, due - self.now()), MAX_SLEEP_SECONDS)

@@ -9,6 +9,7 @@ from executor_adapter.job import (
     GPU,
     LEASING_POOLS,
     Job,
+    check_arguments,
     function_reference,
     is_coroutine_function,
     is_generator_function,
@@ -17,18 +18,21 @@ from executor_adapter.pools.base import WorkerPool
 from executor_adapter.pools.kinds import PoolKinds, pool_kinds
 
 
-def check_job(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, Any]:
+def check_job(job: Job, kind_of: PoolKinds | None = None, *, has_arguments: bool = False) -> tuple[str, Any]:
     """Return the name of the pool that the job runs in, and what that pool prepared for it.
 
-    `kind_of` knows the pools of the executor; by default those of this system's start method.
+    `kind_of` knows the pools of the executor; by default those of this system's start method. `has_arguments`: the
+    function is called with the job's arguments as they are.
 
     Raises:
         InvalidJobError: the job asks for what the pool cannot do.
         JobSerializationError: its function or arguments cannot be sent to the pool's workers.
     """
+    name, kind = check_limits(job, kind_of)
+    if has_arguments:
+        check_arguments(job.function, job.args, job.kwargs)
     if is_generator_function(job.function):
         raise InvalidJobError(_generator_refusal(job.function))
-    name, kind = check_limits(job, kind_of)
     return name, kind.prepare(job)
 
 

@@ -316,7 +316,7 @@ class _Waiters(list[Any]):
     def append(self, waiter: Any) -> None:
         hub = self._hub
         if hub is not None:
-            if not hub.may_wait():
+            if threading.get_ident() == hub.thread.running_in:
                 raise RuntimeError(
                     "an observer cannot wait for a job, since it runs on the thread that ends jobs: wait in another "
                     "thread, or use add_done_callback"

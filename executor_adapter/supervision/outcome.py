@@ -375,7 +375,6 @@ def record_attempt(assignment: Assignment, error: ErrorFacts | None, now: float)
     job, live = assignment.job, assignment.job.live
     ended_at = assignment.ended_at or now
     started_at = assignment.started_at or ended_at
-    assignment.run_time.learn(ended_at - started_at)
     asked_at = assignment.stop_asked_at
     record = (  # In the order of Attempt's fields.
         assignment.number,

@@ -211,11 +211,6 @@ class PoolSet:
         for pool in self.made.values():
             pool.set_lease(until)
 
-    def flush(self) -> None:
-        """Send what the pools have gathered for their workers in this turn."""
-        for pool in self.made.values():
-            pool.flush()
-
     def close(self) -> None:
         """End all workers. Calling it again meanwhile does nothing."""
         if not self._to_close:
@@ -269,6 +264,8 @@ class Dispatcher:
         """When jobs will have waited for a slot for SHORTAGE_SECONDS, if they still do then."""
         self.lent: set[Job] = set()
         """Jobs whose attempt waits for another job. Their slots are free meanwhile, or that job might never get one."""
+        self.has_work = False
+        """Whether `run` may have something to do: jobs are ready or wait, or somebody counts those that do."""
         self.exclusive: Job | None = None
         """The job that runs alone: no other attempt may start while it runs."""
         self._lease_until = NEVER
@@ -291,11 +288,13 @@ class Dispatcher:
 
     def push(self, job: Job) -> None:
         """Add a job behind all others of its priority."""
+        self.has_work = True
         if job.live.resources is None or not self.resources.wait_for_lease(job):
             self._ready.push(job)
 
     def push_front(self, job: Job) -> None:
         """Put back a job that was taken too early: before all others of its priority."""
+        self.has_work = True
         if job.live.resources is None or not self.resources.wait_for_lease(job):
             self._ready.push_front(job)
 
@@ -317,6 +316,8 @@ class Dispatcher:
             self.resources.report_demand(self._free_workers)
         if self.rate_limiter.is_used:
             self.rate_limiter.report(self._free_workers)
+        counts = self.resources.has_leased or self.rate_limiter.is_used
+        self.has_work = bool(self._ready.pools or self.resources.waiting or self._full_since or counts)
 
     def _run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> Collection[str]:
         """Start what may start. Return the pools, or ALL_POOLS, whose jobs wait for a slot and for nothing else."""

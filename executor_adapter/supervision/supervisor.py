@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.exceptions.display import repr_of
-from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, check_arguments
+from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit
 from executor_adapter.pools import (
     Assignment,
     MemoryGuard,
@@ -128,9 +128,8 @@ class Supervisor:
         """
         if waited is None and job.dedupe_key is not None and (twin := self.intake.twin(job)) is not None:
             return twin
-        if driver is None:  # A driver may call the function with other arguments.
-            check_arguments(job.function, job.args, job.kwargs)
-        pool, payload = check_job(job, self._kind_of)
+        # A driver may call the function with other arguments.
+        pool, payload = check_job(job, self._kind_of, has_arguments=driver is None)
         resources = None if job.resources is None else self.dispatcher.resources.needs_of(job, pool)
         queued_at = self.now() - (waited or 0.0)
 
@@ -231,8 +230,11 @@ class Supervisor:
         guard = self.dispatcher.memory_guard
         if guard is not None and guard.due <= now and (self._running or self.dispatcher.has_ready):
             guard.check(now, list(self.pools.made.values()))
-        self.dispatcher.run(self._start, self._queue_behind)
-        self.pools.flush()
+        if self.dispatcher.has_work:
+            self.dispatcher.run(self._start, self._queue_behind)
+        for pool in self.pools.made.values():
+            if pool.needs_flush:
+                pool.flush()
         if self._running.due <= self._loop.read_until:
             self.stopping.apply_limits(self._loop.read_until)
         if self.discard.collected:
@@ -340,10 +342,11 @@ class Supervisor:
 
     def _give_to_pool(self, assignment: Assignment) -> None:
         """Let the pool run an attempt; if it cannot, the attempt fails as WORKER_UNAVAILABLE."""
+        job, pools = assignment.job, self.pools
         try:
-            self.pools.of(assignment.job).start(assignment)
+            (pools.made.get(job.live.pool) or pools.of(job)).start(assignment)
         except Exception as error:
-            logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
+            logger.exception("a pool cannot start a job", extra={"job_id": job.job_id})
             failure = WorkerUnavailableError(f"no worker could be started: {repr_of(error)}")
             self.ended(assignment, crashed(failure))
 
@@ -369,6 +372,8 @@ class Supervisor:
             self._note_start(assignment, outcome)
         reason = self._discard(assignment)
         self.dispatcher.attempt_ended(job)
+        if assignment.started_at is not None and assignment.ended_at is not None:
+            assignment.run_time.learn(assignment.ended_at - assignment.started_at)
         self.follow_up.follow(assignment, outcome, reason)
 
     def _note_start(self, assignment: Assignment, outcome: Outcome) -> None:

@@ -149,11 +149,14 @@ class SupervisorThread:
         """Called after those, and after all callbacks of futures."""
         self.belongs_to_parent = False
         """It was made by the process that this one was forked from, and runs there."""
+        self.running_in: int | None = None
+        """The identifier of the thread that runs the loop now."""
+        self.wake: Callable[[], None] = self._start_and_wake
+        """Lets the loop look at once at what was submitted; starts the thread if needed."""
         self._loop = loop
         self._fail_all = fail_all
         self._count_jobs = count_jobs
         self._released = threading.Event()
-        self._thread: threading.Thread | None = None
         self._started = False
         self._start_lock = threading.RLock()  # Re-entrant: a signal handler may submit or shut down while it is held.
         self._right_to_run = [True]
@@ -170,20 +173,18 @@ class SupervisorThread:
 
     def is_current(self) -> bool:
         """Return whether the caller runs on this thread."""
-        return threading.current_thread() is self._thread
+        return threading.get_ident() == self.running_in and not self.is_inline
 
     def may_wait(self) -> bool:
         """Return whether the caller may wait for what the loop does: it does not run on it, as observers do."""
-        return not self.is_current()
+        return threading.get_ident() != self.running_in
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         """Call `callback(*args)` on the thread."""
         self._loop.call_soon(callback, *args)
 
-    def wake(self) -> None:
-        """Let the loop look at once at what was submitted; starts the thread if needed."""
-        if not self._started:
-            self.start()
+    def _start_and_wake(self) -> None:
+        self.start()
         self._loop.wake()
 
     def start(self) -> None:
@@ -200,6 +201,7 @@ class SupervisorThread:
                 except RuntimeError:
                     self._started = False
                     raise
+                self.wake = self._loop.wake
 
     def close(self, request: Callable[[], None], *, needed: bool) -> None:
         """Run `request`, which closes the supervisor, on the thread; without a thread where none is `needed`."""
@@ -273,7 +275,7 @@ class SupervisorThread:
     def _run(self) -> None:
         if not self._take_right_to_run():
             return
-        self._thread = threading.current_thread()
+        self.running_in = threading.get_ident()
         try:
             self._loop.run()
         except BaseException as error:
@@ -282,3 +284,4 @@ class SupervisorThread:
             raise
         finally:
             self.notify_end()
+            self.running_in = None

@@ -25,8 +25,8 @@ from tests.waiting import wait_for
 
 PACKAGE = "/executor_adapter/"
 BOUNDS = {
-    "process": {"files": 28, "changes": 86, "caller": 23.5, "supervisor": 45.5, "worker": 25},
-    "thread": {"files": 20, "changes": 62, "caller": 22.5, "supervisor": 29.5},
+    "process": {"files": 23, "changes": 55, "caller": 21.5, "supervisor": 38, "worker": 24.5},
+    "thread": {"files": 17, "changes": 44, "caller": 20.5, "supervisor": 29},
 }
 """Of one job, on an idle executor: files of the package that its threads enter, and changes from one to another.
 Of each job in a burst: calls of functions written in Python, those of other packages included."""

@@ -107,7 +107,7 @@ BUDGETS = {
     "exceptions": 170,
     "executor": 1_268,
     "job": 1_107,
-    "modules": 470,
+    "modules": 467,
     "monitoring": 774,
     "persistence": 1_154,
     "pipeline": 4_986,
