@@ -19,10 +19,13 @@ from executor_adapter.job.mistakes import nearest as nearest
 from executor_adapter.job.mistakes import rule_text as rule_text
 from executor_adapter.job.mistakes import shown as shown
 from executor_adapter.job.model import NEW_ID_HINT as NEW_ID_HINT
+from executor_adapter.job.model import RETRY_OF as RETRY_OF
 from executor_adapter.job.model import Job as Job
+from executor_adapter.job.model import changed_retry as changed_retry
 from executor_adapter.job.model import check_are_jobs as check_are_jobs
 from executor_adapter.job.model import check_is_job as check_is_job
 from executor_adapter.job.model import check_is_new as check_is_new
+from executor_adapter.job.model import rerun as rerun
 from executor_adapter.job.options import JobOptions as JobOptions
 from executor_adapter.job.options import MapOptions as MapOptions
 from executor_adapter.job.options import RepeatedJobOptions as RepeatedJobOptions
@@ -38,9 +41,6 @@ from executor_adapter.job.pool_names import StartMethod as StartMethod
 from executor_adapter.job.pool_names import check_start_method as check_start_method
 from executor_adapter.job.quarantine import MAX_QUARANTINED as MAX_QUARANTINED
 from executor_adapter.job.quarantine import Quarantine as Quarantine
-from executor_adapter.job.rerun import RETRY_OF as RETRY_OF
-from executor_adapter.job.rerun import changed_retry as changed_retry
-from executor_adapter.job.rerun import rerun as rerun
 from executor_adapter.job.resources import CPU as CPU
 from executor_adapter.job.resources import GPU as GPU
 from executor_adapter.job.resources import MEMORY as MEMORY

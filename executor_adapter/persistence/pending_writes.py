@@ -134,12 +134,11 @@ class PendingWrites:
         return [job for job in {*jobs, *self._due} if job not in self._unwritten]
 
     def _record(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:
-        if self._is_requeued(transition):
-            return _for_next_host(self._record_of(transition, call, host_id))
         record = self._record_of(transition, call, host_id)
-        if transition.error is None:
-            return record
-        return replace(record, traceback=transition.error.traceback)
+        if self._is_requeued(transition):  # For the next host.
+            record = replace(record, status=JobStatus.PENDING, host=None, completed_at=None)
+            return replace(record, error_code=None, error_message=None)
+        return record if transition.error is None else replace(record, traceback=transition.error.traceback)
 
     def _record_of(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:
         job = transition.job
@@ -160,10 +159,6 @@ class PendingWrites:
 
 _ALREADY_STORED = StoredCall("")
 """Replaces the call of a job whose record already has it; a change does not write it again."""
-
-
-def _for_next_host(record: JobRecord) -> JobRecord:
-    return replace(record, status=JobStatus.PENDING, host=None, completed_at=None, error_code=None, error_message=None)
 
 
 def was_cut_off(error: ErrorFacts | None) -> bool:

@@ -151,7 +151,7 @@ class SupervisorThread:
         """It was made by the process that this one was forked from, and runs there."""
         self.running_in: int | None = None
         """The identifier of the thread that runs the loop now."""
-        self.wake: Callable[[], None] = self._start_and_wake
+        self.wake: Callable[[], None] = self.start
         """Lets the loop look at once at what was submitted; starts the thread if needed."""
         self._loop = loop
         self._fail_all = fail_all
@@ -183,12 +183,8 @@ class SupervisorThread:
         """Call `callback(*args)` on the thread."""
         self._loop.call_soon(callback, *args)
 
-    def _start_and_wake(self) -> None:
-        self.start()
-        self._loop.wake()
-
     def start(self) -> None:
-        """Start the thread, unless it was started before.
+        """Start the thread, unless it was started before, and wake the loop.
 
         Raises:
             RuntimeError: the system cannot start a thread; the next submission tries again.
@@ -202,6 +198,7 @@ class SupervisorThread:
                     self._started = False
                     raise
                 self.wake = self._loop.wake
+        self._loop.wake()
 
     def close(self, request: Callable[[], None], *, needed: bool) -> None:
         """Run `request`, which closes the supervisor, on the thread; without a thread where none is `needed`."""

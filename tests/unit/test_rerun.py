@@ -9,7 +9,7 @@ import pytest
 
 from executor_adapter import Job, JobStatus, RetryPolicy, RetryRule
 from executor_adapter.cli.rerun import rerun_record
-from executor_adapter.job.rerun import rerun
+from executor_adapter.job import rerun
 from executor_adapter.persistence.serialization import stored_call
 from executor_adapter.store import JobRecord
 

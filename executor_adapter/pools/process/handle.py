@@ -24,24 +24,12 @@ from executor_adapter.worker import wire
 MAX_CALLS_BEHIND = 8
 """Short calls that may be queued behind a running one."""
 
-_RECEIVE_SIZE = 1 << 18
-"""Bytes that are received at once."""
-
 _OUTPUT_READ_FRAME = wire.pack_frame(wire.OUTPUT_READ)
 
 _EXIT_TIMEOUT = 1.0
 """Seconds after which a worker that was asked to exit is killed."""
 
 _TICKET_SIZE = 8
-
-
-def make_receive_buffer() -> bytearray:
-    """Return the buffer for the sockets of one pool.
-
-    Its workers may share it: the supervisor's thread reads them, and uses up what it read before it reads again. Pools
-    of several executors must not, since a thread that has read may wait for the GIL while another one reads.
-    """
-    return bytearray(_RECEIVE_SIZE)
 
 
 class CallState(Enum):
@@ -172,7 +160,7 @@ class WorkerHandle:
     from 1 in the order they are sent, and `head` is the number of queue[0]. The numbers of calls taken back are used
     again once the worker has reported that it dropped them, so the numbers in the queue are always consecutive.
 
-    `buffer`: that of its pool, see `make_receive_buffer`.
+    `buffer`: what is received is put there; the workers of its pool share it.
 
     Raises:
         OSError: no descriptor is left, or no process can be started.

@@ -47,11 +47,7 @@ class MemoryWatch:
 
     def remove(self, worker: WorkerHandle) -> None:
         """Stop watching the worker's attempt, if it is watched."""
-        if self._watched.pop(worker, None) is not None and not self._watched:
-            self._cancel()
-
-    def _cancel(self) -> None:
-        if self._timer is not None:
+        if self._watched.pop(worker, None) is not None and not self._watched and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 

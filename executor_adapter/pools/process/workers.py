@@ -10,7 +10,7 @@ from typing import Any
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.patience import Patience
-from executor_adapter.pools.process.handle import Launcher, WorkerHandle, make_receive_buffer
+from executor_adapter.pools.process.handle import Launcher, WorkerHandle
 
 logger = logging.getLogger("executor_adapter.process")
 
@@ -19,6 +19,9 @@ MAX_START_FAILURES = 3
 
 FIRST_WARNING = 10.0
 """Seconds after which a start is warned of; each further warning comes after twice the time."""
+
+_RECEIVE_SIZE = 1 << 18
+"""Bytes that are received at once."""
 
 _MAX_LEFT_BEHIND = 0.5
 """Share of a memory limit that earlier jobs of the worker may already hold. Much of it may be modules that they
@@ -110,7 +113,9 @@ class WorkerSet:
         self.closing = False
         self.launcher = make_launcher(settings, self)
         self._supervisor = supervisor
-        self._buffer = make_receive_buffer()
+        # Shared: the supervisor's thread reads the workers, and uses up what it read before it reads again. Pools of
+        # several executors must not, since a thread that has read may wait for the GIL while another one reads.
+        self._buffer = bytearray(_RECEIVE_SIZE)
         self._max_workers = max_workers
         self._on_frames = on_frames
         self._on_exit = on_exit
