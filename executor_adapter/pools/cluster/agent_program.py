@@ -3,10 +3,11 @@
 What ssh starts serves its head over stdin and stdout.
 
 What a worker starts connects to its head by TCP or, where that cannot be reached, by a socket whose other end is the
-worker's: it says so, and the engine carries the stream. Its stdin and stdout are pipes to the worker, and carry lines
-of JSON. The first line says where the head listens, the token, and the worker's sys.path, so that what an engine has
-brought there (uploaded files) is found. Further ones tell of leases. It says which leases are given back, and ends when
-the worker's end is closed: the worker's process has died. Its last line says why it ends: "" where it was told to.
+worker's: it says so, and the engine carries the stream. Its stdin is a socket to the worker, which carries lines of
+JSON in both directions. The first line says where the head listens, the token, and the worker's sys.path, so that what
+an engine has brought there (uploaded files) is found. Further ones tell of leases. It says which leases are given back,
+and ends when the worker's end is closed: the worker's process has died. Its last line says why it ends: "" where it was
+told to.
 """
 
 from __future__ import annotations
@@ -90,30 +91,30 @@ def main(setup: dict[str, Any]) -> int:
 
 
 class _Worker:
-    """The pipes to the engine's worker that has started this process."""
+    """The socket to the engine's worker that has started this process."""
 
     def __init__(self) -> None:
-        self._reader, self._writer = take_stdio()
+        stdin, stdout = take_stdio()
+        os.close(stdout)
+        self._socket = socket.socket(fileno=stdin)
         self._partial = b""
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message to the worker, if that lives."""
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._writer, json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def serve(self, agent: Agent) -> None:
         """Pass on what worker and head tell of leases while the agent runs."""
-        os.set_blocking(self._reader, False)
         agent.on_released = lambda lease: self.tell({"released": lease})
-        agent.watch(self._reader, lambda: self._read(agent))
+        agent.watch(self._socket.fileno(), lambda: self._read(agent))
 
     def _read(self, agent: Agent) -> None:
-        try:
-            chunk = os.read(self._reader, 1 << 16)
-        except BlockingIOError:
-            return
+        chunk = b""
+        with contextlib.suppress(ConnectionError):  # The worker has died before it had read everything.
+            chunk = self._socket.recv(1 << 16)
         if not chunk:
-            agent.unwatch(self._reader)
+            agent.unwatch(self._socket.fileno())
             agent.end()
             return
         *lines, self._partial = (self._partial + chunk).split(b"\n")

@@ -25,7 +25,7 @@ from executor_adapter.cli.checks import check_cluster
 from executor_adapter.config import ClusterSettings, DaskSettings, Settings
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError, WorkerUnavailableError
 from executor_adapter.monitoring import Level
-from executor_adapter.pools.cluster.engines import dask
+from executor_adapter.pools.cluster.engines import dask, dask_worker
 from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from tests.contract.cluster import functions
@@ -112,6 +112,34 @@ def test_a_link_goes_through_the_cluster_where_a_worker_does_not_reach_the_progr
     for future in both:
         node = future.job.attempts[0].node
         assert f"worker {node} does not reach this program: its link goes through the Dask cluster" in caplog.messages
+
+
+def test_a_worker_keeps_nothing_of_a_program_that_has_died(cluster: DaskCluster, unreachable: str) -> None:
+    """Where a program that a worker did not reach is killed, the stream of its agent is read to its end, and closed."""
+    variables = {"DASK": cluster.settings(), "ADVERTISE": unreachable, "LOST_AFTER": "1"}
+    program = (
+        "from executor_adapter import Job, JobExecutor\n"
+        "with JobExecutor(1) as executor: executor.run(Job(function='time:sleep', args=(3600,), pool='dask'))\n"
+    )
+    with distributed.Client(cluster.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+        before = dask_worker.UNREAD_SECONDS
+        client.run(set_unread_seconds, 0.0)
+        env = os.environ | {f"EXECUTOR_ADAPTER_CLUSTER__{name}": value for name, value in variables.items()}
+        with subprocess.Popen([sys.executable, "-c", program], env=env) as head:
+            wait_for(lambda: sum(client.run(count_relayed).values()) == 1)
+            head.kill()
+        wait_for(lambda: sum(client.run(count_relayed).values()) == 0)
+        client.run(set_unread_seconds, before)
+
+
+def set_unread_seconds(seconds: float) -> None:
+    """Let this worker wait so long for a head that might read what an agent has left."""
+    dask_worker.UNREAD_SECONDS = seconds
+
+
+def count_relayed() -> int:
+    """Return how many streams of agents this worker holds for their heads."""
+    return len(dask_worker.relayed)
 
 
 def test_a_worker_waits_neither_for_a_program_that_it_does_not_reach_nor_for_its_agent(

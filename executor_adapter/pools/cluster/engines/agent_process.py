@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import secrets
 import socket
@@ -21,10 +20,10 @@ from executor_adapter.pools.cluster.handshake import connections
 from executor_adapter.pools.cluster.node_data import FETCH, VARIABLE, Kept, receive, send
 from executor_adapter.worker import interpreter_command
 
-logger = logging.getLogger("executor_adapter.cluster")
-
 _ANSWER_TIMEOUT = 2.0
 """Seconds that an agent may take to answer."""
+_STDERR = 2
+"""Takes what an agent's Python prints, too."""
 _CREDENTIALS = struct.Struct("3i")
 """What SO_PEERCRED returns: pid, uid and gid."""
 
@@ -89,19 +88,16 @@ class DataServer:
                     send(sock, (False, f"{about[-1]} cannot be pickled: {text_of(error)}"), None)
 
     def _answer(self, what: str, about: Any, value: Any) -> tuple[tuple[bool, Any], Any]:
-        if what == FETCH:
-            name, shown = about
-            try:
-                return (True, ""), self._store.fetch(name)
-            except Exception as error:
-                return (False, f"{shown} cannot be fetched: {text_of(error)}"), None
-        job_id, number = about
+        failed = f"{about[1]} cannot be fetched" if what == FETCH else "the result cannot be kept on the cluster"
         try:
+            if what == FETCH:
+                return (True, ""), self._store.fetch(about[0])
+            job_id, number = about
             kept = self._store.keep(f"executor-adapter-{job_id}-{number}-{secrets.token_hex(4)}", value)
             # Not as a value: that would be loaded to check it, which in the program itself makes a reference.
             return (True, (kept.head, kept.name, kept.node)), None
         except Exception as error:
-            return (False, f"the result cannot be kept on the cluster: {text_of(error)}"), None
+            return (False, f"{failed}: {text_of(error)}"), None
 
 
 class AgentProcess:
@@ -127,13 +123,14 @@ class AgentProcess:
         self._is_leaving = False
         self._on_relay, self._on_end = on_relay, on_end
         self.link, theirs = socket.socketpair()
+        self._words, its_words = socket.socketpair()
         self._data = DataServer(store)
         path = [os.path.abspath(entry) for entry in sys.path]
-        with theirs:
+        with theirs, its_words:
             self._process = subprocess.Popen(
                 interpreter_command(agent_program.BOOTSTRAP),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=its_words.fileno(),
+                stdout=_STDERR,
                 start_new_session=True,
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, VARIABLE: self._data.address},
@@ -171,41 +168,25 @@ class AgentProcess:
         return "" if self._released.pop(lease, None) is None else self.ended or ""
 
     def _tell(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # It has ended, which `_listen` notices.
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            self._words.sendall(json.dumps(message).encode() + b"\n")
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
-        assert self._process.stdin is not None
         why: str | None = None
-        for line in self._process.stdout:
-            message = _message(line)
-            why = message.get("failed", why)
-            if message.get("relay"):
-                self._on_relay(self)
-            elif "relay" in message:
-                self.link.close()
-            if (event := self._released.pop(message.get("released", 0), None)) is not None:
-                event.set()
-        self._process.stdout.close()
+        with self._words, contextlib.suppress(ConnectionError):  # It has ended before it had read everything.
+            for line in self._words.makefile("rb"):
+                message = json.loads(line)
+                why = message.get("failed", why)
+                if message.get("relay"):
+                    self._on_relay(self)
+                elif "relay" in message:
+                    self.link.close()
+                if (event := self._released.pop(message.get("released", 0), None)) is not None:
+                    event.set()
         self._data.close()
         with self._lock:
             code = self._process.wait()
             self.ended = f"the agent ended with code {code}, and does not say why" if why is None else why
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
         self._on_end(self)
         for event in list(self._released.values()):
             event.set()
-
-
-def _message(line: bytes) -> dict[str, Any]:
-    """Return what an agent says; {} for what a wrapper of Python prints before it starts."""
-    with contextlib.suppress(ValueError):
-        message = json.loads(line)
-        if isinstance(message, dict):
-            return message
-    logger.info("an agent printed %r", line[:1000])
-    return {}

@@ -8,6 +8,7 @@ of the worker's process is seen as the end of the agent's stdin.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
 import threading
@@ -23,14 +24,16 @@ from executor_adapter.pools.gpus import GpuShares, gpu_environment, gpu_ids
 
 _STATUS_INTERVAL = 0.2
 """Seconds between two looks at whether the worker is about to leave."""
+UNREAD_SECONDS = 60.0
+"""Seconds after the end of a relayed agent in which its head, if that lives, has read the rest of its stream."""
 
 _agents: dict[str, AgentProcess] = {}
 """The agent of each head, by its token."""
 _gpus: weakref.WeakKeyDictionary[Any, GpuShares] = weakref.WeakKeyDictionary()
 """The GPUs of each worker of this process, whatever heads hold them."""
 _lock = threading.Lock()
-_relayed: dict[str, socket.socket] = {}
-"""The streams of agents whose heads this host does not reach, by the names of their links."""
+relayed: dict[str, tuple[socket.socket, asyncio.Lock]] = {}
+"""The streams of agents whose heads this host does not reach, by the names of their links, each for one reader."""
 
 
 def hold_lease(head: dict[str, Any], lease: int, gpus: float = 0) -> str:
@@ -80,18 +83,20 @@ def _hold(worker: Any, head: dict[str, Any], lease: int, environment: dict[str, 
 
 
 def _agent_of(head: dict[str, Any], worker: Any) -> AgentProcess:
-    token = head["token"]
+    token, link = head["token"], secrets.token_hex(8)
 
     def forget(ended: AgentProcess) -> None:
         with _lock:
             if _agents.get(token) is ended:
                 del _agents[token]
+        if link in relayed:
+            with contextlib.suppress(RuntimeError):  # The worker has ended, too.
+                asyncio.run_coroutine_threadsafe(_read_rest(link), worker.loop.asyncio_loop)
 
     def relay(unconnected: AgentProcess) -> None:
         """Let the head read and write the stream of its agent."""
-        link = secrets.token_hex(8)
         unconnected.link.setblocking(False)
-        _relayed[link] = unconnected.link
+        relayed[link] = unconnected.link, asyncio.Lock()
         worker.handlers.update(agent_read=_read, agent_write=_write)
         worker.log_event(f"executor-adapter-relay-{token[:8]}", [worker.address, link])
 
@@ -106,14 +111,24 @@ def _agent_of(head: dict[str, Any], worker: Any) -> AgentProcess:
 
 
 async def _read(link: str) -> bytes:
-    part = await asyncio.get_running_loop().sock_recv(_relayed[link], RELAY_BYTES)
-    if not part:
-        _relayed.pop(link).close()
-    return part
+    sock, reads = relayed[link]
+    async with reads:
+        part = b""
+        if link in relayed and not (part := await asyncio.get_running_loop().sock_recv(sock, RELAY_BYTES)):
+            del relayed[link]
+            sock.close()
+        return part
+
+
+async def _read_rest(link: str) -> None:
+    """Read the stream of an agent that has ended to its end, if its head has died and does not."""
+    await asyncio.sleep(UNREAD_SECONDS)
+    while link in relayed:
+        await _read(link)
 
 
 async def _write(link: str, part: bytes) -> None:
-    sock = _relayed.get(link)
+    sock, _ = relayed.get(link, (None, None))
     if sock is not None and part:
         await asyncio.get_running_loop().sock_sendall(sock, part)
     elif sock is not None:
