@@ -227,7 +227,7 @@ def test_what_waits_fails_with_the_reason_once_no_node_could_run_it_for_a_while(
     pool = Pool()
     for _ in range(2):
         attempt = pool.submit(shape)
-        pool.not_granted("node7 has Python 3.9", shape)
+        pool.shapes.on_failure(shape, "node7 has Python 3.9")
         pool.let(TIMEOUT - 1)
         assert attempt in pool.unstarted()
         pool.let(1)
@@ -242,9 +242,9 @@ def test_what_a_node_could_run_waits_for_others_to_end(shape: Shape) -> None:
     pool.submit(shape)
     for _ in range(10):
         pool.let(TIMEOUT / 2)
-        pool.nodes_sought(shape, ["a"], "" if shape else "1 could have it, and none gives it", False)
+        pool.shapes.on_nodes_sought(shape, ["a"], "" if shape else "1 could have it, and none gives it")
     assert pool.outcomes == []
-    pool.nodes_sought(shape, [], "none has it", False)
+    pool.shapes.on_nodes_sought(shape, [], "none has it")
     pool.let(TIMEOUT - 1)
     assert pool.outcomes == []
     pool.let(1)
@@ -256,12 +256,12 @@ def test_what_was_refused_fails_at_once(shape: Shape) -> None:
     """Where no further try helps, what waits fails, and what has leases goes on."""
     pool = Pool()
     pool.submit(shape)
-    pool.refused("the cluster cannot be reached")
+    pool.shapes.refuse_all("the cluster cannot be reached")
     assert len(pool.outcomes) == 1
     running = pool.submit(shape)
     pool.grant(pool.add_agent(), shape)
     waiting = pool.submit(shape)
-    pool.refused("the cluster cannot be reached")
+    pool.shapes.refuse_all("the cluster cannot be reached")
     assert (len(pool.outcomes), pool.unstarted()) == (1, [waiting, running])
 
 

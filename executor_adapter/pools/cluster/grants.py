@@ -232,10 +232,10 @@ class ShapeBooks:
 
     # --- where no lease is to be expected ---
 
-    def on_nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, *, is_final: bool) -> None:
+    def on_nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, is_final: bool = False) -> None:
         """Take note which nodes could hold a lease, and what is waited for; nothing, if both are empty.
 
-        Where no node could, what waits fails after a while, and at once if that `is_final`.
+        Where no node could, what waits fails after a while, and at once if that `is_final`: no further node will join.
         """
         book = self._books.get(shape)
         if book is None or book.is_hopeless or not (nodes or why):
@@ -255,7 +255,7 @@ class ShapeBooks:
             self._give_up(book)
 
     def on_failure(self, shape: Shape, why: str) -> None:
-        """Take note why a lease cannot be had, which is logged once: several nodes may fail in turn."""
+        """Take note why a lease cannot be had now, which is logged once: several nodes may fail in turn."""
         if why not in self._known_failures:
             self._known_failures.append(why)
             logger.warning("%s", why)
@@ -266,6 +266,7 @@ class ShapeBooks:
 
     def refuse_all(self, why: str) -> None:
         """Let what waits for a lease fail, unless its shape has some: no further try can help."""
+        logger.error("%s", why)
         self._known_failures.append(why)
         for book in list(self._books.values()):
             book.requested, book.failure = 0, why

@@ -30,7 +30,7 @@ class LeaseSource(ABC):
 
     @abstractmethod
     def explain_lack(self) -> None:
-        """Report soon by `RemotePool.nodes_sought` which nodes could hold a plain lease, or why there is none."""
+        """Report soon by `ShapeBooks.on_nodes_sought` which nodes could hold a plain lease, or why there is none."""
 
     def look_for_others(self) -> None:  # noqa: B027
         """Report soon by `RemotePool.others_wait` what others wait for, where others can."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.config import ClusterSettings
@@ -226,22 +226,6 @@ class RemotePool(LeasingPool):
         """Take note for how many slots others wait on each node, by the engine's books; it `took` so many seconds."""
         if not self.is_closing:
             self._watch.on_others(waiting, took)
-
-    def not_granted(self, why: str, shape: Shape = ()) -> None:
-        """Take note that leases cannot be had now; the source keeps trying. `why` is shown, and logged once."""
-        self.shapes.on_failure(shape, why)
-
-    def refused(self, why: str) -> None:
-        """Take note that no further try can help: what waits for a lease fails with `why`."""
-        logger.error("%s", why)
-        self.shapes.refuse_all(why)
-
-    def nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, is_fixed: bool) -> None:
-        """Take note which nodes could hold a lease of a shape that was asked for.
-
-        `why`: in words, why none could, or "". `is_fixed`: no further node will join.
-        """
-        self.shapes.on_nodes_sought(shape, nodes, why, is_final=is_fixed)
 
     # --- agents (AgentOwner) ---
 

@@ -75,7 +75,7 @@ class SshHosts(LeaseSource):
 
     def explain_lack(self) -> None:
         silent = [each.host.host for each in self._connections if each.process is not None]
-        self._pool.nodes_sought((), (), f"no agent has started yet on {', '.join(silent)}" if silent else "", False)
+        self._pool.shapes.on_nodes_sought((), (), f"no agent has started yet on {', '.join(silent)}" if silent else "")
 
     def withdraw(self, count: int, shape: Shape = ()) -> None:
         taken = min(count, self._unplaced)
@@ -149,7 +149,7 @@ class SshHosts(LeaseSource):
         connection.failures += 1
         connection.retry_at = self._supervisor.now() + delay
         if why:
-            self._pool.not_granted(f"{why}: tried again in {delay:.0f} s")
+            self._pool.shapes.on_failure((), f"{why}: tried again in {delay:.0f} s")
         self._supervisor.call_soon(self._place)
         self._supervisor.call_at(connection.retry_at, self._place)
 

@@ -215,7 +215,7 @@ class EngineLeases(LeaseSource):
             leases = list(self._asked)
             self._commands.put(lambda: self._explain_lack(leases))
         else:
-            self._pool.nodes_sought((), (), f"the {self._engine.name} cluster has not answered yet", False)
+            self._pool.shapes.on_nodes_sought((), (), f"the {self._engine.name} cluster has not answered yet")
 
     def look_for_others(self) -> None:
         self._commands.put(self._look_for_others)
@@ -258,7 +258,7 @@ class EngineLeases(LeaseSource):
     def _on_unreachable(self, why: str) -> None:
         self._is_connecting = False
         self._asked.clear()
-        self._pool.refused(f"the {self._engine.name} cluster cannot be reached: {why}")
+        self._pool.shapes.refuse_all(f"the {self._engine.name} cluster cannot be reached: {why}")
 
     def _on_connected(self, scheduler: str, context: ssl.SSLContext | None) -> None:
         self._is_connecting = False
@@ -270,7 +270,7 @@ class EngineLeases(LeaseSource):
             self._door = Door(call_soon, host, self._token, lambda it: self._pool.connect(end_of(it)), context, ports)
         except OSError as error:
             keys = f"cluster.{self._pool.name}.listen_host or cluster.listen_port"
-            self._pool.refused(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
+            self._pool.shapes.refuse_all(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
             return
         for lease in self._asked:
             self._ask(lease)
@@ -326,12 +326,12 @@ class EngineLeases(LeaseSource):
             return
         if is_final:
             del self._asked[lease]
-            self._pool.refused(why)
+            self._pool.shapes.refuse_all(why)
             return
         if not why:
             self._ask(lease)
             return
-        self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}", self._asked[lease])
+        self._pool.shapes.on_failure(self._asked[lease], f"the {self._engine.name} cluster runs no jobs now: {why}")
         self._supervisor.call_at(self._supervisor.now() + RETRY_SECONDS, lambda: self._ask(lease))
 
     def close(self, on_closed: Callable[[], None]) -> None:
@@ -376,7 +376,7 @@ class EngineLeases(LeaseSource):
     def _look_at_nodes(self, shapes: set[Shape]) -> None:
         for shape in shapes:
             nodes, why = self._engine.find_nodes(amounts_of(shape))
-            self._supervisor.call_soon(self._pool.nodes_sought, shape, nodes, why, self._engine.is_fixed)
+            self._supervisor.call_soon(self._pool.shapes.on_nodes_sought, shape, nodes, why, self._engine.is_fixed)
 
     def _explain_lack(self, leases: list[int]) -> None:
         nodes, why = self._engine.find_nodes({})
@@ -390,7 +390,7 @@ class EngineLeases(LeaseSource):
                 why += ": others use all" if others_use else ""
                 if holders:  # How long it takes to start one, nobody knows.
                     why = f"no agent on {', '.join(holders)} has connected to this program yet"
-        self._supervisor.call_soon(self._pool.nodes_sought, (), nodes, why, self._engine.is_fixed)
+        self._supervisor.call_soon(self._pool.shapes.on_nodes_sought, (), nodes, why, self._engine.is_fixed)
 
     def _look_for_others(self) -> None:
         waiting, took, began = dict[str, int](), math.inf, time.monotonic()
