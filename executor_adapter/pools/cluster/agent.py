@@ -46,7 +46,8 @@ class Agent:
         self.live: dict[int, RemoteAttempt] = {}
         self.queue: deque[RemoteAttempt] = deque()
         """The live attempts that wait for a worker; those with a lease of their own, which need no slot, come first."""
-        self._started_on_lease: set[int] = set()
+        self._on_lease = 0
+        """Number of live attempts that have a lease of their own."""
         self.on_released: Callable[[int], object] = lambda lease: None
         """Called with the number of a lease that the head gives back."""
         self.refusal = ""
@@ -160,6 +161,7 @@ class Agent:
         assignment.memory_limit = limit or None
         self.live[seq] = assignment
         if assignment.is_on_lease:
+            self._on_lease += 1
             self._queue_before_others(assignment)
         else:
             self.queue.append(assignment)
@@ -238,10 +240,8 @@ class Agent:
         is_short_of_memory = self._guard is not None and self._guard.holds
         while self.queue and not (is_short_of_memory and self._pool.busy):
             assignment = self.queue[0]
-            if assignment.is_on_lease:
-                self._started_on_lease.add(assignment.seq)
-                self._pool.start(self.queue.popleft())
-            elif self._pool.busy - len(self._started_on_lease) < self.slots:
+            # Where a plain one comes first, all those with a lease of their own have started.
+            if assignment.is_on_lease or self._pool.busy - self._on_lease < self.slots:
                 self._pool.start(self.queue.popleft())
             elif assignment.short and self._pool.queue_behind(assignment):
                 self.queue.popleft()
@@ -309,7 +309,6 @@ class Agent:
         if assignment.is_told or assignment.returns:
             self._hand_back(assignment)
         elif assignment.seq in self.live:
-            self._started_on_lease.discard(assignment.seq)
             self._queue_before_others(assignment)
 
     def lend_slot(self, assignment: Assignment, blocks: bool) -> None:
@@ -323,8 +322,8 @@ class Agent:
 
     def _forget(self, assignment: RemoteAttempt) -> int:
         self._begun.pop(assignment.seq, None)
-        self._started_on_lease.discard(assignment.seq)
-        self.live.pop(assignment.seq, None)
+        if self.live.pop(assignment.seq, None) is not None:
+            self._on_lease -= assignment.is_on_lease
         return assignment.seq
 
     # --- the end ---

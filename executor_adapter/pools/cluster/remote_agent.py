@@ -301,8 +301,6 @@ class RemoteAgent:
     def _on_rare_frame(self, kind: int, seq: int, word: int, body: bytes) -> None:
         if kind == frames.FILE:
             self._files.add(seq, body)
-        elif kind == frames.DROP_FILE:
-            self._files.drop(seq)
         elif kind == frames.ENDED:
             self._on_ended(seq, body)
         elif kind == frames.HANDED_BACK:
