@@ -16,6 +16,8 @@ from collections.abc import Iterator
 HOSTS = {"far1": "10.55.0.1", "far2": "10.55.0.2", "far3": "10.55.0.3"}
 CLIENT = "10.55.0.254"
 BRIDGE = "eafar"
+NOBODY = "02:00:00:00:00:99"
+"""An address of no network card."""
 
 CAN_MAKE_HOSTS = os.geteuid() == 0 and shutil.which("ip") is not None
 
@@ -38,6 +40,23 @@ def cut_off(host: str) -> None:
 def connect(host: str) -> None:
     """End what `cut_off` did."""
     _ip("link", "set", f"ea{host}", "up")
+
+
+def make_deaf(host: str) -> None:
+    """Let nothing of the program's reach the host, which goes on to reach the program."""
+    _ip("neigh", "replace", HOSTS[host], "lladdr", NOBODY, "dev", BRIDGE, "nud", "permanent")
+
+
+def make_mute(host: str) -> None:
+    """Let nothing of the host's reach the program, which goes on to reach the host."""
+    command = ["ip", "neigh", "replace", CLIENT, "lladdr", NOBODY, "dev", "eth0", "nud", "permanent"]
+    subprocess.run([*inside(host), *command], check=True)
+
+
+def slow_down(host: str) -> bool:
+    """Let what goes to the host take 200 ms, and lose one packet in twenty. Return False where this kernel cannot."""
+    command = ["tc", "qdisc", "add", "dev", f"ea{host}", "root", "netem", "delay", "200ms", "loss", "5%"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def pids_on(host: str) -> list[int]:
