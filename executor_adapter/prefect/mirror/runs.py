@@ -26,10 +26,10 @@ from prefect.settings import get_current_settings
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, Observer, Transition
 from executor_adapter.persistence import was_cut_off
-from executor_adapter.prefect.mirror.events import UNFINISHED_TYPES, current_flow_run_id
+from executor_adapter.prefect.mirror.events import UNFINISHED_TYPES, Change, current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import HURRIED_CLOSE_SECONDS, MirrorReport, PrefectMirror
 from executor_adapter.prefect.mirror.server import ServerApi, server_name, start_embedded_server
-from executor_adapter.prefect.mirror.timeline import EngineHistory, engine_change
+from executor_adapter.prefect.mirror.timeline import TaskRunHistory, engine_change
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -57,7 +57,8 @@ class TaskRunReporter:
 
     def __init__(self, task_run: TaskRun) -> None:
         self._key = task_run.flow_run_id or server_name()
-        self._history = EngineHistory(task_run)
+        run_id = str(task_run.id)  # Its job has the same id.
+        self._history: TaskRunHistory[Change] = TaskRunHistory(run_id, run_id, task_run.tags)
         self._mirror = _mirror_of(self._key)
         self._mirror.add(self._history)
 

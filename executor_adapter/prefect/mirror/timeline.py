@@ -1,8 +1,8 @@
 """The unsent state changes of task runs: what events are made of, in which order they are sent, and what is skipped.
 
-Each task run has a history: of a job that the supervisor drives (`JobHistory`, of steps that are cheap to keep), or of
-a task run that one of Prefect's engines drives (`EngineHistory`, of changes with all that Prefect's engines send: those
-of `prefect.utilities.engine.emit_task_run_state_change_event`, with the state's own id and time).
+Each task run has a history of changes, with all that Prefect's engines send (`engine_change`: that of
+`prefect.utilities.engine.emit_task_run_state_change_event`, with the state's own id and time). A job that the
+supervisor drives has one of steps, which are cheap to keep, and become changes when they are sent (`JobHistory`).
 
 The task run that has waited longest comes first. But while many changes are waiting, a recent change that another one
 may soon follow is held back, and finished task runs go first. So a server gets all states of a short job together, or
@@ -15,9 +15,8 @@ import functools
 import hashlib
 import json
 import time
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -72,39 +71,44 @@ Entry = TypeVar("Entry", Step, Change)
 """One state change, in the form in which it is stored until it is sent."""
 
 
-class TaskRunHistory(ABC, Generic[Entry]):
+class TaskRunHistory(Generic[Entry]):
     """The unsent state changes of one task run. They are turned into events, or skipped, in their order."""
 
-    __slots__ = ("id", "is_finished", "job_id", "unsent")
+    __slots__ = ("_tags", "id", "is_finished", "job_id", "unsent")
 
-    def __init__(self, task_run_id: str, job_id: str) -> None:
+    def __init__(self, task_run_id: str, job_id: str, tags: Iterable[str] = ()) -> None:
+        """`tags` are those of the task run alone: its events are related to them."""
         self.id = task_run_id
         self.job_id = job_id
         self.unsent: tuple[Entry, ...] = ()  # A tuple, since it is short and the empty one takes no memory.
         self.is_finished = False
+        self._tags = tuple(
+            json.dumps({"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"})
+            for tag in sorted(tags)
+        )
 
     def add(self, step: Entry) -> None:
         """Append a state change. A finished task run stays finished when a transaction rolls it back."""
         self.unsent += (step,)
         self.is_finished = self.is_finished or step.is_final
 
-    @abstractmethod
     def change_of(self, step: Entry, flow: FlowRunFacts) -> Change:
         """Return what the event of a step is made of, which must be the next one."""
+        assert isinstance(step, Change), "a history of steps makes the changes itself"
+        return step
 
-    def related(self, flow: FlowRunFacts) -> str:
-        """Return the resources that the events are related to; see `event_body`."""
-        return flow.related
-
-    @abstractmethod
     def skip(self, step: Entry) -> None:
-        """Take account of a step, which must be the next one, without an event."""
+        """Take account of a step, which must be the next one, without an event: a change is complete by itself."""
+
+    def _related(self, flow: FlowRunFacts) -> str:
+        """Return what all of the flow run are related to, and the task run's own tags; see `event_body`."""
+        return ",".join(filter(None, (flow.related, *(tag for tag in self._tags if tag not in flow.related))))
 
     def next_event(self, flow: FlowRunFacts) -> StateEvent:
         """Remove the first unsent step and return its event."""
         step, self.unsent = self.unsent[0], self.unsent[1:]
         change = self.change_of(step, flow)
-        body = event_body(self.id, change, self.related(flow))
+        body = event_body(self.id, change, self._related(flow))
         return StateEvent(
             *(self.id, change.state.name, change.at, change.is_final, body, self.job_id), flow_run_id=flow.id
         )
@@ -347,31 +351,6 @@ def _data(state: State[Any]) -> str:
     """Return where the result is stored, if it is persisted, as JSON."""
     data: Any = state.data
     return data.metadata.model_dump_json() if isinstance(data, ResultRecord) and should_persist_result() else "null"
-
-
-class EngineHistory(TaskRunHistory[Change]):
-    """The unsent state changes of a task run that an engine drives."""
-
-    __slots__ = ("_tags",)
-
-    def __init__(self, task_run: TaskRun) -> None:
-        super().__init__(str(task_run.id), str(task_run.id))  # The job's id is the task run's.
-        self._tags = [
-            json.dumps({"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"})
-            for tag in sorted(task_run.tags)
-        ]
-
-    def skip(self, step: Change) -> None:
-        """Do nothing: each change is complete by itself."""
-
-    def change_of(self, step: Change, flow: FlowRunFacts) -> Change:
-        """Return the change itself."""
-        return step
-
-    def related(self, flow: FlowRunFacts) -> str:
-        """Return what all of the flow run are related to, and the task run's own tags."""
-        own = [tag for tag in self._tags if tag not in flow.related]
-        return ",".join([flow.related, *own] if flow.related else own)
 
 
 # --- the queue ---
