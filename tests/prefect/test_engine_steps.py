@@ -1,40 +1,30 @@
-"""The steps of our task engines beside those of the installed Prefect: a step that Prefect adds must not be missed."""
+"""The steps of our task engine beside those of the installed Prefect: a step that Prefect adds must not be missed."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import textwrap
-from types import ModuleType
 from typing import Any
 
-import pytest
 from prefect import task_engine
+from prefect.task_engine import SyncTaskRunEngine
 
-from executor_adapter.prefect.engine import async_engine, base, job_run, run, sync_engine
-
-LOOPS = [
-    pytest.param(task_engine.run_task_sync, run.run_sync, id="sync"),
-    pytest.param(task_engine.run_task_async, run.run_async, id="async"),
-]
-ENGINES = [
-    pytest.param(sync_engine.SyncJobEngine, task_engine.SyncTaskRunEngine, sync_engine, id="sync"),
-    pytest.param(async_engine.AsyncJobEngine, task_engine.AsyncTaskRunEngine, async_engine, id="async"),
-]
+from executor_adapter.prefect.engine import engine, job_run, run
+from executor_adapter.prefect.engine.engine import JobEngine
 
 SAME_STEP = {
     "SyncTaskRunEngine": "_new_engine",
-    "AsyncTaskRunEngine": "_new_engine",
     "raise_if_flow_run_suspension_requested": "raise_if_suspended",  # Prefect's is in a private module.
 }
-"""Steps of Prefect's loops that have another name here."""
+"""Steps of Prefect's loop that have another name here."""
 
 ADDED_STEPS = {
     "is_unfinished": "an error of the engine itself must not leave the task run without a final state",
     "handle_exception": "the same",
     "refuse_attempts": "the same",
 }
-"""Steps of our loops that Prefect's do not have, with the reason."""
+"""Steps of our loop that Prefect's does not have, with the reason."""
 
 LEFT_OUT: dict[str, dict[str, str]] = {
     "compute_transaction_key": {
@@ -58,9 +48,8 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "_get_default_persist_result": "within a flow, it is what `should_persist_result` returns",
     },
     "run_context": {
-        "setup_run_context": "the engine has entered it: the context of an attempt is a copy, see `attempt_context`",
+        "setup_run_context": "the engine has entered it: the context of an attempt is a copy",
         "timeout": "the executor ends an attempt at `max_runtime`",
-        "timeout_async": "the executor ends an attempt at `max_runtime`",
         "current_thread": "Prefect logs where it cannot time out in a thread; the executor can",
         "main_thread": "the same",
         "debug": "the same",
@@ -75,7 +64,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "clamped_poisson_interval": "the same",
         "AwaitingRetry": "made by `states.awaiting_retry`",
         "Retrying": "made by `states.retrying`, when the retry has its slot",
-        "info": "logged by `JobEngine.log_failure`",
+        "info": "logged by `_log_failure`",
         "error": "the same",
     },
     "wait_until_ready": {
@@ -87,22 +76,18 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "set_state": {
         "ValueError": "an assertion",
         "emit_task_run_state_change_event": "the mirror reports states",
-        "update_state": "sets the attributes of the span, as `JobEngine.enter` does",
+        "update_state": "sets the attributes of the span, as `_enter` does",
     },
     "call_hooks": {
         "ValueError": "an assertion",
         "is_failed": "Crashed states are handled here, all others by Prefect",
         "get_hook_name": "the same",
         "info": "the same",
-        "error": "`logged_hook_errors` logs with the traceback",
-        "isawaitable": "the hooks of a crash are coroutine functions or plain",
+        "error": "`exception` logs with the traceback",
     },
     "handle_rollback": {"emit_task_run_state_change_event": "the mirror reports states"},
 }
-"""Calls in the methods of Prefect's engines that ours replace, and that ours do not make, with the reason."""
-
-ONLY_IN_THREADS = {"begin_run", "setup_run_context"}
-"""Methods that the sync engine alone replaces: submitted tasks run in it."""
+"""Calls in the methods of Prefect's engine that ours replaces, and that ours does not make, with the reason."""
 
 
 def _calls(code: Any) -> list[str]:
@@ -121,38 +106,38 @@ def _name(function: ast.expr) -> str:
             return ast.unparse(function)
 
 
-@pytest.mark.parametrize(("theirs", "ours"), LOOPS)
-def test_our_loops_have_the_steps_of_prefects_in_their_order(theirs: Any, ours: Any) -> None:
+def test_our_loop_has_the_steps_of_prefects_in_their_order() -> None:
     """Each step of Prefect's loop is one of ours, in the same order."""
-    expected = [SAME_STEP.get(step, step) for step in _calls(theirs)]
-    assert [step for step in _calls(ours) if step not in ADDED_STEPS] == expected
+    expected = [SAME_STEP.get(step, step) for step in _calls(task_engine.run_task_sync)]
+    assert [step for step in _calls(run.run_sync) if step not in ADDED_STEPS] == expected
 
 
-@pytest.mark.parametrize(("ours", "theirs", "module"), ENGINES)
-def test_replaced_methods_leave_out_only_what_is_named(ours: type, theirs: type, module: ModuleType) -> None:
+def test_replaced_methods_leave_out_only_what_is_named() -> None:
     """A call in a method of Prefect's engine that ours replaces is made here too, or left out for a named reason."""
-    made = {name for source in (module, base, job_run) for name in _calls(source)}
+    made = {name for source in (engine, job_run) for name in _calls(source)}
     missed = {
         method: missing
-        for method in _replaced_methods(ours, theirs)
-        if (missing := set(_calls(inspect.unwrap(getattr(theirs, method)))) - made - LEFT_OUT.get(method, {}).keys())
+        for method in _replaced_methods()
+        if (missing := set(_calls(_prefects(method))) - made - LEFT_OUT.get(method, {}).keys())
     }
     assert not missed
 
 
-@pytest.mark.parametrize(("ours", "theirs", "module"), ENGINES)
-def test_the_replaced_methods_are_known(ours: type, theirs: type, module: ModuleType) -> None:
-    """A method of Prefect's engine that ours replace, by design or because Prefect has a new one, is in the table."""
-    assert set(_replaced_methods(ours, theirs)) == LEFT_OUT.keys() - (
-        ONLY_IN_THREADS if ours is async_engine.AsyncJobEngine else set()
-    )
+def test_the_replaced_methods_are_known() -> None:
+    """A method of Prefect's engine that ours replaces, by design or because Prefect has a new one, is in the table."""
+    assert set(_replaced_methods()) == LEFT_OUT.keys()
 
 
-def _replaced_methods(ours: type, theirs: type) -> list[str]:
-    """The methods of Prefect's engine that ours replace, wholly or in some cases."""
-    own = {name: method for kind in (base.JobEngine, ours) for name, method in vars(kind).items()}
-    methods = [name for name, it in own.items() if inspect.isfunction(it) and not name.startswith("__")]
-    return [name for name in methods if hasattr(theirs, name) and not _only_extends(own[name], name)]
+def _prefects(method: str) -> Any:
+    return inspect.unwrap(getattr(SyncTaskRunEngine, method))
+
+
+def _replaced_methods() -> list[str]:
+    """The methods of Prefect's engine that ours replaces, wholly or in some cases."""
+    methods = [name for name, it in vars(JobEngine).items() if inspect.isfunction(it) and not name.startswith("__")]
+    return [
+        name for name in methods if hasattr(SyncTaskRunEngine, name) and not _only_extends(vars(JobEngine)[name], name)
+    ]
 
 
 def _only_extends(method: Any, name: str) -> bool:

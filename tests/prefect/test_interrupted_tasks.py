@@ -1,14 +1,17 @@
-"""An async job task whose asyncio task is cancelled: its task run ends on the server, however often it is cancelled."""
+"""Async job tasks in an async flow: their engines are in threads, and end with the asyncio tasks that await them."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
+from typing import Any
 from uuid import UUID
 
 import anyio
 import pytest
 from prefect import flow
+from prefect.context import TaskRunContext
 
 from executor_adapter import JobExecutor
 from executor_adapter.prefect import job_task, wait_until_recorded
@@ -66,3 +69,81 @@ def test_a_task_run_that_is_cancelled_again_and_again_ends(
     assert asyncio.run(run()) == "goes on"
     assert wait_until_recorded(ids[0]).complete
     assert [each["state_name"] for each in api.task_runs(ids[0])] == ["Cancelled"] * len(POOLS)
+
+
+def test_an_await_that_is_cancelled_again_and_again_lasts_until_the_function_has_ended() -> None:
+    """The function has cleaned up when the call returns, so nothing of it goes on beside what the flow does next."""
+    started, steps = threading.Event(), list[str]()
+
+    @job_task(pool="coroutine")
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(600)
+        finally:
+            for _ in range(100):
+                await asyncio.sleep(0)
+            steps.append("cleaned up")
+
+    @flow
+    async def run() -> None:
+        working = asyncio.create_task(work())
+        while not started.is_set():
+            await asyncio.sleep(0.01)
+        while not working.done():
+            working.cancel()
+            await asyncio.sleep(0)
+        steps.append("returned")
+
+    with JobExecutor(1):
+        asyncio.run(run())
+    assert steps == ["cleaned up", "returned"]
+
+
+def test_an_await_that_is_cancelled_before_its_job_has_a_slot_starts_nothing(api: Api) -> None:
+    """The task run goes from Pending to Cancelled, and says by what it was ended."""
+    ids: list[UUID] = []
+
+    @flow
+    async def run() -> None:
+        ids.append(own_id())
+        with JobExecutor(1) as executor:
+            first = asyncio.create_task(POOLS[0]())
+            while not executor.stats().jobs_running:
+                await asyncio.sleep(0.01)
+            second = asyncio.create_task(POOLS[1]())
+            while not executor.stats().jobs_pending:
+                await asyncio.sleep(0.01)
+            for each in (second, first):
+                each.cancel()
+                await asyncio.wait([each])
+
+    asyncio.run(run())
+    assert wait_until_recorded(ids[0]).complete
+    runs = api.task_runs(ids[0])
+    assert [api.state_names(each["id"]) for each in runs] == [
+        ["Pending", "Running", "Cancelled"],
+        ["Pending", "Cancelled"],
+    ]
+    assert {each["state"]["message"] for each in runs} == {"CANCELLED: ended by CancelledError"}
+
+
+def test_the_engines_of_an_async_flow_share_a_client() -> None:
+    """Calls and submitted tasks of an async flow use one client of the server; another flow run has its own."""
+
+    @job_task(pool="thread")
+    async def awaited() -> Any:
+        return TaskRunContext.get().client
+
+    @job_task(pool="thread")
+    def submitted() -> Any:
+        return TaskRunContext.get().client
+
+    @flow
+    async def run() -> list[Any]:
+        return [*await asyncio.gather(awaited(), awaited()), *(submitted.submit().result() for _ in range(2))]
+
+    with JobExecutor(2):
+        clients = [asyncio.run(run()) for _ in range(2)]
+    assert [len({id(client) for client in each}) for each in clients] == [1, 1]
+    assert clients[0][0] is not clients[1][0]

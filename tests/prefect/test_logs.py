@@ -182,7 +182,7 @@ def test_a_timeout_that_is_retried_is_logged_with_where_it_was(caplog: pytest.Lo
     """The line about a timeout after which another attempt follows shows where the function was."""
     error = JobTimeoutError("ran longer than max_runtime=1 s")
     error.__cause__ = wire.RemoteTraceback('The function was here:\n  File "collect.py", line 7, in read\n')
-    log_failed_attempt(logging.getLogger("collector"), facts_of(error), 1.0)
+    log_failed_attempt(logging.getLogger("collector"), str(error), facts_of(error), delay=1.0)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "Next attempt in 1.0 s\nThe function was here:" in record.getMessage()

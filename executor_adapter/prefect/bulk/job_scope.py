@@ -113,7 +113,7 @@ class BulkJobScope:
         if transition.status is JobStatus.CANCELLED or error is None:
             return
         delay = None if job.state.retry_at is None else max(0.0, job.state.retry_at - transition.at)
-        self.flow.write(self.history, log_failed_attempt, error, delay)
+        self.flow.write(self.history, log_failed_attempt, error.text, error, delay=delay)
 
     def why_cancelled(self) -> str | None:
         """Return that the flow run was cancelled, where this process knows it."""

@@ -111,34 +111,33 @@ def _handle_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
     target.handle(record)
 
 
-def log_failed_attempt(logger: RunLogger, error: ErrorFacts, delay: float | None) -> None:
-    """Log how an attempt failed: with the seconds until the next one, or, if none follows, with the traceback."""
-    if delay is not None:
-        logger.warning("Attempt failed: %s. Next attempt in %.1f s%s", error.text, delay, details_of(error))
-        return
-    log_failure(logger, f"Job failed: {error.text}", error)
+def log_failed_attempt(
+    logger: RunLogger, shown: str, error: ErrorFacts | None, *, delay: float | None, reason: str = ""
+) -> None:
+    """Log how an attempt failed: with the seconds until the next one, or, if none follows, with the traceback.
 
-
-def details_of(error: ErrorFacts) -> str:
-    """Return, on further lines, where the function was when its time was over, or what it wrote before a crash."""
-    shows = error.traceback and (error.is_a(WorkerCrashedError) or error.is_a(JobTimeoutError))
-    return f"\n{storable(error.traceback or '')}" if shows else ""
-
-
-def log_failure(logger: RunLogger, message: str, error: ErrorFacts | None) -> None:
-    """Log an error with where the function failed, or what a worker wrote last before it crashed.
-
+    `shown` is what has failed it, `error` what is known of that if it is an exception, and `reason` why this follows.
     The text is made here and not by the handlers: so it holds only characters that a server can store, and no frames of
     the engine, which say nothing about the function.
     """
+    if delay is not None:
+        logger.warning("Attempt failed: %s. Next attempt in %.1f s%s%s", shown, delay, reason, _details_of(error))
+        return
     fields = {
         "name": logger.name,
         "level": logging.ERROR,
-        "message": message,
+        "message": f"Job failed: {shown}{reason}",
         "created": time.time(),
         "exc_text": None if error is None else error.traceback,
     }
     _log_record(logger, fields)
+
+
+def _details_of(error: ErrorFacts | None) -> str:
+    """Return, on further lines, where the function was when its time was over, or what it wrote before a crash."""
+    if error is None or not error.traceback or not (error.is_a(WorkerCrashedError) or error.is_a(JobTimeoutError)):
+        return ""
+    return f"\n{storable(error.traceback)}"
 
 
 job_logger.addFilter(RunLogFilter())

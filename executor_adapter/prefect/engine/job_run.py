@@ -6,14 +6,16 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import Task
 from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.exceptions import FailedRun
 
+from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import as_job_error, is_plain, text_of
 from executor_adapter.executor import JobExecutor, current_executor, signal_watch
@@ -29,6 +31,8 @@ from executor_adapter.worker.facts import facts_of
 
 if TYPE_CHECKING:
     from executor_adapter.supervision import JobDriver
+
+E = TypeVar("E", bound=BaseException)
 
 IN_PROCESS_POOLS = frozenset({"auto", "thread", "coroutine"})
 """Pools whose functions see the engine's own context variables."""
@@ -60,8 +64,8 @@ def is_driven(task: Task[..., Any]) -> bool:
 class JobRun:
     """Runs one task run as one job, from the moment its inputs are known until a final state settles it.
 
-    Only the engine's thread uses it, but `end_early` and `cancel` may be called from any thread. `options` are the
-    job's fields except function, arguments and id.
+    Only the engine's thread uses it, but `end_early`, `cancel` and `interrupt` may be called from any thread. `options`
+    are the job's fields except function, arguments and id.
     """
 
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any]) -> None:
@@ -84,26 +88,30 @@ class JobRun:
         self._last_error: BaseException | None = None
         self._error: BaseException | None = JobCancelledError("its task run was given up")
         self._running: Future[Any] | None = None
+        self._messages: SimpleQueue[Any] = SimpleQueue()
+        """What the function has logged and printed, and then the future of its attempt."""
         self._ended_early = threading.Event()
+        self._interruption: JobCancelledError | None = None
+        """By what its engine, or who awaits that, was interrupted."""
         self._original: JobRun | None = None
         """The live job run with the same dedupe_key. This job run gets no attempt and ends as that one does."""
-        self._original_done: Future[None] | None = None
+        self._given_up: Future[None] = Future()
+        """Done when the original is not waited for any more."""
         self._dedupe_key: tuple[JobExecutor, str] | None = None
-        self._closed: Future[None] = Future()
+        self.closed: Future[Any] = Future()
+        """What the job has returned or raised, once its engine has ended."""
 
     # --- attempts ---
 
-    def open(
-        self, task_run: TaskRun, parameters: Mapping[str, Any], on_message: Callable[[str, Any], None]
-    ) -> Future[None]:
-        """Hand the job to the executor, PENDING; the future resolves when the job has a slot.
+    def open(self, task_run: TaskRun, parameters: Mapping[str, Any]) -> None:
+        """Hand the job to the executor, PENDING, and wait until it has a slot.
 
-        `on_message(topic, content)` is called for each message of the function. A job whose dedupe_key is that of a
-        live job of another task run gets no attempt: it ends as that job does.
+        A job whose dedupe_key is that of a live job of another task run gets no attempt: it ends as that job does.
 
         Raises:
             InvalidJobError, JobSerializationError, QueueFullError, ExecutorClosedError: the executor refuses the job.
-            JobCancelledError: The flow run has ended.
+            JobTimeoutError: it has waited too long.
+            JobCancelledError: it was cancelled, or the flow run has ended.
         """
         if self._ended_early.is_set():
             raise JobCancelledError(FLOW_RUN_ENDED)
@@ -111,28 +119,18 @@ class JobRun:
         job.model_fields_set.difference_update(AS_A_TASK.keys() - self.options.keys())  # The settings may fill them in.
         self._original = self._find_original(job, executor)
         if self._original is not None:
-            return self._wait_for_original(self._original)
+            self._wait_for_original(self._original)
+            return
         self.driver = driver = executor.drive(job)
-        driver.on_message(on_message)
+        driver.on_message(lambda topic, content: self._messages.put((topic, content)))
         if self._ended_early.is_set():
             driver.cancel()
-        return driver.acquire()
+        driver.acquire().result()
 
     def refuse(self, error: Exception) -> Exception:
         """Start no further attempt because of `error`, and return the error for the final state."""
-        self.refusal = explained(error, self._flow_run_id)
+        self.refusal = self._explained(error)
         return self.refusal
-
-    def result_of(self, attempt: Future[Any]) -> Any:
-        """Return the value of a finished attempt, or raise its error in a form that an engine can display."""
-        error = attempt.exception()
-        if error is None:
-            return attempt.result()
-        if (shown := explained(error, self._flow_run_id)) is not error:
-            raise shown from None
-        if is_plain(error):
-            return attempt.result()
-        raise as_job_error(error, f"{type(error).__name__}: {text_of(error)}") from None
 
     def notify_started(self) -> None:
         """Call `on_started` once: the job has its slot, or has ended without one."""
@@ -140,10 +138,28 @@ class JobRun:
         if on_started is not None:
             on_started()
 
-    def attempt(self, task_run: TaskRun) -> Future[Any]:
-        """Start one attempt in the slot that is held, within the Prefect contexts that the function may see."""
+    def attempt(self, task_run: TaskRun, log: Callable[[str, Any], None]) -> Any:
+        """Run one attempt in the slot that is held; return its value, or raise its error as an engine can display it.
+
+        `log(topic, content)` is called for each message of the function, here: the caller's context names the task run.
+        """
+        attempt = self._start_attempt(task_run)
+        attempt.add_done_callback(self._messages.put)
+        for topic, content in iter(self._messages.get, attempt):
+            log(topic, content)
+        error = attempt.exception()
+        if error is None:
+            return attempt.result()
+        if (shown := self._explained(error)) is not error:
+            raise shown from None
+        if is_plain(error):
+            return attempt.result()
+        raise as_job_error(error, f"{type(error).__name__}: {text_of(error)}") from None
+
+    def _start_attempt(self, task_run: TaskRun) -> Future[Any]:
+        """Start an attempt within the Prefect contexts that the function may see."""
         if self._original is not None:
-            return self._original.copy_result()
+            return self._original.closed
         assert self.driver is not None, "an attempt needs a slot, and a slot a driver"
         if self.driver.job.pool in IN_PROCESS_POOLS:
             self._running = self.driver.attempt(context=contextvars.copy_context())
@@ -179,13 +195,12 @@ class JobRun:
         self.skipped_state = None if decision.delay > 0 else awaiting
         return awaiting if decision.delay > 0 else None
 
-    def take_retry_due(self) -> Future[None] | None:
-        """Return, once, the future that resolves after the retry's delay; None if no retry is pending."""
+    def ask_for_retry(self) -> Future[None] | None:
+        """Wait until a retry is due, and ask for its slot, which the future stands for; None if none is pending."""
         due, self._retry_due = self._retry_due, None
-        return due
-
-    def acquire_slot(self) -> Future[None]:
-        """Ask for the slot of a further attempt; the future resolves when the job has it."""
+        if due is None:
+            return None
+        due.result()
         assert self.driver is not None, "only a job that was started is retried"
         return self.driver.acquire()
 
@@ -202,36 +217,15 @@ class JobRun:
         self._dedupe_key = key
         return None
 
-    def _wait_for_original(self, original: JobRun) -> Future[None]:
-        """Return a future that resolves when the original has ended.
+    def _wait_for_original(self, original: JobRun) -> None:
+        """Wait until the original has ended.
 
-        It fails once this job run is ended early; the original then goes on for the task run that owns it.
+        Raises:
+            JobCancelledError: this job run was ended early; the original goes on for the task run that owns it.
         """
-        done: Future[None] = Future()
-        self._original_done = done
-
-        def notify(_: Future[None]) -> None:
-            with contextlib.suppress(InvalidStateError):  # This job run was ended early.
-                done.set_result(None)
-
-        original._closed.add_done_callback(notify)
-        if self._ended_early.is_set():
-            self._stop_waiting_for_original()
-        return done
-
-    def _stop_waiting_for_original(self) -> None:
-        if self._original_done is not None:
-            with contextlib.suppress(InvalidStateError):  # The original has ended.
-                self._original_done.set_exception(JobCancelledError(FLOW_RUN_ENDED))
-
-    def copy_result(self) -> Future[Any]:
-        """Return a future with the result or the error of this job, for a job run that ends as it did."""
-        copy: Future[Any] = Future()
-        if self._error is None:
-            copy.set_result(self.value)
-        else:
-            copy.set_exception(self._error)
-        return copy
+        wait([original.closed, self._given_up], return_when=FIRST_COMPLETED)
+        if not original.closed.done():
+            raise JobCancelledError(FLOW_RUN_ENDED)
 
     # --- the end ---
 
@@ -244,6 +238,8 @@ class JobRun:
         if state.name == "NotReady" and (self._ended_early.is_set() or signal_watch.ended_by is not None):
             # The input that it waited for was cancelled with the flow run, and so is this task run.
             self.failure, state.type = self._flow_run_ended(), StateType.FAILED
+        elif self.failure is None and self._interruption is not None:
+            self.failure = self._explained(self._interruption)
         if self.failure is None or state.type not in {StateType.FAILED, StateType.CRASHED}:
             return state
         # Changed in place, because State.model_copy drops the timestamp.
@@ -270,13 +266,12 @@ class JobRun:
             self._running.add_done_callback(lambda _: driver.fail(error))
 
     def interrupt(self, cause: BaseException) -> Future[Any] | None:
-        """End the job now, because `cause` interrupted its engine.
+        """End the job in any state, because `cause` interrupts its engine or who awaits that; from any thread.
 
         The future, if there is one, is done once nothing of the job is alive.
         """
-        self.failure = explained(JobCancelledError(f"ended by {type(cause).__name__}"), self._flow_run_id)
-        if self.driver is None or not self.driver.cancel():
-            return None
+        self._interruption = JobCancelledError(f"ended by {type(cause).__name__}")
+        self.end_early(cancel_running=True)
         return self._running
 
     def end_early(self, *, cancel_running: bool) -> None:
@@ -289,7 +284,8 @@ class JobRun:
         driver = self.driver if self._original is None else self._original.driver
         if not cancel_running and driver is not None and driver.job.status is JobStatus.RUNNING:
             return
-        self._stop_waiting_for_original()
+        with contextlib.suppress(InvalidStateError):  # It was ended before.
+            self._given_up.set_result(None)
         if self.driver is not None:
             self.driver.cancel()
 
@@ -303,7 +299,13 @@ class JobRun:
         return self.refusal
 
     def _flow_run_ended(self) -> Exception:
-        return explained(JobCancelledError(FLOW_RUN_ENDED), self._flow_run_id)
+        return self._explained(JobCancelledError(FLOW_RUN_ENDED))
+
+    def _explained(self, error: E) -> E | JobCancelledError:
+        """Return the error; for a cancellation, one that says by what the job was interrupted or cancelled."""
+        if self._interruption is not None and is_a(error, JobCancelledError):
+            return explained(self._interruption, self._flow_run_id)
+        return explained(error, self._flow_run_id)
 
     def close(self) -> None:
         """Release everything the job holds, however its engine ended."""
@@ -314,7 +316,10 @@ class JobRun:
         if self._dedupe_key is not None:
             with _lock:
                 del _by_dedupe_key[self._dedupe_key]
-        self._closed.set_result(None)
+        if self._error is None:
+            self.closed.set_result(self.value)
+        else:
+            self.closed.set_exception(self._error)
 
 
 def _error_of(state: State[Any]) -> BaseException:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.child.logs import patch_print
-from executor_adapter.prefect.engine.async_engine import AsyncJobEngine
-from executor_adapter.prefect.engine.base import JobEngine, raise_if_suspended
+from executor_adapter.prefect.engine.engine import INTERRUPT_TIMEOUT, JobEngine, raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun, driving
-from executor_adapter.prefect.engine.sync_engine import SyncJobEngine
 from executor_adapter.prefect.engine.task_runs import create_task_run
+from executor_adapter.prefect.engine.threads import result_of, run_in_thread
 
 ReturnType = Literal["state", "result"]
-Engine = TypeVar("Engine", bound=JobEngine)
 
 _NO_SCOPE = contextlib.nullcontext()
 
@@ -40,7 +44,7 @@ def run_sync(
     Raises:
         Exception: the function's own, or the executor's; with `return_type="state"` it is in the state instead.
     """
-    with scope, _new_engine(SyncJobEngine, job_run, parameters, wait_for, task_run) as engine:
+    with scope, _new_engine(job_run, parameters, wait_for, task_run) as engine:
         try:
             with engine.start():
                 while engine.is_running():
@@ -63,43 +67,53 @@ async def run_async(
     return_type: ReturnType = "result",
     scope: AbstractAsyncContextManager[object] = _NO_SCOPE,
 ) -> State[Any] | Any:
-    """Run the task of `job_run` in the running event loop, as `run_sync` does in a thread."""
+    """Do what `run_sync` does in a thread, and await it.
+
+    Cancelling the caller ends the job, and returns once that is recorded: at most INTERRUPT_TIMEOUT later.
+    """
     async with scope:
-        with _new_engine(AsyncJobEngine, job_run, parameters, wait_for) as engine:
-            try:
-                async with engine.start():
-                    while engine.is_running():
-                        await engine.wait_until_ready()
-                        async with (
-                            engine.asset_context(),
-                            engine.run_context(),
-                            engine.transaction_context() as transaction,
-                        ):
-                            await engine.call_task_fn(transaction)
-                        raise_if_suspended()
-            except Exception as error:
-                if not engine.is_unfinished():
-                    raise
-                await engine.handle_exception(job_run.refuse_attempts(error))
-    return engine.state if return_type == "state" else await engine.result()
+        run = functools.partial(run_sync, job_run, parameters, wait_for=wait_for, return_type=return_type)
+        return await result_of(run_in_thread(run), job_run.interrupt, INTERRUPT_TIMEOUT)
 
 
 @contextlib.contextmanager
 def _new_engine(
-    engine_class: type[Engine],
-    job_run: JobRun,
-    parameters: dict[str, Any],
-    wait_for: Iterable[Any] | None,
-    task_run: TaskRun | None = None,
-) -> Iterator[Engine]:
+    job_run: JobRun, parameters: dict[str, Any], wait_for: Iterable[Any] | None, task_run: TaskRun | None
+) -> Iterator[JobEngine]:
     """Make an engine that drives the job within the block; on leaving, release everything the job holds."""
     if should_log_prints(job_run.task):
         patch_print()
-    with driving(job_run.task), contextlib.closing(job_run):
-        yield engine_class(
+    with driving(job_run.task), contextlib.closing(job_run), one_client_of_flow():
+        yield JobEngine(
             task=job_run.task,
             parameters=parameters,
             task_run=task_run or create_task_run(job_run, parameters, wait_for),
             wait_for=wait_for,
             job_run=job_run,
         )
+
+
+# --- the client ---
+
+_clients: WeakKeyDictionary[PrefectClient, SyncClientContext] = WeakKeyDictionary()
+"""The clients of engines in async flows, by the client of the flow, which an engine in a thread cannot use."""
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def one_client_of_flow() -> Iterator[None]:
+    """Let the engines of an async flow use one client: each would make its own, which takes far longer than a task."""
+    flow = AsyncClientContext.get()
+    if flow is None or SyncClientContext.get() is not None:
+        yield
+        return
+    with _lock:
+        if (shared := _clients.get(flow.client)) is None:
+            shared = _clients[flow.client] = SyncClientContext()
+            shared.client.__enter__()
+            weakref.finalize(flow.client, shared.client.__exit__, None, None, None)
+    token = SyncClientContext.__var__.set(shared)
+    try:
+        yield
+    finally:
+        SyncClientContext.__var__.reset(token)

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextvars import ContextVar, copy_context
-from queue import SimpleQueue
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from prefect import Task
@@ -25,9 +23,9 @@ from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import log_message
-from executor_adapter.prefect.engine.base import FORBIDDEN, INTERRUPT_TIMEOUT
+from executor_adapter.prefect.engine.engine import FORBIDDEN, INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun, driving, is_driven
-from executor_adapter.prefect.engine.waiting import await_result, is_done_within, wait_until_done
+from executor_adapter.prefect.engine.threads import result_of, run_in_thread
 
 RetryCondition = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 
@@ -59,57 +57,30 @@ class TaskWorkerJob:
         self.task, self.task_run, self._parameters = task, context.task_run, context.parameters
         self.has_ended = False
         self._job_run = JobRun(task, options)
-        self._messages: SimpleQueue[Any] = SimpleQueue()
         self._attempts = 0
 
     def run(self) -> Any:
         """Run one attempt and block until it has ended; return its value or raise its error."""
+        log = functools.partial(log_message, get_run_logger(), log_prints=should_log_prints(self.task))
+        self._attempts += 1
         with driving(self.task):
             try:
-                for step in self._steps_to_slot(lambda topic, content: self._messages.put((topic, content))):
-                    step.result()
-                future = self._job_run.attempt(self.task_run)
-                future.add_done_callback(self._messages.put)
-                log = _log_of_run(self.task)
-                for topic, content in iter(self._messages.get, future):
-                    log(topic, content)
-                return self._record_value(self._job_run.result_of(future))
+                if self._attempts == 1:
+                    self._job_run.open(self.task_run, self._parameters)
+                elif (slot := self._job_run.ask_for_retry()) is not None:
+                    slot.result()
+                return self._record_value(self._job_run.attempt(self.task_run, log))
             except Exception as error:
                 self._record_error(error)
                 raise
 
     async def arun(self) -> Any:
-        """Do the same as `run` without blocking the event loop; when cancelled, return once the attempt is dead."""
-        loop, log = asyncio.get_running_loop(), _log_of_run(self.task)
-        with driving(self.task):
-            context = copy_context()
+        """Do what `run` does in a thread, and await it; when cancelled, return once the attempt is dead."""
+        return await result_of(run_in_thread(self.run), self._interrupt, INTERRUPT_TIMEOUT)
 
-            def on_message(topic: str, content: Any) -> None:
-                loop.call_soon_threadsafe(log, topic, content, context=context)
-
-            try:
-                for step in self._steps_to_slot(on_message):
-                    await await_result(step)
-                future = self._job_run.attempt(self.task_run)
-                await wait_until_done(future)
-                return self._record_value(self._job_run.result_of(future))
-            except Exception as error:
-                self._record_error(error)
-                raise
-            except BaseException as error:
-                await self._interrupt(error)
-                raise
-
-    def _steps_to_slot(self, on_message: Callable[[str, Any], None]) -> Iterator[Future[None]]:
-        """Yield the futures to wait for, one after the other, before an attempt may start."""
-        self._attempts += 1
-        if self._attempts == 1:
-            yield self._job_run.open(self.task_run, self._parameters, on_message)
-            return
-        due = self._job_run.take_retry_due()
-        assert due is not None, "a further attempt follows a decision to retry"
-        yield due
-        yield self._job_run.acquire_slot()
+    def _interrupt(self, cause: BaseException) -> None:
+        self._job_run.interrupt(cause)
+        self.close()
 
     def may_retry(self, state: State[Any], ask_own: Callable[[], bool | Awaitable[bool]]) -> bool | Awaitable[bool]:
         """Return whether another attempt follows the one that ended in `state`.
@@ -155,12 +126,6 @@ class TaskWorkerJob:
         driver = self._job_run.driver
         return self.task.retries if driver is None else driver.job.policy.retry_attempts
 
-    async def _interrupt(self, error: BaseException) -> None:
-        running = self._job_run.interrupt(error)
-        self.close()
-        if running is not None:
-            await is_done_within(running, INTERRUPT_TIMEOUT, shield=True)
-
     def _end(self, state: State[Any]) -> None:
         self._job_run.settle(state)
         self.close()
@@ -170,11 +135,6 @@ class TaskWorkerJob:
         if not self.has_ended:
             self.has_ended = True
             self._job_run.close()
-
-
-def _log_of_run(task: Task[..., Any]) -> Callable[[str, Any], None]:
-    """Return what passes on the messages of the function of the task run around the caller."""
-    return functools.partial(log_message, get_run_logger(), log_prints=should_log_prints(task))
 
 
 _current_job: ContextVar[TaskWorkerJob | None] = ContextVar("current_job", default=None)

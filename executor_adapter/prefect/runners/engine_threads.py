@@ -30,7 +30,7 @@ from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.pools import current_slot_loan, lend_slot
 from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, cancelled_runs, watch_flow_run
-from executor_adapter.prefect.engine.base import raise_if_suspended
+from executor_adapter.prefect.engine.engine import raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run

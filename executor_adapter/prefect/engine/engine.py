@@ -1,0 +1,359 @@
+"""JobEngine: Prefect's task engine, driving one job from a thread that may block.
+
+Prefect's engine keeps what it does well: inputs, caching, transactions, hooks, results, tags and their limits, and the
+order of states. The subclass here overrides public methods only, for what a job does differently: it starts when the
+executor has a slot, its attempts run there, `retry.decide` decides on retries, a waiting retry holds no slot, and
+final states are named by the table in `mirror.states`.
+
+Failures are raised, never returned as a State: a returned failure would not raise when the task is called directly,
+and a returned Crashed would be committed to the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Self, cast
+
+from opentelemetry import trace
+from prefect.cache_policies import CachePolicy
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import State
+from prefect.concurrency.context import ConcurrencyContext
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.loggers import task_run_logger
+from prefect.results import (  # type: ignore[attr-defined]  # Prefect exports these from there on purpose.
+    ResultRecord,
+    get_result_store,
+    should_persist_result,
+)
+from prefect.settings import get_current_settings
+from prefect.states import Completed
+from prefect.task_engine import SyncTaskRunEngine
+from prefect.transactions import BaseTransaction, IsolationLevel, Transaction, get_transaction, transaction
+from prefect.types import DateTime
+from prefect.utilities.asyncutils import run_coro_as_sync
+from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result, should_log_prints
+
+from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.exceptions.display import repr_of
+from executor_adapter.job import RetryDecision
+from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
+from executor_adapter.prefect.engine.job_run import JobRun
+from executor_adapter.prefect.engine.new_states import now_like, running
+from executor_adapter.prefect.engine.results import as_record, is_surely_absent, with_known_source
+from executor_adapter.prefect.mirror.events import is_final
+from executor_adapter.prefect.mirror.runs import TaskRunReporter
+from executor_adapter.prefect.mirror.states import retrying
+from executor_adapter.prefect.reporting.events import flush_events
+from executor_adapter.worker.facts import facts_of
+
+TIMESTAMP_STEP = timedelta(microseconds=1)
+
+IMMEDIATE_RETRY_TIMEOUT = 1.0
+"""Seconds within which a retry without a delay must have its slot to skip AwaitingRetry, as Prefect's retries do."""
+
+INTERRUPT_TIMEOUT = 15.0
+"""Seconds for which an interrupted engine waits for its job to be dead; longer than the executor's kill_grace."""
+
+FORBIDDEN = RetryDecision(retry=False, reason="its retry_condition_fn returned False")
+
+
+def raise_if_suspended() -> None:
+    """Leave the flow if its flow run was suspended meanwhile, as Prefect's engines do after each task.
+
+    Raises:
+        Pause: it was.
+    """
+    request = getattr(FlowRunContext.get(), "flow_run_suspension_request", None)
+    if request is not None:  # Only newer Prefects have it in a flow run's context.
+        request.raise_if_requested()
+
+
+@dataclass(kw_only=True)
+class JobEngine(SyncTaskRunEngine[..., Any]):
+    """Drives one job, of a function or of a coroutine function: that runs in the executor, so its engine may block."""
+
+    job_run: JobRun
+
+    # --- the beginning ---
+
+    def begin_run(self) -> None:
+        """Wait for a slot; the task run is Pending until it has one."""
+        assert self.task_run is not None, "the engine makes the task run before it begins"
+        try:
+            self.job_run.open(self.task_run, self.parameters or {})
+            self.job_run.notify_started()
+        except Exception as error:
+            self.handle_exception(self.job_run.refuse(error))
+            return
+        if self.job_run.reporter is None:
+            super().begin_run()
+            return
+        state = self.set_state(self._first_state())
+        self.call_hooks(state)
+
+    def _first_state(self) -> State[Any]:
+        """Return the Running state of a first attempt, and note in the task run that it begins."""
+        assert self.task_run is not None, "only a task run begins"
+        state, flow = running(), FlowRunContext.get()
+        self.task_run.start_time = cast(DateTime, state.timestamp)
+        if flow is not None and flow.flow_run is not None:
+            self.task_run.flow_run_run_count = flow.flow_run.run_count
+        return state
+
+    # --- contexts ---
+
+    @contextlib.contextmanager
+    def setup_run_context(self, client: SyncPrefectClient | None = None) -> Iterator[None]:
+        """Set up the task run's context. Within a flow nothing of it has to be validated or looked up again."""
+        if FlowRunContext.get() is None or should_log_prints(self.task):
+            with super().setup_run_context(client):
+                yield
+            return
+        assert self.task_run is not None, "only a task run has a context"
+        with self._context_in_flow(client or self.client), ConcurrencyContext():
+            logger: Any = task_run_logger(task_run=self.task_run, task=self.task)
+            self.logger = logger
+            yield
+
+    def _context_in_flow(self, client: SyncPrefectClient) -> TaskRunContext:
+        store: Any = get_result_store()
+        persist = self.task.persist_result
+        if persist is None:
+            persist = get_current_settings().tasks.default_persist_result
+        fields: dict[str, Any] = {
+            "task": self.task,
+            "task_run": self.task_run,
+            "parameters": self.parameters,
+            "client": client,
+            "result_store": store.update_for_task(self.task, _sync=True),
+            "log_prints": False,
+            "persist_result": should_persist_result() if persist is None else persist,
+            "start_time": now_like(self.state.timestamp),
+            "input_keyset": None,
+        }
+        return TaskRunContext.model_construct(**fields)
+
+    @contextlib.contextmanager
+    def run_context(self) -> Iterator[Self]:
+        """Set up the context of an attempt, without Prefect's timer: `timeout_seconds` is a limit of the job."""
+        context = TaskRunContext.get()
+        assert context is not None, "an engine that runs has a context"
+        update = {"start_time": now_like(context.start_time), "parameters": self.parameters}
+        with context.model_copy(update=update), ConcurrencyContext():
+            try:
+                yield self
+            except TimeoutError as error:
+                self.handle_timeout(error)
+            except Exception as error:
+                self.handle_exception(error)
+
+    # --- results ---
+
+    @contextlib.contextmanager
+    def transaction_context(self) -> Iterator[Transaction]:
+        """Open the task run's transaction, without a search for a record that is surely absent."""
+        policy, store, key = self.task.cache_policy, get_result_store(), self.compute_transaction_key()
+        level = policy.isolation_level if isinstance(policy, CachePolicy) else None
+        isolation = None if level is None else IsolationLevel(level)
+        refresh = self.task.refresh_cache
+        overwrites = get_current_settings().tasks.refresh_cache if refresh is None else refresh
+        # A transaction that is serializable, which may be so because its parent is, looks once it has the lock.
+        takes_lock = isolation is IsolationLevel.SERIALIZABLE or get_transaction() is not None
+        is_absent = key is not None and not takes_lock and is_surely_absent(store, key)
+        with transaction(
+            key=key,
+            store=store,
+            overwrite=is_absent or overwrites,
+            logger=self.logger,
+            write_on_commit=should_persist_result(),
+            isolation_level=isolation,
+        ) as opened:
+            opened.overwrite = overwrites
+            yield opened
+
+    def compute_transaction_key(self) -> str | None:
+        """Return the key of the task run's result; None if it has none."""
+        policy, context, flow = self.task.cache_policy, TaskRunContext.get(), FlowRunContext.get()
+        known = with_known_source(policy) if isinstance(policy, CachePolicy) and context is not None else None
+        if known is None or context is None:
+            return super().compute_transaction_key()
+        parameters = flow.parameters if flow is not None else None
+        try:
+            return known.compute_key(context, self.parameters or {}, parameters or {})
+        except Exception:
+            return super().compute_transaction_key()  # It fails again, and logs why.
+
+    def _in_record(self, result: Any, transaction: BaseTransaction) -> Any:
+        """Return the record of a function's value, or the value itself where Prefect has to make the record."""
+        if self.task.cache_expiration is not None or self.task.result_storage_key is not None:
+            return result
+        return as_record(result, get_result_store(), transaction.key)
+
+    # --- attempts ---
+
+    def call_task_fn(self, transaction: Transaction) -> Any:
+        """Run one attempt and return its value; a cached result needs no attempt."""
+        if self.job_run.refusal is not None:
+            raise self.job_run.refusal
+        result = transaction.read() if transaction.is_committed() else self._attempt()
+        self.job_run.value = result
+        self.handle_success(self._in_record(result, transaction), transaction=transaction)
+        return result
+
+    def _attempt(self) -> Any:
+        assert self.task_run is not None, "only a task run has attempts"
+        log = functools.partial(log_message, self.logger, log_prints=should_log_prints(self.task))
+        return self.job_run.attempt(self.task_run, log)
+
+    # --- retries ---
+
+    def handle_retry(self, exc_or_state: Exception | State[Any]) -> bool:
+        """Return whether another attempt follows; the task run then waits for it."""
+        decision = self.job_run.decide(exc_or_state)
+        if decision.retry and not self.can_retry(exc_or_state):
+            decision = FORBIDDEN
+        self._log_failure(exc_or_state, decision)
+        if not decision.retry:
+            self.job_run.set_failure(exc_or_state)
+            return False
+        awaiting = self.job_run.start_retry(decision)
+        self.retries += 1
+        if awaiting is not None:
+            self.set_state(awaiting, force=True)
+        return True
+
+    def _log_failure(self, failure: BaseException | State[Any], decision: RetryDecision) -> None:
+        """Log how the attempt ended and what follows."""
+        if isinstance(failure, JobCancelledError) and not decision.retry:
+            self.logger.warning("Job cancelled: %s", failure)
+            return
+        # The words are those of Prefect's own logs.
+        last = "Retries are exhausted: " if not decision.retry and 0 < self.task.retries <= self.retries else ""
+        log_failed_attempt(
+            self.logger,
+            repr_of(failure) if isinstance(failure, BaseException) else repr(failure),
+            facts_of(failure) if isinstance(failure, BaseException) else None,
+            delay=decision.delay if decision.retry else None,
+            reason=f" ({last}{decision.reason})",
+        )
+
+    def wait_until_ready(self) -> None:
+        """Wait until a retry is due, then for its slot."""
+        try:
+            if (slot := self.job_run.ask_for_retry()) is None:
+                return
+            skipped = self.job_run.skipped_state
+            if skipped is not None and not concurrent.futures.wait([slot], IMMEDIATE_RETRY_TIMEOUT).done:
+                self.set_state(skipped, force=True)
+            slot.result()
+        except Exception as error:
+            self.job_run.refuse(error)  # Raised by call_task_fn, where the engine expects errors.
+            return
+        self.set_state(retrying(self.job_run.skipped_state), force=True)
+        self.call_hooks()
+
+    # --- states ---
+
+    def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        """Enter `state`, named by the table of states; a final state settles the job."""
+        named, reporter = self.job_run.name_failure(state), self.job_run.reporter
+        entered = self._enter(named, reporter) if reporter else super().set_state(named, force=force)
+        if self.task_run is not None and _is_final(entered):
+            self.job_run.settle(entered)
+        return entered
+
+    def _enter(self, state: State[Any], reporter: TaskRunReporter) -> State[Any]:
+        """Enter `state` as `set_state` of Prefect's engines does, and report it through the mirror.
+
+        Prefect's own method would send one event for each state, which costs several times as much, does not wait for
+        the server and does not learn whether the event was recorded.
+        """
+        assert self.task_run is not None, "only a task run enters states"
+        run, last = self.task_run, self.state
+        # The server accepts only states newer than the last one, and the clock may have been set back.
+        if state.timestamp <= last.timestamp:
+            state.timestamp = last.timestamp + TIMESTAMP_STEP
+        state.state_details.task_run_id, state.state_details.flow_run_id = run.id, run.flow_run_id
+        run.state, run.state_id, run.state_type, run.state_name = state, state.id, state.type, state.name
+        if last.is_running():
+            run.total_run_time += datetime.__sub__(state.timestamp, last.timestamp)  # Pendulum's is 200 times slower.
+        if state.is_running():
+            run.run_count += 1
+        if state.is_final():
+            if run.end_time is None:  # Of a task run that was cancelled while queued too: Prefect leaves it without.
+                run.end_time = cast(DateTime, state.timestamp)
+            data: Any = state.data
+            value = data.result if isinstance(data, ResultRecord) else data
+            if type(value) not in UNTRACKABLE_TYPES:  # Of these it links none, which takes it a while to find out.
+                link_state_to_task_run_result(state, value)
+        reporter.report(run, state, last)
+        if get_current_settings().cloud.enable_orchestration_telemetry:
+            trace.get_current_span().add_event(state.name or state.type.value, _span_attributes(state))
+        return state
+
+    def call_hooks(self, state: State[Any] | None = None) -> None:
+        """Call the hooks for `state`; `on_failure` is called for Crashed and OutOfMemory too.
+
+        Prefect calls it for FAILED states only, because in Prefect a crash ends the engine as well. Here the engine
+        survives, and those who are notified of failures need to know of crashes.
+        """
+        entered = state or self.state
+        if not entered.is_crashed():
+            super().call_hooks(state)
+            return
+        assert self.task_run is not None, "only a task run enters states"
+        for hook in self.task.on_failure_hooks:
+            try:
+                result = hook(self.task, self.task_run, entered)
+                if asyncio.iscoroutine(result):
+                    run_coro_as_sync(result)
+            except Exception:
+                self.logger.exception("An error was encountered while running hook %r", hook)
+
+    def handle_rollback(self, txn: Transaction) -> None:
+        """Report that the transaction which the task run belongs to was rolled back."""
+        if self.job_run.reporter is None:
+            super().handle_rollback(txn)
+            return
+        assert self.task_run is not None, "only a task run is rolled back"
+        rolled_back: State[Any] = Completed(name="RolledBack", message="Task rolled back as part of transaction")
+        self.job_run.reporter.report(self.task_run, rolled_back, self.state)
+
+    # --- the end ---
+
+    def handle_crash(self, exc: BaseException) -> None:
+        """End the job and record it as Cancelled: the engine was interrupted, by a signal for example."""
+        running = self.job_run.interrupt(exc)
+        if running is not None:
+            concurrent.futures.wait([running], timeout=INTERRUPT_TIMEOUT)
+        super().handle_crash(exc)
+        if self.job_run.reporter is not None:  # A signal may be about to end the process.
+            self.job_run.reporter.flush()
+        else:
+            flush_events()
+
+    def is_unfinished(self) -> bool:
+        """Return whether the task run exists without a final state: an error of the engine must not leave it so."""
+        return self.task_run is not None and not _is_final(self.state)
+
+
+def _is_final(state: State[Any]) -> bool:
+    """Return whether a task run stays in `state`."""
+    return is_final(state.type.value, state.name or "")
+
+
+def _span_attributes(state: State[Any]) -> dict[str, str]:
+    """Return the attributes that Prefect's engines give the event of a state in the task run's span."""
+    return {
+        "prefect.state.message": state.message or "",
+        "prefect.state.type": state.type.value,
+        "prefect.state.name": state.name or state.type.value,
+        "prefect.state.id": str(state.id),
+    }

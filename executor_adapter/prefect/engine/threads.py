@@ -1,0 +1,64 @@
+"""Runs what blocks on a thread of its own, and waits for it in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+def run_in_thread(function: Callable[[], T]) -> Future[T]:
+    """Call `function` on a new thread, in a copy of the caller's context; the future gives what it returns."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(function))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="task-engine").start()
+    return future
+
+
+async def result_of(future: Future[T], on_cancel: Callable[[BaseException], object], patience: float) -> T:
+    """Return the result of `future` once it is done, or raise its error.
+
+    When the caller is cancelled, `on_cancel(error)` is called, which must end what the future stands for. That is then
+    waited for, at most `patience` seconds, however often the caller is cancelled meanwhile.
+    """
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def notify(_: Future[T]) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed, so no caller waits any more.
+            loop.call_soon_threadsafe(done.set)
+
+    future.add_done_callback(notify)
+    try:
+        await done.wait()
+    except BaseException as error:
+        on_cancel(error)
+        if isinstance(error, asyncio.CancelledError):
+            await _wait_out(done, patience)
+        raise
+    return future.result()
+
+
+async def _wait_out(done: asyncio.Event, patience: float) -> None:
+    """Wait for the event, at most `patience` seconds, even if the caller is cancelled again."""
+    until = time.monotonic() + patience
+    while not done.is_set() and (left := until - time.monotonic()) > 0:
+        # A scope of anyio that is cancelled cancels at each turn of the loop, but not what is shielded.
+        with contextlib.suppress(asyncio.CancelledError), anyio.move_on_after(left, shield=True):
+            await done.wait()
