@@ -27,18 +27,6 @@ ADDED_STEPS = {
 """Steps of our loop that Prefect's does not have, with the reason."""
 
 LEFT_OUT: dict[str, dict[str, str]] = {
-    "compute_transaction_key": {
-        "ValueError": "Prefect computes the key where there is no context",
-        "exception": "Prefect computes the key again where that fails, and logs why",
-        "_format_user_supplied_storage_key": "Prefect computes the key of a task without a cache policy",
-    },
-    "begin_run": {
-        "Running": "made by `new_states.running`",
-        "is_pending": "no server rejects a state that the mirror reports",
-        "is_paused": "the same",
-        "clamped_poisson_interval": "the same",
-        "sleep": "the same",
-    },
     "setup_run_context": {
         "ValueError": "an assertion",
         "ExitStack": "there are always the same contexts",

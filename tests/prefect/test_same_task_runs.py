@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
-from uuid import uuid4
 
 import pytest
 from prefect import flow, tags, task
-from prefect.cache_policies import DEFAULT, INPUTS, NO_CACHE, RUN_ID, TASK_SOURCE, CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.filesystems import LocalFileSystem
 from prefect.futures import wait
 from prefect.results import ResultRecord, ResultStore  # type: ignore[attr-defined]  # They are meant to be used.
-from prefect.states import Completed, Running
+from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from executor_adapter.prefect import JobTaskRunner
-from executor_adapter.prefect.engine.new_states import running
-from executor_adapter.prefect.engine.results import as_record, is_surely_absent, with_known_source
+from executor_adapter.prefect.engine.results import as_record, is_surely_absent
 
 VARYING = {
     *{"id", "dynamic_key", "name", "state_id", "state", "created", "updated", "expected_start_time", "start_time"},
@@ -152,20 +148,6 @@ def test_attributes_that_a_task_gets_later_are_in_its_later_runs() -> None:
     assert (second.name[:5], second.empirical_policy.retries, second.tags) == ("after", 2, ["late"])
 
 
-def test_a_copied_state_is_one_of_prefects_with_an_id_and_a_time_of_its_own() -> None:
-    """Two Running states differ from each other and from Prefect's in their ids and times alone."""
-    first, second, prefects = running(), running(), Running()
-    assert len({first.id, second.id, prefects.id}) == 3
-    assert first.state_details is not second.state_details
-    assert (type(first.id), type(first.timestamp)) == (type(prefects.id), type(prefects.timestamp))
-    assert first.timestamp <= second.timestamp <= prefects.timestamp
-    assert first.timestamp.tzinfo == prefects.timestamp.tzinfo
-    varying = {"id", "timestamp"}
-    assert first.model_dump(exclude=varying) == prefects.model_dump(exclude=varying)
-    assert first.model_dump_json(exclude=varying) == prefects.model_dump_json(exclude=varying)
-    assert first.model_fields_set >= prefects.model_fields_set
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> ResultStore:
     """A result store in a folder that is reached by a link."""
@@ -199,17 +181,3 @@ def test_values_that_mean_a_state_are_left_to_prefect(store: ResultStore) -> Non
     states = [Completed(), Completed()]
     assert as_record(states, store, "a") is states
     assert as_record(states[0], store, "a") is states[0]
-
-
-@pytest.mark.parametrize("policy", [DEFAULT, TASK_SOURCE + INPUTS, INPUTS + RUN_ID, TASK_SOURCE, NO_CACHE])
-def test_a_key_is_the_one_that_prefect_computes(policy: CachePolicy) -> None:
-    """A cache policy that combines others gives the key of Prefect's, for each task its own."""
-    keys = set()
-    for each in (value, with_options):
-        run = TaskRun(task_key="key", dynamic_key="0", flow_run_id=uuid4())
-        context: Any = SimpleNamespace(task=each, task_run=run)
-        known = with_known_source(policy) or policy
-        keys.add(known.compute_key(context, {"given": 1}, {}))
-        assert known.compute_key(context, {"given": 1}, {}) == policy.compute_key(context, {"given": 1}, {})
-    assert (with_known_source(policy) is not None) == (policy is DEFAULT or policy == TASK_SOURCE + INPUTS)
-    assert len(keys) == (2 if policy in (DEFAULT, TASK_SOURCE + INPUTS, INPUTS + RUN_ID, TASK_SOURCE) else 1)

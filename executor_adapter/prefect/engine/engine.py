@@ -17,8 +17,8 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Self, cast
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self, TypeVar, cast
 
 from opentelemetry import trace
 from prefect.cache_policies import CachePolicy
@@ -45,13 +45,14 @@ from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.new_states import now_like, running
-from executor_adapter.prefect.engine.results import as_record, is_surely_absent, with_known_source
+from executor_adapter.prefect.engine.results import as_record, is_surely_absent
 from executor_adapter.prefect.mirror.events import is_final
 from executor_adapter.prefect.mirror.runs import TaskRunReporter
 from executor_adapter.prefect.mirror.states import retrying
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.worker.facts import facts_of
+
+Time = TypeVar("Time", bound=datetime)
 
 TIMESTAMP_STEP = timedelta(microseconds=1)
 
@@ -92,20 +93,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
         except Exception as error:
             self.handle_exception(self.job_run.refuse(error))
             return
-        if self.job_run.reporter is None:
-            super().begin_run()
-            return
-        state = self.set_state(self._first_state())
-        self.call_hooks(state)
-
-    def _first_state(self) -> State[Any]:
-        """Return the Running state of a first attempt, and note in the task run that it begins."""
-        assert self.task_run is not None, "only a task run begins"
-        state, flow = running(), FlowRunContext.get()
-        self.task_run.start_time = cast(DateTime, state.timestamp)
-        if flow is not None and flow.flow_run is not None:
-            self.task_run.flow_run_run_count = flow.flow_run.run_count
-        return state
+        super().begin_run()
 
     # --- contexts ---
 
@@ -135,7 +123,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
             "result_store": store.update_for_task(self.task, _sync=True),
             "log_prints": False,
             "persist_result": should_persist_result() if persist is None else persist,
-            "start_time": now_like(self.state.timestamp),
+            "start_time": _now_like(self.state.timestamp),
             "input_keyset": None,
         }
         return TaskRunContext.model_construct(**fields)
@@ -145,7 +133,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
         """Set up the context of an attempt, without Prefect's timer: `timeout_seconds` is a limit of the job."""
         context = TaskRunContext.get()
         assert context is not None, "an engine that runs has a context"
-        update = {"start_time": now_like(context.start_time), "parameters": self.parameters}
+        update = {"start_time": _now_like(context.start_time), "parameters": self.parameters}
         with context.model_copy(update=update), ConcurrencyContext():
             try:
                 yield self
@@ -177,18 +165,6 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
         ) as opened:
             opened.overwrite = overwrites
             yield opened
-
-    def compute_transaction_key(self) -> str | None:
-        """Return the key of the task run's result; None if it has none."""
-        policy, context, flow = self.task.cache_policy, TaskRunContext.get(), FlowRunContext.get()
-        known = with_known_source(policy) if isinstance(policy, CachePolicy) and context is not None else None
-        if known is None or context is None:
-            return super().compute_transaction_key()
-        parameters = flow.parameters if flow is not None else None
-        try:
-            return known.compute_key(context, self.parameters or {}, parameters or {})
-        except Exception:
-            return super().compute_transaction_key()  # It fails again, and logs why.
 
     def _in_record(self, result: Any, transaction: BaseTransaction) -> Any:
         """Return the record of a function's value, or the value itself where Prefect has to make the record."""
@@ -357,3 +333,11 @@ def _span_attributes(state: State[Any]) -> dict[str, str]:
         "prefect.state.name": state.name or state.type.value,
         "prefect.state.id": str(state.id),
     }
+
+
+def _now_like(sample: Time) -> Time:
+    """Return the time now, in UTC, of the class that Prefect has given `sample`."""
+    now = datetime.now(UTC)
+    return type(sample)(
+        now.year, now.month, now.day, now.hour, now.minute, now.second, now.microsecond, tzinfo=sample.tzinfo
+    )

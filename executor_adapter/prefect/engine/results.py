@@ -1,52 +1,22 @@
-"""The keys and records of results as Prefect makes them, without what it computes again for each task run.
+"""The records of results as Prefect makes them, without the paths that it resolves again for each task run.
 
-**Paths.** Prefect resolves the path of a result's file, and the folder of all results, several times a task run, each
-with a call of the system for each part of the path: a sixth of all that a task costs. Where the folder is known, and
-the key is a plain name as Prefect's keys are, the path follows from both.
-
-**Keys.** Of a cache policy that combines others, the part for the task's source is the same for all its runs.
+Prefect resolves the path of a result's file, and the folder of all results, several times a task run, each with a call
+of the system for each part of the path: a sixth of all that a task costs. Where the folder is known, and the key is a
+plain name as Prefect's keys are, the path follows from both.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
-from prefect.cache_policies import CachePolicy, CompoundCachePolicy, TaskSource
 from prefect.client.schemas.objects import State
 from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultRecord, ResultRecordMetadata, ResultStore  # type: ignore[attr-defined]
 from prefect.states import is_state_iterable
-from prefect.utilities.hashing import hash_objects
-
-
-@dataclasses.dataclass
-class KnownSource(TaskSource):
-    """Computes the key of TaskSource once for each source."""
-
-    def compute_key(self, task_ctx: Any, inputs: Any, flow_parameters: Any, **kwargs: Any) -> str | None:
-        """Return the key of TaskSource."""
-        source = getattr(task_ctx.task, "source_code", None)
-        if source is None:
-            return super().compute_key(task_ctx, inputs, flow_parameters, **kwargs)
-        return _hash_of(source)
-
-
-@functools.lru_cache(maxsize=256)
-def _hash_of(source: str) -> str | None:
-    return hash_objects(source, raise_on_failure=True)
-
-
-def with_known_source(policy: CachePolicy) -> CachePolicy | None:
-    """Return a policy that computes the keys of `policy` with less work; None if there is none."""
-    if type(policy) is not CompoundCachePolicy or not any(type(each) is TaskSource for each in policy.policies):
-        return None
-    parts = [KnownSource() if type(each) is TaskSource else each for each in policy.policies]
-    return CompoundCachePolicy(policies=parts)
 
 
 def as_record(value: Any, store: ResultStore, key: str | None) -> Any:
