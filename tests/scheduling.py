@@ -31,7 +31,8 @@ ALONE = TESTS / "test_real_time.py"
 """Runs after all others, in one process, with nothing beside it."""
 
 IMPORTS_PREFECT = re.compile(
-    r"^\s*(from|import) (prefect|executor_adapter\.prefect|tests\.prefect|tests\.shared_server|flows)\b", re.MULTILINE
+    r"^\s*(from|import) (prefect|flows|executor_adapter\.(prefect|pipeline\.flows)|tests\.(prefect|shared_server))\b",
+    re.MULTILINE,
 )
 IMPORTS_OF_TESTS = re.compile(r"^from (tests\.[\w.]+) import (\w+)", re.MULTILINE)
 
