@@ -11,6 +11,7 @@ import pyarrow as pa
 from pandas.api.types import is_integer_dtype, is_string_dtype
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.text_rows import REASON, ROW
 
 MAX_VALUE = 60
@@ -111,4 +112,4 @@ def _shown(value: Any) -> str:
 
 
 def _error(message: str) -> DataProcessingException:
-    return DataProcessingException(f"check: {message}", error_code="DATA_ERROR", processing_stage="check")
+    return rows_error(f"check: {message}", "check")

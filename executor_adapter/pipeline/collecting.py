@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from executor_adapter.config import FilesTool, FileTable, FunctionTool, RestTool, SqlTool, Tool
+from executor_adapter.config import FilesTool, FileTable, FunctionTool, RestTool, SqlTool
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
@@ -20,7 +20,7 @@ from executor_adapter.pipeline.sources.files import find_files, land_file
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of
 from executor_adapter.pipeline.sources.reading import read_texts
 from executor_adapter.pipeline.storing import Collected, store_landing
-from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.tables import PARENT_ID, ConfiguredTable
 from executor_adapter.pipeline.text_rows import connected
 
 SETTLE_TIME = 3600.0
@@ -29,8 +29,6 @@ MAX_WHOLE = 64 << 20
 """Bytes of a file of which the beginning alone cannot be read, at most: of a larger one no sample is read."""
 BY_LINE = (".csv", ".tsv", ".txt", ".ndjson", ".jsonl")
 """How the names of files end of which the beginning alone can be read."""
-PARENT_ID = "parent_id"
-"""The column of a resource with `for_each`: the id for which an object was asked."""
 
 
 def find_windows(
@@ -66,23 +64,13 @@ def find_windows(
 
 
 def land(
-    root: Path,
-    tool_name: str,
-    tool: Tool,
-    table: str,
-    window: Window,
-    *,
-    known_parents: Collection[str] = (),
-    is_over: bool = False,
+    table: ConfiguredTable, window: Window, *, known_parents: Collection[str] = (), is_over: bool = False
 ) -> Landing:
-    """Land one window of a table of a tool, whatever its source is; the body of a job in a thread.
+    """Land one window of a table, whatever its source is; the body of a job in a thread.
 
     Args:
-        root: the folder of the lake.
-        tool_name: the name of the tool.
-        tool: one of the tools with a source.
-        table: the name of the table or resource.
-        window: the window; for files one of `find_files`.
+        table: the table, of a tool with a source.
+        window: the window, one of `find_windows`.
         known_parents: REST: ids of the resource that `for_each` names for which nothing is asked.
         is_over: REST: whether the window does not change any more: a landing that is there is returned, and the API is
             not asked again.
@@ -91,23 +79,24 @@ def land(
         DataCollectionException: see the source.
     """
     # Imported here, because a job needs one source, and each has libraries of its own.
-    match tool:
-        case FilesTool():
-            return land_file(root, tool_name, tool, table, window)
-        case RestTool():
+    match table.tool:
+        case FilesTool() as tool:
+            return land_file(table, tool, window)
+        case RestTool() as tool:
             from executor_adapter.pipeline.sources.rest.resource import land_resource
 
-            return land_resource(root, tool_name, tool, table, window, known_parents=known_parents, is_over=is_over)
-        case SqlTool():
+            return land_resource(table, tool, window, known_parents=known_parents, is_over=is_over)
+        case SqlTool() as tool:
             from executor_adapter.pipeline.sources.sql import land_query
 
-            return land_query(root, tool_name, tool, table, window)
-        case FunctionTool():
+            return land_query(table, tool, window)
+        case FunctionTool() as tool:
             from executor_adapter.pipeline.sources.functions import land_function
 
-            return land_function(root, tool_name, tool, table, window)
+            return land_function(table, tool, window)
         case _:
-            raise configuration_error(f"tools.{tool_name} has no source: set source to files, rest, sql or function")
+            said = f"tools.{table.tool_name} has no source: set source to files, rest, sql or function"
+            raise configuration_error(said)
 
 
 def collect_windows(table: ConfiguredTable, windows: Sequence[Window], *, again: bool = False) -> dict[str, Any]:
@@ -148,10 +137,7 @@ def collect_window(
     of_files = isinstance(table.tool, FilesTool)
     is_over = _note_of(table, table.name, window.name)
     landing = land(
-        table.lake,
-        table.tool_name,
-        table.tool,
-        table.name,
+        table,
         # A file is landed as a whole.
         replace(window, since=None, until=None) if of_files else window,
         known_parents=() if again or table.parent is None or table.is_whole else _known_parents(table, window),
@@ -187,7 +173,7 @@ def read_sample(table: ConfiguredTable) -> str:
         is_whole = isinstance(table.tool, FilesTool) and not window.name.endswith(BY_LINE)
         if is_whole and window.size > MAX_WHOLE:
             return f"{window.name} is there, and too large to be tried"
-        landing = land(aside.lake, table.tool_name, table.tool, table.name, replace(window, is_sample=not is_whole))
+        landing = land(aside, replace(window, is_sample=not is_whole))
         member = given.pop("member", None)
         loader, fit = Loader(connection, table.schema, **given), 0
         for text in read_texts(landing, table.format, lambda _: None, member):

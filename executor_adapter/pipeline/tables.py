@@ -31,6 +31,9 @@ from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable, is_expired
 from executor_adapter.pipeline.steps import Spec, Step, read_step
 
+PARENT_ID = "parent_id"
+"""The column of a resource with `for_each`: the id for which an object was asked."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConfiguredTable:

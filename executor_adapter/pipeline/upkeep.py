@@ -1,4 +1,7 @@
-"""What an operator asks of tables (how they are, what they lack, what was rejected), and what goes when it is old."""
+"""What an operator asks of tables: how they are, what they lack, what was rejected; and what goes when it is old.
+
+And what the tool's owner says that they hold, in sentences and a picture.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.pipeline.disk import TEMPORARY
+from executor_adapter.pipeline.disk import TEMPORARY, writing
+from executor_adapter.pipeline.importing import import_object
+from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.stored import remove_leftovers
 from executor_adapter.pipeline.lake.table import expire_windows, remove_windows, settle_windows
 from executor_adapter.pipeline.processing import balance
@@ -161,3 +167,37 @@ def clean_lake(root: Path, older_than: float) -> tuple[int, int]:
     for folder in landings:
         shutil.rmtree(folder, ignore_errors=True)
     return files, len(landings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What the function that a tool names as its `summary` returns; it is called with the tables by name."""
+
+    lines: Sequence[str] = ()
+    """Sentences for the report."""
+    png: bytes | None = None
+    """A picture for the report."""
+    title: str = "the picture"
+    """What the picture shows."""
+
+
+def summarise_tables(tool: str, tables: Sequence[ConfiguredTable], reference: str) -> dict[str, Any]:
+    """Return what the function `reference` says of the tables of a tool; the body of a job.
+
+    Returns:
+        `lines`; `title` and `png`: the path of the picture, or None.
+
+    Raises:
+        ConfigurationError: the function cannot be imported, or returns something else.
+    """
+    found = import_object(reference, "summary")({table.name: table for table in tables})
+    if not isinstance(found, Summary):
+        raise ConfigurationError(f"summary: {reference} returned {type(found).__name__}: return a Summary")
+    for line in found.lines:
+        log("%s", line)
+    path = None
+    if found.png is not None:
+        path = tables[0].lake / "reports" / tool / "summary.png"
+        with writing(path) as file:
+            file.write(found.png)
+    return {"lines": list(found.lines), "title": found.title, "png": None if path is None else str(path)}

@@ -187,7 +187,8 @@ def collect(source: Path, lake: Path, window: Window) -> Collected:
     """Land a file, and store its rows by month."""
     from executor_adapter.pipeline import land, store_landing
 
-    return store_landing(land(lake, "nyc", _tool(source), "flights", window), _table(source, lake))
+    table = _table(source, lake)
+    return store_landing(land(table, window), table)
 
 
 def process(source: Path, lake: Path, window: str) -> Processed:

@@ -9,7 +9,7 @@ import pytest
 
 from executor_adapter.config import RestTool
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline import Landing, Window
+from executor_adapter.pipeline import ConfiguredTable, Landing, Window
 from executor_adapter.pipeline.sources.reading import read_rows
 from executor_adapter.pipeline.sources.rest.resource import land_resource
 
@@ -23,7 +23,8 @@ def tool(url: str, *, resource: dict[str, Any] | None = None, **fields: Any) -> 
 
 
 def land(root: Path, described: RestTool, table: str = "items", window: Window = DAY, **more: Any) -> Landing:
-    return land_resource(root, "api", described, table, window, **more)
+    resource = ConfiguredTable(lake=root, tool_name="api", tool=described, name=table)
+    return land_resource(resource, described, window, **more)
 
 
 def rows(landing: Landing, described: RestTool, table: str = "items") -> list[dict[str, Any]]:

@@ -39,12 +39,16 @@ def names(described: FilesTool) -> list[str]:
 
 
 def land(lake: Path, described: FilesTool) -> list[Landing]:
-    return [land_file(lake, "tool", described, "t", window) for window in find_files(described, "t")]
+    return [land_one(lake, described, window) for window in find_files(described, "t")]
+
+
+def land_one(lake: Path, described: FilesTool, window: Window) -> Landing:
+    return land_file(ConfiguredTable(lake=lake, tool_name="tool", tool=described, name="t"), described, window)
 
 
 def failure(described: FilesTool, window: Window | None = None) -> DataCollectionException:
     with pytest.raises(DataCollectionException) as caught:
-        find_files(described, "t") if window is None else land_file(Path(), "tool", described, "t", window)
+        find_files(described, "t") if window is None else land_one(Path(), described, window)
     return caught.value
 
 

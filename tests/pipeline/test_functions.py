@@ -14,7 +14,7 @@ import pytest
 from executor_adapter.config import Format, FunctionTool
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException
-from executor_adapter.pipeline import Window, land
+from executor_adapter.pipeline import ConfiguredTable, Window, land
 from executor_adapter.pipeline.sources.reading import read_rows
 
 ALL = Window()
@@ -54,7 +54,7 @@ def collect(root: Path, name: str, window: Window = ALL, **arguments: Any) -> li
         batch_rows=2,
         tables={"t": {"function": function, "arguments": arguments}},  # type: ignore[dict-item]
     )
-    landing = land(root, "own", tool, "t", window)
+    landing = land(ConfiguredTable(lake=root, tool_name="own", tool=tool, name="t"), window)
     return [row for batch in read_rows(landing, Format(), lambda _: None) for row in batch.to_pylist()]
 
 

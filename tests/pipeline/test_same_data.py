@@ -73,7 +73,7 @@ def collected(tool: Tool, table: str, windows: list[Window], lake: Path) -> Lake
     """Land, read, divide and store the table, and return the checksums of the windows that it has in the lake."""
     described = ConfiguredTable(lake=lake, tool_name="nyc", tool=tool, name=table)
     for window in windows:
-        found = store_landing(land(lake, "nyc", tool, table, window), described)
+        found = store_landing(land(described, window), described)
         assert (found.status, found.rejected) == ("collected", 0)
     return {window: checksum(described.raw.read(window)) for window in described.raw.windows()}
 

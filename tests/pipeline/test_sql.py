@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from executor_adapter.config import Format, SqlTool
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException
-from executor_adapter.pipeline import Landing, Window, land
+from executor_adapter.pipeline import ConfiguredTable, Landing, Window, land
 from executor_adapter.pipeline.sources.reading import read_rows
 from tests.pipeline.databases import POSTGRESQL, database
 from tests.waiting import PATIENCE
@@ -48,7 +48,8 @@ class Shop:
         return SqlTool.model_validate({**described, "tables": {"orders": table | fields}})
 
     def land(self, window: Window = ALL, **fields: Any) -> Landing:
-        return land(self.root, "shop", self.tool(**fields), "orders", window)
+        table = ConfiguredTable(lake=self.root, tool_name="shop", tool=self.tool(**fields), name="orders")
+        return land(table, window)
 
     def rows(self, window: Window = ALL, **fields: Any) -> list[dict[str, Any]]:
         return rows_of(self.land(window, **fields))
@@ -183,8 +184,9 @@ def test_sqlite_says_what_is_wrong(tmp_path: Path) -> None:
 
 def land_from(root: Path, url: str, **fields: Any) -> DataCollectionException:
     described = {"source": "sql", "url": url, "tables": {"t": {"query": "SELECT 1"}}, **fields}
+    table = ConfiguredTable(lake=root, tool_name="db", tool=SqlTool.model_validate(described), name="t")
     with pytest.raises(DataCollectionException) as caught:
-        land(root, "db", SqlTool.model_validate(described), "t", Window())
+        land(table, Window())
     return caught.value
 
 
@@ -304,10 +306,11 @@ def test_a_large_table_needs_little_memory(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from executor_adapter.config import SqlTool\n"
-        "from executor_adapter.pipeline import Window, land\n"
+        "from executor_adapter.pipeline import ConfiguredTable, Window, land\n"
         "query = f'SELECT n, repeat(chr(120), 200) AS x FROM generate_series(1, {sys.argv[2]}) n'\n"
         f"tool = SqlTool(source='sql', url='{POSTGRESQL}', batch_rows=10000, tables={{'t': {{'query': query}}}})\n"
-        "print(land(Path(sys.argv[1]), 'db', tool, 't', Window()).rows)\n"
+        "table = ConfiguredTable(lake=Path(sys.argv[1]), tool_name='db', tool=tool, name='t')\n"
+        "print(land(table, Window()).rows)\n"
         "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])\n"
     )
     peaks = []

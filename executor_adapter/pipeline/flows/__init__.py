@@ -7,7 +7,6 @@
 | `maintenance.py` | the job tasks of maintenance |
 | `run.py` | one run: its executor, progress and report |
 | `report.py` | the lines on the terminal, the text of the report |
-| `summaries.py` | what a tool's owner says of its tables |
 | `command.py` | runs the pipeline from the command line |
 """
 
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.flows.entry import pipeline_flow as pipeline_flow
     from executor_adapter.pipeline.flows.entry import processing_flow as processing_flow
     from executor_adapter.pipeline.flows.run import JobsFailedError as JobsFailedError
-    from executor_adapter.pipeline.flows.summaries import Summary as Summary
+    from executor_adapter.pipeline.upkeep import Summary as Summary
 
 _NAMES = {
     ".command": "run_pipeline",
     ".entry": "ToolName collection_flow maintenance_flow pipeline_flow processing_flow",
     ".run": "JobsFailedError",
-    ".summaries": "Summary",
+    "executor_adapter.pipeline.upkeep": "Summary",
 }
 
 __getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

@@ -19,12 +19,11 @@ from prefect.events import emit_event
 from executor_adapter.config import FilesTool, Stage
 from executor_adapter.pipeline.collecting import collect_windows, find_windows
 from executor_adapter.pipeline.flows.run import Run, untagged
-from executor_adapter.pipeline.flows.summaries import summarise_tables
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.processing import process_windows, windows_to_process
 from executor_adapter.pipeline.sources.landing import Window
 from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables
-from executor_adapter.pipeline.upkeep import lateness, settle_table
+from executor_adapter.pipeline.upkeep import lateness, settle_table, summarise_tables
 from executor_adapter.prefect import job_task
 
 MAX_BYTES = 64 << 20

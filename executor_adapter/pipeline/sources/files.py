@@ -26,6 +26,7 @@ from executor_adapter.pipeline.disk import explained
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Window, find_landing, receiving
 from executor_adapter.pipeline.sources.unpacking import CHUNK
+from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.terminal import escaped
 
 UNFINISHED = (".part", ".tmp", ".filepart", ".crdownload")
@@ -54,25 +55,23 @@ def find_files(tool: FilesTool, table: str) -> list[Window]:
     return found
 
 
-def land_file(root: Path, tool_name: str, tool: FilesTool, table: str, window: Window) -> Landing:
+def land_file(table: ConfiguredTable, tool: FilesTool, window: Window) -> Landing:
     """Copy one file as it is into the landing, or return the landing that has it already.
 
     Args:
-        root: the folder of the lake.
-        tool_name: the name of the tool.
-        tool: where the files are.
         table: the table.
+        tool: where the files are.
         window: one of `find_files`.
 
     Raises:
         DataCollectionException: as `find_files`; CONFIGURATION_ERROR, it is not a file, or a link that leads out of the
             directory; DATA_ERROR, it is larger than `max_bytes`; COLLECTION_ERROR, it changed while it was copied.
     """
-    place = _Place(tool, tool.tables[table].file)
+    place = _Place(tool, tool.tables[table.name].file)
     origin = f"{place.shown_root}/{window.name}"
     with _explained(origin), place.opened(window.name) as (file, size, version):
         before = version()
-        existing = find_landing(root, tool_name, table, window)
+        existing = find_landing(table.lake, table.tool_name, table.name, window)
         # What was there before the newest content is not what is there again: it is newer now.
         if existing is not None and (
             existing.manifest.fingerprint == before or _has_content(file, size, existing.files[0])
@@ -82,7 +81,7 @@ def land_file(root: Path, tool_name: str, tool: FilesTool, table: str, window: W
         # A version that is too new does not tell the next one from it: then the content does.
         is_settled = not isinstance(file, BufferedReader) or time.time() - os.fstat(file.fileno()).st_mtime >= MIN_AGE
         fingerprint = before if is_settled else f"{before}, new"
-        with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
+        with receiving(table.lake, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver:
             receiver.restart()
             chunks = islice(_chunks(file, size, origin, tool.max_bytes), 1 if window.is_sample else None)
             receiver.add(_suffixes(window.name), chunks, origin=origin)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,20 +15,19 @@ from executor_adapter.config import FunctionTable, FunctionTool
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.sources.landing import Landing, Window, land_batches
+from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import as_text, batch_of, check_names, text_array
 
 
-def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, window: Window) -> Landing:
+def land_function(table: ConfiguredTable, tool: FunctionTool, window: Window) -> Landing:
     """Call the function of a table, and land the objects that it gives.
 
     The function returns an iterable of mappings, of lists of mappings (pages), or of Arrow tables and batches. A
     parameter `since` or `until` is given the bound of the window.
 
     Args:
-        root: the folder of the lake.
-        tool_name: the name of the tool.
-        tool: the tool.
         table: the table.
+        tool: its tool.
         window: the window.
 
     Raises:
@@ -37,11 +35,11 @@ def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, wi
         DataCollectionException: CONFIGURATION_ERROR, it is not a function; DATA_ERROR, it gives something else. Or what
             the function raises.
     """
-    described = tool.tables[table]
+    described = tool.tables[table.name]
     name = described.function
     batches = _batches(_call(described, window), name, tool.batch_rows)
     asked = [name, described.arguments, window.since, window.until]
-    return land_batches(root, tool_name, table, window, asked, batches, name)
+    return land_batches(table, window, asked, batches, name)
 
 
 def _call(described: FunctionTable, window: Window) -> Iterable[Any]:

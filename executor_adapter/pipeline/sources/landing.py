@@ -33,6 +33,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import explained, locked, sync_folder, writing
 from executor_adapter.pipeline.errors import data_error
 from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.worker import running_job
 
 RESUME_WITHIN = 3600.0
@@ -228,13 +229,11 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
 
 
 def land_batches(
-    root: Path, tool_name: str, table: str, window: Window, asked: Any, batches: Iterable[pa.RecordBatch], origin: str
+    table: ConfiguredTable, window: Window, asked: Any, batches: Iterable[pa.RecordBatch], origin: str
 ) -> Landing:
     """Land batches of text, a Parquet file each, for sources that give no bytes.
 
     Args:
-        root: the folder of the lake.
-        tool_name: the name of the tool.
         table: the table.
         window: the window.
         asked: what identifies the rows that were asked for, as JSON knows it.
@@ -242,7 +241,7 @@ def land_batches(
         origin: what they are of, for people.
     """
     fingerprint, done = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(), 0
-    with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
+    with receiving(table.lake, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver:
         receiver.restart()
         for batch in islice(batches, 1 if window.is_sample else None):
             buffer = io.BytesIO()
@@ -250,7 +249,7 @@ def land_batches(
             receiver.add(".parquet", [buffer.getvalue()], origin=origin, rows=batch.num_rows)
             done += batch.num_rows
             progress(done, None, "rows")
-    log("%s/%s %s: %d rows", tool_name, table, window.name, done)
+    log("%s %s: %d rows", table, window.name, done)
     return receiver.landing
 
 

@@ -9,7 +9,6 @@ import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +21,7 @@ from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.sources.landing import Landing, Window, land_batches
+from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import check_names, text_array
 
 _CONFIGURATION_ERRORS = (exc.ProgrammingError, exc.NoSuchModuleError)
@@ -43,28 +43,26 @@ _SQLITE_CODES = {"": "DATA_ERROR", "SQLITE_ERROR": "CONFIGURATION_ERROR"}
 """What SQLite calls operational, by its name: a text that is not UTF-8 has none; the rest, such as a lock, may pass."""
 
 
-def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Window) -> Landing:
+def land_query(table: ConfiguredTable, tool: SqlTool, window: Window) -> Landing:
     """Receive the rows of a table, or of a query, in a window.
 
     With a `cursor`, rows are those from `since` on and before `until`; those without a value in it belong to the window
     that has no `until`.
 
     Args:
-        root: the folder of the lake.
-        tool_name: the name of the tool.
-        tool: the database.
         table: the table.
+        tool: the database.
         window: the window.
 
     Raises:
         DataCollectionException: CONFIGURATION_ERROR, there is no such driver, database, table or column, or the user is
             refused; NETWORK_ERROR, the database does not answer.
     """
-    described = tool.tables[table]
+    described = tool.tables[table.name]
     asked = [tool.url, described.model_dump(mode="json", exclude=set(TableSettings.model_fields))]
     with _explained(tool), closing(_rows(tool, described, window)) as rows:
         name = described.table or "query"
-        return land_batches(root, tool_name, table, window, [*asked, window.since, window.until], rows, name)
+        return land_batches(table, window, [*asked, window.since, window.until], rows, name)
 
 
 def _engine(tool: SqlTool) -> sa.Engine:

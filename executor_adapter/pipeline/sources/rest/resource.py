@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,7 @@ from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_
 from executor_adapter.pipeline.sources.rest.client import ApiClient, RequestRate, bounded, shown
 from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
 from executor_adapter.pipeline.sources.unpacking import unpacked
-
-PARENT_ID = "parent_id"
-"""The column that `for_each` adds: the id for which an object was asked."""
+from executor_adapter.pipeline.tables import PARENT_ID, ConfiguredTable
 
 _BY_CONTENT_TYPE = {
     "application/json": "json",
@@ -39,10 +38,8 @@ _BY_CONTENT_TYPE = {
 
 
 def land_resource(
-    root: Path,
-    tool_name: str,
+    table: ConfiguredTable,
     tool: RestTool,
-    table: str,
     window: Window,
     *,
     known_parents: Collection[str] = (),
@@ -51,10 +48,8 @@ def land_resource(
     """Ask for all pages of a resource in a window, and return the landing that has them.
 
     Args:
-        root: the folder of the lake.
-        tool_name: the name of the tool, whose request rate is shared under it.
-        tool: the API; its `url` is set.
-        table: the name of the resource.
+        table: the table of the resource.
+        tool: the API; its `url` is set. Its request rate is shared under its name.
         window: the window; its bounds fill `{since}`, `{until}` and `{last}`.
         known_parents: ids of the resource that `for_each` names for which nothing is asked.
         is_over: whether the window does not change any more: a landing that is there is returned.
@@ -63,25 +58,22 @@ def land_resource(
         DataCollectionException: see `error_codes` for what an API answers; DATA_ERROR, an answer is not what the
             resource says; CONFIGURATION_ERROR, the settings do not fit the API.
     """
-    fingerprint = fingerprint_of(tool, table, window)
-    if is_over and (known := find_landing(root, tool_name, table, window, fingerprint)):
-        log("%s/%s %s: is over, and not asked for again", tool_name, table, window.name)
+    root, fingerprint, resource = table.lake, fingerprint_of(tool, table.name, window), tool.resources[table.name]
+    if is_over and (known := find_landing(root, table.tool_name, table.name, window, fingerprint)):
+        log("%s %s: is over, and not asked for again", table, window.name)
         return known
-    rate = RequestRate(root / "landing" / tool_name / "request-rate", tool.request_rate)
-    resource = tool.resources[table]
-    ids: list[str | None] = (
-        [None] if resource.for_each is None else _parent_ids(root, tool_name, tool, resource, window)
-    )
+    rate = RequestRate(root / "landing" / table.tool_name / "request-rate", tool.request_rate)
+    ids: list[str | None] = [None] if resource.for_each is None else _parent_ids(table, tool, resource.for_each, window)
     if known_parents:
-        log("%s: %d parents are known, and not asked for again", table, sum(each in known_parents for each in ids))
+        log("%s: %d parents are known, and not asked for again", table.name, sum(each in known_parents for each in ids))
         ids = [each for each in ids if each not in known_parents]
     with (
         ApiClient(tool, rate) as client,
-        receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver,
+        receiving(root, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver,
     ):
-        _Download(tool, table, window, client, receiver).run(ids)
+        _Download(tool, table.name, window, client, receiver).run(ids)
     landing = receiver.landing
-    log("%s/%s %s: %d pages, %d objects", tool_name, table, window.name, len(landing.files), landing.rows)
+    log("%s %s: %d pages, %d objects", table, window.name, len(landing.files), landing.rows)
     return landing
 
 
@@ -102,18 +94,11 @@ def _paging(tool: RestTool, resource: RestResource) -> Paging:
     return resource.paging or tool.paging
 
 
-def _parent_ids(
-    root: Path,
-    tool_name: str,
-    tool: RestTool,
-    resource: RestResource,
-    window: Window,
-) -> list[str | None]:
+def _parent_ids(table: ConfiguredTable, tool: RestTool, name: str, window: Window) -> list[str | None]:
     """Return the ids of the parents in the window, each once; the parents are landed where they are not yet."""
-    name = resource.for_each or ""
     parent = tool.resources[name]
-    landing = find_landing(root, tool_name, name, window, fingerprint_of(tool, name, window))
-    landing = landing or land_resource(root, tool_name, tool, name, window)
+    landing = find_landing(table.lake, table.tool_name, name, window, fingerprint_of(tool, name, window))
+    landing = landing or land_resource(replace(table, name=name), tool, window)
     ids: dict[str | None, None] = {}
     key, without = parent.key[0], 0
     for batch in read_rows(landing, parent, lambda _: None):
