@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.collecting import rebuild_table as rebuild_table
     from executor_adapter.pipeline.lake.stored import remove_leftovers as remove_leftovers
     from executor_adapter.pipeline.lake.table import LakeTable as LakeTable
-    from executor_adapter.pipeline.lake.table import expire_windows as expire_windows
     from executor_adapter.pipeline.lake.table import is_expired as is_expired
     from executor_adapter.pipeline.lake.table import remove_windows as remove_windows
-    from executor_adapter.pipeline.lake.table import settle_windows as settle_windows
     from executor_adapter.pipeline.processing import Balance as Balance
     from executor_adapter.pipeline.processing import balance as balance
     from executor_adapter.pipeline.processing import balances as balances
@@ -57,13 +55,15 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.tables import processing_order as processing_order
     from executor_adapter.pipeline.tables import select_tables as select_tables
     from executor_adapter.pipeline.text_rows import REJECTED as REJECTED
+    from executor_adapter.pipeline.upkeep import expire_windows as expire_windows
     from executor_adapter.pipeline.upkeep import rejected_rows as rejected_rows
+    from executor_adapter.pipeline.upkeep import settle_windows as settle_windows
     from executor_adapter.pipeline.upkeep import status_of as status_of
 
 _NAMES = {
     ".collecting": "collect_window collect_windows find_windows land read_sample rebuild_table",
     ".lake.stored": "remove_leftovers",
-    ".lake.table": "LakeTable expire_windows is_expired remove_windows settle_windows",
+    ".lake.table": "LakeTable is_expired remove_windows",
     ".processing": "Balance balance balances process_window process_windows reject_reasons windows_to_process",
     ".sources.files": "find_files",
     ".sources.landing": "Landing Window",
@@ -73,7 +73,7 @@ _NAMES = {
     ".storing": "Collected store_landing",
     ".tables": "ConfiguredTable configured_tables import_references processing_order select_tables",
     ".text_rows": "REJECTED",
-    ".upkeep": "rejected_rows status_of",
+    ".upkeep": "expire_windows rejected_rows settle_windows status_of",
 }
 
 __getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

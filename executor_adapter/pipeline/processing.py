@@ -39,7 +39,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
     """
     steps, source, target, rejects = table.read_steps, table.raw, table.processed, table.rejects
     with source.shared() as stored:
-        entry = stored.get(window).entry
+        entry = stored.get(window)
     fingerprint = processing_fingerprint(entry, fingerprint_of(steps, table.lake), table.version)
     if not again and target.find(window, fingerprint) is not None:
         log("%s %s: already processed", target, window)
@@ -87,7 +87,7 @@ def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> s
     """Return SQL that gives the rows of a window: one version of it, which the stack holds while it is replaced."""
     version = space / "source.parquet"
     with source.shared() as stored:
-        file = stack.enter_context(stored.get(window).path.open("rb"))
+        file = stack.enter_context(source.file_of(stored.get(window).window).open("rb"))
         schema = stored.schema()
     # By a name that no other window has, so that DuckDB takes nothing that it remembers of one.
     version.symlink_to(f"/dev/fd/{file.fileno()}")

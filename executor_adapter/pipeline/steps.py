@@ -395,9 +395,7 @@ def _given(relation: duckdb.DuckDBPyRelation, library: str) -> Any:
         case "duckdb":
             return relation
         case "polars":
-            import polars as pl
-
-            return pl.from_arrow(relation.to_arrow_table())
+            return relation.pl()
         case "pyarrow":
             return relation.to_arrow_table()
     import pandas as pd
@@ -408,16 +406,12 @@ def _given(relation: duckdb.DuckDBPyRelation, library: str) -> Any:
 def _as_arrow(step: Step, found: Any) -> pa.Table:
     module = type(found).__module__.partition(".")[0].lstrip("_")
     match module, type(found).__name__:
-        case "duckdb", _:
-            return found.to_arrow_table()
         case "polars", "LazyFrame":
-            return found.collect().to_arrow()
-        case "polars", "DataFrame":
-            return found.to_arrow()
-        case "pyarrow", "Table":
-            return found
+            return pa.table(found.collect())
         case "pandas", "DataFrame":
             return pa.Table.from_pandas(found, preserve_index=False)
+        case ("polars", "DataFrame") | ("pyarrow", "Table") | ("duckdb", _):
+            return pa.table(found)
     said = "a DataFrame of pandas or polars, a table of pyarrow, or a relation of DuckDB"
     raise _error(step, f"returned a {type(found).__name__}: return {said}")
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import TEMPORARY, writing
+from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.stored import remove_leftovers
-from executor_adapter.pipeline.lake.table import expire_windows, remove_windows, settle_windows
+from executor_adapter.pipeline.lake.table import is_expired, mark_window, remove_windows
 from executor_adapter.pipeline.processing import balance
 from executor_adapter.pipeline.sources.landing import landings_of, outdated_landings
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -110,13 +111,15 @@ def _windows_and_deliveries(table: ConfiguredTable) -> Iterator[str]:
     yield from (each.manifest.window.name for each in landings_of(table.lake, table.tool_name, table.name))
 
 
-def keep_table(table: ConfiguredTable, now: datetime | None = None) -> int:
+def expire_windows(table: ConfiguredTable, now: datetime | None = None) -> int:
     """Remove the windows that are older than the table's `keep_days`; return how many, over all layers."""
-    today = (now or datetime.now(UTC)).astimezone(UTC).date()
-    days = table.settings.keep_days
-    if days is None:
-        return 0
-    return sum(len(expire_windows(layer, today - timedelta(days=days))) for layer in table.layers)
+    days, removed = table.settings.keep_days, 0
+    for layer in table.layers if days is not None else ():
+        before = (now or datetime.now(UTC)).astimezone(UTC).date() - timedelta(days=days or 0)
+        old = [window for window in layer.windows() if is_expired(window, before)]
+        remove_windows(layer, old)
+        removed += len(old)
+    return removed
 
 
 def lateness(table: ConfiguredTable, now: datetime | None = None) -> float | None:
@@ -129,21 +132,34 @@ def lateness(table: ConfiguredTable, now: datetime | None = None) -> float | Non
     return late if late > 0 else None
 
 
-def settle_table(table: ConfiguredTable, present: Collection[str]) -> list[str]:
+def settle_windows(table: ConfiguredTable, present: Collection[str], at: datetime | None = None) -> list[str]:
     """Apply the table's `vanished_windows` to the windows that its source has no longer, and return their names.
+
+    Those that it would not be asked for are left alone.
 
     Args:
         table: a table of files.
         present: the windows that all its files have together.
+        at: when these were asked for, with a zone; None: now.
 
     Raises:
-        DataProcessingException: see `settle_windows`.
+        DataProcessingException: DATA_ERROR, the source has no window at all, which is not believed.
     """
-    today = datetime.now(UTC).date()
-    gone = settle_windows(table.raw, present, looked_for=lambda window: table.wants(window, today))
-    if gone and table.settings.vanished_windows == "delete":
-        for layer in table.layers[1:]:
-            remove_windows(layer, [*gone, *(READ + window for window in gone)])
+    moment, policy = (at or datetime.now(UTC)).astimezone(UTC), table.settings.vanished_windows
+    known = {window: entry.vanished_at for window, entry in table.raw.windows().items() if window not in present}
+    gone = [
+        window for window, vanished_at in known.items() if vanished_at is None and table.wants(window, moment.date())
+    ]
+    if not gone or policy == "keep":
+        return gone
+    if not present:
+        said = f"the source lists no window, so {len(gone)} would be gone: check the source, or remove them by hand"
+        raise rows_error(f"{table.raw}: {said}", "lake")
+    for window in gone if policy == "mark" else ():
+        mark_window(table.raw, window, moment.isoformat(timespec="microseconds"))
+    for layer in table.layers if policy == "delete" else ():
+        remove_windows(layer, [*gone, *(READ + window for window in gone)])
+    log("%s: no longer at the source: %s", table.raw, ", ".join(gone))
     return gone
 
 

@@ -37,7 +37,7 @@ from executor_adapter.pipeline import (
 )
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.processing import windows_to_process
-from executor_adapter.pipeline.upkeep import clean_lake, keep_table, lateness, settle_table
+from executor_adapter.pipeline.upkeep import clean_lake, expire_windows, lateness, settle_windows
 from executor_adapter.worker.context import JobContext, enter_job, leave_job
 from tests.api_server import Answer, as_json, serving
 from tests.servers import ROOT
@@ -264,7 +264,7 @@ def test_windows_that_vanish_are_settled(airports: ConfiguredTable, policy: str,
     process(table)
     file.write_text("faa,lon,tz\nA,-75,-5\n")
     (done,) = collect(table)
-    assert settle_table(table, done["windows"]) == ["-6"]
+    assert settle_windows(table, done["windows"]) == ["-6"]
     process(table)
     assert sorted(table.raw.windows()) == sorted(table.processed.windows()) == left
     assert balance("map", [table]).holds
@@ -696,7 +696,7 @@ def test_old_windows_go_and_stay_away(tmp_path: Path) -> None:
     collect(kept)
     process(kept)
     table = of_file(tmp_path, partition="day", keep_days=5)
-    keep_table(table)
+    expire_windows(table)
     for layer in table.layers:
         assert str(old) not in layer.windows()
     assert counts(collect(table)) == [(0, "already_collected")]

@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from executor_adapter.pipeline.lake.table import LakeTable, expire_windows, remove_windows, settle_windows
+from executor_adapter.config import FilesTool
+from executor_adapter.pipeline import ConfiguredTable, expire_windows, remove_windows, settle_windows
+from executor_adapter.pipeline.lake.table import LakeTable
 from tests.pipeline.lakes import at, lake_table, write
 
 Rows = list[dict[str, Any]]
@@ -68,17 +70,23 @@ def test_a_drifted_table_is_read_as_it_stands(tmp_path: Path, read: Callable[[Pa
     ]
 
 
-def days(root: Path, **settings: Any) -> LakeTable:
-    table = lake_table(root, **settings)
-    for number, window in enumerate(("2013-01-01", "2013-01-02", "2013-01-03", "2013-02-01", "other"), 1):
-        write(table, window, pa.table({"n": [number]}))
+DAYS = ("2013-01-01", "2013-01-02", "2013-01-03", "2013-02-01")
+
+
+def days(root: Path, **settings: Any) -> ConfiguredTable:
+    described = {"source": "files", "directory": root, "tables": {"days": {"file": "*.csv", **settings}}}
+    tool = FilesTool.model_validate(described)
+    table = ConfiguredTable(lake=root, tool_name="shop", tool=tool, name="days")
+    for number, window in enumerate((*DAYS, "other"), 1):
+        write(table.raw, window, pa.table({"n": [number]}))
     return table
 
 
 def test_old_windows_expire(tmp_path: Path) -> None:
     """Windows that were over before a day are removed; others stay."""
-    table = days(tmp_path)
-    assert expire_windows(table, date(2013, 1, 3)) == ["2013-01-01", "2013-01-02"]
+    old = days(tmp_path, keep_days=5)
+    assert expire_windows(old, datetime(2013, 1, 8, tzinfo=UTC)) == 2
+    table = old.raw
     assert list(table.windows()) == ["2013-01-03", "2013-02-01", "other"]
     assert [row["n"] for row in with_polars(table.folder)] == [3, 4, 5]
     remove_windows(table, list(table.windows()))
@@ -90,10 +98,9 @@ def test_old_windows_expire(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("policy", "rows"), [("keep", 5), ("mark", 5), ("delete", 4)])
 def test_windows_that_vanished_are_settled(tmp_path: Path, policy: Any, rows: int) -> None:
     """They are kept, marked with the time or deleted; a window that comes back is written again."""
-    table = days(tmp_path, vanished_windows=policy)
-    assert settle_windows(
-        table, ["2013-01-01", "2013-01-03", "2013-02-01"], looked_for=lambda w: w != "other", at=at(1)
-    ) == ["2013-01-02"]
+    selected = days(tmp_path, vanished_windows=policy, windows=DAYS)
+    assert settle_windows(selected, ["2013-01-01", "2013-01-03", "2013-02-01"], at(1)) == ["2013-01-02"]
+    table = selected.raw
     found = with_pyarrow(table.folder)
     assert len(found) == rows
     marks = {row["n"]: row.get("vanished_at") for row in found}
@@ -101,7 +108,7 @@ def test_windows_that_vanished_are_settled(tmp_path: Path, policy: Any, rows: in
     assert [marks[n] for n in (1, 3, 4, 5)] == [None] * 4
     assert (table.find("2013-01-02", "v1") is not None) == (policy == "keep")
     if policy == "mark":
-        assert settle_windows(table, ["2013-01-01", "2013-01-03", "2013-02-01", "other"], at=at(2)) == []
+        assert settle_windows(selected, ["2013-01-01", "2013-01-03", "2013-02-01", "other"], at(2)) == []
         write(table, "2013-01-02", pa.table({"n": [2]}))
         assert {row["vanished_at"] for row in with_pyarrow(table.folder)} == {None}
 
@@ -111,4 +118,4 @@ def test_a_source_without_any_window_is_not_believed(tmp_path: Path) -> None:
     table = days(tmp_path, vanished_windows="delete")
     with pytest.raises(Exception, match="lists no window, so 5 would be gone"):
         settle_windows(table, [])
-    assert len(table.windows()) == 5
+    assert len(table.raw.windows()) == 5

@@ -13,7 +13,7 @@ from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobError
 from executor_adapter.job import size_text
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.pipeline.upkeep import clean_lake, keep_table
+from executor_adapter.pipeline.upkeep import clean_lake, expire_windows
 from executor_adapter.prefect import clean_outbox, job_task, sweep
 from executor_adapter.store import open_store
 
@@ -80,7 +80,7 @@ def clean_lake_files(root: Path, keep_days: int) -> str:
 @job_task(name="keep table", task_run_name="keep {table}", **UPKEEP)
 def keep(table: ConfiguredTable) -> str:
     """Remove the table's windows that are older than its `keep_days`."""
-    return f"{table}: {keep_table(table)} old windows removed"
+    return f"{table}: {expire_windows(table)} old windows removed"
 
 
 def sizes(settings: Settings) -> dict[str, int]:

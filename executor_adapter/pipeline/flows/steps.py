@@ -23,7 +23,7 @@ from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.processing import process_windows, windows_to_process
 from executor_adapter.pipeline.sources.landing import Window
 from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables
-from executor_adapter.pipeline.upkeep import lateness, settle_table, summarise_tables
+from executor_adapter.pipeline.upkeep import lateness, settle_windows, summarise_tables
 from executor_adapter.prefect import job_task
 
 MAX_BYTES = 64 << 20
@@ -52,7 +52,7 @@ PROCESSING: dict[str, Any] = {"pool": "process", "job_type": "processing", **OF_
 
 FIND = job_task(name="find windows", task_run_name="find windows of {table}", **COLLECTION)(find_windows)
 COLLECT = job_task(name="collect windows", task_run_name=partial(_run_name, "collect"), **COLLECTION)(collect_windows)
-SETTLE = job_task(name="settle windows", task_run_name="settle windows of {table}", **COLLECTION)(settle_table)
+SETTLE = job_task(name="settle windows", task_run_name="settle windows of {table}", **COLLECTION)(settle_windows)
 PROCESS = job_task(name="process windows", task_run_name=partial(_run_name, "process"), **PROCESSING)(process_windows)
 SUMMARISE = job_task(
     name="summarise",

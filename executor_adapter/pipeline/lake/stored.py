@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -282,20 +282,13 @@ def damaged(path: Path, why: object) -> DataProcessingException:
     return rows_error(f"{path} is damaged: {why}: remove it, and process its landing again", "lake")
 
 
-class Stored(NamedTuple):
-    """A window in the lake: what is known of it, and its file."""
-
-    entry: WindowEntry
-    path: Path
-
-
 class StoredTable:
     """Reads the files of a table."""
 
     def __init__(self, table: LakeSettings) -> None:
         self.table = table
 
-    def entries(self) -> list[Stored]:
+    def entries(self) -> list[WindowEntry]:
         """Return the windows, in the order of the names of their folders.
 
         The index has what the footers say, so that a footer is opened once after its file was written.
@@ -303,28 +296,28 @@ class StoredTable:
         index, known = self.table.state / "index.json", dict[str, Any]()
         with suppress(FileNotFoundError, ValueError):
             known = _INDEX.validate_json(index.read_bytes())
-        found, files = dict[str, Any](), self.table.files()
-        for path in files:
+        found = dict[str, Any]()
+        for path in self.table.files():
             name, state = path.parent.name, os.stat(path)
             version = (state.st_ino, state.st_mtime_ns, state.st_size)
             before = known.get(name)
-            found[name] = before if before and before[0] == version else (version, self.read(path).entry)
+            found[name] = before if before and before[0] == version else (version, self.read(path))
         if found != known:
             with writing(index, sync=False) as file:
                 file.write(_INDEX.dump_json(found))
-        return [Stored(found[path.parent.name][1], path) for path in files]
+        return [entry for _, entry in found.values()]
 
-    def read(self, path: Path) -> Stored:
+    def read(self, path: Path) -> WindowEntry:
         """Return the window in a file."""
         with opened(path) as file:
-            return Stored(entry_of(file, path), path)
+            return entry_of(file, path)
 
-    def find(self, window: str) -> Stored | None:
+    def find(self, window: str) -> WindowEntry | None:
         """Return a window; None where the table has none of that name."""
         path = self.table.file_of(window)
         return self.read(path) if path.exists() else None
 
-    def get(self, window: str) -> Stored:
+    def get(self, window: str) -> WindowEntry:
         """Return a window.
 
         Raises:

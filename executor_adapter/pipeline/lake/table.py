@@ -1,14 +1,11 @@
-"""A table of the lake: its windows are written completely or not at all, once, and read by whatever reads Parquet.
-
-And what is done to windows after they were written: to those that vanished, and that are old.
-"""
+"""A table of the lake: its windows are written completely or not at all, once, and read by whatever reads Parquet."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -17,8 +14,6 @@ import pyarrow as pa
 
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import explained, locked, sync_folder
-from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.merging import marked, next_since
 from executor_adapter.pipeline.lake.stored import (
     VANISHED_AT,
@@ -47,7 +42,7 @@ class LakeTable(LakeSettings):
     def windows(self) -> dict[str, WindowEntry]:
         """Return the windows that the table has, by name."""
         with self.shared() as stored:
-            return {entry.window: entry for entry, _ in stored.entries()}
+            return {entry.window: entry for entry in stored.entries()}
 
     def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
         """Return what is known of a window, None where the table has none; a given `fingerprint` must match too.
@@ -56,9 +51,9 @@ class LakeTable(LakeSettings):
         """
         with self.shared() as stored:
             found = stored.find(window)
-        if found is None or (fingerprint is not None and (found[0].fingerprint != fingerprint or found[0].vanished_at)):
+        if found is None or (fingerprint is not None and (found.fingerprint != fingerprint or found.vanished_at)):
             return None
-        return found[0]
+        return found
 
     def version(self) -> str:
         """Return what changes whenever a row of the table may have changed."""
@@ -90,9 +85,9 @@ class LakeTable(LakeSettings):
         """
         with ExitStack() as stack:
             with self.shared() as stored:
-                found = stored.get(window)
-                file = stack.enter_context(opened(found.path))
-            yield rows_of(file, found.path, batch_rows)
+                path = self.file_of(stored.get(window).window)
+                file = stack.enter_context(opened(path))
+            yield rows_of(file, path, batch_rows)
 
     @contextmanager
     def writing(
@@ -154,7 +149,7 @@ class LakeTable(LakeSettings):
         if found is None or self.cursor is None or schema is None:
             return None
         kind = schema.field(self.cursor).type
-        return next_since(found.entry.ranges, found.entry.watermark, kind, look_back)
+        return next_since(found.ranges, found.watermark, kind, look_back)
 
     @contextmanager
     def shared(self) -> Iterator[StoredTable]:
@@ -173,44 +168,6 @@ class LakeTable(LakeSettings):
             yield StoredTable(self)
 
 
-def settle_windows(
-    table: LakeTable,
-    present: Collection[str],
-    *,
-    looked_for: Callable[[str], bool] = lambda window: True,
-    at: datetime | None = None,
-) -> list[str]:
-    """Apply the table's `vanished_windows` to the windows that its source has no longer, and return their names.
-
-    Args:
-        table: the table.
-        present: the windows that the source has.
-        looked_for: whether a window would be among these, if the source had it; others are left alone.
-        at: when the source was asked, with a zone; None: now.
-
-    Raises:
-        DataProcessingException: DATA_ERROR, the source has no window at all, which is not believed.
-    """
-    moment = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="microseconds")
-    gone = [
-        window
-        for window, entry in table.windows().items()
-        if window not in present and looked_for(window) and entry.vanished_at is None
-    ]
-    if not gone or table.vanished_windows == "keep":
-        return gone
-    if not present:
-        said = f"the source lists no window, so {len(gone)} would be gone: check the source, or remove them by hand"
-        raise rows_error(f"{table}: {said}", "lake")
-    if table.vanished_windows == "delete":
-        remove_windows(table, gone)
-    else:
-        for window in gone:
-            _mark(table, window, moment)
-    log("%s: no longer at the source: %s", table, ", ".join(gone))
-    return gone
-
-
 def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
     """Remove windows; those that the table does not have are passed over."""
     with table.exclusive() as stored:
@@ -221,13 +178,6 @@ def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
                     path.unlink()
                     path.parent.rmdir()
                     sync_folder(path.parent.parent)
-
-
-def expire_windows(table: LakeTable, before: date) -> list[str]:
-    """Remove the windows that ended before a day, and return their names; see `is_expired`."""
-    old = [window for window in table.windows() if is_expired(window, before)]
-    remove_windows(table, old)
-    return old
 
 
 def is_expired(window: str, before: date) -> bool:
@@ -250,7 +200,8 @@ def is_between(window: str, since: str | None, until: str | None) -> bool:
     return (since is None or window >= since[: len(window)]) and (last is None or window <= last[: len(window)])
 
 
-def _mark(table: LakeTable, window: str, at: str) -> None:
+def mark_window(table: LakeTable, window: str, at: str) -> None:
+    """Mark the rows of a window that its source has no longer with the time at which that was seen."""
     with workspace(table.root) as space, table.exclusive() as stored:
         found = stored.find(window)
         if found is None:
@@ -260,5 +211,6 @@ def _mark(table: LakeTable, window: str, at: str) -> None:
             return marked(rows, rows[VANISHED_AT].is_null(), at)
 
         file = FileWriter(space / "marked.parquet", stored.schema(), table.cursor)
-        copy_window(found, file, replace(found.entry, vanished_at=at), mark)
-        publish(file.path, found.path)
+        path = table.file_of(window)
+        copy_window(path, file, replace(found, vanished_at=at), mark)
+        publish(file.path, path)

@@ -29,7 +29,6 @@ from executor_adapter.pipeline.lake.stored import (
     WINDOW,
     LakeSettings,
     Range,
-    Stored,
     StoredTable,
     WindowEntry,
     footer_of,
@@ -114,11 +113,11 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def copy_window(
-    stored: Stored, file: FileWriter, entry: WindowEntry, change: Callable[[pa.Table], pa.Table] = lambda rows: rows
+    path: Path, file: FileWriter, entry: WindowEntry, change: Callable[[pa.Table], pa.Table] = lambda rows: rows
 ) -> None:
     """Write the rows of a window, each table of them changed by `change`, and close the file."""
     try:
-        for rows in rows_in(stored.path):
+        for rows in rows_in(path):
             file.add(change(rows))
         file.close(entry)
     finally:
@@ -130,10 +129,11 @@ def rewrite_all(stored: StoredTable, schema: pa.Schema, space: Path, cursor: str
     table, folder = stored.table, space / "table"
     with explained(folder):
         for each in stored.entries():
-            path = folder / each.path.relative_to(table.folder)
-            path.parent.mkdir(parents=True)
-            copy_window(each, FileWriter(path, schema, cursor), each.entry)
-            sync_folder(path.parent)
+            path = table.file_of(each.window)
+            new = folder / path.relative_to(table.folder)
+            new.parent.mkdir(parents=True)
+            copy_window(path, FileWriter(new, schema, cursor), each)
+            sync_folder(new.parent)
         sync_folder(folder)
         # From here on it is the table: whoever takes the lock next would put it in its place.
         folder.rename(_new(table))
@@ -265,15 +265,15 @@ class Writer:
         found, before = stored.find(self._entry.window), stored.schema()
         schema, changes = self._schema_after(before)
         kind = None if self._settings.cursor is None else schema.field(self._settings.cursor).type
-        if found is not None and merging.is_overtaken(self._asked, found.entry.ranges, kind):
+        if found is not None and merging.is_overtaken(self._asked, found.ranges, kind):
             log("%s: a newer answer of another run is there already", self._entry.window)
-            self._result = Written(status="overtaken", rows=found.entry.rows)
+            self._result = Written(status="overtaken", rows=found.rows)
             return
         self._entry = replace(
             self._entry,
             dropped=self.dropped,
             merged=self.merged,
-            created_at=self._entry.created_at if found is None else found.entry.created_at,
+            created_at=self._entry.created_at if found is None else found.created_at,
         )
         for change in changes:
             log("%s: column %s", self._settings, change)
@@ -299,7 +299,9 @@ class Writer:
             log("%s: the window has columns of its own, until the others are made again", self._settings)
             return new, []
 
-    def _write(self, stored: StoredTable, found: Stored | None, schema: pa.Schema, kind: pa.DataType | None) -> None:
+    def _write(
+        self, stored: StoredTable, found: WindowEntry | None, schema: pa.Schema, kind: pa.DataType | None
+    ) -> None:
         keys = pa.concat_arrays(self._keys) if self._keys else None
         last = None if keys is None else merging.last_of_each(keys)
         if found is not None and keys is not None:
@@ -307,7 +309,7 @@ class Writer:
             keys = keys.filter(last)
         repeated = 0 if last is None else len(last) - last.true_count
         new = replace(self._asked, rows=self._given - repeated)
-        replaced, stay = 0 if found is None else found.entry.rows, pa.nulls(0, pa.bool_())
+        replaced, stay = 0 if found is None else found.rows, pa.nulls(0, pa.bool_())
         if self._is_whole(found, schema) and not repeated:
             file = self._parts[0]
         else:
@@ -316,13 +318,13 @@ class Writer:
             self._add_new(file, last)
             if found is not None:
                 replaced, stay = self._add_old(file, found, keys)
-        known = () if found is None else found.entry.ranges
+        known = () if found is None else found.ranges
         entry = file.close(replace(self._entry, ranges=merging.with_range(new, known, stay, kind)))
         publish(file.path, stored.table.file_of(self._entry.window))
         added = max(0, new.rows - replaced)
         self._result = Written(status="written", rows=entry.rows, added=added, replaced=replaced)
 
-    def _is_whole(self, found: Stored | None, schema: pa.Schema) -> bool:
+    def _is_whole(self, found: WindowEntry | None, schema: pa.Schema) -> bool:
         """Return whether the file that was written is that of the window as it is."""
         replaces_all = found is None or not (self._settings.key or self._asked.since or self._asked.until)
         return replaces_all and len(self._parts) == 1 and self._parts[0].schema.equals(schema)
@@ -334,19 +336,19 @@ class Writer:
             given += rows.num_rows
             file.add(rows if mask is None else rows.filter(mask))
 
-    def _newer_keys(self, found: Stored) -> pa.Array:
+    def _newer_keys(self, found: WindowEntry) -> pa.Array:
         """Return the keys of the rows that a newer delivery has brought: they stay as they are."""
-        newer = merging.newer_than(self._asked, found.entry.ranges)
+        newer = merging.newer_than(self._asked, found.ranges)
         keys, start = [pa.array([], pa.string())], 0
-        for rows in rows_in(found.path) if newer.true_count else ():
+        for rows in rows_in(self._settings.file_of(found.window)) if newer.true_count else ():
             keys.append(merging.key_texts(rows, self._settings.key).filter(newer.slice(start, rows.num_rows)))
             start += rows.num_rows
         return pa.concat_arrays(keys)
 
-    def _add_old(self, file: FileWriter, found: Stored, keys: pa.Array | None) -> tuple[int, pa.Array]:
+    def _add_old(self, file: FileWriter, found: WindowEntry, keys: pa.Array | None) -> tuple[int, pa.Array]:
         """Return how many older rows were replaced, and the mask of those that stay."""
         replaced, stay = 0, list[pa.Array]()
-        for rows in rows_in(found.path):
+        for rows in rows_in(self._settings.file_of(found.window)):
             marked, stays, replaced_now = merging.judged(rows, self._settings, self._asked, keys)
             file.add(marked.filter(stays))
             replaced += replaced_now
