@@ -112,7 +112,7 @@ BUDGETS = {
     "persistence": 1_151,
     "pipeline": 4_939,
     "pools": 587,
-    "pools/cluster": 3_516,
+    "pools/cluster": 3_511,
     "pools/in_process": 655,
     "pools/memory": 416,
     "pools/process": 1_595,
