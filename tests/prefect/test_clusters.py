@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -13,7 +18,8 @@ from executor_adapter.prefect import JobTaskRunner, run_jobs
 from tests.contract.cluster.dask_cluster import dask_cluster
 from tests.contract.cluster.sshd import ssh_server
 from tests.prefect.conftest import Api, own_id
-from tests.waiting import wait_for
+from tests.servers import new_user_env
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.chaos]
 
@@ -60,3 +66,32 @@ def test_a_flow_s_tasks_run_on_other_machines(far_pool: str, api: Api) -> None:
     messages = [state["message"] for run_id in added for state in api.states(run_id) if state["name"] == "Running"]
     assert len(messages) == 3
     assert all(message.startswith("on ") for message in messages), messages
+
+
+FLOW = """
+from prefect import flow, task
+from executor_adapter.prefect import JobTaskRunner
+
+@task
+def double(number):
+    return 2 * number
+
+@flow(task_runner=JobTaskRunner(max_workers=2, pool="dask"))
+def doubled():
+    return [future.result() for future in double.map([1, 2, 3])]
+
+if __name__ == "__main__":
+    assert doubled() == [2, 4, 6]
+"""
+
+
+@pytest.mark.parametrize("cluster", ["local", "of another program"])
+def test_a_flow_that_succeeds_ends_without_a_word_of_dask_s(cluster: str, prefect_api: str, tmp_path: Path) -> None:
+    """At the end of a flow on Dask there is no error of Tornado's, and no warning of tasks that were cancelled."""
+    with contextlib.ExitStack() as stack:
+        env = new_user_env(tmp_path / "home", PREFECT_API_URL=prefect_api)
+        if cluster != "local":
+            env["EXECUTOR_ADAPTER_CLUSTER__DASK"] = stack.enter_context(dask_cluster(tmp_path, workers=1)).settings()
+        done = subprocess.run([sys.executable, "-c", FLOW], env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert not re.search("Traceback|CancelledError|ERROR|WARNING", done.stderr), done.stderr
