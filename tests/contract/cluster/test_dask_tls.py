@@ -24,6 +24,7 @@ from executor_adapter.pools.loop import SupervisorLoop
 from tests.contract.cluster import functions
 from tests.contract.cluster.certificates import Authority
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
+from tests.contract.cluster.hosts import full_port
 from tests.waiting import PATIENCE, wait_for
 
 LARGE = 30 << 20
@@ -53,14 +54,14 @@ def security_of(authority: Authority) -> Any:
     )
 
 
-def executor_of(cluster: DaskCluster) -> JobExecutor:
+def executor_of(cluster: DaskCluster, **settings: Any) -> JobExecutor:
     dask_settings = DaskSettings(address=cluster.address)
-    return JobExecutor(2, config=Settings(cluster=ClusterSettings(dask=dask_settings, node_timeout=200.0)))
+    return JobExecutor(2, config=Settings(cluster=ClusterSettings(dask=dask_settings, node_timeout=200.0, **settings)))
 
 
-def run_jobs(cluster: DaskCluster) -> None:
+def run_jobs(cluster: DaskCluster, **settings: Any) -> None:
     """Run short jobs, and some with large arguments and results, at once."""
-    with executor_of(cluster) as executor:
+    with executor_of(cluster, **settings) as executor:
         large = [
             executor.submit(Job(function=functions.reversed_bytes, args=(bytes(LARGE + each),), pool="dask"))
             for each in range(2)
@@ -77,6 +78,17 @@ def test_the_link_uses_the_certificates_of_dask_s_configuration(
     ends = mocker.spy(leases, "end_of")
     with dask.config.set(authority.dask_configuration()):
         run_jobs(cluster)
+    assert {type(call.args[0]) for call in ends.call_args_list} == {ssl.SSLSocket}
+
+
+def test_a_link_that_goes_through_the_cluster_uses_them_too(
+    cluster: DaskCluster, authority: Authority, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the worker does not reach the program, the relay carries what is encrypted by agent and program."""
+    ends = mocker.spy(leases, "end_of")
+    with full_port("127.0.0.1") as unreachable, dask.config.set(authority.dask_configuration()):
+        run_jobs(cluster, advertise=unreachable)
+    assert "does not reach this program: its link goes through the Dask cluster" in caplog.text
     assert {type(call.args[0]) for call in ends.call_args_list} == {ssl.SSLSocket}
 
 
