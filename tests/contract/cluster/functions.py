@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import time
@@ -53,6 +54,19 @@ def wait_for_file(path: str) -> None:
 def work(number: int, seconds: float) -> int:
     """Return the number after so many seconds."""
     time.sleep(seconds)
+    return number
+
+
+def work_alone(number: int, seconds: float, folder: str) -> int:
+    """Do the same, and add a mark to the job's file: "." for a run, "!" for one while another of the job is alive."""
+    with Path(folder, str(number)).open("ab", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # It ends with this process.
+        except BlockingIOError:
+            file.write(b"!")
+        else:
+            file.write(b".")
+        time.sleep(seconds)
     return number
 
 

@@ -70,7 +70,12 @@ def _workers_on(host: str) -> list[int]:
 
 @pytest.mark.parametrize("pool", FAR_POOLS)
 def test_all_jobs_end_once_and_nothing_is_left(pool: FarPool, tmp_path: Path) -> None:
-    """While workers and hosts are killed, each job completes exactly once, and no process is left on any host."""
+    """While workers and hosts are killed, each job completes exactly once, and no process is left on any host.
+
+    Jobs that lose their worker run again, and none of them while anything of its earlier run is alive.
+    """
+    marks = tmp_path / "marks"
+    marks.mkdir()
     ends: collections.Counter[str] = collections.Counter()
 
     def observe(transition: Transition) -> None:
@@ -83,10 +88,8 @@ def test_all_jobs_end_once_and_nothing_is_left(pool: FarPool, tmp_path: Path) ->
         began = time.monotonic()
         with JobExecutor(SLOTS * len(HOSTS), config=config, observers=[observe]) as executor:
             seconds = random.Random(5)
-            jobs = [
-                Job(function=functions.work, args=(n, seconds.choice((0.0, 0.0, 0.01, 0.1))), pool=pool, retry=POLICY)
-                for n in range(JOBS)
-            ]
+            arguments = [(number, seconds.choice((0.0, 0.0, 0.01, 0.1)), str(marks)) for number in range(JOBS)]
+            jobs = [Job(function=functions.work_alone, args=each, pool=pool, retry=POLICY) for each in arguments]
             futures = [executor.submit(job) for job in jobs]
             killer.start()
             try:
@@ -97,10 +100,12 @@ def test_all_jobs_end_once_and_nothing_is_left(pool: FarPool, tmp_path: Path) ->
                 killer.stopped.set()
                 killer.join(PATIENCE)
         codes = collections.Counter(attempt.error_code for job in jobs for attempt in job.attempts)
+        runs = [(marks / str(number)).read_text() for number in range(JOBS)]
         print(
             f"\n{pool}: {JOBS} jobs in {time.monotonic() - began:.0f} s, {killer.workers} workers and {killer.hosts} "
-            f"hosts killed; attempts: {dict(codes)}"
+            f"hosts killed; attempts: {dict(codes)}; {sum(len(each) > 1 for each in runs)} jobs began more than once"
         )
+        assert not [number for number, each in enumerate(runs) if "!" in each]
         assert {job.status for job in jobs} == {JobStatus.COMPLETED}
         assert set(ends.values()) == {1}
         assert len(ends) == JOBS
