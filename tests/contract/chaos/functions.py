@@ -99,6 +99,7 @@ def replace_handlers(lock_file: str, number: int) -> int:
 
 def leave_state(lock_file: str, number: int) -> int:
     """Leave one thing changed in the worker, or all of them."""
+    time.sleep(0.002)  # What a shorter call leaves is put back before another function, not before this one again.
     with alone(lock_file, number):
         names = [name for name in leftovers.LEFT if name != "traceback_later"]
         if number % 10:

@@ -428,7 +428,8 @@ def test_a_scheduler_that_does_not_say_who_waits_is_named(
         go.touch()
         for future in futures:
             future.result(timeout=PATIENCE)
-    assert 0 < sum("does not say who waits" in each for each in caplog.messages) < asked.call_count
+    warnings = [each for each in caplog.messages if "does not say who waits" in each]
+    assert len(warnings) == len(set(warnings)) > 0  # A busy scheduler may have several reasons.
 
 
 def test_without_an_address_a_local_cluster_is_started() -> None:
