@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
     worst = 0
     os.environ[RUN_VARIABLE] = run = uuid4().hex
     for group in arguments[arguments.index("--group") + 1 :][:1] if "--group" in arguments else GROUPS:
-        code = pytest.main([*OPTIONS, "--group", group, *arguments], plugins=[totals])
+        alone = ["--maxprocesses=1"] if group == "alone" else []
+        code = pytest.main([*OPTIONS, *alone, "--group", group, *arguments], plugins=[totals])
         if code != pytest.ExitCode.NO_TESTS_COLLECTED:
             worst = max(worst, int(code))
         if code == pytest.ExitCode.INTERRUPTED or (worst and totals.stops_early):
