@@ -56,8 +56,6 @@ class FutureHub:
     ) -> None:
         self.cancel_job = cancel_job
         self.refuse_use = refuse_use
-        self.may_wait = thread.may_wait
-        self.is_supervisor_thread = thread.is_current
         self.settling_lock = threading.RLock()
         self.settling = threading.Condition(self.settling_lock)
         """The condition of all futures, see JobFuture. Its lock is also kept alone, since that is faster to take."""
@@ -89,7 +87,7 @@ class FutureHub:
 
     def deliver(self, callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
         """Run a future's callback: on the thread for callbacks, if this is the supervisor's thread."""
-        if self.is_supervisor_thread():
+        if self.thread.is_current():
             self.thread.callbacks.call(functools.partial(callback, future))
         else:
             callback(future)
@@ -201,7 +199,7 @@ class JobFuture(Future[R]):
 
     def _wait_for_output(self, timeout: float | None) -> None:
         """Let what the job printed come before what its caller prints next, unless the caller must not block."""
-        if timeout != 0 and self._hub.may_wait() and not _is_on_event_loop():
+        if timeout != 0 and self._hub.thread.may_wait() and not _is_on_event_loop():
             program_output.wait()
 
     def __await__(self) -> Generator[Any, None, R]:
@@ -285,7 +283,7 @@ class JobFuture(Future[R]):
         loan = self._hub.loan_of_caller()
         if loan is not None and not self.done():
             loan.begin(blocks=False)
-            super().add_done_callback(lambda _: loan.end(on_supervisor=self._hub.is_supervisor_thread()))
+            super().add_done_callback(lambda _: loan.end(on_supervisor=self._hub.thread.is_current()))
 
     def __reduce__(self) -> Any:
         """Refuse to be sent to another process.

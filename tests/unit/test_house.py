@@ -120,7 +120,7 @@ BUDGETS = {
     "prefect": 6_392,
     "scheduler": 454,
     "store": 1_835,
-    "supervision": 2_566,
+    "supervision": 2_564,
     "worker": 1_832,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

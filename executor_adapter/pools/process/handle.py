@@ -47,6 +47,7 @@ class WorkerProcess(ABC):
     rss_when_ready = 0
     """Resident bytes when its worker was ready, as far as that is known."""
     can_be_interrupted = True
+    """Whether the host's signals reach it."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -69,7 +70,7 @@ class WorkerProcess(ABC):
         return 0
 
     def tree_growth(self) -> int:
-        """Return the same of it and the processes below it."""
+        """Return the same of it and the processes below it together."""
         return 0
 
     def close(self) -> None:  # noqa: B027
@@ -77,7 +78,7 @@ class WorkerProcess(ABC):
 
 
 class Launcher(ABC):
-    """How the processes of a pool's workers are started, and how their ends are seen.
+    """Starts the processes of a pool's workers, and sees their ends.
 
     It reports each end with `WorkerSet.on_worker_exit`, once nothing that the worker started is alive.
     """
