@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,10 +13,13 @@ import anyio
 import pytest
 from prefect import flow
 from prefect.context import TaskRunContext
+from prefect.transactions import atransaction, get_transaction
 
 from executor_adapter import JobExecutor
 from executor_adapter.prefect import job_task, wait_until_recorded
 from tests.prefect.conftest import Api, own_id
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 async def rest() -> None:
@@ -147,3 +151,33 @@ def test_the_engines_of_an_async_flow_share_a_client() -> None:
         clients = [asyncio.run(run()) for _ in range(2)]
     assert [len({id(client) for client in each}) for each in clients] == [1, 1]
     assert clients[0][0] is not clients[1][0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_awaited_task_ends_with_the_async_transaction_around_it(fails: bool) -> None:
+    """It commits when that ends, and a task that fails rolls back the others, also where its error is caught."""
+    steps: list[str] = []
+
+    @job_task(on_commit=[lambda _: steps.append("committed")], on_rollback=[lambda _: steps.append("rolled back")])
+    async def first() -> None:
+        transaction = get_transaction()
+        assert transaction is not None, "each task has one"
+        steps.append(transaction.get("of the flow"))
+
+    @job_task
+    async def second() -> None:
+        if fails:
+            raise ValueError("refused")
+
+    @flow
+    async def run() -> None:
+        async with atransaction() as around:
+            around.set("of the flow", "first")
+            await first()
+            with contextlib.suppress(ValueError):
+                await second()
+            steps.append("end")
+
+    with JobExecutor(1):
+        asyncio.run(run())
+    assert steps == (["first", "rolled back", "end"] if fails else ["first", "end", "committed"])

@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/memory": 416,
     "pools/process": 1_595,
     "pools/transport": 582,
-    "prefect": 6_392,
+    "prefect": 6_414,
     "scheduler": 454,
     "store": 1_835,
     "supervision": 2_564,

@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.transactions import AsyncTransaction, Transaction, get_transaction
+from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.child.logs import patch_print
@@ -83,7 +85,7 @@ def _new_engine(
     """Make an engine that drives the job within the block; on leaving, release everything the job holds."""
     if should_log_prints(job_run.task):
         patch_print()
-    with driving(job_run.task), contextlib.closing(job_run), one_client_of_flow():
+    with driving(job_run.task), contextlib.closing(job_run), one_client_of_flow(), transaction_of_flow():
         yield JobEngine(
             task=job_run.task,
             parameters=parameters,
@@ -93,7 +95,7 @@ def _new_engine(
         )
 
 
-# --- the client ---
+# --- what the engines of an async flow share ---
 
 _clients: WeakKeyDictionary[PrefectClient, SyncClientContext] = WeakKeyDictionary()
 """The clients of engines in async flows, by the client of the flow, which an engine in a thread cannot use."""
@@ -117,3 +119,36 @@ def one_client_of_flow() -> Iterator[None]:
         yield
     finally:
         SyncClientContext.__var__.reset(token)
+
+
+class TransactionOfFlow(Transaction):
+    """Stands for the async transaction around a task: the engine's own takes it for its parent, and awaits nothing."""
+
+    around: AsyncTransaction
+
+    def get(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]  # As Prefect's own does.
+        """Return a value of the transaction."""
+        return self.around.get(*args, **options)
+
+    def add_child(self, transaction: Any) -> None:
+        """Let the transaction commit a task's, or roll it back."""
+        self.around.add_child(transaction)
+
+    def rollback(self) -> bool:
+        """Roll the transaction back, because a task in it has failed."""
+        return bool(run_coro_as_sync(self.around.rollback()))
+
+
+@contextlib.contextmanager
+def transaction_of_flow() -> Iterator[None]:
+    """Let an engine in the block take part in the async transaction around it, if there is one."""
+    around = get_transaction()
+    if not isinstance(around, AsyncTransaction):
+        yield
+        return
+    seen = TransactionOfFlow(around=around, commit_mode=around.commit_mode, isolation_level=around.isolation_level)
+    token = Transaction.__var__.set(seen)
+    try:
+        yield
+    finally:
+        Transaction.__var__.reset(token)
