@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -303,21 +302,6 @@ def test_the_scripts_say_that_the_server_is_away(
     away = {PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0}
     with temporary_settings(away), pytest.raises(SystemExit, match=r"does not answer .*: start it, or set PREFECT_API"):
         script.main()
-
-
-def test_served_flow_runs_have_the_environment_of_the_job_variables(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """`serve.py` serves from a process with the variables that its deployments set for a worker's flow runs."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", sys.path.copy())
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    served: list[str] = []
-    monkeypatch.setattr(
-        deployments.serve, "serve", lambda *_: served.append(os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
-    )
-    deployments.serve.main()
-    assert served == ["30"]
 
 
 def test_served_deployments_with_different_environments_are_refused() -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from pytest_mock import MockerFixture
 
 import deployments.deploy
 import deployments.serve
@@ -28,7 +34,7 @@ KNOWN = {
 
 
 @pytest.fixture(scope="module")
-def server(prefect_api: str) -> Api:
+def server(prefect_api: str) -> Iterator[Api]:
     """The server, on which some of the deployments were made earlier, and schedules of two were paused since."""
     api = Api(prefect_api)
     api.post("/work_pools/", {"name": POOL, "type": "process"})
@@ -36,7 +42,11 @@ def server(prefect_api: str) -> Api:
         flow_id = api.post("/flows/", {"name": flow})["id"]
         schedules = [{"schedule": schedule, "active": active}]
         api.post("/deployments/", {"name": name, "flow_id": flow_id, "work_pool_name": POOL, "schedules": schedules})
-    return api
+    yield api
+    with get_client(sync_client=True) as client:
+        for known in known_to(api).values():
+            client.delete_deployment(UUID(known["id"]))
+    api.close()
 
 
 def known_to(api: Api) -> dict[str, dict[str, Any]]:
@@ -66,6 +76,21 @@ def deployed(server: Api) -> dict[str, dict[str, Any]]:
             deploy(monkeypatch)
     assert ended.value.code == 0
     return known_to(server)
+
+
+def test_served_flow_runs_have_the_environment_of_the_job_variables(
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture, tmp_path: Path
+) -> None:
+    """`serve.py` serves from a process with the variables that its deployments set for a worker's flow runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path.copy())
+    mocker.patch.dict(os.environ)
+    served: list[str] = []
+    monkeypatch.setattr(
+        deployments.serve, "serve", lambda *_: served.append(os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    )
+    deployments.serve.main()
+    assert served == ["30"]
 
 
 def test_what_deploying_changes_is_said_before(
