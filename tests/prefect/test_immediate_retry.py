@@ -51,7 +51,7 @@ def test_a_retry_without_a_delay_is_retrying_and_gives_the_reason(function: Any,
 
 
 def test_a_retry_without_a_delay_is_retrying_in_an_event_loop(api: Api) -> None:
-    """The async engine skips AwaitingRetry as well."""
+    """A task that is awaited skips AwaitingRetry as well."""
     made = job_task(refuse_async, retry_attempts=1, retry_delay=0)
 
     @flow
