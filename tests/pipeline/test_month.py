@@ -164,7 +164,8 @@ class Month:
     def operate(self) -> None:
         """Do one of the things that an operator may do at any time."""
         name, twin = self.chance.choice(("rebuild", "clean", "clean")), self.chance.choice(self.world.twins)
-        if name == "clean":
+        # A file that a run cannot read ends a rebuild too: it is put right before.
+        if name == "clean" or twin.fails():
             self.note(f"clean: {clean_lake(self.lake, older_than=-1.0)}")
             return
         self.note(f"rebuild {twin.full_name}")
