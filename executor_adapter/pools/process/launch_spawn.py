@@ -127,8 +127,8 @@ class SpawnLauncher(Launcher):
         return process
 
     def _on_exit(self, number: int, returncode: int) -> None:
+        self._workers.on_worker_exit(number, returncode)  # What it reads to its end may end in a disconnect.
         del self._processes[number]
-        self._workers.on_worker_exit(number, returncode)
 
     def expect_exit(self, worker: WorkerHandle) -> None:
         self._processes[worker.number].expect_exit()

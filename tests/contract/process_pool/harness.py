@@ -135,7 +135,12 @@ class Harness:
                 # Another callback of this turn may have unwatched the descriptor, and its number may be in use again.
                 if mask & (1 << bit) and callback is not None and self._callbacks.get(key.fd) is key.data:
                     callback()
-        while self._due and self._due[0][0] <= self.now():
+        self.call_due(0.0)
+
+    def call_due(self, seconds: float) -> None:
+        """Make the calls that are due within so many seconds, before anything is read."""
+        until = self.now() + seconds
+        while self._due and self._due[0][0] <= until:
             _, _, call = heapq.heappop(self._due)
             if call.callback is not None:
                 call.callback()

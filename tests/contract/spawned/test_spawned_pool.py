@@ -18,6 +18,7 @@ from executor_adapter.config import ExecutorSettings, JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError, WorkerCrashedError
 from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools.base import Recall
+from executor_adapter.pools.process.launch_spawn import LIVENESS_INTERVAL
 from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, open_descriptors
@@ -55,6 +56,19 @@ def test_sigkill_of_a_busy_worker_harms_its_job_alone(pool: Harness, tmp_path: P
     assert pool.ending(killed) is Ending.CRASHED
     assert (killed.exit_signal, pool.error(killed).exit_signal) == (signal.SIGKILL, signal.SIGKILL)
     assert pool.value(neighbour) == 0.3
+
+
+def test_a_death_that_is_looked_for_before_its_socket_is_read_is_reported_once(pool: Harness, tmp_path: Path) -> None:
+    """A busy worker whose exit is seen before the end of its socket crashes its job only, and the pool goes on."""
+    killed = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
+    pool.until((tmp_path / "pid").exists)
+    pid = killed.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not alive(pid))
+    pool.call_due(LIVENESS_INTERVAL)
+    assert pool.ending(killed) is Ending.CRASHED
+    assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
 def test_a_job_that_a_dead_worker_had_not_started_is_handed_back() -> None:
