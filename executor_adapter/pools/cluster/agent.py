@@ -33,6 +33,8 @@ logger = logging.getLogger("executor_adapter.cluster")
 
 MAX_QUEUED_BEHIND_SECONDS = 0.05
 """Max seconds that a call waits in a worker behind a running one; then it is taken back for another worker."""
+SETUP_TIMEOUT = 60.0
+"""Seconds in which a head sets up an agent that has proved itself; one that has died never does."""
 
 
 class Agent:
@@ -65,6 +67,8 @@ class Agent:
         self._files = ArrivingFiles()
         self._relieve_at = math.inf
         self._ending = False
+        self._patience = self.call_at(self.now() + SETUP_TIMEOUT, self.end)
+        """Ends this agent if its head does not set it up: a link that is relayed stays open where the head has died."""
         self.link = Link(self, end, self._on_frames, self.end)
         said = json.dumps(frames.hello(node or socket.gethostname()))
         self.link.send(wire.pack_frame(frames.HELLO, body=said.encode()))
@@ -128,12 +132,12 @@ class Agent:
 
     def _set_up(self, setup: dict[str, Any]) -> None:
         logging.getLogger().setLevel(setup["log_level"])
+        self._patience.cancel()
         self._lost_after = setup["lost_after"]
-        options = setup["options"]
-        memory = options.pop("memory")
+        memory = setup["options"].pop("memory")
         self._guard = None if memory is None else MemoryGuard(AvailableMemory(memory))
         make_pool: Any = pool_kinds("guardian")("process")
-        self._pool = make_pool(self, 1, held_fds=self._held_fds, **options)
+        self._pool = make_pool(self, 1, held_fds=self._held_fds, **setup["options"])
         self._on_beat(lease_time(), math.inf)
         self._beat()
 
@@ -330,16 +334,14 @@ class Agent:
 
     def end(self) -> None:
         """Kill what runs, and end the loop when nothing is left."""
-        if self._ending:
-            return
-        self._ending = True
-        self.queue.clear()
         if self._pool is None:
             self.loop.stop()
-            return
-        for assignment in list(self.live.values()):
-            self._pool.stop(assignment, grace=0.0)
-        self._close_when_empty()
+        elif not self._ending:
+            self._ending = True
+            self.queue.clear()
+            for assignment in list(self.live.values()):
+                self._pool.stop(assignment, grace=0.0)
+            self._close_when_empty()
 
     def _close_when_empty(self) -> None:
         if self.live and any(each.worker is not None for each in self.live.values()):

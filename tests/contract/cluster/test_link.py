@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.cluster import agent, frames
 from executor_adapter.pools.cluster.link import CHUNK_BYTES, ArrivingFiles, Link, PipeEnd, SocketEnd
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.worker import wire
@@ -124,3 +125,12 @@ def test_the_end_of_a_stream_is_reported_once(pair: Pair) -> None:
     pair.receiver.send(wire.pack_frame(frames.BEAT))
     pair.receiver.flush()
     assert not pair.receiver.has_unsent_frames
+
+
+def test_an_agent_that_its_head_does_not_set_up_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the head has died after the agent's proof, a relayed link stays open: the agent does not wait for ever."""
+    monkeypatch.setattr(agent, "SETUP_TIMEOUT", 0.0)
+    head, theirs = socket.socketpair()
+    with head, contextlib.closing(SocketEnd(theirs)) as end:
+        agent.Agent(end).run()
+        assert head.recv(1 << 16), "it has said who it is"
