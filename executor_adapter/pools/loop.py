@@ -194,7 +194,7 @@ class SupervisorLoop:
         if is_due or self._inbox:
             self._run_inbox()
         if self._timers:
-            self._run_timers()
+            self.run_timers()
         self._wanted_at = self._end_turn()
         due = self._next_due()
         timeout = None if due == float("inf") else min(max(0.0, due - self.now()), MAX_SLEEP_SECONDS)
@@ -235,7 +235,8 @@ class SupervisorLoop:
             callback, args = inbox.popleft()
             self._call(callback, *args)
 
-    def _run_timers(self) -> None:
+    def run_timers(self) -> None:
+        """Make the calls that were due when this turn began."""
         now = self.read_until
         while self._timers and (self._timers[0][0] <= now or self._timers[0][2].callback is None):
             timer = heapq.heappop(self._timers)[2]

@@ -247,18 +247,18 @@ class Supervisor:
         self.pools.set_lease(until)
 
     def _accept_submitted(self) -> None:
-        submitted = self.intake.submitted
-        for _ in range(len(submitted)):
-            job = submitted.popleft()
+        for _ in range(len(self.intake.submitted)):
+            job = self.intake.submitted.popleft()
             self.tracker.enter(job)
-            if job.queue_timeout is not None or job.deadline is not None:
-                self.stopping.set_timers(job)
             if job.live.driver is not None:
                 job.live.driver.accepted()
             elif (retry_at := job.state.retry_at) is None:
                 self.dispatcher.push(job)
             else:  # It was waiting for a retry when its host died.
                 self.follow_up.schedule_retry(job, self.now() + retry_at - time.time(), self.dispatcher.push)
+            if job.queue_timeout is not None or job.deadline is not None:
+                self.stopping.set_timers(job)
+                self._loop.run_timers()  # It may be late already, as one that a store has kept: then it must not start.
 
     # --- starts ---
 
