@@ -119,7 +119,7 @@ BUDGETS = {
     "pools/transport": 582,
     "prefect": 6_414,
     "scheduler": 454,
-    "store": 1_835,
+    "store": 1_742,
     "supervision": 2_564,
     "worker": 1_832,
 }

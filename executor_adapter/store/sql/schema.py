@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    text,
 )
 
 REVISION = "0006"
@@ -71,7 +72,7 @@ Index(
     "executor_adapter_jobs_quarantined",
     jobs.c.created_at,
     jobs.c.job_id,
-    sqlite_where=jobs.c.quarantined,
+    sqlite_where=text("quarantined = 1"),  # As its queries have it, or SQLite would not use the index.
     postgresql_where=jobs.c.quarantined,
 )
 

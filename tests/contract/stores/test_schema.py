@@ -26,6 +26,8 @@ from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import REVISION, VERSIONS, metadata
 from tests.waiting import PATIENCE
 
+RELEASED = Path(__file__).parent / "released"
+
 
 def test_the_migrations_create_the_schema(url: str) -> None:
     """The migrations create exactly the tables that the package defines."""
@@ -58,6 +60,15 @@ def test_the_newest_migration_is_the_required_one() -> None:
     """REVISION names the newest migration."""
     scripts = ScriptDirectory(str(Path(sql.__file__).parent / "migrations"))
     assert scripts.get_current_head() == REVISION
+
+
+def test_tables_change_with_a_migration_alone(tmp_path: Path) -> None:
+    """A new store has the tables and indexes of the one that is kept of the newest migration."""
+    open_store(f"sqlite:///{tmp_path / 'new.db'}").close()
+    with closing(sqlite3.connect(tmp_path / "new.db")) as new, closing(sqlite3.connect(":memory:")) as kept:
+        kept.executescript((RELEASED / f"{REVISION}.sql").read_text())
+        schemas = [set(each.execute("SELECT name, sql FROM sqlite_master")) for each in (new, kept)]
+    assert schemas[0] == schemas[1]
 
 
 def test_many_programs_can_open_a_new_store_at_once(url: str) -> None:
@@ -95,7 +106,6 @@ def test_a_store_of_a_newer_version_is_refused(url: str) -> None:
         open_store(url)
 
 
-RELEASED = Path(__file__).parent / "released"
 KEY = "0123456789abcdef" * 2
 """The key that has signed the pickled jobs there."""
 
