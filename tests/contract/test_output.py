@@ -147,6 +147,31 @@ def test_output_may_be_logged_or_dropped(capsys: pytest.CaptureFixture[str], cap
     assert capsys.readouterr().out == ""
 
 
+class Raises(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise ZeroDivisionError(record.getMessage())
+
+
+def log_to(name: str, text: str) -> str:
+    logging.getLogger(name).warning(text)
+    return text
+
+
+@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+def test_a_filter_that_raises_costs_a_log_record_and_no_job(
+    capsys: pytest.CaptureFixture[str], start_method: Any
+) -> None:
+    """A job whose log record a filter or handler of the program fails at completes, and the error is shown."""
+    logger, raises = logging.getLogger("raises"), Raises()
+    logger.addFilter(raises)
+    config = Settings(executor=ExecutorSettings(start_method=start_method))
+    with JobExecutor(1, config=config) as executor:
+        job = Job(function=log_to, args=("raises", "of no use"), pool="process")
+        assert executor.submit(job).result(timeout=PATIENCE) == "of no use"
+    logger.removeFilter(raises)
+    assert "ZeroDivisionError: of no use" in capsys.readouterr().err
+
+
 class Stuck(io.StringIO):
     """A stream that takes nothing until it is released, like a pipe that nobody reads."""
 

@@ -270,12 +270,6 @@ class WorkerHandle:
             and self.jobs_done + len(queue) < max_jobs
         )
 
-    def is_worn(self, max_jobs: int, max_growth: int | None) -> bool:
-        """Return whether it should be replaced: it has run enough calls, has grown, or cannot be interrupted."""
-        process = self.process
-        has_grown = max_growth is not None and process.growth() > max_growth
-        return self.worn or self.jobs_done >= max_jobs or not process.can_be_interrupted or has_grown
-
     def left_behind(self) -> int:
         """Return how many bytes earlier jobs left in it and the processes below it, as far as that is known."""
         return max(0, self.process.tree_growth()) if self.jobs_done else 0
@@ -360,6 +354,15 @@ class WorkerHandle:
             assignment.worker = None
             self._attempt_parts.pop(assignment, None)
         return removed[::-1]
+
+    def take_all(self) -> list[Assignment]:
+        """Take the assignments of a worker that has exited out of its queue."""
+        left = list(self.queue)
+        self.queue.clear()
+        self.unsent = 0  # One may have been assigned in this turn, and be about to be sent.
+        for assignment in left:
+            assignment.worker = None
+        return left
 
     # --- stopping ---
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from executor_adapter.exceptions import MemoryLimitError
 from executor_adapter.job import size_text
@@ -23,11 +22,6 @@ MAX_SHARE_OF_TIME = 0.1
 _MAX_MEASURED_EXACTLY = 3
 
 
-class _Watched(NamedTuple):
-    assignment: Assignment
-    limit: int
-
-
 class MemoryWatch:
     """Calls `on_exceeded(worker, assignment, used)` once for each attempt whose tree outgrew its limit."""
 
@@ -36,18 +30,20 @@ class MemoryWatch:
     ) -> None:
         self._supervisor = supervisor
         self._on_exceeded = on_exceeded
-        self._watched: dict[WorkerHandle, _Watched] = {}
+        self.watched: dict[WorkerHandle, Assignment] = {}
+        """The attempt with a limit that each worker runs."""
         self._timer: Timer | None = None
         self._due = 0.0
 
-    def add(self, worker: WorkerHandle, assignment: Assignment, limit: int) -> None:
+    def add(self, worker: WorkerHandle, assignment: Assignment) -> None:
         """Watch an attempt that starts now."""
-        self._watched[worker] = _Watched(assignment, limit)
-        self._schedule(_seconds_to_grow(limit))
+        self.watched[worker] = assignment
+        self._schedule(_seconds_to_grow(assignment.memory_limit or 0))
 
     def remove(self, worker: WorkerHandle) -> None:
-        """Stop watching the worker's attempt, if it is watched."""
-        if self._watched.pop(worker, None) is not None and not self._watched and self._timer is not None:
+        """Stop watching the worker's attempt: it has ended, or was taken back."""
+        del self.watched[worker]
+        if not self.watched and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -63,20 +59,20 @@ class MemoryWatch:
     def _check_all(self) -> None:
         self._timer = None
         began = self._supervisor.now()
-        room = [self._check(worker, watched) for worker, watched in list(self._watched.items())]
-        if self._watched:
+        room = [self._check(worker, assignment) for worker, assignment in list(self.watched.items())]
+        if self.watched:
             took = self._supervisor.now() - began
             self._schedule(max(_seconds_to_grow(min(room)), took / MAX_SHARE_OF_TIME))
 
-    def _check(self, worker: WorkerHandle, watched: _Watched) -> int:
+    def _check(self, worker: WorkerHandle, assignment: Assignment) -> int:
         """Measure one attempt. Return the bytes that it may still take."""
-        assignment, limit = watched
+        limit = assignment.memory_limit or 0
         if worker.process.pid is None:
             return limit
         tree = measure(worker.process.pid, limit)
         assignment.peak_rss = max(assignment.peak_rss or 0, tree.resident)
         if tree.used > limit:
-            del self._watched[worker]
+            del self.watched[worker]
             self._on_exceeded(worker, assignment, tree.used)
         return limit - tree.used
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -197,11 +198,13 @@ class ProcessPool(StartingPool[WorkerHandle]):
         assignment.pid = worker.process.pid
         assignment.started_at = at
         if self._memory is not None and assignment.memory_limit is not None:
-            self._memory.add(worker, assignment, assignment.memory_limit)
+            self._memory.add(worker, assignment)
         self.supervisor.started(assignment, at)
 
     def _release(self, worker: WorkerHandle) -> None:
         """Free the slot of a worker that has no assignments left."""
+        if self._memory is not None and worker in self._memory.watched:
+            self._memory.remove(worker)
         self.busy -= 1
         self._busy_workers.remove(worker)
         self._keep(worker)
@@ -210,7 +213,9 @@ class ProcessPool(StartingPool[WorkerHandle]):
         """Keep a worker without assignments for further ones, unless it is to be replaced."""
         if worker.retired:
             return
-        if worker.is_worn(self._max_jobs, self._max_rss_growth):
+        process, growth = worker.process, self._max_rss_growth
+        is_worn = worker.worn or worker.jobs_done >= self._max_jobs or not process.can_be_interrupted
+        if is_worn or (growth is not None and process.growth() > growth):
             self.workers.shut_down(worker)
             self.workers.keep_spare()
         elif not worker.dropping:
@@ -274,7 +279,10 @@ class ProcessPool(StartingPool[WorkerHandle]):
         (topic, content), _ = values.load_plain(body)
         if topic == "log" and assignment is not None:
             worker.output.add_record(content)
-        self.supervisor.on_message(assignment, topic, content)
+        try:
+            self.supervisor.on_message(assignment, topic, content)
+        except Exception:  # The program's logging has raised: what has arrived behind the message must not be lost.
+            traceback.print_exc()  # As logging does with what its handlers raise.
 
     def _log_warning(self, body: bytes) -> None:
         """Log a warning of a worker that is starting, which belongs to no job; only once, as each worker sends it."""
@@ -294,8 +302,6 @@ class ProcessPool(StartingPool[WorkerHandle]):
         if worker.output.has_output or worker.output.allowance.refused:
             worker.output.finish()
         assignment = queue[0]
-        if self._memory is not None and assignment.memory_limit is not None:
-            self._memory.remove(worker)
         assignment.pid = worker.process.pid
         assignment.started_at = started
         assignment.ended_at = ended
@@ -371,15 +377,10 @@ class ProcessPool(StartingPool[WorkerHandle]):
     def on_exit(self, worker: WorkerHandle, returncode: int) -> None:
         """Report a worker's exit: what it had started crashed or was stopped, and the rest is handed back."""
         output_tail = self._read_rest(worker)
-        if self._memory is not None:
-            self._memory.remove(worker)
         started = 0 if worker.lease_expired else worker.count_started()
-        left = list(worker.queue)
-        worker.queue.clear()
+        left = worker.take_all()
         if left:
             self._release(worker)
-        for assignment in left:
-            assignment.worker = None
         cannot_start = not worker.ready and (
             isinstance(worker.crash_cause, WorkerUnavailableError) or self.workers.start_failures >= MAX_START_FAILURES
         )

@@ -18,6 +18,7 @@ from executor_adapter.exceptions import (
     JobSerializationError,
     WorkerCrashedError,
 )
+from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.functions import exit_at
 from tests.contract.process_pool import functions
@@ -120,6 +121,38 @@ def test_sigkill_of_an_idle_worker_harms_no_job(pool: Harness) -> None:
         os.kill(pid, signal.SIGKILL)
     assert [pool.value(pool.submit(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
     assert not [each for each in pool.endings if pool.ending(each) is Ending.CRASHED]
+
+
+class StartsAtOnce(Harness):
+    """Gives what is handed back to the pool at once, as the supervisor does with the attempt of a driven job."""
+
+    def handed_back(self, assignment: Assignment) -> None:
+        super().handed_back(assignment)
+        self.pending.remove(assignment)
+        self.pool.start(assignment)
+
+
+def test_an_attempt_that_goes_from_one_dead_worker_to_the_next_runs() -> None:
+    """Where all workers die before any death is seen, an attempt that each hands to the next runs in a new one."""
+    pool = StartsAtOnce(3)
+    for each in [pool.submit(functions.nap, 0.1) for _ in range(3)]:
+        pool.value(each)
+    pool.until(lambda: pool.pool.idle == 4)
+    workers, guardian = pool.pool.workers, pool.pool.workers.launcher.guardian.pid
+    workers.idle.sort(key=lambda worker: -worker.number)  # The oldest is used first, and reported first.
+    for worker in workers.idle:  # Only the guardian's reports tell of the deaths.
+        pool.unwatch(worker.fd)
+        worker.process.stop_watching()
+    for pid in (guardian, *pool.pool.pids):
+        os.kill(pid, signal.SIGSTOP)
+    assignment = pool.submit(functions.add, 1, 1)
+    pool.turn(0.0)
+    for pid in pool.pool.pids:
+        os.kill(pid, signal.SIGKILL)
+    os.kill(guardian, signal.SIGCONT)
+    assert pool.value(assignment) == 2
+    assert pool.hand_backs == [assignment] * 4
+    pool.close()
 
 
 def test_sigkill_in_the_middle_of_a_large_result(pool: Harness) -> None:

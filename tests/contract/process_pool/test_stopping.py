@@ -295,3 +295,20 @@ def test_the_peak_memory_is_measured_for_each_attempt() -> None:
     assert large.peak_rss is not None
     assert small.peak_rss is not None
     assert small.peak_rss < large.peak_rss - (50 << 20)
+
+
+def test_the_memory_limit_of_a_job_that_was_taken_back_holds_for_no_other(pool: Harness) -> None:
+    """A worker from which a job with a memory_limit was taken back runs the next job without that limit."""
+    pool.warm_up(2)
+    for pid in pool.pool.pids:
+        os.kill(pid, signal.SIGSTOP)
+    taken_back = pool.submit(functions.pid, memory_limit=100 << 20)
+    pool.until_running(taken_back)
+    pool.pool.stop(taken_back, grace=0)
+    assert pool.ending(taken_back) is Ending.STOPPED
+    for pid in pool.pool.pids:
+        os.kill(pid, signal.SIGCONT)
+    pool.until(lambda: pool.pool.idle == 2)
+    unlimited = pool.submit(functions.hold_memory, 200 << 20, 1.0)
+    assert pool.value(unlimited) > 0
+    assert unlimited.pid == taken_back.pid
