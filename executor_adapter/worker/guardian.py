@@ -195,8 +195,8 @@ class Guardian:
         try:
             self._fork(number, fds)
         except OSError as error:
-            self._next_fork_at = time.monotonic() + _RETRY_INTERVAL
-            if self._next_fork_at < until:
+            if (again_at := time.monotonic() + _RETRY_INTERVAL) < until:
+                self._next_fork_at = again_at
                 self._fork_requests.append((number, fds, until))
                 return
             self._send(FORK_FAILED, number, error.errno or 0)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError, WorkerUnavailableError
-from executor_adapter.pools.base import REFUSED_TIMEOUT, Assignment, PoolSupervisor, Timer, unavailable
+from executor_adapter.pools.base import REFUSED_TIMEOUT, Assignment, PoolSupervisor, unavailable
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess
 from executor_adapter.pools.process.memory_watch import MemoryWatch, largest_attempt, memory_error
@@ -41,11 +41,15 @@ from executor_adapter.worker import (
 logger = logging.getLogger("executor_adapter.process")
 
 NO_PIDFD = -1
+_OWN_EXIT = -1
+"""Stands for the guardian itself, where the number of a worker is expected."""
 
 _EXIT_TIMEOUT = 1.0
 """Seconds after which a guardian that was asked to exit is killed."""
 _REPLY_TIMEOUT = 7.0
 """Seconds to wait for the answer to a request. The guardian itself tries a fork for 5 seconds."""
+_FORK_SECONDS = 0.1
+"""Seconds that the fork of a worker may take, for those that are asked for next."""
 _EXIT_REPORT_TIMEOUT = 2.0
 """Seconds to wait for the report of a death that the host has seen; the worker may have left many processes."""
 _SWEEP_INTERVAL = 0.005
@@ -76,11 +80,10 @@ class GuardianClient:
         self._launcher = launcher
         self._token = secrets.token_hex(16)
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
-        self._unanswered: dict[int, float] = {}
-        """The workers of which a report is due, and the seconds that it may take since the last one."""
+        self._due: dict[int, Patience | None] = {}
+        """The workers of which a report is due, each with what kills the guardian where that does not come."""
         self._is_dead = False
         self._on_stopped: Callable[[], None] | None = None
-        self._kill_timer: Timer | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -179,31 +182,27 @@ class GuardianClient:
         if not self._is_dead:
             with contextlib.suppress(OSError):  # It has died, and its pidfd has not been read yet.
                 self._socket.shutdown(socket.SHUT_RDWR)
-            self._kill_after(_EXIT_TIMEOUT, "it did not exit when it was asked to")
+            self._expect(_OWN_EXIT, _EXIT_TIMEOUT, "it did not exit when it was asked to")
 
     def expect_report(self, number: int, seconds: float) -> None:
-        """Kill a guardian that reports nothing for so many seconds while its report on this worker is due.
+        """Kill the guardian if it has not reported on this worker in so many seconds, whatever it says of others.
 
-        It may be stopped by a signal. Before it is ready there is no limit, since its imports may take any time.
+        It may be stopped by a signal. It forks one worker after another, so those asked for before add to the time.
+        Before it is ready there is no limit, since its imports may take any time.
         """
-        self._unanswered[number] = seconds
-        self._limit_silence()
+        if self.is_ready:
+            reason = f"it did not report on a worker for {seconds:.0f} s"
+            self._expect(number, seconds + _FORK_SECONDS * len(self._due), reason)
+        else:
+            self._due[number] = None
 
-    def _limit_silence(self) -> None:
-        if self._on_stopped is not None:
-            return
-        self._cancel_kill()
-        if self._unanswered and self.is_ready:
-            seconds = min(self._unanswered.values())
-            self._kill_after(seconds, f"it did not report on a worker for {seconds:.0f} s")
+    def _expect(self, number: int, seconds: float, reason: str) -> None:
+        self._cancel_kill(number)
+        self._due[number] = Patience(self._supervisor, seconds, lambda: self.kill(reason))
 
-    def _cancel_kill(self) -> None:
-        if self._kill_timer is not None:
-            self._kill_timer.cancel()
-
-    def _kill_after(self, seconds: float, reason: str) -> None:
-        self._cancel_kill()
-        self._kill_timer = Patience(self._supervisor, seconds, lambda: self.kill(reason))
+    def _cancel_kill(self, number: int) -> None:
+        if (patience := self._due.pop(number, None)) is not None:
+            patience.cancel()
 
     def _send(self, kind: int, number: int, fds: list[int], text: bytes = b"") -> None:
         if self._is_dead:  # `on_guardian_lost` follows, and reports the worker too
@@ -248,9 +247,7 @@ class GuardianClient:
             self._supervisor.unwatch(self.fd)
             return False
         kind, number, first, second = guardian.PACKET.unpack_from(packet)
-        self.is_ready = self.is_ready or kind == guardian.READY
-        self._unanswered.pop(number, None)
-        self._limit_silence()
+        self._cancel_kill(number)
         if kind == guardian.FORKED:
             pidfd = array.array("i", ancillary[0][2])[0] if ancillary else NO_PIDFD
             self._launcher.on_worker_forked(number, first, pidfd)
@@ -263,8 +260,14 @@ class GuardianClient:
         elif kind == guardian.LOG:
             logger.warning("%s", packet[guardian.PACKET.size :].decode())
         elif kind == guardian.READY:
-            self._launcher.on_guardian_ready(self)
+            self._on_ready()
         return True
+
+    def _on_ready(self) -> None:
+        self.is_ready = True
+        self._launcher.on_guardian_ready(self)
+        for number in tuple(self._due):
+            self.expect_report(number, _REPLY_TIMEOUT)
 
     # --- exit ---
 
@@ -280,7 +283,8 @@ class GuardianClient:
         for _, fds in self._unsent:
             _close(fds)
         self._unsent.clear()
-        self._cancel_kill()
+        for number in tuple(self._due):
+            self._cancel_kill(number)
         if self._process.returncode == 0 and self._on_stopped is not None:  # It exited by itself and left nothing.
             self._report_exit()
         else:
@@ -485,12 +489,13 @@ class GuardianLauncher(Launcher):
         )
 
     def on_guardian_lost(self, lost: GuardianClient) -> None:
-        """Take note that the guardian died without being stopped, and that nothing below it is alive."""
-        if self.guardian is lost:
-            self.guardian = None
+        """Take note that the guardian died without being stopped, and that nothing below it is alive.
+
+        All workers are its own: until now those that were asked for went to it, too.
+        """
+        self.guardian = None
         self._workers.start_watch.remove(lost)
-        members = self._workers.members.items()
-        workers = [worker for number, worker in members if self._processes[number].guardian is lost]
+        workers = list(self._workers.members.values())
         message = lost.end
         # A pool that is closed kills a guardian that is not ready yet, and has no job there.
         level = logging.INFO if self._workers.closing else logging.WARNING

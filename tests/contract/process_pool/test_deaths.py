@@ -23,7 +23,7 @@ from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.functions import exit_at
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, marked
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 # --- each way to fail at each place ---
 
@@ -217,6 +217,32 @@ def test_a_guardian_that_is_stopped_leaves_nothing(
     assert cause in caplog.text
     assert [cause in str(pool.error(each)) for each in (dying, living)] == [True, True]
     wait_for(lambda: not [path for path in paths if alive(int(path.read_text()))])
+
+
+FORGETS_ONE = """
+from executor_adapter.worker import guardian
+send, forgotten = guardian.Guardian._send, []
+
+def forget_one(self, kind, number=0, *rest, **others):
+    if kind == guardian.EXITED and number in (forgotten or [number]):
+        forgotten.append(number)
+    else:
+        send(self, kind, number, *rest, **others)
+
+guardian.Guardian._send = forget_one
+"""
+
+
+def test_a_guardian_that_forgets_one_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guardian that does not report a death is replaced in time, whatever it reports of other workers."""
+    (tmp_path / "forgets_one.py").write_text(FORGETS_ONE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with harness(2, preload=("forgets_one",)) as pool:
+        forgotten, ends = pool.submit(functions.exit_at_once), time.monotonic() + PATIENCE
+        while forgotten not in pool.endings:
+            assert time.monotonic() < ends
+            pool.error(pool.submit(functions.exit_at_once))
+        assert "did not report on a worker for 2 s" in str(pool.error(forgotten))
 
 
 MAY_NOT_KILL = """
