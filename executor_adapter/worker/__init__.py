@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from executor_adapter.worker.context import enter_job as enter_job
     from executor_adapter.worker.context import leave_job as leave_job
     from executor_adapter.worker.context import running_job as running_job
+    from executor_adapter.worker.interpreter import CALL_MAIN as CALL_MAIN
     from executor_adapter.worker.interpreter import interpreter_command as interpreter_command
     from executor_adapter.worker.presence import is_held as is_held
     from executor_adapter.worker.presence import is_held_by_process as is_held_by_process
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from executor_adapter.worker.process_tree import tree as tree
     from executor_adapter.worker.process_tree import tree_resident as tree_resident
     from executor_adapter.worker.reporter import EXIT_SOCKET_LOST as EXIT_SOCKET_LOST
-    from executor_adapter.worker.spawned import BOOTSTRAP as BOOTSTRAP
     from executor_adapter.worker.stacks import FunctionPosition as FunctionPosition
     from executor_adapter.worker.stacks import position_text as position_text
     from executor_adapter.worker.stacks import traceback_of_function as traceback_of_function
@@ -44,12 +44,11 @@ _NAMES = {
     ".bond": "end_with_this_process",
     ".call": "PICKLE REFERENCE decode_function",
     ".context": "BoundCall JobContext current_job enter_job leave_job running_job",
-    ".interpreter": "interpreter_command",
+    ".interpreter": "CALL_MAIN interpreter_command",
     ".presence": "is_held is_held_by_process own_presence",
     ".process": "EXIT_SETUP_FAILED INTERRUPT",
     ".process_tree": "TREE_VARIABLE kill_below kill_marked resident tree tree_resident",
     ".reporter": "EXIT_SOCKET_LOST",
-    ".spawned": "BOOTSTRAP",
     ".stacks": "FunctionPosition position_text traceback_of_function",
     ".state": "lasting_changes",
     ".wire": "lease_time",

@@ -57,13 +57,16 @@ _NEVER = 2**31 - 1
 """A threshold of the garbage collector that is not reached."""
 
 
-def main(host_fd: int, setup: dict[str, Any]) -> None:
-    """Fork and reap workers until the host has died. `setup`: see `pools.process.launch_guardian`."""
-    for fd in (host_fd, *setup["presence"]):
+def main(fds: list[int], setup: dict[str, Any]) -> None:
+    """Fork and reap workers until the host has died.
+
+    `fds`: the socket to the host alone. `setup`: see `pools.process.handle`.
+    """
+    for fd in (*fds, *setup["presence"]):
         os.set_inheritable(fd, False)
     _ignore_signals()
     become_subreaper("job-guardian")
-    with socket.socket(fileno=host_fd) as host:
+    with socket.socket(fileno=fds[0]) as host:
         try:
             guardian = Guardian(host, setup)
         except ProcessLookupError:  # The host has died already.
@@ -300,14 +303,3 @@ class Guardian:
     def _drain_wake_pipe(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_reader, 4096)
-
-
-BOOTSTRAP = (
-    "import pickle\n"
-    "with open(int(sys.argv[1]), 'rb') as file:\n"
-    "    setup = pickle.load(file)\n"
-    "from executor_adapter.worker.guardian import main\n"
-    "sys.path[:] = setup['path']\n"
-    "main(int(sys.argv[2]), setup)\n"
-)
-"""The program of the guardian's interpreter (see `interpreter`)."""

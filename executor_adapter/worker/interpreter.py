@@ -3,8 +3,6 @@
 An interpreter that runs a program given as text (`-c`) looks for modules in the working directory first: a `pickle.py`
 there would run in it. So it is started without that (`-P`), and with the program's own flags. It imports this package
 from where the program has it, and gets the program's sys.path only then.
-
-The guardian imports this module too, so it needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -34,6 +32,15 @@ _FIND_PACKAGE = (
     "places = [n for n, e in enumerate(sys.path, 1) if e in (library, os.path.join(library, 'lib-dynload'))]\n"
     f"sys.path.insert(max(places, default=0), {_PACKAGE_PARENT!r})\n"
 )
+
+CALL_MAIN = (
+    "import importlib, pickle\n"
+    "setup = pickle.load(sys.stdin.buffer)\n"
+    "main = importlib.import_module('executor_adapter.worker.' + sys.argv[1]).main\n"
+    "sys.path[:] = setup['path']\n"
+    "main([int(fd) for fd in sys.argv[2:]], setup)\n"
+)
+"""A program that calls `main(fds, setup)` of a module beside this one. The program's `__main__` is not imported."""
 
 
 def interpreter_command(program: str, *arguments: str) -> list[str]:

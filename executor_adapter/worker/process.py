@@ -66,7 +66,7 @@ _OWN_SIGNALS = frozenset({signal.SIGTERM, INTERRUPT})
 def main(fds: list[int], setup: dict[str, Any], begin: Callable[[int], None] = lambda tickets: None) -> int:
     """Serve the host until it closes the socket. Return the exit code.
 
-    `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `pools.process.launch_guardian`.
+    `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `pools.process.handle`.
     `begin`: called with the descriptor of the tickets once what is logged goes to the host.
     """
     socket_fd, ticket_fd, stdout_fd, stderr_fd = fds

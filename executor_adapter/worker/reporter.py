@@ -5,12 +5,10 @@ Every worker imports this module, so it needs the standard library alone.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pickle
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -31,25 +29,10 @@ _PLAIN = (int, float, bool, type(None))
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
-_SO_COOKIE = 57
-"""Option of a socket on Linux: a number that no other socket of the system ever has (socket(7))."""
-
-
-def _cookie(sock: socket.socket) -> bytes:
-    return sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
-
-
-def _inode(sock: socket.socket) -> int:
-    return os.fstat(sock.fileno()).st_ino
-
-
-def _identity(sock: socket.socket) -> Callable[[socket.socket], Any]:
-    """Return what distinguishes a socket from any other file that may get its descriptor; it raises OSError then."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # The system is older than this option.
-            _cookie(sock)
-            return _cookie
-    return _inode
+def _identity(sock: socket.socket) -> tuple[int, int]:
+    """Return what distinguishes a socket from any other file that may get its descriptor."""
+    status = os.fstat(sock.fileno())
+    return status.st_dev, status.st_ino
 
 
 class Channel:
@@ -57,8 +40,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._identity_of = _identity(sock)
-        self._identity = self._identity_of(sock)
+        self._identity = _identity(sock)
         self._lock = threading.RLock()
         self._writing = False
         self._deferred: Callable[[], None] | None = None
@@ -73,7 +55,7 @@ class Channel:
             self._writing = threading.get_ident() == self._main
             try:
                 # A function may have closed the socket, and opened a file of its own under the same number.
-                if self._identity_of(self._socket) != self._identity:
+                if _identity(self._socket) != self._identity:
                     os._exit(EXIT_SOCKET_LOST)
                 sent = 0 if fd is None else wire.send_fds(self._socket, frame, [fd])
                 if sent < len(frame):

@@ -23,15 +23,6 @@ from typing import Any
 
 from executor_adapter.worker import process
 
-BOOTSTRAP = (
-    "import pickle\n"
-    "setup = pickle.load(sys.stdin.buffer)\n"
-    "from executor_adapter.worker.spawned import main\n"
-    "sys.path[:] = setup['path']\n"
-    "main([int(fd) for fd in sys.argv[1:]], setup)\n"
-)
-"""The program of the worker's interpreter (see `interpreter`). The program's `__main__` is not imported."""
-
 _PARENT_CHECK_INTERVAL = 2.0
 """Seconds between two checks of the parent's id: a forked process may hold the pipe's other end open too."""
 _EXIT_DELAY = 0.02

@@ -25,7 +25,7 @@ from tests.waiting import wait_for
 
 PACKAGE = "/executor_adapter/"
 BOUNDS = {
-    "process": {"files": 23, "changes": 55, "caller": 21.5, "supervisor": 38, "worker": 24.5},
+    "process": {"files": 23, "changes": 53, "caller": 21.5, "supervisor": 36.5, "worker": 24.5},
     "thread": {"files": 17, "changes": 44, "caller": 20.5, "supervisor": 29},
 }
 """Of one job, on an idle executor: files of the package that its threads enter, and changes from one to another.

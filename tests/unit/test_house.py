@@ -115,13 +115,13 @@ BUDGETS = {
     "pools/cluster": 3_511,
     "pools/in_process": 655,
     "pools/memory": 416,
-    "pools/process": 1_595,
-    "pools/transport": 582,
+    "pools/process": 1_585,
+    "pools/transport": 580,
     "prefect": 6_414,
     "scheduler": 454,
     "store": 1_742,
     "supervision": 2_564,
-    "worker": 1_832,
+    "worker": 1_812,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

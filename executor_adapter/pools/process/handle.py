@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import ClassVar
+from typing import IO, Any, ClassVar
 
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.process.output import READ_DELAY, WorkerOutput
+from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.pools.transport.send_buffer import SendBuffer, SharedPath
-from executor_adapter.worker import wire
+from executor_adapter.worker import CALL_MAIN, interpreter_command, own_presence, wire
 
 MAX_CALLS_BEHIND = 8
 """Short calls that may be queued behind a running one."""
@@ -117,6 +121,35 @@ class Launcher(ABC):
     def close(self, on_closed: Callable[[], None]) -> None:
         """Release what launches workers, of which none is left, and call `on_closed`."""
         on_closed()
+
+
+def start_interpreter(
+    module: str, fds: Sequence[int], settings: dict[str, Any], **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start a process, in a session of its own, that calls `main(fds, setup)` of a module in `worker`.
+
+    Its setup is `settings` (preload, initializer, nice, cpu_affinity, log_level), the host's pid, its sys.path, and the
+    descriptors of its presence. `options`: of Popen.
+    """
+    held = own_presence().fds + settings["held_fds"]
+    # A file, since arguments and environment variables have a size limit and other users can read them, and a pipe may
+    # have no room for all of it.
+    with _unnamed_file() as file:
+        pickle.dump(settings | {"host": os.getpid(), "path": current_path(), "presence": held}, file)
+        file.seek(0)
+        return subprocess.Popen(
+            interpreter_command(CALL_MAIN, module, *map(str, fds)),
+            stdin=file,
+            pass_fds=(*fds, *held),
+            start_new_session=True,
+            **options,
+        )
+
+
+def _unnamed_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):  # It needs no folder that can be written to.
+        return open(os.memfd_create("executor-adapter-setup"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 class Tickets:
@@ -280,8 +313,9 @@ class WorkerHandle:
         Raises:
             Exception: the argument of its scope cannot be pickled.
         """
-        if (part := attempt_part(assignment)) != b"":
-            self._attempt_parts[assignment] = part
+        # Asked here too: most attempts have none of them, and a call takes as long as all the rest.
+        if assignment.scope is not None or assignment.checkpoint is not None or assignment.environment is not None:
+            self._attempt_parts[assignment] = attempt_part(assignment)
         assignment.worker = self
         self.queue.append(assignment)
         self.unsent += 1
@@ -298,7 +332,8 @@ class WorkerHandle:
             assignment = self.queue[index]
             payload: Payload = assignment.payload
             part = self._attempt_parts.pop(assignment, b"") if self._attempt_parts else b""
-            pieces.append(send_buffer.function_frame(payload.function, may_forget=index == 0))
+            if payload.function.number not in send_buffer.known:
+                pieces.append(send_buffer.function_frame(payload.function, may_forget=index == 0))
             pieces.append(
                 wire.HEADER.pack(
                     len(payload.body) + len(part),

@@ -8,7 +8,6 @@ import functools
 import logging
 import math
 import os
-import pickle
 import secrets
 import signal
 import socket
@@ -20,19 +19,16 @@ from typing import Any, ClassVar
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError, WorkerUnavailableError
 from executor_adapter.pools.base import REFUSED_TIMEOUT, Assignment, PoolSupervisor, unavailable
 from executor_adapter.pools.patience import Patience
-from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess
+from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess, start_interpreter
 from executor_adapter.pools.process.memory_watch import MemoryWatch, largest_attempt, memory_error
 from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.pools.process.workers import WorkerSet
-from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.worker import (
     INTERRUPT,
     TREE_VARIABLE,
     guardian,
-    interpreter_command,
     kill_below,
     kill_marked,
-    own_presence,
     resident,
     tree_resident,
     wire,
@@ -63,9 +59,6 @@ _LARGE_IDLE_WORKER = 32 << 20
 class GuardianClient:
     """One guardian process. `settings` go to it and to each worker unchanged.
 
-    The guardian's set-up is `settings` (preload, initializer, nice, cpu_affinity, log_level), the host's pid, its
-    sys.path, and the descriptors of its presence.
-
     Raises:
         OSError: the guardian cannot be started.
     """
@@ -87,9 +80,13 @@ class GuardianClient:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                held = own_presence().fds + settings["held_fds"]
-                of_host = {"host": os.getpid(), "path": current_path(), "presence": held}
-                self._process = self._start_process(theirs, settings | of_host)
+                self._process = start_interpreter(
+                    "guardian",
+                    [theirs.fileno()],
+                    settings,
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, TREE_VARIABLE: self._token},
+                )
             self._pidfd = self._open_pidfd()
         except OSError:
             self._socket.close()
@@ -98,24 +95,6 @@ class GuardianClient:
         self.fd = self._socket.fileno()
         supervisor.watch(self.fd, self.receive)
         supervisor.watch(self._pidfd, self._on_exit)
-
-    def _start_process(self, theirs: socket.socket, setup: dict[str, Any]) -> subprocess.Popen[bytes]:
-        # Arguments and environment variables have a size limit, and other users can read them.
-        setup_fd = os.memfd_create("executor-adapter-setup")
-        try:
-            with open(setup_fd, "wb", closefd=False) as file:
-                pickle.dump(setup, file)
-            os.lseek(setup_fd, 0, os.SEEK_SET)
-            return subprocess.Popen(
-                interpreter_command(guardian.BOOTSTRAP, str(setup_fd), str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, TREE_VARIABLE: self._token},
-                pass_fds=(setup_fd, theirs.fileno(), *setup["presence"]),
-                start_new_session=True,
-            )
-        finally:
-            os.close(setup_fd)
 
     def _open_pidfd(self) -> int:
         try:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from executor_adapter.pools.base import PoolSupervisor, Timer
-from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess
+from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess, start_interpreter
 from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.pools.process.workers import WorkerSet
-from executor_adapter.pools.transport.importable import current_path
-from executor_adapter.worker import BOOTSTRAP, INTERRUPT, interpreter_command, own_presence
+from executor_adapter.worker import INTERRUPT
 
 LIVENESS_INTERVAL = 1.0
 """Seconds between two checks whether busy workers live."""
@@ -114,7 +111,7 @@ class SpawnLauncher(Launcher):
 
     def launch(self, worker: WorkerHandle, fds: list[int]) -> SpawnedProcess:
         try:
-            started = _start_process(fds, self._settings)
+            started = start_interpreter("spawned", fds, self._settings, stdout=fds[2], stderr=fds[3])
         finally:
             for fd in fds:
                 os.close(fd)
@@ -158,21 +155,3 @@ class SpawnPool(ProcessPool):
 
     def make_launcher(self, settings: dict[str, Any], workers: WorkerSet) -> SpawnLauncher:
         return SpawnLauncher(self.supervisor, settings, workers)
-
-
-def _start_process(fds: list[int], settings: dict[str, Any]) -> subprocess.Popen[bytes]:
-    held = own_presence().fds + settings["held_fds"]
-    setup = settings | {"host": os.getpid(), "path": current_path(), "presence": held}
-    # A file, since arguments and environment variables have a size limit and other users can read them, and a pipe may
-    # have no room for all of it.
-    with tempfile.TemporaryFile() as file:
-        file.write(pickle.dumps(setup, 5))
-        file.seek(0)
-        return subprocess.Popen(
-            interpreter_command(BOOTSTRAP, *map(str, fds)),
-            stdin=file,
-            stdout=fds[2],
-            stderr=fds[3],
-            pass_fds=(*fds, *setup["presence"]),
-            start_new_session=True,
-        )

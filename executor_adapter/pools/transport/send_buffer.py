@@ -49,7 +49,8 @@ class SendBuffer:
         self._supervisor = supervisor
         self._socket = sock
         self._fd = sock.fileno()
-        self._known: set[int] = set()
+        self.known: set[int] = set()
+        """The numbers of the functions that the worker knows."""
         self._path_version = 0
         self._unsent: deque[tuple[memoryview, values.MemoryFile | None]] = deque()
 
@@ -62,18 +63,16 @@ class SendBuffer:
         return path.frame
 
     def function_frame(self, function: EncodedFunction, *, may_forget: bool) -> bytes:
-        """Return the frame that must precede a call of `function`; empty if the worker knows the function.
+        """Return the frame that must precede a call of `function`, which the worker does not know.
 
         `may_forget`: no call that was sent before refers to a function the worker knows.
         """
-        if function.number in self._known:
-            return b""
         flags = 0
-        if may_forget and len(self._known) >= MAX_FUNCTIONS:
-            self._known.clear()
+        if may_forget and len(self.known) >= MAX_FUNCTIONS:
+            self.known.clear()
             flags = wire.FORGET_OTHERS
         if not function.once:
-            self._known.add(function.number)
+            self.known.add(function.number)
         return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=function.encoded)
 
     def send(self, frames: bytes, file: values.MemoryFile | None = None) -> None:
