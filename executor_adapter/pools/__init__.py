@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from executor_adapter.pools.kinds import pool_kinds as pool_kinds
     from executor_adapter.pools.loop import SupervisorLoop as SupervisorLoop
     from executor_adapter.pools.memory.available import AvailableMemory as AvailableMemory
+    from executor_adapter.pools.memory.available import MemoryLevel as MemoryLevel
     from executor_adapter.pools.memory.control_groups import processor_quota as processor_quota
     from executor_adapter.pools.memory.guard import MemoryGuard as MemoryGuard
-    from executor_adapter.pools.memory.level import MemoryLevel as MemoryLevel
     from executor_adapter.pools.patience import Patience as Patience
     from executor_adapter.pools.selection import check_job as check_job
     from executor_adapter.pools.selection import check_limits as check_limits
@@ -55,10 +55,9 @@ _NAMES = {
     ".in_process.slot_loan": "SlotLoan current_slot_loan lend_slot",
     ".kinds": "PoolKinds pool_kinds",
     ".loop": "SupervisorLoop",
-    ".memory.available": "AvailableMemory",
+    ".memory.available": "AvailableMemory MemoryLevel",
     ".memory.control_groups": "processor_quota",
     ".memory.guard": "MemoryGuard",
-    ".memory.level": "MemoryLevel",
     ".patience": "Patience",
     ".selection": "check_job check_limits",
     ".transport.functions": "dump_by_value",

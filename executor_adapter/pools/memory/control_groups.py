@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from executor_adapter.pools.memory.level import MemoryLevel
-
 ROOT = Path("/")
 _UNLIMITED = 1 << 60
 """Bytes. A larger limit is none: version 1 shows the largest number that it can hold."""
@@ -31,7 +29,7 @@ class ControlGroup(ABC):
         self.name = name
         self._prefix = f"{directory}/"
 
-    def level(self, swap_free: int) -> MemoryLevel | None:
+    def room(self, swap_free: int) -> tuple[int, int] | None:
         """Return the limit and what is left; None if there is no limit. `swap_free`: the machine's free swap."""
         limit = self._limit()
         if limit is None or limit > _UNLIMITED:
@@ -39,8 +37,7 @@ class ControlGroup(ABC):
         used = self._used()
         if used is None:
             return None
-        left = limit - used + (min(swap_free, self._swap_left()) if swap_free else 0)
-        return MemoryLevel(f"the control group {self.name}", limit, left)
+        return limit, limit - used + (min(swap_free, self._swap_left()) if swap_free else 0)
 
     @abstractmethod
     def oom_kills(self) -> int | None:

@@ -17,8 +17,7 @@ from collections.abc import Iterable
 from executor_adapter.exceptions import MemoryLimitError
 from executor_adapter.job import size_text
 from executor_adapter.pools.base import Assignment, WorkerPool
-from executor_adapter.pools.memory.available import AvailableMemory
-from executor_adapter.pools.memory.level import FASTEST_GROWTH, MemoryLevel
+from executor_adapter.pools.memory.available import FASTEST_GROWTH, AvailableMemory, MemoryLevel
 
 logger = logging.getLogger("executor_adapter.memory")
 

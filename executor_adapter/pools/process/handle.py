@@ -20,6 +20,7 @@ from typing import IO, Any, ClassVar
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.process.output import READ_DELAY, WorkerOutput
+from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.pools.transport.send_buffer import SendBuffer, SharedPath
@@ -27,6 +28,9 @@ from executor_adapter.worker import CALL_MAIN, interpreter_command, own_presence
 
 MAX_CALLS_BEHIND = 8
 """Short calls that may be queued behind a running one."""
+
+MAX_FUNCTIONS = 512
+"""Functions that a worker keeps. When it has so many, it forgets all, and is sent again what it needs."""
 
 _OUTPUT_READ_FRAME = wire.pack_frame(wire.OUTPUT_READ)
 
@@ -235,6 +239,9 @@ class WorkerHandle:
         self._kill_at = 0.0
         self._kill_timer: Timer | None = None
         self._supervisor = supervisor
+        self._path_version = 0
+        self._functions: set[int] = set()
+        """The numbers of the functions that the worker knows."""
         self._attempt_parts: dict[Assignment, bytes] = {}
         """The pickled parts that belong to one attempt only, of the assignments that are not sent yet."""
         with contextlib.ExitStack() as undo:
@@ -243,7 +250,7 @@ class WorkerHandle:
         sock.setblocking(False)
         self._socket = sock
         self.fd = sock.fileno()
-        self.send_buffer = SendBuffer(supervisor, sock)
+        self._send_buffer = SendBuffer(supervisor, sock)
         self.reader = wire.FrameReader(sock, buffer)
         self.output = WorkerOutput(supervisor, stdout_fd, stderr_fd, self.queue)
 
@@ -272,7 +279,7 @@ class WorkerHandle:
         if self.output.is_full and self.listening:
             self._supervisor.call_at(self._supervisor.now() + READ_DELAY, self._confirm_output)
         elif self.listening:
-            self.send_buffer.send(_OUTPUT_READ_FRAME)
+            self._send_buffer.send(_OUTPUT_READ_FRAME)
 
     def on_ready(self, pid: int) -> None:
         """Take note that it has started."""
@@ -325,15 +332,16 @@ class WorkerHandle:
         count, self.unsent = self.unsent, 0
         # Tickets first, so that a worker that has the frame need not wait for its ticket.
         self._tickets.add(count)
-        send_buffer = self.send_buffer
-        pieces = [send_buffer.path_frame(path)]
+        path.refresh()
+        pieces = [] if self._path_version == path.version else [path.frame]
+        self._path_version = path.version
         first = len(self.queue) - count
         for index in range(first, first + count):
             assignment = self.queue[index]
             payload: Payload = assignment.payload
             part = self._attempt_parts.pop(assignment, b"") if self._attempt_parts else b""
-            if payload.function.number not in send_buffer.known:
-                pieces.append(send_buffer.function_frame(payload.function, may_forget=index == 0))
+            if payload.function.number not in self._functions:
+                pieces.append(self._function_frame(payload.function, may_forget=index == 0))
             pieces.append(
                 wire.HEADER.pack(
                     len(payload.body) + len(part),
@@ -350,10 +358,23 @@ class WorkerHandle:
             if part:
                 pieces.append(part)
             if payload.file is not None:
-                send_buffer.send(b"".join(pieces), payload.file)
+                self._send_buffer.send(b"".join(pieces), (payload.file.fd,), payload.file)
                 pieces.clear()
         if pieces:
-            send_buffer.send(b"".join(pieces))
+            self._send_buffer.send(b"".join(pieces))
+
+    def _function_frame(self, function: EncodedFunction, *, may_forget: bool) -> bytes:
+        """Return the frame that must precede a call of `function`, which the worker does not know.
+
+        `may_forget`: no call that was sent before refers to a function the worker knows.
+        """
+        flags = 0
+        if may_forget and len(self._functions) >= MAX_FUNCTIONS:
+            self._functions.clear()
+            flags = wire.FORGET_OTHERS
+        if not function.once:
+            self._functions.add(function.number)
+        return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=function.encoded)
 
     def take_back(self, assignment: Assignment, *, or_those_behind: bool = False) -> tuple[CallState, list[Assignment]]:
         """Take back an assignment that has not started, and those behind it. Return its state and those taken back.
@@ -382,7 +403,7 @@ class WorkerHandle:
         sent = self.sent
         if index < sent:
             self.dropping = True
-            self.send_buffer.send(wire.pack_frame(wire.DROP, seq=self.head + index))
+            self._send_buffer.send(wire.pack_frame(wire.DROP, seq=self.head + index))
         removed = [self.queue.pop() for _ in range(len(self.queue) - index)]
         self.unsent = max(0, len(self.queue) - sent)
         for assignment in removed:
@@ -463,7 +484,7 @@ class WorkerHandle:
         """Stop reading its socket, and send nothing more."""
         if self.listening:
             self.listening = False
-            self.send_buffer.discard()
+            self._send_buffer.discard()
             self._supervisor.unwatch(self.fd)
 
     def close(self) -> None:

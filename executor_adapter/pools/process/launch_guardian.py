@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections import deque
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from executor_adapter.pools.process.handle import Launcher, WorkerHandle, Worker
 from executor_adapter.pools.process.memory_watch import MemoryWatch, largest_attempt, memory_error
 from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.pools.process.workers import WorkerSet
+from executor_adapter.pools.transport.send_buffer import SendBuffer
 from executor_adapter.worker import (
     INTERRUPT,
     TREE_VARIABLE,
@@ -31,7 +32,6 @@ from executor_adapter.worker import (
     kill_marked,
     resident,
     tree_resident,
-    wire,
 )
 
 logger = logging.getLogger("executor_adapter.process")
@@ -56,6 +56,14 @@ _LARGE_IDLE_WORKER = 32 << 20
 """Bytes that earlier jobs left in an idle worker, from which on it is ended when memory is short."""
 
 
+class _ForkedEnds:
+    """A worker's ends of its descriptors. They are closed when nobody holds this any more."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self.fds = tuple(fds)
+        weakref.finalize(self, _close, fds)
+
+
 class GuardianClient:
     """One guardian process. `settings` go to it and to each worker unchanged.
 
@@ -72,7 +80,6 @@ class GuardianClient:
         self._supervisor = supervisor
         self._launcher = launcher
         self._token = secrets.token_hex(16)
-        self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._due: dict[int, Patience | None] = {}
         """The workers of which a report is due, each with what kills the guardian where that does not come."""
         self._is_dead = False
@@ -93,6 +100,7 @@ class GuardianClient:
             raise
         self._socket.setblocking(False)
         self.fd = self._socket.fileno()
+        self._send_buffer = SendBuffer(supervisor, self._socket)
         supervisor.watch(self.fd, self.receive)
         supervisor.watch(self._pidfd, self._on_exit)
 
@@ -121,20 +129,20 @@ class GuardianClient:
     def fork(self, number: int, fds: list[int]) -> None:
         """Ask for a worker with these descriptors, which are closed once they are sent."""
         self.expect_report(number, _REPLY_TIMEOUT)
-        self._send(guardian.FORK, number, fds)
+        self._send(guardian.FORK, number, forked=_ForkedEnds(fds))
 
     def terminate_worker(self, number: int) -> None:
         """Send SIGTERM to the worker and its process group."""
-        self._send(guardian.TERMINATE, number, [])
+        self._send(guardian.TERMINATE, number)
 
     def kill_worker(self, number: int) -> None:
         """Send SIGKILL to a worker without a pidfd. The guardian must report its exit in time."""
         self.expect_report(number, _REPLY_TIMEOUT)
-        self._send(guardian.KILL, number, [])
+        self._send(guardian.KILL, number)
 
     def set_lease(self, until: float) -> None:
         """Let the workers run until this `lease_time`, unless a later one is sent by then."""
-        self._send(guardian.LEASE, 0, [], repr(until).encode())
+        self._send(guardian.LEASE, 0, repr(until).encode())
 
     def kill(self, reason: str) -> None:
         """Kill a guardian that does not answer, with everything below it; `on_guardian_lost` follows."""
@@ -183,27 +191,10 @@ class GuardianClient:
         if (patience := self._due.pop(number, None)) is not None:
             patience.cancel()
 
-    def _send(self, kind: int, number: int, fds: list[int], text: bytes = b"") -> None:
-        if self._is_dead:  # `on_guardian_lost` follows, and reports the worker too
-            _close(fds)
-            return
-        self._unsent.append((guardian.PACKET.pack(kind, number, 0, 0) + text, fds))
-        if len(self._unsent) == 1:
-            self._send_unsent()
-
-    def _send_unsent(self) -> None:
-        while self._unsent:
-            packet, fds = self._unsent[0]
-            try:
-                wire.send_fds(self._socket, packet, fds)
-            except BlockingIOError:
-                self._supervisor.watch_writable(self.fd, self._send_unsent)
-                return
-            except OSError:
-                pass  # It has died, which its pidfd shows.
-            _close(fds)
-            self._unsent.popleft()
-        self._supervisor.watch_writable(self.fd, None)
+    def _send(self, kind: int, number: int, text: bytes = b"", forked: _ForkedEnds | None = None) -> None:
+        if not self._is_dead:  # Otherwise `on_guardian_lost` follows, and reports the worker too.
+            packet = guardian.PACKET.pack(kind, number, 0, 0) + text
+            self._send_buffer.send(packet, () if forked is None else forked.fds, forked)
 
     # --- reports ---
 
@@ -259,9 +250,7 @@ class GuardianClient:
         self._pidfd = -1
         self._supervisor.unwatch(self.fd)
         self._socket.close()
-        for _, fds in self._unsent:
-            _close(fds)
-        self._unsent.clear()
+        self._send_buffer.discard()
         for number in tuple(self._due):
             self._cancel_kill(number)
         if self._process.returncode == 0 and self._on_stopped is not None:  # It exited by itself and left nothing.

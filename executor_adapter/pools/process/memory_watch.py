@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from executor_adapter.exceptions import MemoryLimitError
 from executor_adapter.job import size_text
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
-from executor_adapter.pools.memory.level import FASTEST_GROWTH
+from executor_adapter.pools.memory.available import FASTEST_GROWTH
 from executor_adapter.pools.memory.tree_memory import measure
 from executor_adapter.pools.process.handle import WorkerHandle
 from executor_adapter.worker import resident

@@ -17,8 +17,8 @@ logger = logging.getLogger("executor_adapter.process")
 MAX_START_FAILURES = 3
 """Workers that may die in a row before they are ready. The last of them takes its first assignment with it."""
 
-FIRST_WARNING = 10.0
-"""Seconds after which a start is warned of; each further warning comes after twice the time."""
+WARN_AFTER = 10.0
+"""Seconds after which a start is warned of."""
 
 _RECEIVE_SIZE = 1 << 18
 """Bytes that are received at once."""
@@ -39,42 +39,32 @@ class StartWatch:
     def __init__(self, supervisor: PoolSupervisor, limit: float | None) -> None:
         self._supervisor = supervisor
         self._limit = limit
-        self._starting: dict[Hashable, tuple[float, str, Patience | None]] = {}
-        self._warn_after = FIRST_WARNING
-        self._warning: Timer | None = None
+        self._warn_after = WARN_AFTER if limit is None else min(WARN_AFTER, limit / 2)
+        self._starting: dict[Hashable, list[Timer]] = {}
+        """What is starting, with the times at which it is warned of and given up."""
+        self._has_warned = False
 
     def add(self, who: Hashable, what: str, give_up: GiveUp) -> None:
         """Watch `who`, which is starting now; `what` says in words what it does until it is ready."""
-        patience = None
+        warning_due = self._supervisor.now() + self._warn_after
+        self._starting[who] = [self._supervisor.call_at(warning_due, lambda: self._warn(what))]
         if self._limit is not None:
-            patience = Patience(self._supervisor, self._limit, functools.partial(self._on_limit, who, give_up))
-        self._starting[who] = (self._supervisor.now(), what, patience)
-        if self._warning is None:
-            self._warn_after = FIRST_WARNING if self._limit is None else min(FIRST_WARNING, self._limit / 2)
-            self._schedule_warning(self._supervisor.now())
+            patience = Patience(self._supervisor, self._limit, lambda: self._on_limit(who, what, give_up))
+            self._starting[who].append(patience)
 
     def remove(self, who: Hashable) -> None:
         """Watch `who` no longer: it is ready, or has ended."""
-        _, _, patience = self._starting.pop(who, (0.0, "", None))
-        if patience is not None:
-            patience.cancel()
-        if not self._starting and self._warning is not None:
-            self._warning.cancel()
-            self._warning = None
+        for timer in self._starting.pop(who, ()):
+            timer.cancel()
+        self._has_warned = self._has_warned and bool(self._starting)
 
-    def _schedule_warning(self, began: float) -> None:
-        self._warning = self._supervisor.call_at(began + self._warn_after, self._warn)
-
-    def _warn(self) -> None:
-        began, what, _ = next(iter(self._starting.values()))  # The oldest.
-        if self._supervisor.now() - began >= self._warn_after:
+    def _warn(self, what: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             then = "no limit is set" if self._limit is None else f"they fail after start_timeout={self._limit} s"
             logger.warning("%s, and is not ready after %.3g s; jobs wait for it: %s", what, self._warn_after, then)
-            self._warn_after *= 2
-        self._schedule_warning(began)
 
-    def _on_limit(self, who: Hashable, give_up: GiveUp) -> None:
-        _, what, _ = self._starting[who]
+    def _on_limit(self, who: Hashable, what: str, give_up: GiveUp) -> None:
         self.remove(who)
         limit = f"start_timeout={self._limit} s: mend that, or raise executor.start_timeout"
         give_up(WorkerUnavailableError(f"{what}, and was not ready within {limit}"))
