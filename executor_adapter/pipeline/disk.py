@@ -87,14 +87,13 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Iterator[None]:
+def locked(path: Path, *, timeout: float = 60.0) -> Iterator[None]:
     """Hold the lock on the file `path` in the block; it is made where it is missing.
 
     The kernel releases the lock when its holder dies in any way. Each call opens the file, so threads wait too.
 
     Args:
         path: the file of the lock.
-        shared: whether other shared holders are let in.
         timeout: seconds to wait; 0: do not wait.
 
     Raises:
@@ -103,15 +102,15 @@ def locked(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Iterat
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as lock:
-            _wait_for(lock.fileno(), path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout)
+            _wait_for(lock.fileno(), path, timeout)
             yield
 
 
-def _wait_for(descriptor: int, path: Path, mode: int, timeout: float) -> None:
+def _wait_for(descriptor: int, path: Path, timeout: float) -> None:
     end = time.monotonic() + timeout
     while True:
         with suppress(BlockingIOError):
-            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         if time.monotonic() >= end:
             raise DataCollectionException(

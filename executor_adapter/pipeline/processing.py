@@ -38,8 +38,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
         ConfigurationError: there is no such step.
     """
     steps, source, target, rejects = table.read_steps, table.raw, table.processed, table.rejects
-    with source.shared() as stored:
-        entry = stored.get(window)
+    entry = source.get(window)
     fingerprint = processing_fingerprint(entry, fingerprint_of(steps, table.lake), table.version)
     if not again and target.find(window, fingerprint) is not None:
         log("%s %s: already processed", target, window)
@@ -86,9 +85,7 @@ def processing_fingerprint(entry: WindowEntry, steps: str, version: str = "") ->
 def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> str:
     """Return SQL that gives the rows of a window: one version of it, which the stack holds while it is replaced."""
     version = space / "source.parquet"
-    with source.shared() as stored:
-        file = stack.enter_context(source.file_of(stored.get(window).window).open("rb"))
-        schema = stored.schema()
+    file, schema = stack.enter_context(source.file_of(window).open("rb")), source.schema()
     # By a name that no other window has, so that DuckDB takes nothing that it remembers of one.
     version.symlink_to(f"/dev/fd/{file.fileno()}")
     names = Counter(name.lower() for name in (schema or pa.schema([])).names)

@@ -252,7 +252,9 @@ class Run:
         table = other_table(self._root, name)
         if table.any_file() is None:
             raise _error(step, f"{name} has no processed rows: process that table first, or correct its name")
-        return f"read_parquet({literal(table.folder / 'window=*' / '*.parquet')}, hive_partitioning = true)"
+        files = literal(table.folder / "window=*" / "*.parquet")
+        # By their names: while its columns change, some windows have them already.
+        return f"read_parquet({files}, hive_partitioning = true, union_by_name = true)"
 
     def columns(self, source: str) -> dict[str, str]:
         """Return the columns of a view, or of what is read, with their types."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.pipeline.disk import TEMPORARY, writing
+from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.job_log import log
@@ -174,12 +174,7 @@ def clean_lake(root: Path, older_than: float) -> tuple[int, int]:
         How many of each were removed.
     """
     files = remove_leftovers(root, older_than=older_than)
-    before = time.time() - older_than
-    for stale in root.rglob(f"{TEMPORARY}*"):
-        if stale.is_file() and stale.stat().st_mtime < before:
-            stale.unlink(missing_ok=True)
-            files += 1
-    landings = outdated_landings(root, before)
+    landings = outdated_landings(root, time.time() - older_than)
     for folder in landings:
         shutil.rmtree(folder, ignore_errors=True)
     return files, len(landings)

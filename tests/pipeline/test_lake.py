@@ -295,7 +295,9 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, colum
         assert len(all_rows(table)) == 6
         remove_leftovers(table.root, older_than=-60)
         assert list((table.root / ".writing").iterdir()) == []
-        assert files(table.state) == [".lock", "index.json"]
+        assert files(table.state) == [".lock", "columns", "index.json"]
+        write(table, "2", pa.table({"id": [9], column: ["z"]}))
+        assert len({tuple(pq.read_schema(file).names) for file in table.files()}) == 1
     assert outcomes == {"v1", "v2"}
 
 
@@ -351,7 +353,7 @@ def test_a_newer_answer_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_open_window_is_read_to_its_end(tmp_path: Path) -> None:
-    """Who reads a window while it is replaced, and its table rebuilt, sees one version, and nobody waits for it."""
+    """Who reads a window while it is replaced, and its columns change, sees one version, and nobody waits for it."""
     table = lake_table(tmp_path)
     write(table, "w", ROWS)
     with table.reading("w", 1) as batches:

@@ -15,14 +15,14 @@ import pyarrow.compute as pc
 
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.lake.stored import MAX_RANGES, MOMENT, VANISHED_AT, LakeSettings, Range
+from executor_adapter.pipeline.lake.stored import MAX_RANGES, MOMENT, VANISHED_AT, Range, StoredTable
 
 MAX_AHEAD = timedelta(days=1)
 """How far after now a cursor may be: a day may have begun elsewhere, and clocks differ."""
 
 
 def judged(
-    old: pa.Table, table: LakeSettings, asked: Range, new_keys: pa.Array | None
+    old: pa.Table, table: StoredTable, asked: Range, new_keys: pa.Array | None
 ) -> tuple[pa.Table, pa.Array, int]:
     """Return older rows, with marks of those that have vanished; the mask of those that stay; how many are replaced.
 

@@ -1,15 +1,17 @@
 """What is stored of a table: where its files are, and what each says of itself in its footer.
 
     <lake>/<layer>/<tool>/<table>/window=<window>/rows.parquet   the rows; nothing else is in the table's folder
-    <lake>/.state/<layer>/<tool>/<table>/                        its lock, and its index
+    <lake>/.state/<layer>/<tool>/<table>/                        its lock, its index, and its columns
     <lake>/.writing/                                             files that are being written
 
 So every reader of Parquet reads the folder of a table as it stands, with `window` as a column. Rows and what is known
-of them are one file, so that both are published by one rename.
+of them are one file, so that both are published by one rename, and whoever reads a window needs no lock.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -26,8 +28,9 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline.disk import explained, writing
+from executor_adapter.pipeline.disk import TEMPORARY, explained, writing
 from executor_adapter.pipeline.errors import rows_error
+from executor_adapter.pipeline.text_rows import BATCH_ROWS
 
 ROW_GROUP = 250_000
 """Rows of a row group; those of several batches are written together."""
@@ -48,96 +51,6 @@ missed, or are removed."""
 VANISHED_AT = "vanished_at"
 """The column that is added to tables whose policy is "mark"."""
 MOMENT = pa.timestamp("us", "UTC")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LakeSettings:
-    """The settings of one table in one layer of a lake.
-
-    Raises:
-        ConfigurationError: they contradict one another.
-    """
-
-    root: Path
-    """The folder of the lake."""
-    layer: str
-    """What kind of tables it is among: "raw", "processed", "rejects", ..."""
-    tool: str
-    name: str
-    key: tuple[str, ...] = ()
-    """The columns that identify a row within its window; none: a window, or a range of it, is replaced altogether."""
-    cursor: str | None = None
-    """The column by which the source is asked for what is new."""
-    vanished_rows: Vanished | None = None
-    """What becomes of rows that the source has no longer; None: "keep" with a key, "delete" without."""
-    vanished_windows: Vanished = "keep"
-    """What becomes of windows that the source has no longer: see `settle_windows`."""
-    lock_timeout: float = 300.0
-    """Seconds to wait for another job that writes to the table."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
-        key: Any = self.key  # People write one column as text.
-        object.__setattr__(self, "key", (key,) if isinstance(key, str) else tuple(key))
-        for field in ("layer", "tool", "name"):
-            value = getattr(self, field)
-            # They are names of folders, and readers pass over those that begin with a dot or an underscore.
-            if not value or value.startswith((".", "_")) or "/" in value:
-                raise ConfigurationError(
-                    f"{field}: {value!r} is not allowed: must be a name without /, that begins with neither . nor _"
-                )
-        if self.vanished_rows in ("keep", "mark") and not self.key:
-            raise ConfigurationError(
-                f"{self}: vanished_rows: {self.vanished_rows!r} needs a key: name the columns that identify a row"
-            )
-
-    @property
-    def folder(self) -> Path:
-        """The folder to read with pyarrow, pandas, Polars or DuckDB; `window` is a column of what they read."""
-        return self.root / self.layer / self.tool / self.name
-
-    @property
-    def state(self) -> Path:
-        """The folder of what belongs to the table and is no data."""
-        return self.root / ".state" / self.layer / self.tool / self.name
-
-    @property
-    def lock(self) -> Path:
-        """The file of the table's lock."""
-        return self.state / ".lock"
-
-    def file_of(self, window: str) -> Path:
-        """Return where the rows of a window are."""
-        # A window can be any value of a column: "America/New_York" must not become two folders, nor ".." one up.
-        name = quote(window, safe=" ").replace(".", "%2E")
-        return self.folder / f"{WINDOW}={name}" / _FILE
-
-    def files(self) -> list[Path]:
-        """Return all files of the table, in the order of their folders' names."""
-        return sorted(self.folder.glob(f"{WINDOW}=*/{_FILE}"))
-
-    def any_file(self) -> Path | None:
-        """Return one of the files, without a look at the others; None where there is none."""
-        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
-            for entry in entries:
-                file = Path(entry.path) / _FILE
-                if entry.name.startswith(f"{WINDOW}=") and file.exists():
-                    return file
-        return None
-
-    def __str__(self) -> str:
-        return f"{self.tool}/{self.name} ({self.layer})"
-
-    @property
-    def policy(self) -> Vanished:
-        """What becomes of rows that the source has no longer."""
-        return self.vanished_rows or ("keep" if self.key else "delete")
-
-    @property
-    def extra_columns(self) -> pa.Schema:
-        """The columns that the lake adds to those of the rows."""
-        marks = "mark" in (self.policy, self.vanished_windows)
-        return pa.schema([(VANISHED_AT, MOMENT)] if marks else [])
 
 
 @contextmanager
@@ -161,11 +74,14 @@ def remove_leftovers(root: Path, *, older_than: float) -> int:
     """
     before = time.time() - older_than
     removed = 0
-    for folder in (root / _WRITING).glob("*"):
+    for left in (*(root / _WRITING).glob("*"), *root.rglob(f"{TEMPORARY}*")):
         with suppress(FileNotFoundError):
-            newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+            newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
             if newest < before:
-                shutil.rmtree(folder, ignore_errors=True)
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
                 removed += 1
     return removed
 
@@ -198,7 +114,7 @@ class WindowEntry:
     """When it was written for the first time, in ISO 8601, UTC; what was merged into it before it was removed is not in
     it."""
     watermark: str | None = None
-    """The highest value of the cursor column among its rows; None without one."""
+    """The value of the cursor column up to which all was asked for; None without one."""
     ranges: tuple[Range, ...] = ()
     """What was asked for and when, in the order of their rows; those that later ones replaced are left out."""
     dropped: int = 0
@@ -258,21 +174,24 @@ def reading(path: Path) -> Iterator[None]:
         raise damaged(path, error) from error
 
 
-def entry_of(file: pq.ParquetFile, path: Path) -> WindowEntry:
-    """Return the window in an open file.
+def _read_entry(path: Path) -> WindowEntry:
+    """Return the window in a file.
 
     Raises:
+        FileNotFoundError: it is not there.
         DataProcessingException: DATA_ERROR, it is not a file of the lake, or of another version of it.
     """
+    with opened(path) as file:
+        metadata = file.metadata
     try:
-        entry = _ENTRY.validate_json(file.metadata.metadata[_KEY])
+        entry = _ENTRY.validate_json(metadata.metadata[_KEY])
     except (TypeError, KeyError) as error:
         raise damaged(path, error) from error
     except ValueError as error:
         table = ".".join(path.parts[-4:-2])
         said = f"{path} is of another version: `executor-adapter pipeline rebuild {table}` makes its table anew"
         raise rows_error(said, "lake") from error
-    if entry.rows != file.metadata.num_rows:
+    if entry.rows != metadata.num_rows:
         raise damaged(path, "the number of rows differs")
     return entry
 
@@ -282,61 +201,7 @@ def damaged(path: Path, why: object) -> DataProcessingException:
     return rows_error(f"{path} is damaged: {why}: remove it, and process its landing again", "lake")
 
 
-class StoredTable:
-    """Reads the files of a table."""
-
-    def __init__(self, table: LakeSettings) -> None:
-        self.table = table
-
-    def entries(self) -> list[WindowEntry]:
-        """Return the windows, in the order of the names of their folders.
-
-        The index has what the footers say, so that a footer is opened once after its file was written.
-        """
-        index, known = self.table.state / "index.json", dict[str, Any]()
-        with suppress(FileNotFoundError, ValueError):
-            known = _INDEX.validate_json(index.read_bytes())
-        found = dict[str, Any]()
-        for path in self.table.files():
-            name, state = path.parent.name, os.stat(path)
-            version = (state.st_ino, state.st_mtime_ns, state.st_size)
-            before = known.get(name)
-            found[name] = before if before and before[0] == version else (version, self.read(path))
-        if found != known:
-            with writing(index, sync=False) as file:
-                file.write(_INDEX.dump_json(found))
-        return [entry for _, entry in found.values()]
-
-    def read(self, path: Path) -> WindowEntry:
-        """Return the window in a file."""
-        with opened(path) as file:
-            return entry_of(file, path)
-
-    def find(self, window: str) -> WindowEntry | None:
-        """Return a window; None where the table has none of that name."""
-        path = self.table.file_of(window)
-        return self.read(path) if path.exists() else None
-
-    def get(self, window: str) -> WindowEntry:
-        """Return a window.
-
-        Raises:
-            DataProcessingException: DATA_ERROR, the table has none of that name.
-        """
-        if (found := self.find(window)) is None:
-            raise rows_error(f"{self.table} has no window {window!r}: collect it first", "lake")
-        return found
-
-    def schema(self) -> pa.Schema | None:
-        """Return the columns of the table, which all its files have; None where it has no file."""
-        path = self.table.any_file()
-        if path is None:
-            return None
-        with opened(path) as file:
-            return file.schema_arrow.remove_metadata()
-
-
-def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows of an open file; at least one batch, which may have no rows."""
     batches, empty = file.iter_batches(batch_rows), True
     while True:
@@ -353,5 +218,176 @@ def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.Re
 def rows_in(path: Path) -> Iterator[pa.Table]:
     """Yield the rows of a file, a row group at a time."""
     with opened(path) as file:
-        for batch in rows_of(file, path, ROW_GROUP):
+        for batch in _rows_of(file, path, ROW_GROUP):
             yield pa.Table.from_batches([batch])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTable:
+    """What one table in one layer of a lake is, and the reading of its files.
+
+    Raises:
+        ConfigurationError: they contradict one another.
+    """
+
+    root: Path
+    """The folder of the lake."""
+    layer: str
+    """What kind of tables it is among: "raw", "processed", "rejects", ..."""
+    tool: str
+    name: str
+    key: tuple[str, ...] = ()
+    """The columns that identify a row within its window; none: a window, or a range of it, is replaced altogether."""
+    cursor: str | None = None
+    """The column by which the source is asked for what is new."""
+    vanished_rows: Vanished | None = None
+    """What becomes of rows that the source has no longer; None: "keep" with a key, "delete" without."""
+    vanished_windows: Vanished = "keep"
+    """What becomes of windows that the source has no longer: see `settle_windows`."""
+    lock_timeout: float = 300.0
+    """Seconds to wait for another job that writes to the table."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+        key: Any = self.key  # People write one column as text.
+        object.__setattr__(self, "key", (key,) if isinstance(key, str) else tuple(key))
+        for field in ("layer", "tool", "name"):
+            value = getattr(self, field)
+            # They are names of folders, and readers pass over those that begin with a dot or an underscore.
+            if not value or value.startswith((".", "_")) or "/" in value:
+                raise ConfigurationError(
+                    f"{field}: {value!r} is not allowed: must be a name without /, that begins with neither . nor _"
+                )
+        if self.vanished_rows in ("keep", "mark") and not self.key:
+            raise ConfigurationError(
+                f"{self}: vanished_rows: {self.vanished_rows!r} needs a key: name the columns that identify a row"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The folder to read with pyarrow, pandas, Polars or DuckDB; `window` is a column of what they read."""
+        return self.root / self.layer / self.tool / self.name
+
+    @property
+    def state(self) -> Path:
+        """The folder of what belongs to the table and is no data."""
+        return self.root / ".state" / self.layer / self.tool / self.name
+
+    @property
+    def lock(self) -> Path:
+        """The file of the lock that who changes the table holds."""
+        return self.state / ".lock"
+
+    @property
+    def columns(self) -> Path:
+        """The file of the table's columns."""
+        return self.state / "columns"
+
+    def file_of(self, window: str) -> Path:
+        """Return where the rows of a window are."""
+        # A window can be any value of a column: "America/New_York" must not become two folders, nor ".." one up.
+        name = quote(window, safe=" ").replace(".", "%2E")
+        return self.folder / f"{WINDOW}={name}" / _FILE
+
+    def files(self) -> list[Path]:
+        """Return all files of the table, in the order of their folders' names."""
+        return sorted(self.folder.glob(f"{WINDOW}=*/{_FILE}"))
+
+    def any_file(self) -> Path | None:
+        """Return one of the files, without a look at the others; None where there is none."""
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                file = Path(entry.path) / _FILE
+                if entry.name.startswith(f"{WINDOW}=") and file.exists():
+                    return file
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.tool}/{self.name} ({self.layer})"
+
+    @property
+    def policy(self) -> Vanished:
+        """What becomes of rows that the source has no longer."""
+        return self.vanished_rows or ("keep" if self.key else "delete")
+
+    @property
+    def extra_columns(self) -> pa.Schema:
+        """The columns that the lake adds to those of the rows."""
+        marks = "mark" in (self.policy, self.vanished_windows)
+        return pa.schema([(VANISHED_AT, MOMENT)] if marks else [])
+
+    def windows(self) -> dict[str, WindowEntry]:
+        """Return the windows that the table has, by name, in the order of the names of their folders.
+
+        The index has what the footers say, so that a footer is opened once after its file was written.
+        """
+        index, known, found = self.state / "index.json", dict[str, Any](), dict[str, Any]()
+        with suppress(FileNotFoundError, ValueError):
+            known = _INDEX.validate_json(index.read_bytes())
+        for path in self.files():
+            with suppress(FileNotFoundError):  # It was removed meanwhile.
+                name, state = path.parent.name, os.stat(path)
+                version = (state.st_ino, state.st_mtime_ns, state.st_size)
+                before = known.get(name)
+                found[name] = before if before and before[0] == version else (version, _read_entry(path))
+        if found != known:
+            with writing(index, sync=False) as file:
+                file.write(_INDEX.dump_json(found))
+        return {entry.window: entry for _, entry in found.values()}
+
+    def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
+        """Return what is known of a window, None where the table has none; a given `fingerprint` must match too.
+
+        A window that has vanished at the source matches no fingerprint, so that it is written again when it comes back.
+        """
+        try:
+            found = _read_entry(self.file_of(window))
+        except FileNotFoundError:
+            return None
+        return None if fingerprint is not None and (found.fingerprint != fingerprint or found.vanished_at) else found
+
+    def get(self, window: str) -> WindowEntry:
+        """Return what is known of a window.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, the table has none of that name.
+        """
+        if (found := self.find(window)) is None:
+            raise rows_error(f"{self} has no window {window!r}: collect it first", "lake")
+        return found
+
+    def version(self) -> str:
+        """Return what changes whenever a row of the table may have changed."""
+        entries = sorted((window, each.fingerprint, each.rows) for window, each in self.windows().items())
+        return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+    def schema(self) -> pa.Schema | None:
+        """Return the columns of the table; None where it has no window yet."""
+        if (path := self.any_file()) is None:
+            return None
+        if self.columns.exists():
+            return pa.ipc.read_schema(pa.py_buffer(self.columns.read_bytes()))
+        with opened(path) as file:
+            return file.schema_arrow.remove_metadata()
+
+    def read(self, window: str) -> pa.Table:
+        """Return the rows of a window.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, the table has no such window, or its file is damaged.
+        """
+        with self.reading(window) as batches:
+            return pa.Table.from_batches(batches)
+
+    @contextmanager
+    def reading(self, window: str, batch_rows: int = BATCH_ROWS) -> Iterator[Iterator[pa.RecordBatch]]:
+        """Open a window, to read it in batches of at most `batch_rows`: one version of it, also while it is replaced.
+
+        There is at least one batch, which may have no rows.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, as `read`.
+        """
+        path = self.file_of(self.get(window).window)
+        with opened(path) as file:
+            yield _rows_of(file, path, batch_rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,79 +13,20 @@ import pyarrow as pa
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import explained, locked, sync_folder
 from executor_adapter.pipeline.lake.merging import marked, next_since
-from executor_adapter.pipeline.lake.stored import (
-    VANISHED_AT,
-    LakeSettings,
-    Range,
-    StoredTable,
-    WindowEntry,
-    opened,
-    rows_of,
-    workspace,
-)
-from executor_adapter.pipeline.lake.writer import FileWriter, Writer, copy_window, needs_recovery, publish, recover
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ
+from executor_adapter.pipeline.lake.stored import VANISHED_AT, Range, StoredTable, WindowEntry, workspace
+from executor_adapter.pipeline.lake.writer import FileWriter, Writer, copy_window, publish
+from executor_adapter.pipeline.text_rows import READ
 
 _DATED = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LakeTable(LakeSettings):
+class LakeTable(StoredTable):
     """One table in one layer of a lake. Picklable; it opens nothing until it is used.
 
     Raises:
         ConfigurationError: the settings contradict one another.
     """
-
-    def windows(self) -> dict[str, WindowEntry]:
-        """Return the windows that the table has, by name."""
-        with self.shared() as stored:
-            return {entry.window: entry for entry in stored.entries()}
-
-    def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
-        """Return what is known of a window, None where the table has none; a given `fingerprint` must match too.
-
-        A window that has vanished at the source matches no fingerprint, so that it is written again when it comes back.
-        """
-        with self.shared() as stored:
-            found = stored.find(window)
-        if found is None or (fingerprint is not None and (found.fingerprint != fingerprint or found.vanished_at)):
-            return None
-        return found
-
-    def version(self) -> str:
-        """Return what changes whenever a row of the table may have changed."""
-        entries = sorted((window, each.fingerprint, each.rows) for window, each in self.windows().items())
-        return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-
-    def schema(self) -> pa.Schema | None:
-        """Return the columns of the table; None where it has no window yet."""
-        with self.shared() as stored:
-            return stored.schema()
-
-    def read(self, window: str) -> pa.Table:
-        """Return the rows of a window.
-
-        Raises:
-            DataProcessingException: DATA_ERROR, the table has no such window, or its file is damaged.
-        """
-        with self.reading(window) as batches:
-            return pa.Table.from_batches(batches)
-
-    @contextmanager
-    def reading(self, window: str, batch_rows: int = BATCH_ROWS) -> Iterator[Iterator[pa.RecordBatch]]:
-        """Open a window, to read it in batches of at most `batch_rows`: one version of it, also while it is replaced.
-
-        There is at least one batch, which may have no rows.
-
-        Raises:
-            DataProcessingException: DATA_ERROR, as `read`.
-        """
-        with ExitStack() as stack:
-            with self.shared() as stored:
-                path = self.file_of(stored.get(window).window)
-                file = stack.enter_context(opened(path))
-            yield rows_of(file, path, batch_rows)
 
     @contextmanager
     def writing(
@@ -130,8 +69,8 @@ class LakeTable(LakeSettings):
             writer = Writer(self, entry, asked, space)
             stack.callback(writer.discard)
             yield writer
-            with self.exclusive() as stored:
-                writer.publish(stored)
+            with self.exclusive():
+                writer.publish()
 
     def next_since(self, window: str, look_back: float = 0) -> str | None:
         """Return from where a source is to be asked for what is new; None: from the beginning.
@@ -144,35 +83,24 @@ class LakeTable(LakeSettings):
             look_back: how late rows may come: they are found again up to so far before: seconds for moments, days for
                 dates, else a number.
         """
-        with self.shared() as stored:
-            found, schema = stored.find(window), stored.schema()
+        found, schema = self.find(window), self.schema()
         if found is None or self.cursor is None or schema is None:
             return None
         kind = schema.field(self.cursor).type
         return next_since(found.ranges, found.watermark, kind, look_back)
 
     @contextmanager
-    def shared(self) -> Iterator[StoredTable]:
-        """Hold the table as it is, while others read it too."""
-        if needs_recovery(self):
-            with locked(self.lock, timeout=self.lock_timeout):
-                recover(self)
-        with locked(self.lock, shared=True, timeout=self.lock_timeout):
-            yield StoredTable(self)
-
-    @contextmanager
-    def exclusive(self) -> Iterator[StoredTable]:
-        """Hold the table alone, to change it."""
+    def exclusive(self) -> Iterator[None]:
+        """Hold the table's lock, to change it."""
         with locked(self.lock, timeout=self.lock_timeout):
-            recover(self)
-            yield StoredTable(self)
+            yield
 
 
 def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
     """Remove windows; those that the table does not have are passed over."""
-    with table.exclusive() as stored:
+    with table.exclusive():
         for window in windows:
-            path = stored.table.file_of(window)
+            path = table.file_of(window)
             if path.exists():
                 with explained(path):
                     path.unlink()
@@ -202,15 +130,15 @@ def is_between(window: str, since: str | None, until: str | None) -> bool:
 
 def mark_window(table: LakeTable, window: str, at: str) -> None:
     """Mark the rows of a window that its source has no longer with the time at which that was seen."""
-    with workspace(table.root) as space, table.exclusive() as stored:
-        found = stored.find(window)
-        if found is None:
+    with workspace(table.root) as space, table.exclusive():
+        found, schema = table.find(window), table.schema()
+        if found is None or schema is None:
             return
 
         def mark(rows: pa.Table) -> pa.Table:
             return marked(rows, rows[VANISHED_AT].is_null(), at)
 
-        file = FileWriter(space / "marked.parquet", stored.schema(), table.cursor)
+        file = FileWriter(space / "marked.parquet", schema, table.cursor)
         path = table.file_of(window)
         copy_window(path, file, replace(found, vanished_at=at), mark)
         publish(file.path, path)

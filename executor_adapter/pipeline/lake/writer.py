@@ -1,14 +1,12 @@
 """Writes windows: their rows as they come, and, when they are all there, each window with what it had before.
 
-Files have row groups of even size and checksums, and are complete or not there at all. They are written anew from
-others: one window, or all of a table at once. Readers that list the folder before that and open files after it may find
-one gone, which is an error they see; none sees rows twice or too few.
+Files have row groups of even size and checksums, and are complete or not there at all. Where the columns of a table
+change, all of its windows are written anew, one after another, before the rows come that need it.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataProcessingException
-from executor_adapter.pipeline.disk import TEMPORARY, explained, sync_folder
+from executor_adapter.pipeline.disk import explained, sync_folder, writing
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake import merging
@@ -27,7 +25,6 @@ from executor_adapter.pipeline.lake.evolution import check_names, evolved, fitte
 from executor_adapter.pipeline.lake.stored import (
     ROW_GROUP,
     WINDOW,
-    LakeSettings,
     Range,
     StoredTable,
     WindowEntry,
@@ -124,47 +121,6 @@ def copy_window(
         file.discard()
 
 
-def rewrite_all(stored: StoredTable, schema: pa.Schema, space: Path, cursor: str | None) -> None:
-    """Give all files of a table other columns, at once. The caller holds the table's lock alone."""
-    table, folder = stored.table, space / "table"
-    with explained(folder):
-        for each in stored.entries():
-            path = table.file_of(each.window)
-            new = folder / path.relative_to(table.folder)
-            new.parent.mkdir(parents=True)
-            copy_window(path, FileWriter(new, schema, cursor), each)
-            sync_folder(new.parent)
-        sync_folder(folder)
-        # From here on it is the table: whoever takes the lock next would put it in its place.
-        folder.rename(_new(table))
-        sync_folder(table.state)
-    recover(table)
-
-
-def needs_recovery(table: LakeSettings) -> bool:
-    """Return whether a process died while it replaced the table."""
-    return _new(table).exists()
-
-
-def recover(table: LakeSettings) -> None:
-    """Finish what a process began that died, or remove what it made of it. The caller holds the table's lock alone."""
-    new, old = _new(table), table.state / "old"
-    with explained(table.folder):
-        if new.exists():
-            if table.folder.exists():
-                table.folder.rename(old)
-            new.rename(table.folder)
-            sync_folder(table.folder.parent)
-            sync_folder(table.state)
-        shutil.rmtree(old, ignore_errors=True)
-        for leftover in table.state.glob(f"{TEMPORARY}*"):
-            leftover.unlink(missing_ok=True)
-
-
-def _new(table: LakeSettings) -> Path:
-    return table.state / "new"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """What has become of the rows that were given to a writer."""
@@ -182,8 +138,8 @@ class Written:
 class Writer:
     """Takes the rows of one window; see `LakeTable.writing`."""
 
-    def __init__(self, settings: LakeSettings, entry: WindowEntry, asked: Range, space: Path) -> None:
-        self._settings = settings
+    def __init__(self, table: StoredTable, entry: WindowEntry, asked: Range, space: Path) -> None:
+        self._table = table
         self._entry = entry
         self._asked = asked
         self._space = space
@@ -202,7 +158,7 @@ class Writer:
             RuntimeError: the block of `LakeTable.writing` has not ended, or has failed.
         """
         if self._result is None:
-            raise RuntimeError(f"{self._settings} {self._entry.window}: the rows are written when the block ends")
+            raise RuntimeError(f"{self._table} {self._entry.window}: the rows are written when the block ends")
         return self._result
 
     def add(self, rows: pa.RecordBatch | pa.Table) -> None:
@@ -212,11 +168,11 @@ class Writer:
             DataProcessingException: DATA_ERROR or CONFIGURATION_ERROR, see `LakeTable.writing`.
         """
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
-        check_names(table.schema, (WINDOW, *self._settings.extra_columns.names))
+        check_names(table.schema, (WINDOW, *self._table.extra_columns.names))
         table = plain(table)
         part = self._part_for(table.schema)
-        if self._settings.key:
-            self._keys.append(merging.key_texts(table, self._settings.key))
+        if self._table.key:
+            self._keys.append(merging.key_texts(table, self._table.key))
         elif (self._asked.since, self._asked.until) != (None, None):
             self._check_range(table)
         self._given += table.num_rows
@@ -225,7 +181,7 @@ class Writer:
     def _part_for(self, schema: pa.Schema) -> FileWriter:
         if self._parts and self._parts[-1].schema.equals(schema):
             return self._parts[-1]
-        for name in (*self._settings.key, *(() if self._settings.cursor is None else (self._settings.cursor,))):
+        for name in (*self._table.key, *(() if self._table.cursor is None else (self._table.cursor,))):
             if name not in schema.names:
                 raise self._error(
                     f"there is no column {name}: the columns are {', '.join(schema.names)}: set key or cursor to one"
@@ -234,11 +190,11 @@ class Writer:
             schema, _ = evolved(self._parts[-1].schema, schema)
             if self._parts[-1].schema.equals(schema):
                 return self._parts[-1]
-        self._parts.append(FileWriter(self._space / f"{len(self._parts)}.part", schema, self._settings.cursor))
+        self._parts.append(self._new_file(f"part{len(self._parts)}", schema))
         return self._parts[-1]
 
     def _check_range(self, table: pa.Table) -> None:
-        outside = pc.sum(pc.invert(merging.is_within(table[self._settings.cursor], self._asked))).as_py()
+        outside = pc.sum(pc.invert(merging.is_within(table[self._table.cursor], self._asked))).as_py()
         if outside:
             raise self._error(
                 f"{outside} rows are outside of the range that was asked for, from {self._asked.since} until "
@@ -260,11 +216,11 @@ class Writer:
         for part in self._parts:
             part.discard()
 
-    def publish(self, stored: StoredTable) -> None:
-        """Put the window into the table, whose lock the caller holds alone."""
-        found, before = stored.find(self._entry.window), stored.schema()
+    def publish(self) -> None:
+        """Put the window into the table, whose lock the caller holds."""
+        found, before = self._table.find(self._entry.window), self._table.schema()
         schema, changes = self._schema_after(before)
-        kind = None if self._settings.cursor is None else schema.field(self._settings.cursor).type
+        kind = None if self._table.cursor is None else schema.field(self._table.cursor).type
         if found is not None and merging.is_overtaken(self._asked, found.ranges, kind):
             log("%s: a newer answer of another run is there already", self._entry.window)
             self._result = Written(status="overtaken", rows=found.rows)
@@ -276,32 +232,38 @@ class Writer:
             created_at=self._entry.created_at if found is None else found.created_at,
         )
         for change in changes:
-            log("%s: column %s", self._settings, change)
-        if before is not None and changes:
-            rewrite_all(stored, schema, self._space, self._settings.cursor)
-            found = stored.find(self._entry.window)
-        self._write(stored, found, schema, kind)
+            log("%s: column %s", self._table, change)
+        for each in self._table.windows().values() if changes else ():
+            path, file = self._table.file_of(each.window), self._new_file("changed", schema)
+            copy_window(path, file, each)
+            publish(file.path, path)
+        if schema != before:
+            # Not before: who changes the columns after this process has died begins anew.
+            with writing(self._table.columns) as columns:
+                columns.write(schema.serialize())
+        self._write(found, schema, kind)
 
     def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
         if not self._parts:
-            raise ValueError(f"{self._settings} {self._entry.window}: add a batch, even one without rows")
+            raise ValueError(f"{self._table} {self._entry.window}: add a batch, even one without rows")
         new = self._parts[-1].schema
-        for field in self._settings.extra_columns:
+        for field in self._table.extra_columns:
             new = new.append(field)
         if before is None:
             return new, []
         try:
             return evolved(before, new)
         except DataProcessingException:
-            if self._settings.layer == "raw":
+            if self._table.layer == "raw":
                 raise
             # What is made of rows can be made again: other steps make other columns, window by window.
-            log("%s: the window has columns of its own, until the others are made again", self._settings)
+            log("%s: the window has columns of its own, until the others are made again", self._table)
             return new, []
 
-    def _write(
-        self, stored: StoredTable, found: WindowEntry | None, schema: pa.Schema, kind: pa.DataType | None
-    ) -> None:
+    def _new_file(self, name: str, schema: pa.Schema) -> FileWriter:
+        return FileWriter(self._space / f"{name}.parquet", schema, self._table.cursor)
+
+    def _write(self, found: WindowEntry | None, schema: pa.Schema, kind: pa.DataType | None) -> None:
         keys = pa.concat_arrays(self._keys) if self._keys else None
         last = None if keys is None else merging.last_of_each(keys)
         if found is not None and keys is not None:
@@ -313,20 +275,20 @@ class Writer:
         if self._is_whole(found, schema) and not repeated:
             file = self._parts[0]
         else:
-            file = FileWriter(self._space / "whole.parquet", schema, self._settings.cursor)
+            file = self._new_file("whole", schema)
             self._parts.append(file)
             self._add_new(file, last)
             if found is not None:
                 replaced, stay = self._add_old(file, found, keys)
         known = () if found is None else found.ranges
         entry = file.close(replace(self._entry, ranges=merging.with_range(new, known, stay, kind)))
-        publish(file.path, stored.table.file_of(self._entry.window))
+        publish(file.path, self._table.file_of(self._entry.window))
         added = max(0, new.rows - replaced)
         self._result = Written(status="written", rows=entry.rows, added=added, replaced=replaced)
 
     def _is_whole(self, found: WindowEntry | None, schema: pa.Schema) -> bool:
         """Return whether the file that was written is that of the window as it is."""
-        replaces_all = found is None or not (self._settings.key or self._asked.since or self._asked.until)
+        replaces_all = found is None or not (self._table.key or self._asked.since or self._asked.until)
         return replaces_all and len(self._parts) == 1 and self._parts[0].schema.equals(schema)
 
     def _add_new(self, file: FileWriter, last: pa.Array | None) -> None:
@@ -340,16 +302,16 @@ class Writer:
         """Return the keys of the rows that a newer delivery has brought: they stay as they are."""
         newer = merging.newer_than(self._asked, found.ranges)
         keys, start = [pa.array([], pa.string())], 0
-        for rows in rows_in(self._settings.file_of(found.window)) if newer.true_count else ():
-            keys.append(merging.key_texts(rows, self._settings.key).filter(newer.slice(start, rows.num_rows)))
+        for rows in rows_in(self._table.file_of(found.window)) if newer.true_count else ():
+            keys.append(merging.key_texts(rows, self._table.key).filter(newer.slice(start, rows.num_rows)))
             start += rows.num_rows
         return pa.concat_arrays(keys)
 
     def _add_old(self, file: FileWriter, found: WindowEntry, keys: pa.Array | None) -> tuple[int, pa.Array]:
         """Return how many older rows were replaced, and the mask of those that stay."""
         replaced, stay = 0, list[pa.Array]()
-        for rows in rows_in(self._settings.file_of(found.window)):
-            marked, stays, replaced_now = merging.judged(rows, self._settings, self._asked, keys)
+        for rows in rows_in(self._table.file_of(found.window)):
+            marked, stays, replaced_now = merging.judged(rows, self._table, self._asked, keys)
             file.add(marked.filter(stays))
             replaced += replaced_now
             stay.append(stays)
@@ -361,4 +323,4 @@ class Writer:
             yield from rows_in(part.path)
 
     def _error(self, message: str) -> DataProcessingException:
-        return rows_error(f"{self._settings} {self._entry.window}: {message}", "lake")
+        return rows_error(f"{self._table} {self._entry.window}: {message}", "lake")
