@@ -60,7 +60,7 @@ def find_windows(
         return [Window()]
     if since is not None or until is not None:
         return [Window(since=_start(since), until=_start(until))]
-    return [Window(since=table.raw.next_since(SINGLE_WINDOW, table.settings.look_back) or table.start)]
+    return [Window(since=table.raw.next_since(SINGLE_WINDOW, table.settings.look_back, table.start))]
 
 
 def land(

@@ -25,6 +25,7 @@ from executor_adapter.config import RestTool, Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
 from executor_adapter.pipeline import (
     ConfiguredTable,
+    Window,
     balance,
     collect_window,
     collect_windows,
@@ -738,9 +739,10 @@ def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
                 connection.execute(sa.text("CREATE TABLE orders (id INTEGER)"))
             connection.execute(sa.text(f"INSERT INTO orders VALUES ({number})"))
         collect(orders)
-    # The last row is asked for twice more, from the same value on.
+    # The last row is asked for twice more, from the same value on, and a range by itself, which has none after its end.
     for _ in range(2):
         collect(orders)
+    collect_window(orders, Window(since="0", until="1"))
     assert clean_lake(orders.lake, older_than=-1.0) == (0, 1)
     with database.begin() as connection:
         connection.execute(sa.text("DELETE FROM orders"))

@@ -100,16 +100,39 @@ def test_the_next_run_asks_from_the_watermark(tmp_path: Path, values: list[Any],
 
 
 def test_what_was_never_asked_for_is_asked_for(tmp_path: Path) -> None:
-    """A part that was left out, as where a run failed, comes before what is new; so does a bounded run without rows."""
+    """A range that was collected by itself hides nothing: the next run asks from where all was asked for."""
     table = lake_table(tmp_path, key=("id",), cursor="at")
-    write_rows(table, "w", [row("a", 1)], since="0", until="5")
-    assert table.next_since("w") == "1"
+    assert table.next_since("w", start="0") == "0"
+    write_rows(table, "w", [row("a", 3)], since="0")
+    assert table.next_since("w") == "3"
     write_rows(table, "w", [row("b", 20)], since="10", until="30")
-    assert table.next_since("w") == "5"
-    assert table.next_since("w", 2) == "3"
-    assert table.next_since("w", 50) == "0"
-    write_rows(table, "w", [row("c", 7)], since="5", until="10")
-    assert table.next_since("w") == "20"
+    assert table.next_since("w") == "3"
+    assert table.next_since("w", 2) == "1"
+    assert table.next_since("w", 50, start="0") == "0"
+    write_rows(table, "w", [row("c", 7)], since="3")
+    assert table.next_since("w") == "7"
+    write_rows(table, "w", [row("d", 8)], since="5", until="9")
+    assert table.next_since("w") == "8"
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_ranges_that_are_collected_again_hide_no_row(data: st.DataObject) -> None:
+    """Rows come in the order of their cursor, runs ask for what is new, and others for any range: no row is missed."""
+    with TemporaryDirectory() as folder:
+        table, source, second = lake_table(Path(folder), key=("id",), cursor="at"), list[dict[str, Any]](), 0
+        for second in range(data.draw(st.integers(2, 8))):
+            for _ in range(data.draw(st.integers(0, 3))):
+                source.append(row(len(source), (source[-1]["at"] if source else 0) + data.draw(st.integers(0, 3))))
+            since, until = table.next_since("w", start="0"), None
+            if data.draw(st.booleans()) and second:
+                low = data.draw(st.integers(0, 20))
+                since, until = str(low), str(low + data.draw(st.integers(1, 9)))
+            answer = [each for each in source if int(since or 0) <= each["at"] < int(until or 10**6)]
+            _write(table, answer, since, at(second), until)
+        since = table.next_since("w", start="0")
+        _write(table, [each for each in source if each["at"] >= int(since or 0)], since, at(50))
+        assert sorted(each["id"] for each in all_rows(table)) == list(range(len(source)))
 
 
 def test_a_bound_that_is_no_value_is_refused(tmp_path: Path) -> None:
@@ -184,7 +207,9 @@ def test_the_newest_row_wins_whatever_is_stored_first(deliveries: list[set[int]]
         assert notes(table) == sorted(newest.items())
 
 
-def _write(table: LakeTable, rows: list[dict[str, Any]], since: str | None, moment: datetime) -> None:
+def _write(
+    table: LakeTable, rows: list[dict[str, Any]], since: str | None, moment: datetime, until: str | None = None
+) -> None:
     columns = pa.schema([("id", pa.int64()), ("at", pa.int64()), ("note", pa.string())])
     with suppress(DataCollectionException):  # LOCKED: the next run asks again.
-        write(table, "w", pa.Table.from_pylist(rows, schema=columns), since=since, collected_at=moment)
+        write(table, "w", pa.Table.from_pylist(rows, schema=columns), since=since, until=until, collected_at=moment)

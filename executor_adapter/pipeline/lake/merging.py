@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.lake.stored import MAX_RANGES, MOMENT, VANISHED_AT, Range, StoredTable
+from executor_adapter.pipeline.lake.stored import MAX_RANGES, MOMENT, VANISHED_AT, Range, StoredTable, WindowEntry
 
 MAX_AHEAD = timedelta(days=1)
 """How far after now a cursor may be: a day may have begun elsewhere, and clocks differ."""
@@ -105,12 +105,7 @@ def text_of(value: Any) -> str | None:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def check_cursor(value: Any, column: str) -> None:
-    """Refuse a moment that is too far in the future: no row before it would ever be asked for again.
-
-    Raises:
-        DataProcessingException: DATA_ERROR, it is more than `MAX_AHEAD` after now.
-    """
+def _check_cursor(value: Any, column: str) -> None:
     text = text_of(value) or ""
     try:
         moment = datetime.fromisoformat(text if text[4:5] == "-" else "")
@@ -158,25 +153,39 @@ def with_range(new: Range, known: Sequence[Range], stay: pa.Array, kind: pa.Data
     return tuple(ranges)
 
 
-def next_since(ranges: tuple[Range, ...], watermark: str | None, kind: pa.DataType, look_back: float) -> str | None:
+def highest_of(values: pa.ChunkedArray, column: str, before: Any) -> Any:
+    """Return the highest of the values of a cursor column and the one before them; None where there is none.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, one is a moment that is more than `MAX_AHEAD` after now: no row before it
+            would ever be asked for again.
+    """
+    highest = pc.max(values).as_py()
+    if highest is None:
+        return before
+    _check_cursor(highest, column)
+    return highest if before is None else max(before, highest)
+
+
+def watermark_after(found: WindowEntry | None, asked: Range, highest: Any, kind: pa.DataType | None) -> str | None:
+    """Return the value up to which all of a window was asked for, once a part was whose highest value is `highest`.
+
+    A part that begins after that, or one with an end before anything else, leaves a gap, which the next run asks for.
+    """
+    before = None if found is None else found.watermark
+    if highest is None or before is None:
+        return text_of(highest) if before is None and asked.until is None else before
+    mark = typed(before, kind).as_py()
+    has_gap = asked.since is not None and typed(asked.since, kind).as_py() > mark
+    return before if has_gap else text_of(max(mark, highest))
+
+
+def since_of(watermark: str, kind: pa.DataType, look_back: float, start: str | None) -> str | None:
     """Return from where to ask for what is new: see `LakeTable.next_since`."""
-    ordered = sorted(ranges, key=lambda each: _low(each, kind))
-    first = _low(ordered[0], kind)
-    # Up to here all was asked for, without a gap.
-    end = first
-    for each in ordered:
-        if end < _low(each, kind):
-            break
-        end = max(end, _high(each, kind))
-    values = [] if end[0] else [end[1]]
-    if watermark is not None:
-        values.append(typed(watermark, kind).as_py())
-    if not values:
-        return ordered[0].since
-    value = min(values)
+    value = typed(watermark, kind).as_py()
     if look_back:
         value -= _in_unit_of(value, look_back)
-    return ordered[0].since if (0, value) < first else text_of(value)
+    return start if start is not None and value < typed(start, kind).as_py() else text_of(value)
 
 
 def _in_unit_of(value: Any, amount: float) -> timedelta | float:

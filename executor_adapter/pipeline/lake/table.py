@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import explained, locked, sync_folder
-from executor_adapter.pipeline.lake.merging import marked, next_since
+from executor_adapter.pipeline.lake.merging import marked, since_of
 from executor_adapter.pipeline.lake.stored import VANISHED_AT, Range, StoredTable, WindowEntry, workspace
 from executor_adapter.pipeline.lake.writer import FileWriter, Writer, copy_window, publish
 from executor_adapter.pipeline.text_rows import READ
@@ -72,22 +72,22 @@ class LakeTable(StoredTable):
             with self.exclusive():
                 writer.publish()
 
-    def next_since(self, window: str, look_back: float = 0) -> str | None:
-        """Return from where a source is to be asked for what is new; None: from the beginning.
+    def next_since(self, window: str, look_back: float = 0, start: str | None = None) -> str | None:
+        """Return from where a source is to be asked for what is new.
 
-        It is the highest value in the window, which is asked for once more, because other rows may have it too; or
-        where the first part begins that was not asked for yet.
+        It is the highest value up to which all was asked for; rows with that value too, since more may have come. A
+        part after a gap, such as a range that was collected by itself, does not count.
 
         Args:
             window: the name of the window.
             look_back: how late rows may come: they are found again up to so far before: seconds for moments, days for
                 dates, else a number.
+            start: where it begins when nothing was collected, and before which it never does; None: from the beginning.
         """
         found, schema = self.find(window), self.schema()
-        if found is None or self.cursor is None or schema is None:
-            return None
-        kind = schema.field(self.cursor).type
-        return next_since(found.ranges, found.watermark, kind, look_back)
+        if found is None or found.watermark is None or self.cursor is None or schema is None:
+            return start
+        return since_of(found.watermark, schema.field(self.cursor).type, look_back, start)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -138,7 +138,7 @@ def mark_window(table: LakeTable, window: str, at: str) -> None:
         def mark(rows: pa.Table) -> pa.Table:
             return marked(rows, rows[VANISHED_AT].is_null(), at)
 
-        file = FileWriter(space / "marked.parquet", schema, table.cursor)
+        file = FileWriter(space / "marked.parquet", schema)
         path = table.file_of(window)
         copy_window(path, file, replace(found, vanished_at=at), mark)
         publish(file.path, path)

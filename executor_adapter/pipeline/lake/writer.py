@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,41 +36,28 @@ from executor_adapter.pipeline.lake.stored import (
 class FileWriter:
     """Writes the file of one window."""
 
-    def __init__(self, path: Path, schema: pa.Schema, cursor: str | None = None) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
         self.schema = schema
-        self._cursor = cursor
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
         self.waiting = 0
         """Rows that are in memory."""
-        self._highest: pa.Scalar | None = None
         self.rows = 0
 
     def add(self, rows: pa.Table) -> None:
         """Append rows."""
         rows = fitted(rows, self.schema)
         self.rows += rows.num_rows
-        self._note_highest(rows)
         self._waiting.append(rows)
         self.waiting += rows.num_rows
         if self.waiting >= ROW_GROUP:
             self.flush()
 
-    def _note_highest(self, rows: pa.Table) -> None:
-        if self._cursor is None or self._cursor not in rows.column_names:
-            return
-        highest = pc.max(rows[self._cursor])
-        if highest.is_valid:
-            merging.check_cursor(highest.as_py(), self._cursor)
-        if highest.is_valid and (self._highest is None or pc.greater(highest, self._highest).as_py()):
-            self._highest = highest
-
     def close(self, entry: WindowEntry) -> WindowEntry:
-        """Write the rest and the footer to the disk; return the entry with the rows and the watermark of the file."""
+        """Write the rest and the footer to the disk; return the entry with the rows of the file."""
         self.flush()
-        watermark = None if self._highest is None else merging.text_of(self._highest.as_py())
-        entry = replace(entry, rows=self.rows, watermark=watermark)
+        entry = replace(entry, rows=self.rows)
         writer = self._opened()
         writer.add_key_value_metadata(footer_of(entry))
         with explained(self.path):
@@ -146,6 +133,7 @@ class Writer:
         self._parts: list[FileWriter] = []
         self._keys: list[pa.Array] = []
         self._given = 0
+        self._highest: Any = None
         self._result: Written | None = None
         self.dropped = self.merged = 0
         """Rows of the input that are left out on purpose, or became others: see `WindowEntry`."""
@@ -175,6 +163,8 @@ class Writer:
             self._keys.append(merging.key_texts(table, self._table.key))
         elif (self._asked.since, self._asked.until) != (None, None):
             self._check_range(table)
+        if self._table.cursor is not None:
+            self._highest = merging.highest_of(table[self._table.cursor], self._table.cursor, self._highest)
         self._given += table.num_rows
         part.add(table)
 
@@ -230,6 +220,7 @@ class Writer:
             dropped=self.dropped,
             merged=self.merged,
             created_at=self._entry.created_at if found is None else found.created_at,
+            watermark=merging.watermark_after(found, self._asked, self._highest, kind),
         )
         for change in changes:
             log("%s: column %s", self._table, change)
@@ -261,7 +252,7 @@ class Writer:
             return new, []
 
     def _new_file(self, name: str, schema: pa.Schema) -> FileWriter:
-        return FileWriter(self._space / f"{name}.parquet", schema, self._table.cursor)
+        return FileWriter(self._space / f"{name}.parquet", schema)
 
     def _write(self, found: WindowEntry | None, schema: pa.Schema, kind: pa.DataType | None) -> None:
         keys = pa.concat_arrays(self._keys) if self._keys else None

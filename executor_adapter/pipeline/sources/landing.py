@@ -278,8 +278,10 @@ def _current(window: Path) -> list[Landing]:
     """Return the complete landings of a window that are needed: the newest, and what it was not asked for."""
     current: list[Landing] = []
     for found in _complete(window):
-        # One that was asked from a cursor on has none of the rows before.
-        if not any(each.manifest.window.since in (None, found.manifest.window.since) for each in current):
+        # One that was asked from a cursor on has none of the rows before, and one with an end none of those after.
+        asked = found.manifest.window
+        newer = (each.manifest.window for each in current)
+        if not any(each.since in (None, asked.since) and each.until in (None, asked.until) for each in newer):
             current.append(found)
     return current
 
