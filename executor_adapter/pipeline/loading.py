@@ -5,7 +5,6 @@ A value that does not fit rejects its row, with the reason, and nothing else. Ro
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -70,7 +69,7 @@ class Loader:
         A declared column that the text lacks is null. Columns that are not declared come last.
 
         Raises:
-            DataProcessingException: DATA_ERROR, a column is there twice, or is not declared and refused.
+            DataProcessingException: DATA_ERROR, a column is not declared and refused.
             DataCollectionException: CONFIGURATION_ERROR, a column of `partition` is not there. See `read_texts`.
         """
         others, before = self._check_names(text.names), self.rows
@@ -112,9 +111,6 @@ class Loader:
 
     def _check_names(self, names: Sequence[str]) -> list[str]:
         """Return the columns that are kept without being declared."""
-        twice = [name for name, times in Counter(names).items() if times > 1]
-        if twice:
-            raise rows_error(f"the column {twice[0]!r} is there twice: give each its own name at the source", "schema")
         others = [name for name in names if name not in self._schema.columns]
         if others and self._schema.undeclared == "refuse":
             raise rows_error(

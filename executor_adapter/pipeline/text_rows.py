@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, time
 from decimal import Decimal
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -106,21 +105,17 @@ def connected(space: Path, threads: int = 1, memory: str = "256MB") -> Iterator[
             _OPEN.connection = outer
 
 
-class BatchText:
-    """Rows of text in batches with the same columns."""
+class TableText:
+    """Rows of text that are in memory."""
 
-    def __init__(self, names: tuple[str, ...], batches: Iterable[pa.RecordBatch]) -> None:
-        self.names, self._batches = names, batches
-        self._error: BaseException | None = None
+    def __init__(self, rows: pa.Table) -> None:
+        self.names, self._rows = tuple(rows.column_names), rows
 
     def select(self, connection: duckdb.DuckDBPyConnection, query: Query) -> Iterator[pa.RecordBatch]:
-        """Yield what a query gives; what the source raises meanwhile is raised as it is."""
-        schema = pa.schema([(f"c{number}", pa.string()) for number in range(len(self.names))])
-        connection.register("text", pa.RecordBatchReader.from_batches(schema, self._numbered(schema)))
+        """Yield what a query gives."""
+        connection.register("text", self._rows.rename_columns([f"c{number}" for number in range(len(self.names))]))
         try:
             yield from connection.sql(query("text")).to_arrow_reader(BATCH_ROWS)
-        except Exception as error:
-            raise (self._error or error) from None
         finally:
             connection.unregister("text")
 
@@ -128,29 +123,18 @@ class BatchText:
         """Return nulls: its rows are in no lines."""
         return pa.nulls(len(rows), pa.int64())
 
-    def _numbered(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        try:
-            for batch in self._batches:
-                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
-        except BaseException as error:
-            self._error = error
-            raise
 
-
-def in_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[BatchText]:
-    """Yield the rows of batches, those together that have the same columns."""
-    for names, some in groupby(_widened(batches), lambda each: tuple(each.schema.names)):
-        yield BatchText(names, some)
-
-
-def _widened(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield batches with all columns that have come so far: so the columns change once for each new one alone."""
-    known: dict[str, None] = {}
+def together(batches: Iterable[pa.RecordBatch]) -> Iterator[TableText]:
+    """Yield the rows of batches, several small ones together; a column that a batch lacks is null in its rows."""
+    some, rows = list[pa.Table](), 0
     for batch in batches:
-        known |= dict.fromkeys(batch.schema.names)
-        nothing = pa.nulls(batch.num_rows, pa.string())
-        columns = [batch[name] if name in batch.schema.names else nothing for name in known]
-        yield pa.RecordBatch.from_arrays(columns, names=list(known))
+        some.append(pa.Table.from_batches([batch]))
+        rows += batch.num_rows
+        if rows >= BATCH_ROWS:
+            yield TableText(pa.concat_tables(some, promote_options="default"))
+            some, rows = [], 0
+    if some:
+        yield TableText(pa.concat_tables(some, promote_options="default"))
 
 
 def check_names(names: Iterable[str], name: str) -> None:

@@ -152,6 +152,7 @@ def test_a_first_line_that_may_be_data_is_not_guessed(tmp_path: Path) -> None:
     assert "the first line may be data: set header to true, or to false with the names in columns" in str(error)
     assert read(tmp_path, b"1,2\n3,4\n", header=True)[0] == [{"1": "3", "2": "4"}]
     assert read(tmp_path, b"1,2\n3,4\n", columns=["a", "b"])[0] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    assert "the column 'a' is there twice" in str(failure(tmp_path, b"1,2\n3,4\n", columns=["a", "a"]))
 
 
 def test_lines_before_the_header_are_passed_over(tmp_path: Path) -> None:

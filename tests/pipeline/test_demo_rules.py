@@ -20,7 +20,7 @@ from executor_adapter.pipeline import (
     windows_to_process,
 )
 from executor_adapter.pipeline.loading import Loader
-from executor_adapter.pipeline.text_rows import READ, REJECTED, connected, in_batches
+from executor_adapter.pipeline.text_rows import READ, REJECTED, connected, together
 from tasks.summary import summarise_flights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def processed(lake: Path, name: str, *rows: dict[str, Any]) -> ConfiguredTable:
     ):
         unfit.add(REJECTED.empty_table())
         loader = Loader(connection, found.schema, on_rejects=unfit.add)
-        for loaded in (each for text in in_batches(batches) for each in loader.load(text)):
+        for loaded in (each for text in together(batches) for each in loader.load(text)):
             writer.add(loaded.rows)
     process_window(found, "all")
     assert balance(name, [found]).holds

@@ -20,7 +20,7 @@ from executor_adapter.config import TableSchema
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.loading import Loader
-from executor_adapter.pipeline.text_rows import REJECTED, BatchText, connected, in_batches
+from executor_adapter.pipeline.text_rows import REJECTED, connected, together
 
 
 def schema(**columns: Any) -> TableSchema:
@@ -43,7 +43,7 @@ def load(columns: TableSchema, *batches: pa.RecordBatch, finish: bool = True) ->
     with TemporaryDirectory() as space, connected(Path(space)) as connection:
         rejects: list[pa.RecordBatch] = []
         loader = Loader(connection, columns, on_rejects=rejects.append)
-        loaded = [each for text in in_batches(batches) for each in loader.load(text)]
+        loaded = [each for text in together(batches) for each in loader.load(text)]
         if finish:
             loader.finish()
     rows = [pa.Table.from_batches([each.rows]) for each in loaded]
@@ -195,16 +195,6 @@ def test_columns_that_are_not_declared(undeclared: str) -> None:
         return
     rows = load(columns, batch(z=["01"], a=["1"])).rows
     assert rows.to_pydict() == ({"a": [1], "z": ["01"]} if undeclared == "text" else {"a": [1]})
-
-
-def test_a_column_that_is_there_twice_is_not_retried() -> None:
-    """One of the two would take the place of the other."""
-    twice = pa.RecordBatch.from_arrays([pa.array(["1"]), pa.array(["2"])], names=["a", "a"])
-    with TemporaryDirectory() as space, connected(Path(space)) as connection:
-        loader = Loader(connection, schema(a="integer"))
-        with pytest.raises(DataProcessingException, match="'a' is there twice") as caught:
-            list(loader.load(BatchText(("a", "a"), [twice])))
-    assert caught.value.error_code in NEVER_RETRIED
 
 
 def test_a_schema_is_written_in_yaml() -> None:

@@ -17,7 +17,7 @@ import pytest
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.loading import Loader, by_window
 from executor_adapter.pipeline.sources.unpacking import unpacked
-from executor_adapter.pipeline.text_rows import connected, in_batches
+from executor_adapter.pipeline.text_rows import connected, together
 from tests.pipeline.reading import failure, read
 
 ROWS = [{"a": "1", "b": "2"}]
@@ -155,7 +155,7 @@ def batch(**columns: list[str | None]) -> pa.RecordBatch:
 def divide(space: Path, batches: list[pa.RecordBatch], *partition: str, period: str | None = None) -> list[Any]:
     with connected(space) as connection:
         loader = Loader(connection, None, partition, period)
-        loaded = [each for text in in_batches(batches) for each in loader.load(text)]
+        loaded = [each for text in together(batches) for each in loader.load(text)]
     return [part for each in loaded for part in by_window(each)]
 
 

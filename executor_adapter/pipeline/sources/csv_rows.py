@@ -241,7 +241,8 @@ def _dialect(path: Path, name: str, format: Format, end: str) -> Dialect:
             raise configuration_error(
                 f"{name}: the first line may be data: set header to true, or to false with the names in columns"
             )
-    columns = format.columns or _names(first_line, name)
+    columns = format.columns or tuple(each or f"column{number}" for number, each in enumerate(first_line, 1))
+    check_names(columns, name)
     return Dialect(delimiter, quote, header, columns, format.skip)
 
 
@@ -270,12 +271,6 @@ def _bounded_lines(file: TextIO, name: str, skip: int) -> Iterator[str]:
             return
         if number > skip:
             yield line
-
-
-def _names(first_line: list[str], name: str) -> tuple[str, ...]:
-    names = tuple(each or f"column{number}" for number, each in enumerate(first_line, 1))
-    check_names(names, name)
-    return names
 
 
 def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from executor_adapter.pipeline.sources.csv_rows import read_csv
 from executor_adapter.pipeline.sources.json_rows import count_json, read_json, read_ndjson
 from executor_adapter.pipeline.sources.landing import Landing
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED, unpacked
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, OnRejects, Text, as_text, check_names, connected, in_batches
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, OnRejects, Text, as_text, check_names, connected, together
 
 FORMATS = {
     ".csv": "csv",
@@ -64,7 +64,7 @@ def read_texts(
 def _texts_of(parts: Iterator[Any]) -> Iterator[Text]:
     for are_batches, some in groupby(parts, lambda each: isinstance(each, pa.RecordBatch)):
         if are_batches:
-            yield from in_batches(some)
+            yield from together(some)
         else:
             yield from some
 
