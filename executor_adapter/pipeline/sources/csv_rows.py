@@ -24,7 +24,7 @@ from executor_adapter.config import Format
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.sources.unpacking import CHUNK, _temporary, as_utf8
+from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8, temporary
 from executor_adapter.pipeline.text_rows import (
     BATCH_ROWS,
     MAX_REJECT_TEXT,
@@ -198,7 +198,7 @@ class CsvText:
             yield self._path
             return
         log("%s: lines end in two ways", self._name)
-        with _temporary(self._path) as copy:
+        with temporary(self._path) as copy:
             for _, line, begin in self._lines():
                 copy.write((line if begin else line.removesuffix("\n").removesuffix("\r") + "\n").encode("latin-1"))
             copy.flush()

@@ -51,7 +51,7 @@ def unpacked(path: Path, *, member: str | None = None, max_bytes: int = MAX_UNPA
         yield path, path.name
         return
     name = path.name.removesuffix(".gz")
-    with _temporary(path) as plain:
+    with temporary(path) as plain:
         try:
             if start[:2] == b"\x1f\x8b":
                 with gzip.open(path) as source:
@@ -90,7 +90,7 @@ def as_utf8(path: Path, encoding: str | None) -> Iterator[tuple[Path, str]]:
     if codec.name in _UTF8:
         yield path, codec.name
         return
-    with _temporary(path) as plain:
+    with temporary(path) as plain:
         try:
             with path.open(encoding=found, errors="surrogateescape", newline="") as text:
                 while chunk := text.read(CHUNK):
@@ -102,7 +102,8 @@ def as_utf8(path: Path, encoding: str | None) -> Iterator[tuple[Path, str]]:
 
 
 @contextmanager
-def _temporary(beside: Path) -> Iterator[BinaryIO]:
+def temporary(beside: Path) -> Iterator[BinaryIO]:
+    """Open a file beside another one, which is removed when the block ends."""
     with explained(beside), tempfile.NamedTemporaryFile(dir=beside.parent, prefix=TEMPORARY) as file:
         yield cast(BinaryIO, file)
 
