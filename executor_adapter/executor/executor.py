@@ -267,10 +267,10 @@ class JobExecutor(JobCaller):
         """Accept a job whose retries the caller decides; see JobDriver.
 
         Where neither the job nor the settings say more, it has one attempt without a limit, like a task of Prefect's.
+        Where a live job has the same dedupe_key, that one's future is the `twin` of the driver, which drives nothing.
 
         Raises:
-            InvalidJobError: As `submit`; and where a live job has the same dedupe_key, since it cannot be driven twice.
-            JobSerializationError, QueueFullError, ExecutorClosedError: As `submit`.
+            InvalidJobError, JobSerializationError, QueueFullError, ExecutorClosedError: As `submit`.
         """
         self._supervisor.intake.refuse_if_closed()
         if job.live.future is None:  # Otherwise it is refused, and stays as it is.
@@ -279,9 +279,8 @@ class JobExecutor(JobCaller):
         scope = self._tracer and self._tracer(None)
         admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=scope)
         future = admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)
-        if (twin := future.job) is not job:
-            raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
-        future.note_read()  # The caller ends the job itself.
+        future.note_read()  # The caller ends the job itself, or reads how its twin ends.
+        driver.twin = None if future.job is job else future
         return driver
 
     def cancel(self, job_id: str) -> bool:

@@ -71,6 +71,8 @@ class JobDriver:
 
     def __init__(self, job: Job, host: DriverHost, *, applies_max_runtime: bool = True) -> None:
         self.job = job
+        self.twin: Future[Any] | None = None
+        """The future of the live job with the same dedupe_key: that one runs, and this driver has nothing to do."""
         self.applies_max_runtime = applies_max_runtime
         self.wants_slot = False
         self.waits_for_worker = True
@@ -114,7 +116,8 @@ class JobDriver:
 
     def retry(self, decision: RetryDecision) -> Future[None]:
         """Let the job be RETRYING, without a slot; the future resolves after the delay."""
-        return self._ask(self._retry, decision)
+        retry_later = self._host.follow_up.retry_later
+        return self._ask(retry_later, self.job, decision, lambda _: self.resolve(Body()), self._last_error)
 
     def complete(self, value: Any = None) -> None:
         """End the job COMPLETED, and free a slot that is still held (a cached result needs no attempt)."""
@@ -161,9 +164,6 @@ class JobDriver:
 
     def _attempt(self, prepare: Callable[[Assignment], None]) -> None:
         self._host.start_driven(self.job, prepare)
-
-    def _retry(self, decision: RetryDecision) -> None:
-        self._host.follow_up.retry_later(self.job, decision, lambda job: self.resolve(Body()), self._last_error)
 
     def _finish(self, outcome: Outcome) -> None:
         if self.job.status not in TERMINAL:

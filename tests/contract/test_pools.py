@@ -690,11 +690,13 @@ def test_a_driver_s_slot_is_free_again_without_an_attempt(make_executor: MakeExe
     assert other.result(timeout=PATIENCE) == 3
 
 
-def test_a_job_whose_twin_is_live_cannot_be_driven(executor: JobExecutor, make_job: MakeJob) -> None:
-    """A job whose dedupe_key is live cannot be driven."""
-    executor.submit(make_job(time.sleep, 30, dedupe_key="once"))
-    with pytest.raises(InvalidJobError, match="dedupe_key='once' is live"):
-        executor.drive(make_job(functions.add, 1, dedupe_key="once"))
+def test_a_driver_has_the_future_of_a_live_twin(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A job whose dedupe_key is live is not driven: its driver has the future of the live job."""
+    future = executor.submit(make_job(time.sleep, 30, dedupe_key="once"))
+    assert executor.drive(make_job(functions.add, 1, dedupe_key="once")).twin is future
+    other = executor.drive(make_job(functions.add, 1, dedupe_key="another"))
+    assert other.twin is None
+    other.complete()
 
 
 def test_a_driven_job_is_cancelled_while_it_waits_for_a_slot(make_executor: MakeExecutor, make_job: MakeJob) -> None:

@@ -18,8 +18,8 @@ from prefect.exceptions import FailedRun
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import as_job_error, is_plain, text_of
-from executor_adapter.executor import JobExecutor, current_executor, signal_watch
-from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
+from executor_adapter.executor import current_executor, signal_watch
+from executor_adapter.job import TERMINAL, JobStatus, RetryDecision
 from executor_adapter.prefect.cancellation.watcher import explained
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
@@ -41,9 +41,6 @@ FLOW_RUN_ENDED = "its flow run ended first"
 
 _driven_task: contextvars.ContextVar[Task[..., Any] | None] = contextvars.ContextVar("driven_task", default=None)
 """The task that an engine of this package drives in the current context."""
-
-_by_dedupe_key: dict[tuple[JobExecutor, str], JobRun] = {}
-_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -93,20 +90,17 @@ class JobRun:
         self._ended_early = threading.Event()
         self._interruption: JobCancelledError | None = None
         """By what its engine, or who awaits that, was interrupted."""
-        self._original: JobRun | None = None
-        """The live job run with the same dedupe_key. This job run gets no attempt and ends as that one does."""
+        self._twin: Future[Any] | None = None
+        """The live job with the same dedupe_key. This job run gets no attempt and ends as that one does."""
         self._given_up: Future[None] = Future()
-        """Done when the original is not waited for any more."""
-        self._dedupe_key: tuple[JobExecutor, str] | None = None
-        self.closed: Future[Any] = Future()
-        """What the job has returned or raised, once its engine has ended."""
+        """Done when the twin is not waited for any more."""
 
     # --- attempts ---
 
     def open(self, task_run: TaskRun, parameters: Mapping[str, Any]) -> None:
         """Hand the job to the executor, PENDING, and wait until it has a slot.
 
-        A job whose dedupe_key is that of a live job of another task run gets no attempt: it ends as that job does.
+        A job whose dedupe_key is that of a live job gets no attempt: it ends as that job does.
 
         Raises:
             InvalidJobError, JobSerializationError, QueueFullError, ExecutorClosedError: the executor refuses the job.
@@ -115,13 +109,13 @@ class JobRun:
         """
         if self._ended_early.is_set():
             raise JobCancelledError(FLOW_RUN_ENDED)
-        job, executor = job_of_call(self.task, self.options, str(task_run.id), parameters), current_executor()
+        job = job_of_call(self.task, self.options, str(task_run.id), parameters)
         job.model_fields_set.difference_update(AS_A_TASK.keys() - self.options.keys())  # The settings may fill them in.
-        self._original = self._find_original(job, executor)
-        if self._original is not None:
-            self._wait_for_original(self._original)
+        driver = current_executor().drive(job)
+        if driver.twin is not None:
+            self._wait_for_twin(driver.twin)
             return
-        self.driver = driver = executor.drive(job)
+        self.driver = driver
         driver.on_message(lambda topic, content: self._messages.put((topic, content)))
         if self._ended_early.is_set():
             driver.cancel()
@@ -158,8 +152,8 @@ class JobRun:
 
     def _start_attempt(self, task_run: TaskRun) -> Future[Any]:
         """Start an attempt within the Prefect contexts that the function may see."""
-        if self._original is not None:
-            return self._original.closed
+        if self._twin is not None:
+            return self._twin
         assert self.driver is not None, "an attempt needs a slot, and a slot a driver"
         if self.driver.job.pool in IN_PROCESS_POOLS:
             self._running = self.driver.attempt(context=contextvars.copy_context())
@@ -204,27 +198,15 @@ class JobRun:
         assert self.driver is not None, "only a job that was started is retried"
         return self.driver.acquire()
 
-    # --- a job with the dedupe_key of a live one ---
-
-    def _find_original(self, job: Job, executor: JobExecutor) -> JobRun | None:
-        if job.dedupe_key is None:
-            return None
-        key = executor, job.dedupe_key
-        with _lock:
-            first = _by_dedupe_key.setdefault(key, self)
-        if first is not self:
-            return first
-        self._dedupe_key = key
-        return None
-
-    def _wait_for_original(self, original: JobRun) -> None:
-        """Wait until the original has ended.
+    def _wait_for_twin(self, twin: Future[Any]) -> None:
+        """Wait until a job with the same dedupe_key has ended.
 
         Raises:
-            JobCancelledError: this job run was ended early; the original goes on for the task run that owns it.
+            JobCancelledError: this job run was ended early; the twin goes on for the one that has submitted it.
         """
-        wait([original.closed, self._given_up], return_when=FIRST_COMPLETED)
-        if not original.closed.done():
+        self._twin = twin
+        wait([twin, self._given_up], return_when=FIRST_COMPLETED)
+        if not twin.done():
             raise JobCancelledError(FLOW_RUN_ENDED)
 
     # --- the end ---
@@ -254,7 +236,10 @@ class JobRun:
         if self.driver is None:
             return
         if self._error is None:
+            future = self.driver.job.live.future
             self.driver.complete(self.value)
+            if self.driver.job.dedupe_key is not None and future is not None:
+                wait([future])  # A later call with this key is one of its own.
         else:
             self._fail(self.driver, self._error)
 
@@ -277,12 +262,12 @@ class JobRun:
     def end_early(self, *, cancel_running: bool) -> None:
         """Start no further attempt, because the flow run has ended; callable from any thread.
 
-        A waiting job is cancelled. A running job is left to finish unless `cancel_running`. A job run with an original
-        counts as running while the original runs.
+        A waiting job is cancelled. A running job is left to finish unless `cancel_running`. A job run with a twin
+        counts as running while the twin runs.
         """
         self._ended_early.set()
-        driver = self.driver if self._original is None else self._original.driver
-        if not cancel_running and driver is not None and driver.job.status is JobStatus.RUNNING:
+        has_job: Any = self._twin or self.driver
+        if not cancel_running and has_job is not None and has_job.job.status is JobStatus.RUNNING:
             return
         with contextlib.suppress(InvalidStateError):  # It was ended before.
             self._given_up.set_result(None)
@@ -313,13 +298,6 @@ class JobRun:
         if self.driver is not None and self.driver.job.status not in TERMINAL and self._error is not None:
             self.driver.cancel()
             self._fail(self.driver, self._error)
-        if self._dedupe_key is not None:
-            with _lock:
-                del _by_dedupe_key[self._dedupe_key]
-        if self._error is None:
-            self.closed.set_result(self.value)
-        else:
-            self.closed.set_exception(self._error)
 
 
 def _error_of(state: State[Any]) -> BaseException:
