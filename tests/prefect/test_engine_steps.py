@@ -31,7 +31,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "ValueError": "an assertion",
         "ExitStack": "there are always the same contexts",
         "enter_context": "the same",
-        "patch_print": "where prints are logged, Prefect sets up the context",
+        "patch_print": "it is patched for the rest of the process, by `_new_engine`",
         "TaskRunContext": "made without validation, by `model_construct`",
         "_get_default_persist_result": "within a flow, it is what `should_persist_result` returns",
     },
@@ -44,7 +44,6 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "is_cancelled": "a retry of a cancelled flow run is refused by `JobRun.decide`",
         "CancelledError": "the same",
     },
-    "transaction_context": {"value": "the setting is read from the current settings"},
     "call_task_fn": {"call_with_parameters": "the function is called in a pool"},
     "handle_retry": {
         "min": "the delays are those of the retry policy",
@@ -64,7 +63,6 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "set_state": {
         "ValueError": "an assertion",
         "emit_task_run_state_change_event": "the mirror reports states",
-        "update_state": "sets the attributes of the span, as `_enter` does",
     },
     "call_hooks": {
         "ValueError": "an assertion",

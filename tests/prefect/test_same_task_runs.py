@@ -11,12 +11,11 @@ from prefect import flow, tags, task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.filesystems import LocalFileSystem
 from prefect.futures import wait
-from prefect.results import ResultRecord, ResultStore  # type: ignore[attr-defined]  # They are meant to be used.
-from prefect.states import Completed
+from prefect.results import ResultStore  # type: ignore[attr-defined]  # They are meant to be used.
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from executor_adapter.prefect import JobTaskRunner
-from executor_adapter.prefect.engine.results import as_record, is_surely_absent
+from executor_adapter.prefect.engine.results import JobResultStore
 
 VARYING = {
     *{"id", "dynamic_key", "name", "state_id", "state", "created", "updated", "expected_start_time", "start_time"},
@@ -156,28 +155,22 @@ def store(tmp_path: Path) -> ResultStore:
     return ResultStore(result_storage=LocalFileSystem(basepath=str(tmp_path / "link")))
 
 
-@pytest.mark.parametrize("key", ["0b6e5a", "a-b_c"])
+@pytest.mark.parametrize("key", ["0b6e5a", "a-b_c", "folder/name", "a.json"])
 def test_a_record_is_the_one_that_prefect_makes(store: ResultStore, key: str) -> None:
     """The record of a value has the metadata of Prefect's, and Prefect finds it where it says."""
-    record, prefects = as_record(["x"], store, key), store.create_result_record(["x"], key=key)
-    assert isinstance(record, ResultRecord)
+    own = JobResultStore.like(store)
+    record, prefects = own.create_result_record(["x"], key), store.create_result_record(["x"], key)
     assert (record.result, record.metadata.storage_key) == (["x"], prefects.metadata.storage_key)
     assert record.metadata.model_dump() == prefects.metadata.model_dump()
-    assert is_surely_absent(store, key)
-    store.persist_result_record(record)
-    assert not is_surely_absent(store, key)
+    assert not own.exists(key)
+    own.persist_result_record(record)
+    assert own.exists(key)
     assert store.read(key).result == ["x"]
 
 
-@pytest.mark.parametrize("key", ["folder/name", "../out", "~", "a.json", ""])
-def test_other_keys_are_left_to_prefect(store: ResultStore, key: str) -> None:
-    """A key that is more than a plain name is Prefect's to resolve, and its record Prefect's to look for."""
-    assert as_record("x", store, key) == "x"
-    assert not is_surely_absent(store, key)
-
-
-def test_values_that_mean_a_state_are_left_to_prefect(store: ResultStore) -> None:
-    """States, lists of states and generators decide the final state of the task run."""
-    states = [Completed(), Completed()]
-    assert as_record(states, store, "a") is states
-    assert as_record(states[0], store, "a") is states[0]
+def test_a_key_outside_the_folder_is_left_to_prefect(store: ResultStore) -> None:
+    """A key that is more than a plain name is Prefect's to resolve."""
+    own = JobResultStore.like(store)
+    with pytest.raises(ValueError, match="outside of the base path"):
+        own.create_result_record("x", "../out")
+    assert not own.exists("../out")

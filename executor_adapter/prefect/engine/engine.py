@@ -17,11 +17,10 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Self, TypeVar, cast
+from datetime import datetime, timedelta
+from typing import Any, Self, cast
 
 from opentelemetry import trace
-from prefect.cache_policies import CachePolicy
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
 from prefect.concurrency.context import ConcurrencyContext
@@ -35,7 +34,8 @@ from prefect.results import (  # type: ignore[attr-defined]  # Prefect exports t
 from prefect.settings import get_current_settings
 from prefect.states import Completed
 from prefect.task_engine import SyncTaskRunEngine
-from prefect.transactions import BaseTransaction, IsolationLevel, Transaction, get_transaction, transaction
+from prefect.telemetry.run_telemetry import RunTelemetry
+from prefect.transactions import Transaction
 from prefect.types import DateTime
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result, should_log_prints
@@ -45,14 +45,12 @@ from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.results import as_record, is_surely_absent
+from executor_adapter.prefect.engine.results import JobResultStore
 from executor_adapter.prefect.mirror.events import is_final
 from executor_adapter.prefect.mirror.runs import TaskRunReporter
 from executor_adapter.prefect.mirror.states import retrying
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.worker.facts import facts_of
-
-Time = TypeVar("Time", bound=datetime)
 
 TIMESTAMP_STEP = timedelta(microseconds=1)
 
@@ -100,7 +98,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
     @contextlib.contextmanager
     def setup_run_context(self, client: SyncPrefectClient | None = None) -> Iterator[None]:
         """Set up the task run's context. Within a flow nothing of it has to be validated or looked up again."""
-        if FlowRunContext.get() is None or should_log_prints(self.task):
+        if FlowRunContext.get() is None:
             with super().setup_run_context(client):
                 yield
             return
@@ -120,11 +118,9 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
             "task_run": self.task_run,
             "parameters": self.parameters,
             "client": client,
-            "result_store": store.update_for_task(self.task, _sync=True),
-            "log_prints": False,
+            "result_store": JobResultStore.like(store.update_for_task(self.task, _sync=True)),
+            "log_prints": should_log_prints(self.task),
             "persist_result": should_persist_result() if persist is None else persist,
-            "start_time": _now_like(self.state.timestamp),
-            "input_keyset": None,
         }
         return TaskRunContext.model_construct(**fields)
 
@@ -133,7 +129,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
         """Set up the context of an attempt, without Prefect's timer: `timeout_seconds` is a limit of the job."""
         context = TaskRunContext.get()
         assert context is not None, "an engine that runs has a context"
-        update = {"start_time": _now_like(context.start_time), "parameters": self.parameters}
+        update = {"start_time": self.state.timestamp, "parameters": self.parameters}
         with context.model_copy(update=update), ConcurrencyContext():
             try:
                 yield self
@@ -141,36 +137,6 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
                 self.handle_timeout(error)
             except Exception as error:
                 self.handle_exception(error)
-
-    # --- results ---
-
-    @contextlib.contextmanager
-    def transaction_context(self) -> Iterator[Transaction]:
-        """Open the task run's transaction, without a search for a record that is surely absent."""
-        policy, store, key = self.task.cache_policy, get_result_store(), self.compute_transaction_key()
-        level = policy.isolation_level if isinstance(policy, CachePolicy) else None
-        isolation = None if level is None else IsolationLevel(level)
-        refresh = self.task.refresh_cache
-        overwrites = get_current_settings().tasks.refresh_cache if refresh is None else refresh
-        # A transaction that is serializable, which may be so because its parent is, looks once it has the lock.
-        takes_lock = isolation is IsolationLevel.SERIALIZABLE or get_transaction() is not None
-        is_absent = key is not None and not takes_lock and is_surely_absent(store, key)
-        with transaction(
-            key=key,
-            store=store,
-            overwrite=is_absent or overwrites,
-            logger=self.logger,
-            write_on_commit=should_persist_result(),
-            isolation_level=isolation,
-        ) as opened:
-            opened.overwrite = overwrites
-            yield opened
-
-    def _in_record(self, result: Any, transaction: BaseTransaction) -> Any:
-        """Return the record of a function's value, or the value itself where Prefect has to make the record."""
-        if self.task.cache_expiration is not None or self.task.result_storage_key is not None:
-            return result
-        return as_record(result, get_result_store(), transaction.key)
 
     # --- attempts ---
 
@@ -180,7 +146,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
             raise self.job_run.refusal
         result = transaction.read() if transaction.is_committed() else self._attempt()
         self.job_run.value = result
-        self.handle_success(self._in_record(result, transaction), transaction=transaction)
+        self.handle_success(result, transaction=transaction)
         return result
 
     def _attempt(self) -> Any:
@@ -270,8 +236,9 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
             if type(value) not in UNTRACKABLE_TYPES:  # Of these it links none, which takes it a while to find out.
                 link_state_to_task_run_result(state, value)
         reporter.report(run, state, last)
-        if get_current_settings().cloud.enable_orchestration_telemetry:
-            trace.get_current_span().add_event(state.name or state.type.value, _span_attributes(state))
+        span = trace.get_current_span()
+        if span.is_recording() and get_current_settings().cloud.enable_orchestration_telemetry:
+            RunTelemetry(span=span).update_state(state)
         return state
 
     def call_hooks(self, state: State[Any] | None = None) -> None:
@@ -323,21 +290,3 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
 def _is_final(state: State[Any]) -> bool:
     """Return whether a task run stays in `state`."""
     return is_final(state.type.value, state.name or "")
-
-
-def _span_attributes(state: State[Any]) -> dict[str, str]:
-    """Return the attributes that Prefect's engines give the event of a state in the task run's span."""
-    return {
-        "prefect.state.message": state.message or "",
-        "prefect.state.type": state.type.value,
-        "prefect.state.name": state.name or state.type.value,
-        "prefect.state.id": str(state.id),
-    }
-
-
-def _now_like(sample: Time) -> Time:
-    """Return the time now, in UTC, of the class that Prefect has given `sample`."""
-    now = datetime.now(UTC)
-    return type(sample)(
-        now.year, now.month, now.day, now.hour, now.minute, now.second, now.microsecond, tzinfo=sample.tzinfo
-    )
