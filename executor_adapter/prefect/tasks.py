@@ -30,7 +30,7 @@ from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job, PoolName
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.run import ReturnType, run_async, run_sync
+from executor_adapter.prefect.engine.run import ReturnType
 from executor_adapter.prefect.engine.task_worker import (
     AttemptAsJob,
     SeenByEngine,
@@ -46,7 +46,7 @@ from executor_adapter.prefect.options.job_options import (
     with_default_retries,
 )
 from executor_adapter.prefect.options.retries import prefect_retry_options
-from executor_adapter.prefect.runners.companion import JobTaskCall, flow_run_context_for_jobs
+from executor_adapter.prefect.runners.companion import await_job_task, call_job_task, flow_run_context_for_jobs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -139,11 +139,10 @@ class JobTask(Task[P, R]):
         if get_task_viz_tracker():
             isasync: Any = self.isasync
             return track_viz_task(isasync, self.name, parameters, self.viz_return_value)
-        run = run_async if self.isasync else run_sync
         job_run = JobRun(self, self.job_options)
         return_type: ReturnType = "state" if return_state else "result"
-        scope = JobTaskCall(job_run.cancel)
-        return run(job_run, parameters, wait_for=wait_for, return_type=return_type, scope=scope)
+        call = await_job_task if self.isasync else call_job_task
+        return call(job_run, parameters, wait_for, return_type)
 
     if not TYPE_CHECKING:  # Type checkers see Task's overloads, which give a call the function's own types.
         __call__ = _call

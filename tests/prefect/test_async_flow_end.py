@@ -116,7 +116,7 @@ def test_an_async_flow_that_is_cancelled_while_it_waits_ends_soon(
 
     async def main() -> None:
         running = asyncio.create_task(run())
-        while not any(thread.name == "flow-end" for thread in threading.enumerate()):
+        while not any(thread.name.startswith("flow-end") for thread in threading.enumerate()):
             await asyncio.sleep(0.01)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

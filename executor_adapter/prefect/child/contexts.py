@@ -200,24 +200,21 @@ def default_result_store() -> ResultStore:
     return ResultStore()
 
 
-class WorkerClientContext(_FilledWhenRead, SyncClientContext):
+class SharedClientContext(SyncClientContext):
+    """Lets the code within it use a client that others use too: entering and leaving it leaves the client as it is."""
+
+    __enter__, __exit__ = ContextModel.__enter__, ContextModel.__exit__
+
+
+class WorkerClientContext(_FilledWhenRead, SharedClientContext):
     """Holds the client of a worker process: one for all its jobs, which connects when it is first used."""
 
     _sources: tuple[()] = PrivateAttr()
 
     def make_client(self) -> SyncPrefectClient:
-        def connect() -> SyncPrefectClient:
-            SyncClientContext.__var__.set(cast(Any, None))  # Otherwise the client of this context is asked for.
-            return get_client(sync_client=True).__enter__()
-
-        return contextvars.copy_context().run(connect)
+        # In a context without this one, whose client would be asked for.
+        return contextvars.Context().run(get_client, sync_client=True).__enter__()
 
     def disconnect(self) -> None:
         """Leave the client, which a forked process must not share, and make another when one is needed."""
         vars(self).pop("client", None)
-
-    def __enter__(self) -> Self:
-        return ContextModel.__enter__(self)
-
-    def __exit__(self, *error: Any) -> None:
-        ContextModel.__exit__(self, *error)

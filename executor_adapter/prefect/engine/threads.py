@@ -5,31 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import anyio
 
+from executor_adapter.pools import current_slot_loan
+
 T = TypeVar("T")
 
 
-def run_in_thread(function: Callable[[], T]) -> Future[T]:
-    """Call `function` on a new thread, in a copy of the caller's context; the future gives what it returns."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            future.set_result(context.run(function))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="task-engine").start()
+def run_in_thread(function: Callable[[], T], name: str = "task-engine") -> Future[T]:
+    """Call `function` on a new thread, in the caller's context; the future gives what it returns."""
+    threads = ThreadPoolExecutor(1, thread_name_prefix=name)
+    future = threads.submit(context_of_engine().run, function)
+    threads.shutdown(wait=False)
     return future
+
+
+def context_of_engine() -> contextvars.Context:
+    """Return a copy of the caller's context for an engine: one that waits for its inputs is not a job that waits."""
+    context = contextvars.copy_context()
+    context.run(current_slot_loan.set, None)
+    return context
 
 
 async def result_of(future: Future[T], on_cancel: Callable[[BaseException], object], patience: float) -> T:

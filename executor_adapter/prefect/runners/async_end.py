@@ -7,26 +7,14 @@ end of its client, so the wait goes there.
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextvars import copy_context
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from prefect.client.orchestration import PrefectClient
 from prefect.context import AsyncClientContext
 
-
-class _FlowEnd(NamedTuple):
-    """The end of one flow run that its client awaits."""
-
-    waited: Future[None]
-    give_up: Callable[[], object]
-
-
-_ends: WeakKeyDictionary[PrefectClient, set[_FlowEnd]] = WeakKeyDictionary()
-"""What each client awaits. One of a flow with subflows awaits theirs too, and there can be thousands."""
+from executor_adapter.prefect.engine.threads import run_in_thread
 
 
 def await_at_flow_end(wait: Callable[[], object], give_up: Callable[[], object]) -> bool:
@@ -37,51 +25,52 @@ def await_at_flow_end(wait: Callable[[], object], give_up: Callable[[], object])
     context = AsyncClientContext.get()
     if context is None or context.client.loop is not _running_loop():
         return False
-    ends = _ends.get(context.client)
-    if ends is None:
-        ends = _ends[context.client] = set()
-        _await_before_leaving(context.client, ends)
-    end = _FlowEnd(Future(), give_up)
-    ends.add(end)
-
-    def run() -> None:
-        try:
-            wait()
-            end.waited.set_result(None)
-            ends.discard(end)
-        except BaseException as error:
-            end.waited.set_exception(error)
-
-    # Not a daemon thread: the interpreter must not exit before the server had its time.
-    threading.Thread(target=copy_context().run, args=(run,), name="flow-end").start()
+    client: Any = context.client
+    if not isinstance(client.__aexit__, _AwaitedEnd):
+        client.__aexit__ = _AwaitedEnd(client)
+    client.__aexit__.add(wait, give_up)
     return True
 
 
-def _await_before_leaving(client: PrefectClient, ends: set[_FlowEnd]) -> None:
-    leave = client.__aexit__
+class _AwaitedEnd:
+    """Replaces `__aexit__` of a client. That of a flow with subflows awaits theirs too, and there can be thousands."""
 
-    async def leave_later(*exc_info: Any) -> bool | None:
-        kind = exc_info[0] if exc_info else None
-        awaited = list(ends)
+    def __init__(self, client: PrefectClient) -> None:
+        self._leave = client.__aexit__
+        self._waits: dict[Future[object], Callable[[], object]] = {}
+        """What is awaited, with what makes it return."""
+
+    def add(self, wait: Callable[[], object], give_up: Callable[[], object]) -> None:
+        """Call `wait()` on a thread, and await it."""
+        # Not a daemon thread: the interpreter must not exit before the server had its time.
+        waiting = run_in_thread(wait, "flow-end")
+        self._waits[waiting] = give_up
+        waiting.add_done_callback(self._forget)
+
+    def _forget(self, waiting: Future[object]) -> None:
+        if waiting.exception() is None:
+            del self._waits[waiting]
+
+    async def __call__(self, kind: type[BaseException] | None = None, *details: Any) -> Any:
+        awaited = dict(self._waits)
         try:
             if kind is not None and not issubclass(kind, Exception):
-                _give_up(awaited)
-            waits = asyncio.gather(*(asyncio.wrap_future(end.waited) for end in awaited), return_exceptions=True)
-            for error in filter(None, await asyncio.shield(waits)):
-                raise error
+                _call_all(awaited.values())
+            waits = asyncio.gather(*map(asyncio.wrap_future, awaited), return_exceptions=True)
+            for error in await asyncio.shield(waits):
+                if isinstance(error, BaseException):
+                    raise error
         except BaseException:
-            _give_up(awaited)
+            _call_all(awaited.values())
             raise
         finally:
-            left = await leave(*exc_info)
+            left = await self._leave(kind, *details)
         return left
 
-    client.__aexit__ = leave_later  # type: ignore[method-assign]
 
-
-def _give_up(ends: list[_FlowEnd]) -> None:
-    for end in ends:
-        end.give_up()
+def _call_all(functions: Iterable[Callable[[], object]]) -> None:
+    for function in functions:
+        function()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

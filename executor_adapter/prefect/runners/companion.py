@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
@@ -23,7 +22,10 @@ from executor_adapter.pools import lend_slot
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.child.no_task_runner import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker
+from executor_adapter.prefect.engine.engine import INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun
+from executor_adapter.prefect.engine.run import ReturnType, run_sync
+from executor_adapter.prefect.engine.threads import result_of, run_in_thread
 from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
@@ -41,10 +43,11 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
     cancelled, as Prefect's ThreadPoolTaskRunner does; when an interruption, as by a signal, ends it, all are cancelled.
     """
 
-    def __init__(self, flow_runner: TaskRunner[Any]) -> None:
+    def __init__(self, flow_runner: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flow_runner = flow_runner
-        self._threads = EngineThreads()
+        self.threads = EngineThreads()
+        self._cancel_others: Callable[[], object] = flow_runner.cancel_all
 
     def duplicate(self) -> Self:
         """Return a companion of the same kind of runner for another flow run."""
@@ -59,23 +62,19 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
     ) -> PrefectFuture[Any]:
         """Submit a job task here, and any other task to the flow's own runner."""
         if is_job_task(task):
-            return self._threads.submit(JobRun(task, task.job_options), parameters, wait_for, dependencies)
+            return self.threads.submit(JobRun(task, task.job_options), parameters, wait_for, dependencies)
         return self.flow_runner.submit(task, parameters, wait_for, dependencies)  # type: ignore[no-any-return]
 
-    def watch(self) -> None:
-        """Cancel the jobs when the flow run around the caller is cancelled; the first submitted job does this too."""
-        self._threads.watch()
-
-    def close(self, cancel_others: Callable[[], object]) -> None:
-        """End the job tasks, see the class; `cancel_others` ends the tasks of the flow's own runner."""
+    def cancel_all(self) -> None:
+        """End the job tasks, see the class, and the tasks of the flow's own runner; it replaces that one's method."""
         # Waiting jobs end first, because tasks of the other runner may wait for them. Running jobs are joined last,
         # because they may wait for tasks of the other runner.
         interrupted = self._is_interrupted()
-        self._threads.end_early(cancel_running=interrupted)
+        self.threads.end_early(cancel_running=interrupted)
         try:
-            cancel_others()
+            self._cancel_others()
         finally:
-            self._threads.join(interrupted=interrupted)
+            self.threads.join(interrupted=interrupted)
 
     @staticmethod
     def _is_interrupted() -> bool:
@@ -88,21 +87,7 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         return error is not None and not isinstance(error, Exception)
 
 
-class _CancelAll:
-    """Replaces `cancel_all` of a flow's task runner, which the runner calls when its flow run ends.
-
-    No other public method can be replaced for this: `__exit__` is looked up on the class, not on the object.
-    """
-
-    def __init__(self, companion: CompanionTaskRunner, cancel_all: Callable[[], object]) -> None:
-        self.companion = companion
-        self._cancel_all = cancel_all
-
-    def __call__(self) -> None:
-        self.companion.close(self._cancel_all)
-
-
-def companion_of(task_runner: TaskRunner[Any]) -> CompanionTaskRunner | JobTaskRunner:
+def companion_of(task_runner: Any) -> CompanionTaskRunner | JobTaskRunner:
     """Return the runner for job tasks beside `task_runner`, which must be entered; it is made on the first call.
 
     A JobTaskRunner needs no companion and is returned itself.
@@ -114,86 +99,19 @@ def companion_of(task_runner: TaskRunner[Any]) -> CompanionTaskRunner | JobTaskR
         return task_runner
     with _lock:
         cancel_all = getattr(task_runner, "cancel_all", None)
-        if isinstance(cancel_all, _CancelAll):
-            return cancel_all.companion
+        known = getattr(cancel_all, "__self__", None)
+        if isinstance(known, CompanionTaskRunner):
+            return known
         if cancel_all is None:
             name = type(task_runner).__name__
             raise InvalidJobError(
                 f"a job task cannot be submitted under {name}: use ThreadPoolTaskRunner, or call the task"
             )
         companion = CompanionTaskRunner(task_runner).__enter__()
-        task_runner.cancel_all = _CancelAll(companion, cancel_all)  # type: ignore[attr-defined]
+        # Called when the flow run ends. No other public method can be replaced for this: `__exit__` is looked up on
+        # the class, not on the object.
+        task_runner.cancel_all = companion.cancel_all
         return companion
-
-
-class JobTaskCall:
-    """Context manager around a direct job-task call: watches for cancellation and lends the caller's slot.
-
-    Elsewhere the flow's task runner waits until the server has recorded how the task run ended. In a worker process,
-    and under a runner that is not notified of the flow run's end, the last of the concurrent calls waits for it.
-    """
-
-    def __init__(self, on_cancel: Callable[[], object]) -> None:
-        self._on_cancel = on_cancel
-
-    def __enter__(self) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(lend_slot())
-            stack.enter_context(watch_for_cancel(self._on_cancel))
-            self._around = stack.pop_all()
-        self._waits_for_server = _must_wait_for_server()
-        self._flow_run_id = current_flow_run_id()
-        if self._waits_for_server:
-            with _lock:
-                _calls[self._flow_run_id] += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with self._around:
-            if self._finish_call():
-                _wait_for_server(self._flow_run_id, kind)
-
-    async def __aenter__(self) -> None:
-        self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with self._around:
-            if self._finish_call():
-                await asyncio.to_thread(_wait_for_server, self._flow_run_id, kind)
-
-    def _finish_call(self) -> bool:
-        """Remove the call from those in progress; return whether it has to wait for the server."""
-        if not self._waits_for_server:
-            return False
-        with _lock:
-            _calls[self._flow_run_id] -= 1
-            last = not _calls[self._flow_run_id]
-            if last:
-                del _calls[self._flow_run_id]
-        return last
-
-
-_calls: Counter[UUID | None] = Counter()
-"""The number of calls in progress that have to wait for the server, by flow run."""
-
-
-def _must_wait_for_server() -> bool:
-    """Return whether no task runner is notified of the end of the caller's flow run, so that the call must wait."""
-    context = FlowRunContext.get()
-    if context is None or isinstance(context.task_runner, NoTaskRunner):
-        return is_worker()
-    return not isinstance(context.task_runner, CompanionTaskRunner) and not hasattr(context.task_runner, "cancel_all")
-
-
-def _wait_for_server(flow_run_id: UUID | None, kind: type[BaseException] | None) -> None:
-    """Wait for the server; only for a few seconds if a signal or another BaseException ends the process."""
-    if kind is not None and not issubclass(kind, Exception):
-        runs.close(flow_run_id, timeout=remaining_close_seconds(time.monotonic()))
-    else:
-        runs.drain(flow_run_id)
 
 
 @contextlib.contextmanager
@@ -207,10 +125,81 @@ def watch_for_cancel(on_cancel: Callable[[], object]) -> Iterator[None]:
     if context is None or context.flow_run is None or isinstance(context.task_runner, NoTaskRunner):
         yield
         return
-    with contextlib.suppress(InvalidJobError):  # This runner calls nothing when its flow run ends.
-        companion_of(context.task_runner).watch()
+    if hasattr(context.task_runner, "cancel_all") and (threads := companion_of(context.task_runner).threads):
+        threads.watch()
     with contextlib.closing(watch_flow_run(context.flow_run.id, on_cancel)):
         yield
+
+
+# --- direct calls ---
+
+
+def call_job_task(
+    job_run: JobRun, parameters: dict[str, Any], wait_for: Iterable[Any] | None, return_type: ReturnType
+) -> Any:
+    """Run the task of `job_run` on the caller's thread, and return what `run_sync` returns."""
+    with lend_slot(), watch_for_cancel(job_run.cancel):
+        return _run_and_record(job_run, parameters, wait_for, return_type)
+
+
+async def await_job_task(
+    job_run: JobRun, parameters: dict[str, Any], wait_for: Iterable[Any] | None, return_type: ReturnType
+) -> Any:
+    """Run the task of `job_run` on a thread of its own, and await what `run_sync` returns.
+
+    Unlike those that are submitted it passes no gate, because one whose caller is cancelled has to end at once.
+    Cancelling the caller ends the job, and returns once that is recorded: at most INTERRUPT_TIMEOUT later.
+    """
+    run = functools.partial(_run_and_record, job_run, parameters, wait_for, return_type)
+    with lend_slot(), watch_for_cancel(job_run.cancel):
+        return await result_of(run_in_thread(run), job_run.interrupt, INTERRUPT_TIMEOUT)
+
+
+def _run_and_record(
+    job_run: JobRun, parameters: dict[str, Any], wait_for: Iterable[Any] | None, return_type: ReturnType
+) -> Any:
+    """Call `run_sync`, and wait until the server has recorded how the task run ended where no task runner does so.
+
+    That is in a worker process, and under a runner that is not notified of the flow run's end. The last of the
+    concurrent calls waits; only for a few seconds if a signal or another BaseException ends the process.
+    """
+    run = functools.partial(run_sync, job_run, parameters, wait_for=wait_for, return_type=return_type)
+    if not _must_wait_for_server():
+        return run()
+    flow_run_id = current_flow_run_id()
+    with _lock:
+        _calls[flow_run_id] += 1
+    wait = functools.partial(runs.drain, flow_run_id)
+    try:
+        return run()
+    except Exception:
+        raise
+    except BaseException:
+        wait = functools.partial(runs.close, flow_run_id, timeout=remaining_close_seconds(time.monotonic()))
+        raise
+    finally:
+        with _lock:
+            _calls[flow_run_id] -= 1
+            is_last = not _calls[flow_run_id]
+            if is_last:
+                del _calls[flow_run_id]
+        if is_last:
+            wait()
+
+
+_calls: Counter[UUID | None] = Counter()
+"""The number of calls in progress that have to wait for the server, by flow run."""
+
+
+def _must_wait_for_server() -> bool:
+    """Return whether no task runner is notified of the end of the caller's flow run, so that the call must wait."""
+    context = FlowRunContext.get()
+    if context is None or isinstance(context.task_runner, NoTaskRunner):
+        return is_worker()
+    return not hasattr(context.task_runner, "cancel_all")
+
+
+# --- submitted calls ---
 
 
 def flow_run_context_for_jobs() -> FlowRunContext | None:

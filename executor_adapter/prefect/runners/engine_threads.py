@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from contextvars import copy_context
 from typing import Any, NoReturn
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -34,9 +33,10 @@ from executor_adapter.prefect.engine.engine import raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
+from executor_adapter.prefect.engine.threads import context_of_engine
 from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import current_flow_run_id
-from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
+from executor_adapter.prefect.mirror.mirror import PrefectMirror, remaining_close_seconds
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.prefect.runners.async_end import await_at_flow_end
 
@@ -154,6 +154,10 @@ def _is_async_flow() -> bool:
     return context is not None and context.flow is not None and context.flow.isasync
 
 
+def _give_up(mirror: PrefectMirror) -> None:
+    mirror.close(remaining_close_seconds(time.monotonic()))
+
+
 class EngineThreads:
     """Runs the submitted tasks of one flow run, each in an engine's thread."""
 
@@ -198,33 +202,26 @@ class EngineThreads:
         self.watch()
         if self._closed:
             self._refuse(job_run.task.name)
+        executor = current_executor()  # Made in the flow's thread: it notices signals only if the main thread makes it.
         task_run = create_task_run(job_run, parameters, wait_for, dependencies)
         future: Future[State[Any]] = Future()
         future.set_running_or_notify_cancel()  # A future cancelled by the user would leave the task run Pending.
-        context = copy_context()
-        context.run(current_slot_loan.set, None)  # An engine that waits for its inputs is not a job that waits.
-        engine = functools.partial(
-            context.run, run_sync, job_run, parameters, wait_for=wait_for, return_type="state", task_run=task_run
-        )
-        if self._register(job_run, future):
-            self._start(job_run, engine, future, passes_gate=waits_only_for_slot(job_run.options, task_run))
-        else:
-            job_run.cancel()  # The task run exists by now, so its engine has to record it as Cancelled.
-            threading.Thread(target=self._run, args=(job_run, engine, future), name="task-engine").start()
-        return JobTaskFuture(task_run, future)
+        run = functools.partial(run_sync, wait_for=wait_for, return_type="state", task_run=task_run)
+        engine = functools.partial(context_of_engine().run, run, job_run, parameters)
 
-    def _start(
-        self, job_run: JobRun, engine: Callable[[], State[Any]], future: Future[State[Any]], *, passes_gate: bool
-    ) -> None:
         def start() -> None:
             self._threads.submit(self._run, job_run, engine, future)
 
-        if not passes_gate:
+        if not self._register(job_run, future):
+            job_run.cancel()  # The task run exists by now, so its engine has to record it as Cancelled.
+            self._run(job_run, engine, future)
+        elif waits_only_for_slot(job_run.options, task_run):
+            gate = self._gate_of(executor)
+            job_run.on_started = gate.leave
+            gate.enter(start)
+        else:
             start()
-            return
-        gate = self._gate_of(current_executor())
-        job_run.on_started = gate.leave
-        gate.enter(start)
+        return JobTaskFuture(task_run, future)
 
     def _register(self, job_run: JobRun, future: Future[State[Any]]) -> bool:
         """Return whether the job may start: the flow run may have ended while the task run was made."""
@@ -290,27 +287,12 @@ class EngineThreads:
                     self._watch.report_jobs_finished()
                     last.callback(self._watch.close)
                 between()
-                if interrupted or not self._is_async or not self._await_mirror(last):
-                    self._finish_mirror(interrupted)
-
-    def _await_mirror(self, last: contextlib.ExitStack) -> bool:
-        """Let the async flow await the end of its mirror, and then of `last`; return whether it does."""
-        mirror = runs.find(self._flow_run_id)
-        if mirror is None:
-            return False
-        rest = last.pop_all()
-
-        def wait() -> None:
-            with rest:
-                self._finish_mirror(interrupted=False)
-
-        def give_up() -> None:
-            mirror.close(remaining_close_seconds(time.monotonic()))
-
-        if await_at_flow_end(wait, give_up):
-            return True
-        last.push(rest)
-        return False
+                last.callback(self._finish_mirror, interrupted)
+                mirror = runs.find(self._flow_run_id) if self._is_async and not interrupted else None
+                if mirror is not None:
+                    end = last.pop_all()
+                    if not await_at_flow_end(end.close, functools.partial(_give_up, mirror)):
+                        last.push(end)
 
     def _finish_mirror(self, interrupted: bool) -> None:
         if interrupted:

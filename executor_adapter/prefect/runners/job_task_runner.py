@@ -18,10 +18,9 @@ from typing import Any, Self, Unpack
 from prefect.client.schemas.objects import RunInput
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
-from prefect.tasks import Task
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.executor import JobExecutor, current_executor, enter_executor, leave_executor
+from executor_adapter.executor import JobExecutor, enter_executor, leave_executor
 from executor_adapter.job import PoolName, SharedJobOptions, check_max_workers
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.options.plain_task import check_defaults, options_of
@@ -107,19 +106,20 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
             RuntimeError: the runner is not entered, or its flow run has ended.
             InvalidJobError: The task can never be a job; the message names the reason.
         """
-        if self._run is None:
+        if self.threads is None:
             raise RuntimeError("Task runner is not started: submit inside a flow, or in its `with` block")
-        return self._run.submit(task, self.job_fields, parameters, wait_for, dependencies)
+        job_run = JobRun(task, options_of(task, self.job_fields))
+        return self.threads.submit(job_run, parameters, wait_for, dependencies)
 
-    def watch(self) -> None:
-        """Cancel the jobs when the flow run around the caller is cancelled; the first submitted task does this too."""
-        if self._run is not None:
-            self._run.threads.watch()
+    @property
+    def threads(self) -> EngineThreads | None:
+        """The engines of the flow run; None where the runner is not entered."""
+        return None if self._run is None else self._run.threads
 
     def cancel_all(self) -> None:
         """Cancel all jobs, running ones too, and start no further one; return at once."""
-        if self._run is not None:
-            self._run.threads.cancel()
+        if self.threads is not None:
+            self.threads.cancel()
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -152,19 +152,6 @@ class _EnteredRunner:
             if self._executor is None:
                 self._executor = JobExecutor(**self._options)
             return self._executor
-
-    def submit(
-        self,
-        task: Task[..., Any],
-        defaults: dict[str, Any],
-        parameters: dict[str, Any],
-        wait_for: Iterable[PrefectFuture[Any]] | None,
-        dependencies: dict[str, set[RunInput]] | None,
-    ) -> PrefectFuture[Any]:
-        # The executor is made here, in the flow's thread: it notices signals only if the main thread makes it.
-        current_executor()
-        job_run = JobRun(task, options_of(task, defaults))
-        return self.threads.submit(job_run, parameters, wait_for, dependencies)
 
     def end(self, *, interrupted: bool) -> None:
         """End the jobs, then the workers, then wait for the server."""
