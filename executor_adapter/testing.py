@@ -113,7 +113,6 @@ class InlineThread(SupervisorThread):
 
     def __init__(self, loop: SupervisorLoop, *args: Any) -> None:
         super().__init__(loop, *args)
-        self._inline_loop = loop
         self.wake = self.turn
         self._take_right_to_run()  # No thread ever runs the loop.
 
@@ -122,14 +121,15 @@ class InlineThread(SupervisorThread):
         return True
 
     def turn(self) -> None:
-        """Do all that is due. Does nothing when it is called from within itself."""
+        """Do all that is due. Called from within itself, it lets another turn of the loop follow."""
+        self._loop.wake()
         if self.running_in is not None or self.closed.is_set():
             return
         self.running_in = threading.get_ident()
         try:
-            self._inline_loop.run_due()
-            if self._inline_loop.stopped:
-                self._inline_loop.close()
+            self._loop.run_due()
+            if self._loop.stopped:
+                self._loop.close()
                 self.notify_end()
         finally:
             self.running_in = None

@@ -60,23 +60,21 @@ class _Watched:
 class SupervisorLoop:
     """A selector, a heap of timers and an inbox. All but `call_soon` and `wake` are for the thread in `run` only.
 
-    In a turn, `before_calls` is called before the calls of other threads that have arrived by then and before what is
-    due, and `before_sleep` at the end; it returns the time at which it must be called again.
+    `on_turn` is called in each turn, once what has arrived is read. It does what must come first, calls `run_calls`,
+    and returns the time at which it must be called again. Without it, a turn makes its calls alone.
     """
 
     def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        before_calls: Callable[[], None] = lambda: None,
-        before_sleep: Callable[[], float] = lambda: float("inf"),
+        self, clock: Callable[[], float] = time.monotonic, *, on_turn: Callable[[], float] | None = None
     ) -> None:
         self.now = clock
-        self._before_calls, self._before_sleep = before_calls, before_sleep
+        self._on_turn = on_turn or self.run_calls
         self._selector = selectors.DefaultSelector()
         self._watched: dict[int, _Watched] = {}
-        self._timers: list[tuple[float, int, LoopTimer]] = []
+        self.timers: list[tuple[float, int, LoopTimer]] = []
         """A heap, by time and then by age."""
+        self.arrived = 0
+        """The number of calls of other threads that had arrived when this turn began."""
         self._cancelled_timers = 0
         self._order = itertools.count()
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
@@ -135,15 +133,15 @@ class SupervisorLoop:
     def call_at(self, when: float, callback: Callable[[], None]) -> LoopTimer:
         """Call `callback` at the time `when` of the clock."""
         timer = LoopTimer(self, callback)
-        heapq.heappush(self._timers, (when, next(self._order), timer))
+        heapq.heappush(self.timers, (when, next(self._order), timer))
         return timer
 
     def timer_cancelled(self) -> None:
         """Count a cancelled timer, and drop such timers once they outnumber the rest."""
         self._cancelled_timers += 1
-        if self._cancelled_timers > 64 and self._cancelled_timers * 2 > len(self._timers):
-            self._timers = [due for due in self._timers if due[2].callback is not None]
-            heapq.heapify(self._timers)
+        if self._cancelled_timers > 64 and self._cancelled_timers * 2 > len(self.timers):
+            self.timers = [due for due in self.timers if due[2].callback is not None]
+            heapq.heapify(self.timers)
             self._cancelled_timers = 0
 
     def stop(self) -> None:
@@ -183,19 +181,19 @@ class SupervisorLoop:
         due = True
         while due and not self.stopped:
             self._turn(may_sleep=False)
-            due = self._woken or bool(self._inbox) or bool(self._timers and self._timers[0][0] <= self.now())
+            due = self._woken or bool(self._inbox) or bool(self.timers and self.timers[0][0] <= self.now())
 
     def _turn(self, *, may_sleep: bool = True) -> None:
         self._woken = False
         self.read_until = began = self.now()
-        is_due = self._next_due() <= began
-        if is_due:
+        if self._next_due() <= began:
             self._read(0.0)
-        if is_due or self._inbox:
-            self._run_inbox()
-        if self._timers:
-            self.run_timers()
-        self._wanted_at = self._end_turn()
+        self.arrived = min(len(self._inbox), MAX_CALLS_PER_TURN)
+        try:
+            self._wanted_at = self._on_turn()
+        except Exception:
+            logger.exception("a turn of the supervisor's loop failed")
+            self._wanted_at = self.now() + RECOVERY_SECONDS
         due = self._next_due()
         timeout = None if due == float("inf") else min(max(0.0, due - self.now()), MAX_SLEEP_SECONDS)
         self._sleeps += 1
@@ -212,13 +210,6 @@ class SupervisorLoop:
         for key, mask in events:
             self._run_watched(key.fd, key.data, mask)
 
-    def _end_turn(self) -> float:
-        try:
-            return self._before_sleep()
-        except Exception:
-            logger.exception("the end of a turn of the supervisor's loop failed")
-            return self.now() + RECOVERY_SECONDS
-
     def _run_watched(self, fd: int, watched: _Watched, mask: int) -> None:
         # An earlier callback of this turn may have closed it, and its number may belong to another descriptor by now,
         # which the selector has reported nothing of: a worker that was just started would count as dead.
@@ -227,27 +218,23 @@ class SupervisorLoop:
         if mask & selectors.EVENT_WRITE and self._watched.get(fd) is watched and watched.on_writable is not None:
             self._call(watched.on_writable)
 
-    def _run_inbox(self) -> None:
-        inbox = self._inbox
-        arrived = min(len(inbox), MAX_CALLS_PER_TURN)
-        self._call(self._before_calls)
-        for _ in range(arrived):
-            callback, args = inbox.popleft()
+    def run_calls(self) -> float:
+        """Make the calls that had arrived when this turn began, then those that were due by then; return infinity."""
+        for _ in range(self.arrived):
+            callback, args = self._inbox.popleft()
             self._call(callback, *args)
-
-    def run_timers(self) -> None:
-        """Make the calls that were due when this turn began."""
         now = self.read_until
-        while self._timers and (self._timers[0][0] <= now or self._timers[0][2].callback is None):
-            timer = heapq.heappop(self._timers)[2]
+        while self.timers and (self.timers[0][0] <= now or self.timers[0][2].callback is None):
+            timer = heapq.heappop(self.timers)[2]
             if timer.callback is None:
                 self._cancelled_timers -= 1
                 continue
             callback, timer.callback = timer.callback, None
             self._call(callback)
+        return float("inf")
 
     def _next_due(self) -> float:
-        return min(self._timers[0][0], self._wanted_at) if self._timers else self._wanted_at
+        return min(self.timers[0][0], self._wanted_at) if self.timers else self._wanted_at
 
     def _drain_wake_pipe(self) -> None:
         with contextlib.suppress(BlockingIOError):

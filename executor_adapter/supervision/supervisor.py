@@ -75,7 +75,7 @@ class Supervisor:
     ) -> None:
         self.now = clock
         self._kind_of = kind_of
-        self._loop = loop = SupervisorLoop(clock, before_calls=self._accept_submitted, before_sleep=self._end_turn)
+        self._loop = loop = SupervisorLoop(clock, on_turn=self._turn)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at = loop.call_at
         self.thread = make_thread(loop, self._fail_all, self.count_jobs)
@@ -221,10 +221,16 @@ class Supervisor:
 
     # ------------------------------------------------------------------ the supervisor's thread
 
-    def _end_turn(self) -> float:
-        """Finish a turn: start jobs and apply limits. Return the time by which the next turn is needed."""
+    def _turn(self) -> float:
+        """Accept jobs, make the calls that are due, start jobs and apply limits; return when the next turn is needed.
+
+        Jobs are accepted here alone: before the calls, so that a cancel never overtakes its job, and before timers and
+        starts, so that a job whose deadline is past already never starts.
+        """
         if self.intake.submitted:
             self._accept_submitted()
+        if self._loop.arrived or self._loop.timers:
+            self._loop.run_calls()
         if self.pools.next_check_at <= (now := self.now()):
             self.pools.hand_back_overdue(now)
         guard = self.dispatcher.memory_guard
@@ -258,7 +264,6 @@ class Supervisor:
                 self.follow_up.schedule_retry(job, self.now() + retry_at - time.time(), self.dispatcher.push)
             if job.queue_timeout is not None or job.deadline is not None:
                 self.stopping.set_timers(job)
-                self._loop.run_timers()  # It may be late already, as one that a store has kept: then it must not start.
 
     # --- starts ---
 

@@ -14,6 +14,7 @@ from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import ExecutorClosedError, JobCancelledError
 from executor_adapter.job.transition import Transition
+from executor_adapter.testing import InlineExecutor
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
@@ -43,6 +44,43 @@ def test_a_shutdown_finds_the_first_job_though_no_thread_runs_it_yet(executor: J
     assert future.done()
     assert future.job.status is (JobStatus.CANCELLED if cancel else JobStatus.COMPLETED)
     assert not executor.jobs()
+
+
+@pytest.mark.parametrize("seconds_late", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("field", ["deadline", "queue_timeout"])
+def test_a_job_that_a_store_kept_past_its_limit_never_starts(field: str, seconds_late: float) -> None:
+    """A job that is past its deadline or queue_timeout when it is accepted, since a store kept it, never starts."""
+    ran: list[int] = []
+    with InlineExecutor() as executor:
+        job = Job(function=ran.append, args=(1,), **{field: 60.0})
+        future = supervisor_of(executor).admit(job, waited=60.0 + seconds_late)
+        assert future.done()
+    assert_ended_in_time(job, ran, seconds_late < 0)
+
+
+@pytest.mark.parametrize("seconds_late", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("field", ["deadline", "queue_timeout"])
+def test_a_job_that_waits_past_its_limit_to_be_accepted_never_starts(field: str, seconds_late: float) -> None:
+    """A job whose deadline or queue_timeout passes while the supervisor does something else never starts."""
+    ran: list[int] = []
+    job = Job(function=ran.append, args=(1,), **{field: 60.0})
+
+    def submit_and_be_slow(transition: Transition) -> None:
+        if transition.job is not job and transition.status is JobStatus.COMPLETED:
+            executor.submit(job)
+            executor.clock.advance(60.0 + seconds_late)
+
+    with InlineExecutor(observers=[submit_and_be_slow]) as executor:
+        executor.run(Job(function=work))
+    assert_ended_in_time(job, ran, seconds_late < 0)
+
+
+def assert_ended_in_time(job: Job, ran: list[int], is_in_time: bool) -> None:
+    """Check that the job ran if it was in time, and otherwise ended at its limit before any attempt."""
+    if is_in_time:
+        assert (job.status, ran) == (JobStatus.COMPLETED, [1])
+    else:
+        assert (job.status, job.attempt, job.attempts, ran) == (JobStatus.FAILED, 0, (), [])
 
 
 class SlowQueue(deque[Job]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -35,8 +36,7 @@ def loop(clock: Clock) -> Iterator[SupervisorLoop]:
 
 
 def turn(loop: SupervisorLoop) -> None:
-    loop._before_sleep = lambda: 0.0  # The next time is in the past, so the loop does not sleep.
-    loop._turn()
+    loop._turn(may_sleep=False)
 
 
 def test_timers_run_when_due_in_order_of_time_then_age(loop: SupervisorLoop, clock: Clock) -> None:
@@ -59,8 +59,7 @@ def test_timers_run_when_due_in_order_of_time_then_age(loop: SupervisorLoop, clo
 def test_it_sleeps_until_any_time(when: float) -> None:
     """The loop can sleep until any time, however far away."""
     loop = SupervisorLoop()
-    due = loop.now() + when
-    loop._before_sleep = lambda: due
+    loop.call_at(loop.now() + when, lambda: None)
     thread = threading.Thread(target=loop.run)
     thread.start()
     time.sleep(0.05)
@@ -74,7 +73,7 @@ def test_cancelled_timers_do_not_pile_up(loop: SupervisorLoop) -> None:
     """Cancelled timers are removed before they are due."""
     for _ in range(10_000):
         loop.call_at(1e9, lambda: None).cancel()
-    assert len(loop._timers) < 200
+    assert len(loop.timers) < 200
 
 
 def test_a_failing_callback_does_not_end_the_loop(loop: SupervisorLoop, caplog: pytest.LogCaptureFixture) -> None:
@@ -91,24 +90,41 @@ def test_a_failing_callback_does_not_end_the_loop(loop: SupervisorLoop, caplog: 
     assert "a call of the supervisor's loop failed" in caplog.text
 
 
-def test_a_failing_end_of_turn_does_not_end_the_loop(loop: SupervisorLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """A failing `before_sleep` is logged, and the loop goes on."""
+def test_a_failing_turn_does_not_end_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """A turn of the owner that fails is logged, and the next one makes the calls."""
+    ran: list[str] = []
 
-    def fail() -> float:
-        raise KeyError(-1)
+    def fail_once() -> float:
+        ran.append("turn")
+        if len(ran) == 1:
+            raise KeyError(-1)
+        return loop.run_calls()
 
-    loop._before_sleep = fail
-    loop._turn()
-    assert "the end of a turn of the supervisor's loop failed" in caplog.text
+    loop = SupervisorLoop(on_turn=fail_once)
+    with contextlib.closing(loop):
+        loop.call_soon(ran.append, "call")
+        turn(loop)
+        turn(loop)
+    assert ran == ["turn", "turn", "call"]
+    assert "a turn of the supervisor's loop failed" in caplog.text
 
 
-def test_submissions_are_accepted_before_calls_run(loop: SupervisorLoop) -> None:
-    """`before_calls` runs before the calls of a turn, so submissions are accepted first."""
+def test_only_calls_that_had_arrived_when_a_turn_began_are_made_in_it() -> None:
+    """A call that arrives during a turn waits for the next: what was submitted before it is accepted first."""
     order: list[str] = []
-    loop._before_calls = lambda: order.append("accept")
-    loop.call_soon(order.append, "call")
-    turn(loop)
-    assert order == ["accept", "call"]
+
+    def accept() -> float:
+        order.append("accept")
+        if len(order) == 1:
+            loop.call_soon(order.append, "later call")
+        return loop.run_calls()
+
+    loop = SupervisorLoop(on_turn=accept)
+    with contextlib.closing(loop):
+        loop.call_soon(order.append, "call")
+        turn(loop)
+        turn(loop)
+    assert order == ["accept", "call", "accept", "later call"]
 
 
 def test_a_readable_descriptor_is_reported_until_it_is_unwatched(loop: SupervisorLoop) -> None:
@@ -215,14 +231,13 @@ def test_an_unwatched_descriptor_is_not_reported_as_writable(loop: SupervisorLoo
 
 def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
     """An idle loop takes no turns until a thread wakes it."""
-    loop = SupervisorLoop()
     turns: list[float] = []
 
     def count() -> float:
         turns.append(time.monotonic())
-        return float("inf")
+        return loop.run_calls()
 
-    loop._before_sleep = count
+    loop = SupervisorLoop(on_turn=count)
     thread = threading.Thread(target=loop.run)
     thread.start()
     wait_for(lambda: turns)

@@ -41,7 +41,7 @@ class Agent:
     """Implements `base.PoolSupervisor` for the pool of this node."""
 
     def __init__(self, end: LinkEnd, held_fds: tuple[int, ...] = (), node: str = "") -> None:
-        self.loop = loop = SupervisorLoop(before_sleep=self._end_turn)
+        self.loop = loop = SupervisorLoop(on_turn=self._turn)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at, self.call_soon, self.now = loop.call_at, loop.call_soon, loop.now
         self.slots = 0
@@ -213,7 +213,8 @@ class Agent:
 
     # --- turns ---
 
-    def _end_turn(self) -> float:
+    def _turn(self) -> float:
+        self.loop.run_calls()
         if self._pool is None or self._ending:
             return math.inf
         now = self.now()
@@ -221,8 +222,7 @@ class Agent:
             waits = self._pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS)
             self._relieve_at = now + MAX_QUEUED_BEHIND_SECONDS if waits else math.inf
         due = self._check_memory(now)
-        given = self._start_attempts(now)
-        if given:
+        if given := self._start_attempts(now):
             self.link.send(wire.pack_frame(frames.GIVEN, body=b"".join(map(frames.WORD.pack, given))))
             self.link.flush()
         # A worker gets a call only when the kernel has what says so: whatever happens, the head can tell.
