@@ -263,8 +263,8 @@ class JobExecutor(JobCaller):
         run = functools.partial(in_order if ordered else as_completed, jobs=jobs, window=window)
         return with_progress(run, self.submit, function, iterables) if progress else run(self.submit)
 
-    def drive(self, job: Job) -> JobDriver:
-        """Accept a job whose retries the caller decides; see JobDriver.
+    def drive(self, job: Job, *, on_message: Callable[[str, Any], None] | None = None) -> JobDriver:
+        """Accept a job whose retries the caller decides; see JobDriver, also for `on_message`.
 
         Where neither the job nor the settings say more, it has one attempt without a limit, like a task of Prefect's.
         Where a live job has the same dedupe_key, that one's future is the `twin` of the driver, which drives nothing.
@@ -275,7 +275,7 @@ class JobExecutor(JobCaller):
         self._supervisor.intake.refuse_if_closed()
         if job.live.future is None:  # Otherwise it is refused, and stays as it is.
             self._driven_defaults.fill_in(job)
-        driver = JobDriver(job, self._supervisor)
+        driver = JobDriver(job, self._supervisor, on_message=on_message)
         scope = self._tracer and self._tracer(None)
         admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=scope)
         future = admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)

@@ -11,39 +11,18 @@ supervisor for something and returns a Future. Only one such future may be outst
 from __future__ import annotations
 
 import contextvars
-import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
 from executor_adapter.pools import Assignment
 from executor_adapter.pools.transport.envelope import Body, Outcome, failed, returned
-from executor_adapter.supervision.limits import Stopping
-from executor_adapter.supervision.outcome import FollowUp, StopReason
-from executor_adapter.supervision.scheduling import Dispatcher
+from executor_adapter.supervision.outcome import StopReason
+from executor_adapter.supervision.supervisor import Supervisor
 from executor_adapter.worker.facts import facts_of
-
-logger = logging.getLogger("executor_adapter")
-
-
-class DriverHost(Protocol):
-    """The parts of a supervisor that a driver uses."""
-
-    dispatcher: Dispatcher
-    follow_up: FollowUp
-    stopping: Stopping
-
-    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
-        """Call `callback(*args)` on the supervisor's thread."""
-
-    def cancel_job(self, job: Job) -> bool:
-        """Cancel the job; return False if it has finished."""
-
-    def start_driven(self, job: Job, prepare: Callable[[Assignment], None]) -> None:
-        """Run one attempt of the job in the slot that it holds; `prepare` gets the attempt first."""
 
 
 class DriverFuture(Future[Any]):
@@ -67,23 +46,32 @@ class JobDriver:
     """Drives one job through its executor. Must not be used by two threads at once.
 
     `applies_max_runtime`: whether the supervisor ends an attempt at `max_runtime`; otherwise its caller does.
+    `on_message(topic, content)` is called with each message of the function, see `PoolSupervisor.on_message`, on the
+    supervisor's thread: it must be quick, must not block and must not fail.
     """
 
-    def __init__(self, job: Job, host: DriverHost, *, applies_max_runtime: bool = True) -> None:
+    def __init__(
+        self,
+        job: Job,
+        supervisor: Supervisor,
+        *,
+        applies_max_runtime: bool = True,
+        on_message: Callable[[str, Any], None] | None = None,
+    ) -> None:
         self.job = job
         self.twin: Future[Any] | None = None
         """The future of the live job with the same dedupe_key: that one runs, and this driver has nothing to do."""
         self.applies_max_runtime = applies_max_runtime
+        self.on_message = on_message
         self.wants_slot = False
         self.waits_for_worker = True
         """Whether `acquire` resolves only when a worker can run the attempt, and not while its process starts."""
-        self._host = host
+        self._supervisor = supervisor
         self._holds_slot = False
         self._outstanding: Future[Any] | None = None
         self._aborted: Outcome | None = None
         """How the job is to end, if it is being ended."""
         self._last_error: ErrorFacts | None = None
-        self._listeners: list[Callable[[str, Any], None]] = []
 
     # --- from any thread ---
 
@@ -112,39 +100,32 @@ class JobDriver:
 
     def decide(self, error: BaseException) -> RetryDecision:
         """Decide by the job's policy whether an attempt that ended with `error` is retried."""
-        return self._host.follow_up.decide(self.job, facts_of(error))
+        return self._supervisor.follow_up.decide(self.job, facts_of(error))
 
     def retry(self, decision: RetryDecision) -> Future[None]:
         """Let the job be RETRYING, without a slot; the future resolves after the delay."""
-        retry_later = self._host.follow_up.retry_later
+        retry_later = self._supervisor.follow_up.retry_later
         return self._ask(retry_later, self.job, decision, lambda _: self.resolve(Body()), self._last_error)
 
     def complete(self, value: Any = None) -> None:
         """End the job COMPLETED, and free a slot that is still held (a cached result needs no attempt)."""
-        self._host.call_soon(self._finish, returned(value))
+        self._supervisor.call_soon(self._finish, returned(value))
 
     def fail(self, error: BaseException) -> None:
         """End the job FAILED, or CANCELLED if `error` is a cancellation."""
-        self._host.call_soon(self._fail, failed(error))
+        self._supervisor.call_soon(self._fail, failed(error))
 
     def cancel(self) -> bool:
         """Cancel the job; the outstanding future raises JobCancelledError once its attempt is dead."""
-        return self._host.cancel_job(self.job)
+        return self._supervisor.cancel_job(self.job)
 
     def stop_attempt(self, reason: StopReason) -> None:
         """End the running attempt; its future resolves once nothing of it is alive."""
-        self._host.call_soon(self._host.stopping.stop_attempt, self.job, reason)
-
-    def on_message(self, callback: Callable[[str, Any], None]) -> None:
-        """Call `callback(topic, content)` with each message of the function, see `PoolSupervisor.on_message`.
-
-        It is called on the supervisor's thread: it must be quick and must not block.
-        """
-        self._listeners.append(callback)
+        self._supervisor.call_soon(self._supervisor.stopping.stop_attempt, self.job, reason)
 
     def _ask(self, request: Callable[..., None], *args: Any) -> Future[Any]:
         future = DriverFuture()
-        self._host.call_soon(self._begin, future, request, args)
+        self._supervisor.call_soon(self._begin, future, request, args)
         return future
 
     # --- on the supervisor's thread ---
@@ -160,20 +141,20 @@ class JobDriver:
 
     def _acquire(self) -> None:
         self.wants_slot = True
-        self._host.dispatcher.push(self.job)
+        self._supervisor.dispatcher.push(self.job)
 
     def _attempt(self, prepare: Callable[[Assignment], None]) -> None:
-        self._host.start_driven(self.job, prepare)
+        self._supervisor.start_driven(self.job, prepare)
 
     def _finish(self, outcome: Outcome) -> None:
         if self.job.status not in TERMINAL:
-            self._host.follow_up.finish_job(self.job, JobStatus.COMPLETED, outcome)
+            self._supervisor.follow_up.finish_job(self.job, JobStatus.COMPLETED, outcome)
 
     def _fail(self, outcome: Outcome) -> None:
         if self.job.status not in TERMINAL:
             assert outcome.error is not None, "what has failed has an error"
-            decision = self._host.follow_up.decide(self.job, outcome.error)
-            self._host.follow_up.give_up(self.job, decision, outcome)
+            decision = self._supervisor.follow_up.decide(self.job, outcome.error)
+            self._supervisor.follow_up.give_up(self.job, decision, outcome)
 
     def accepted(self) -> None:
         """Note that the supervisor has accepted the job."""
@@ -211,19 +192,6 @@ class JobDriver:
 
     def expect_end(self, outcome: Outcome) -> None:
         """Note that the attempt is being ended, because the job is to end like this."""
-
-    @property
-    def has_listeners(self) -> bool:
-        """Whether anybody wants the messages of the function."""
-        return bool(self._listeners)
-
-    def receive(self, topic: str, content: Any) -> None:
-        """Pass a message of the function to the listeners."""
-        for listener in self._listeners:
-            try:
-                listener(topic, content)
-            except Exception:
-                logger.exception("a listener of a job failed", extra={"job_id": self.job.job_id})
 
     def resolve(self, body: Body) -> None:
         """Resolve the outstanding future: with a slot, what a function returned or raised, or the end of a delay."""

@@ -135,7 +135,7 @@ class JobScope(Protocol):
 def has_receiver(job: Job) -> bool:
     """Return whether somebody receives the job's messages, as a flow run does, and shows how its attempts end."""
     scope, driver = job.live.scope, job.live.driver
-    return (scope is not None and scope.receives) or (driver is not None and driver.has_listeners)
+    return (scope is not None and scope.receives) or (driver is not None and driver.on_message is not None)
 
 
 OutputMode = Literal["forward", "log", "drop"]

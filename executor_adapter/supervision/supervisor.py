@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.exceptions.display import repr_of
@@ -41,9 +41,6 @@ from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopRea
 from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import NEVER, SHORT_RUN_SECONDS, Dispatcher, PoolSet, RunTimes, SlotLimits
 from executor_adapter.supervision.thread import Discard, SupervisorThread
-
-if TYPE_CHECKING:
-    from executor_adapter.supervision.driver import JobDriver
 
 logger = logging.getLogger("executor_adapter")
 
@@ -114,7 +111,7 @@ class Supervisor:
         self,
         job: Job,
         *,
-        driver: JobDriver | None = None,
+        driver: Any = None,
         scope: JobScope | None = None,
         timeout: float | None = None,
         waited: float | None = None,
@@ -122,6 +119,7 @@ class Supervisor:
     ) -> JobFuture:
         """Admit a job: check it, prepare it for its pool and queue it. See JobIntake for what it raises.
 
+        `driver`: the JobDriver of a job whose retries are decided elsewhere.
         `waited`: seconds since another host, which has died, admitted it; then `max_pending` does not apply, and it
         runs beside a live job with its dedupe_key, as it did there.
         `stored`: what a store needs of the job to write it for the first time.
@@ -450,8 +448,8 @@ class Supervisor:
                 listener(assignment, topic, content)
         if live.scope is not None and live.scope.receives:
             live.scope.on_message(assignment, topic, content)
-        elif live.driver is not None and live.driver.has_listeners:
-            live.driver.receive(topic, content)
+        elif live.driver is not None and live.driver.on_message is not None:
+            live.driver.on_message(topic, content)
         else:
             self.unclaimed.receive(assignment, topic, content)
 

@@ -111,12 +111,11 @@ class JobRun:
             raise JobCancelledError(FLOW_RUN_ENDED)
         job = job_of_call(self.task, self.options, str(task_run.id), parameters)
         job.model_fields_set.difference_update(AS_A_TASK.keys() - self.options.keys())  # The settings may fill them in.
-        driver = current_executor().drive(job)
+        driver = current_executor().drive(job, on_message=lambda *message: self._messages.put(message))
         if driver.twin is not None:
             self._wait_for_twin(driver.twin)
             return
         self.driver = driver
-        driver.on_message(lambda topic, content: self._messages.put((topic, content)))
         if self._ended_early.is_set():
             driver.cancel()
         driver.acquire().result()
