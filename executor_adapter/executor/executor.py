@@ -356,7 +356,7 @@ class JobExecutor(JobCaller):
             jobs_cancelled=counts[JobStatus.CANCELLED],
             retries=supervisor.tracker.retries,
             workers_busy=pools["workers_busy"],
-            abandoned_threads=pools["abandoned_threads"] + (0 if self._hooked is None else self._hooked.abandoned),
+            abandoned_threads=pools["abandoned_threads"] + (0 if self._hooked is None else self._hooked.calls.abandoned),
             quarantined=tuple(supervisor.intake.quarantined),
             longest_running_seconds=now - min(begun) if begun else None,
             jobs_near_limit=len({near.job for near in self.near_limits()}),

@@ -6,7 +6,7 @@
 
 Jobs wait in the supervisor: the loop holds only what runs. Where a job is to end early (deadline, cancel, shutdown),
 its attempt in the pool is ended first, if there is one. Then `execute_job` gets a short time, is cancelled, and gets
-another. If it still goes on it is abandoned, like a stuck thread; if it blocks its loop, the loop is abandoned too.
+another. If it still goes on it is abandoned, like a stuck coroutine; if it blocks its loop, the loop is abandoned too.
 """
 
 from __future__ import annotations
@@ -14,37 +14,36 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import logging
-import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus
-from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, EventLoopThread, Patience, unavailable
-from executor_adapter.pools.transport.envelope import Body, Outcome, crashed
+from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, pool_kinds
+from executor_adapter.pools.transport.envelope import Body, Outcome
 from executor_adapter.supervision import JobDriver, JobFuture, StopReason, Supervisor, failed_as
-
-logger = logging.getLogger("executor_adapter.hooks")
 
 ExecuteJob = Callable[[Job], Coroutine[Any, Any, Any]]
 
 
 class HookedExecution:
-    """Holds the event loop and the calls that run on it.
+    """Runs each call of `execute_job` as a coroutine in a pool of its own, which reports its end here.
 
     `applies_max_runtime`: whether the supervisor ends attempts at `max_runtime`; otherwise `execute_job` decides. All
     methods but `submit` and `attempt` are for the supervisor's thread only.
     """
 
     def __init__(self, supervisor: Supervisor, *, applies_max_runtime: bool) -> None:
-        self.abandoned = 0
-        """The number of calls that could not be ended and were abandoned."""
+        self.now, self.call_at, self.call_soon = supervisor.now, supervisor.call_at, supervisor.call_soon
+        self.on_message = supervisor.on_message
+        self.lend_slot, self.take_slot_back = supervisor.lend_slot, supervisor.take_slot_back
         self._supervisor = supervisor
         self._applies_max_runtime = applies_max_runtime
-        self._loop: _HookLoop | None = None
-        supervisor.thread.on_closed.append(self._close)
+        make_pool: Any = pool_kinds()("coroutine")
+        self.calls = make_pool(self, 1)
+        """The pool of the calls. How many there are at once is decided by the slots of their jobs."""
+        supervisor.thread.on_closed.append(lambda: self.calls.close(lambda: None))
 
     def submit(self, job: Job, execute_job: ExecuteJob, **how: Any) -> JobFuture:
         """Admit a job as `Supervisor.admit` does."""
@@ -79,57 +78,19 @@ class HookedExecution:
             await asyncio.wait([running])
             raise
 
-    # --- on the supervisor's thread ---
+    def begin_call(self, call: Assignment) -> None:
+        """Run a call of `execute_job`."""
+        self.calls.start(call)
+        self.calls.flush()
 
-    def begin_call(self, call: HookCall) -> None:
-        """Run a call on the loop."""
-        if self._loop is None or self._loop.has_failed:
-            try:
-                self._loop = _HookLoop(self._supervisor)
-            except (OSError, RuntimeError) as error:  # No descriptor or thread is left.
-                refusal = crashed(unavailable(error, "for execute_job"))
-                self._supervisor.call_soon(call.driver.ended, call, refusal)
-                return
-        self._loop.submit(call)
-        self._loop.start_submitted()
+    # --- reports of the pool ---
 
-    def cancel_call(self, call: HookCall, *, grace: float) -> None:
-        """Cancel the call; it is abandoned if it has not ended after `grace` seconds."""
-        answered = threading.Event()
-        call.worker.cancel(call, answered)
-        Patience(self._supervisor, grace, functools.partial(self._abandon, call, answered))
+    def started(self, call: Assignment, at: float) -> None:
+        """Do nothing: the job is RUNNING since it got its slot."""
 
-    def discard_call(self, call: HookCall) -> None:
-        """Drop a call that has ended or is abandoned."""
-        loop: _HookLoop | None = call.worker
-        if loop is None:  # It never began.
-            return
-        loop.discard(call)
-        if loop is not self._loop and not loop.live:
-            loop.stop()
-
-    def _abandon(self, call: HookCall, answered: threading.Event) -> None:
-        if not call.is_live:
-            return
-        self.abandoned += 1
-        logger.error(
-            "execute_job, or a hook, cannot be ended and is abandoned; its event loop is here:\n%s",
-            call.worker.position(),
-            extra={"job_id": call.driver.job.job_id},
-        )
-        if not answered.is_set() and call.worker is self._loop:
-            self._replace(self._loop)
-        call.driver.abandon_call()
-
-    def _replace(self, blocked: _HookLoop) -> None:
-        """Run all further calls on a new loop; only what has begun stays on the blocked one."""
-        self._loop = _HookLoop(self._supervisor)
-        blocked.move_unstarted(self._loop)
-        self._loop.start_submitted()
-
-    def _close(self) -> None:
-        if self._loop is not None:
-            self._loop.stop()
+    def ended(self, call: Assignment, outcome: Outcome) -> None:
+        """Note that `execute_job` has ended, or is abandoned."""
+        call.job.live.driver.ended(outcome)
 
 
 class HookedDriver(JobDriver):
@@ -144,7 +105,6 @@ class HookedDriver(JobDriver):
         applies_max_runtime: bool,
     ) -> None:
         super().__init__(job, supervisor, applies_max_runtime=applies_max_runtime)
-        self._supervisor = supervisor
         self._execution = execution
         self._execute_job: ExecuteJob | None = execute_job
         self._context = contextvars.copy_context()
@@ -152,7 +112,7 @@ class HookedDriver(JobDriver):
         self.is_attempting = False
         """Written on the loop's thread; everything else on the supervisor's."""
         self.waits_for_worker = False  # `execute_job` may do much before its attempt, or have none.
-        self._call: HookCall | None = None
+        self._call: Assignment | None = None
         self._prepare: Callable[[Assignment], None] | None = None
 
     def accepted(self) -> None:
@@ -165,7 +125,8 @@ class HookedDriver(JobDriver):
     def slot_granted(self) -> None:
         if self._call is None:
             assert self._execute_job is not None, "the job has not ended"
-            self._call = HookCall(self, self._execute_job, self._context)
+            call = functools.partial(self._execute_job, self.job)
+            self._call = Assignment(self.job, self.job.state.attempt, call, context=self._context)
             self._execution.begin_call(self._call)
         elif self._prepare is not None:
             super()._attempt(self._prepare)
@@ -177,13 +138,11 @@ class HookedDriver(JobDriver):
             self._prepare = prepare
             self._acquire()
 
-    def ended(self, call: HookCall, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome) -> None:
         """Note that `execute_job` has ended."""
-        if not call.is_live:
-            return  # It was abandoned.
-        self._discard_call()
+        self._call = None
         if self._aborted is not None:  # The job was being ended, so the outcome of the call does not count.
-            self._end(functools.partial(self._supervisor.follow_up.fail_job, self.job, self._aborted))
+            self._end_aborted()
         elif outcome.error is None:
             self._end(functools.partial(self._supervisor.follow_up.finish_job, self.job, JobStatus.COMPLETED, outcome))
         else:
@@ -203,11 +162,11 @@ class HookedDriver(JobDriver):
     def abort(self, outcome: Outcome) -> None:
         self.expect_end(outcome)
         self.wants_slot = False
+        # Later, not now: a supervisor that has failed aborts its jobs too, and ends them itself.
         if self._call is None:
-            # Later, not now: a supervisor that has failed aborts its jobs too, and ends them itself.
             self._supervisor.call_soon(self._end_aborted)
         elif self._outstanding is None:
-            self._cancel_call(self._call)
+            self._supervisor.call_soon(self._cancel_call)
         else:
             self.attempt_failed(outcome)
 
@@ -217,27 +176,14 @@ class HookedDriver(JobDriver):
 
     def resolve(self, body: Body) -> None:
         super().resolve(body)
-        self._on_attempt_ended()
-
-    def _on_attempt_ended(self) -> None:
-        """Let a call react to its end, for example in `error_hook`, and cancel it after a grace period."""
         if self._aborted is not None and self._call is not None:
-            when = self._supervisor.now() + self._grace
-            self._supervisor.call_at(when, functools.partial(self._cancel_call, self._call))
+            # The call may react to its end, for example in `error_hook`, and is cancelled after a grace period.
+            grace = min(self._supervisor.stopping.kill_grace, COROUTINE_STOP_TIMEOUT)
+            self._supervisor.call_at(self._supervisor.now() + grace, self._cancel_call)
 
-    def _cancel_call(self, call: HookCall) -> None:
-        if call.is_live and not call.is_cancelled:
-            call.is_cancelled = True
-            self._execution.cancel_call(call, grace=self._grace)
-
-    def abandon_call(self) -> None:
-        """End the job although its call still runs."""
-        self._discard_call()
-        self._end_aborted()
-
-    @property
-    def _grace(self) -> float:
-        return min(self._supervisor.stopping.kill_grace, COROUTINE_STOP_TIMEOUT)
+    def _cancel_call(self) -> None:
+        if self._call is not None:
+            self._execution.calls.stop(self._call, grace=self._supervisor.stopping.kill_grace)
 
     def _end_aborted(self) -> None:
         if self.job.status not in TERMINAL:
@@ -247,42 +193,6 @@ class HookedDriver(JobDriver):
     def _end(self, end: Callable[[], None]) -> None:
         end()
         self._execute_job = None  # Otherwise a finished job would keep its executor alive.
-
-    def _discard_call(self) -> None:
-        call, self._call = self._call, None
-        assert call is not None, "a call runs"
-        call.is_live = False
-        self._execution.discard_call(call)
-
-
-class HookCall:
-    """One call of `execute_job`."""
-
-    __slots__ = ("context", "driver", "execute_job", "is_cancelled", "is_live", "worker")
-
-    def __init__(self, driver: HookedDriver, execute_job: ExecuteJob, context: contextvars.Context) -> None:
-        self.driver = driver
-        self.execute_job = execute_job
-        self.context = context
-        self.worker: Any = None
-        self.is_live = True
-        """Neither ended nor abandoned."""
-        self.is_cancelled = False
-
-
-class _HookLoop(EventLoopThread[HookCall]):
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-        super().__init__("executor-hooks")
-
-    async def call(self, run: HookCall) -> Any:
-        return await run.execute_job(run.driver.job)
-
-    def job_id_of(self, run: HookCall) -> str:
-        return run.driver.job.job_id
-
-    def on_end(self, run: HookCall, outcome: Outcome) -> None:
-        self._supervisor.call_soon(run.driver.ended, run, outcome)
 
 
 def _weight(outcome: Outcome) -> int:

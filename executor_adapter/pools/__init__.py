@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from executor_adapter.pools.base import PoolSupervisor as PoolSupervisor
     from executor_adapter.pools.base import Recall as Recall
     from executor_adapter.pools.base import WorkerPool as WorkerPool
-    from executor_adapter.pools.base import unavailable as unavailable
     from executor_adapter.pools.cluster.descriptions import EngineName as EngineName
     from executor_adapter.pools.cluster.descriptions import ask_nodes as ask_nodes
     from executor_adapter.pools.cluster.descriptions import compare_node as compare_node
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     from executor_adapter.pools.gpus import visible_gpus as visible_gpus
     from executor_adapter.pools.in_process.call import bind as bind
     from executor_adapter.pools.in_process.call import call_in_job as call_in_job
-    from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT as COROUTINE_STOP_TIMEOUT
-    from executor_adapter.pools.in_process.event_loop import EventLoopThread as EventLoopThread
+    from executor_adapter.pools.in_process.coroutine import COROUTINE_STOP_TIMEOUT as COROUTINE_STOP_TIMEOUT
     from executor_adapter.pools.in_process.slot_loan import SlotLoan as SlotLoan
     from executor_adapter.pools.in_process.slot_loan import current_slot_loan as current_slot_loan
     from executor_adapter.pools.in_process.slot_loan import lend_slot as lend_slot
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
     from executor_adapter.pools.memory.available import MemoryLevel as MemoryLevel
     from executor_adapter.pools.memory.control_groups import processor_quota as processor_quota
     from executor_adapter.pools.memory.guard import MemoryGuard as MemoryGuard
-    from executor_adapter.pools.patience import Patience as Patience
     from executor_adapter.pools.selection import check_job as check_job
     from executor_adapter.pools.selection import check_limits as check_limits
     from executor_adapter.pools.transport.functions import dump_by_value as dump_by_value
@@ -47,18 +44,17 @@ if TYPE_CHECKING:
     from executor_adapter.pools.transport.importable import is_in_library as is_in_library
 
 _NAMES = {
-    ".base": "Assignment LeasingPool PoolSupervisor Recall WorkerPool unavailable",
+    ".base": "Assignment LeasingPool PoolSupervisor Recall WorkerPool",
     ".cluster.descriptions": "EngineName ask_nodes compare_node describe_ssh_host",
     ".gpus": "GpuShares gpu_environment gpu_ids visible_gpus",
     ".in_process.call": "bind call_in_job",
-    ".in_process.event_loop": "COROUTINE_STOP_TIMEOUT EventLoopThread",
+    ".in_process.coroutine": "COROUTINE_STOP_TIMEOUT",
     ".in_process.slot_loan": "SlotLoan current_slot_loan lend_slot",
     ".kinds": "PoolKinds pool_kinds",
     ".loop": "SupervisorLoop",
     ".memory.available": "AvailableMemory MemoryLevel",
     ".memory.control_groups": "processor_quota",
     ".memory.guard": "MemoryGuard",
-    ".patience": "Patience",
     ".selection": "check_job check_limits",
     ".transport.functions": "dump_by_value",
     ".transport.importable": "current_path importable_reference is_in_library",

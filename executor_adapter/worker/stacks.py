@@ -22,9 +22,7 @@ _CALLERS = frozenset(
         ("worker", "call.py"),
         ("pools", "in_process", "call.py"),
         ("pools", "in_process", "coroutine.py"),
-        ("pools", "in_process", "event_loop.py"),
         ("pools", "in_process", "thread.py"),
-        ("executor", "hooks.py"),
     )
 )
 """The files whose code calls a job's function."""

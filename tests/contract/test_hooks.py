@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
+from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, current_job
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
@@ -281,6 +281,24 @@ def test_the_interpreter_s_exit_does_not_wait_for_a_blocked_hook(tmp_path: Path)
         run, env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path, check=True
     )
     assert ended.stdout == "JobTimeoutError\n"
+
+
+# --- what a hook sees ---
+
+
+def test_a_hook_sees_the_job_of_its_attempt() -> None:
+    """`current_job()` names the job and the attempt in a hook, and what a hook reports reaches the job."""
+
+    class Reports(JobExecutor):
+        async def pre_execution_hook(self, job: Job) -> None:
+            assert (current_job().job_id, current_job().attempt) == (job.job_id, 1)
+            current_job().progress(1, 3)
+
+    with running_executor(Reports) as executor:
+        job = short_job()
+        assert executor.run(job) == 2
+        assert job.progress is not None
+        assert (job.progress.done, job.progress.total) == (1, 3)
 
 
 # --- slots ---

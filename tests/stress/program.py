@@ -29,7 +29,6 @@ EXPECTED_LOG: tuple[str, ...] = (
     "observer",
     "a callback of a job's future failed",
     "exception calling callback",
-    "execute_job, or a hook, cannot be ended and is abandoned",
     "cannot be stopped and is abandoned",
     "times while it ran",  # Of a job in a thread whose program died, which is quarantined.
 )
