@@ -17,6 +17,7 @@ from prefect.transactions import atransaction, get_transaction
 
 from executor_adapter import JobExecutor
 from executor_adapter.prefect import job_task, wait_until_recorded
+from executor_adapter.prefect.engine import threads
 from tests.prefect.conftest import Api, own_id
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -181,3 +182,23 @@ def test_an_awaited_task_ends_with_the_async_transaction_around_it(fails: bool) 
     with JobExecutor(1):
         asyncio.run(run())
     assert steps == (["first", "rolled back", "end"] if fails else ["first", "end", "committed"])
+
+
+def test_an_await_that_gives_up_on_its_job_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """A cancelled await whose job is not dead in time goes on, and the log says of which task."""
+    go_on, interrupted = threading.Event(), list[BaseException]()
+
+    async def cancel_what_does_not_end() -> None:
+        ending = threads.result_of(threads.run_in_thread(go_on.wait), interrupted.append, 0.05, "stubborn")
+        awaiting = asyncio.ensure_future(ending)
+        await asyncio.sleep(0)
+        awaiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await awaiting
+
+    try:
+        asyncio.run(cancel_what_does_not_end())
+    finally:
+        go_on.set()
+    assert [type(error) for error in interrupted] == [asyncio.CancelledError]
+    assert "task stubborn: its job is not dead 0 s after its caller was cancelled" in caplog.text

@@ -141,11 +141,9 @@ class JobRun:
         for topic, content in iter(self._messages.get, attempt):
             log(topic, content)
         error = attempt.exception()
-        if error is None:
-            return attempt.result()
-        if (shown := self._explained(error)) is not error:
+        if error is not None and (shown := self._explained(error)) is not error:
             raise shown from None
-        if is_plain(error):
+        if error is None or is_plain(error):
             return attempt.result()
         raise as_job_error(error, f"{type(error).__name__}: {text_of(error)}") from None
 

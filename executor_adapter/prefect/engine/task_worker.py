@@ -76,7 +76,7 @@ class TaskWorkerJob:
 
     async def arun(self) -> Any:
         """Do what `run` does in a thread, and await it; when cancelled, return once the attempt is dead."""
-        return await result_of(run_in_thread(self.run), self._interrupt, INTERRUPT_TIMEOUT)
+        return await result_of(run_in_thread(self.run), self._interrupt, INTERRUPT_TIMEOUT, self.task.name)
 
     def _interrupt(self, cause: BaseException) -> None:
         self._job_run.interrupt(cause)

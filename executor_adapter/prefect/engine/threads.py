@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,11 +33,12 @@ def context_of_engine() -> contextvars.Context:
     return context
 
 
-async def result_of(future: Future[T], on_cancel: Callable[[BaseException], object], patience: float) -> T:
+async def result_of(future: Future[T], on_cancel: Callable[[BaseException], object], patience: float, name: str) -> T:
     """Return the result of `future` once it is done, or raise its error.
 
     When the caller is cancelled, `on_cancel(error)` is called, which must end what the future stands for. That is then
-    waited for, at most `patience` seconds, however often the caller is cancelled meanwhile.
+    waited for, at most `patience` seconds, however often the caller is cancelled meanwhile. `name` is that of the task
+    in the log, which says if the wait was in vain.
     """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
@@ -49,16 +51,18 @@ async def result_of(future: Future[T], on_cancel: Callable[[BaseException], obje
         await done.wait()
     except BaseException as error:
         on_cancel(error)
-        if isinstance(error, asyncio.CancelledError):
-            await _wait_out(done, patience)
+        if isinstance(error, asyncio.CancelledError) and not await _is_done_within(done, patience):
+            text = "task %s: its job is not dead %.0f s after its caller was cancelled, which waits no longer"
+            logging.getLogger("executor_adapter.prefect").warning(text, name, patience)
         raise
     return future.result()
 
 
-async def _wait_out(done: asyncio.Event, patience: float) -> None:
-    """Wait for the event, at most `patience` seconds, even if the caller is cancelled again."""
+async def _is_done_within(done: asyncio.Event, patience: float) -> bool:
+    """Return whether the event comes within `patience` seconds; waits for it even if the caller is cancelled again."""
     until = time.monotonic() + patience
     while not done.is_set() and (left := until - time.monotonic()) > 0:
         # A scope of anyio that is cancelled cancels at each turn of the loop, but not what is shielded.
         with contextlib.suppress(asyncio.CancelledError), anyio.move_on_after(left, shield=True):
             await done.wait()
+    return done.is_set()

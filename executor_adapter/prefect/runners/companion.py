@@ -152,7 +152,7 @@ async def await_job_task(
     """
     run = functools.partial(_run_and_record, job_run, parameters, wait_for, return_type)
     with lend_slot(), watch_for_cancel(job_run.cancel):
-        return await result_of(run_in_thread(run), job_run.interrupt, INTERRUPT_TIMEOUT)
+        return await result_of(run_in_thread(run), job_run.interrupt, INTERRUPT_TIMEOUT, job_run.task.name)
 
 
 def _run_and_record(
