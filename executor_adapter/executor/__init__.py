@@ -11,11 +11,11 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.executor.calling import result_of as result_of
+    from executor_adapter.executor.defaults import preload_in_workers as preload_in_workers
+    from executor_adapter.executor.defaults import read_threads_from as read_threads_from
     from executor_adapter.executor.defaults import slot_limits as slot_limits
     from executor_adapter.executor.executor import JobExecutor as JobExecutor
     from executor_adapter.executor.executor import current_executor as current_executor
-    from executor_adapter.executor.of_other_parts import preload_in_workers as preload_in_workers
-    from executor_adapter.executor.of_other_parts import read_threads_from as read_threads_from
     from executor_adapter.executor.of_process import ending_handlers as ending_handlers
     from executor_adapter.executor.of_process import enter_executor as enter_executor
     from executor_adapter.executor.of_process import leave_executor as leave_executor
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     ".calling": "result_of",
-    ".defaults": "slot_limits",
+    ".defaults": "preload_in_workers read_threads_from slot_limits",
     ".executor": "JobExecutor current_executor",
-    ".of_other_parts": "preload_in_workers read_threads_from",
     ".of_process": "ending_handlers enter_executor leave_executor signal_watch stop_tracking",
     ".sentinel": "sentinel_client",
 }

@@ -7,7 +7,6 @@ results = executor.map(area, [1, 2], [3, 4])                             # Itera
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import itertools
 import threading
@@ -41,11 +40,15 @@ OF_ONE_CALL = ("function", "args", "kwargs", "job_id")
 """The fields of a Job that come from the call itself."""
 
 
-class JobCaller(abc.ABC):
+class JobCaller:
     """Runs functions as jobs. A type checker sees the function's parameters, and the type that it returns."""
 
     _options: Mapping[str, Any] = {}
     """Fields of all its jobs."""
+
+    def _runner(self) -> Any:
+        """Return the JobExecutor that runs the jobs."""
+        return self
 
     # For a coroutine function first: what its job returns is what the coroutine returns.
 
@@ -66,7 +69,9 @@ class JobCaller(abc.ABC):
         Raises:
             InvalidJobError, JobSerializationError, ExecutorClosedError: As `JobExecutor.submit`.
         """
-        return self._submit(Job(function=function, args=args, kwargs=kwargs, **self._options))
+        job = Job(function=function, args=args, kwargs=kwargs, **self._options)
+        future: JobFuture = self._runner().submit(job)
+        return future
 
     @overload
     def map(
@@ -119,8 +124,9 @@ class JobCaller(abc.ABC):
         Raises:
             ValueError: No job with these fields can run, whatever its arguments; nothing is started.
         """
-        fields = {**self._options, **job_fields}
-        return self._map(function, iterables, fields, ordered=ordered, window=window, progress=progress)
+        fields, runner = {**self._options, **job_fields}, self._runner()
+        run: Callable[..., Iterator[JobResult]] = runner._map  # noqa: SLF001  it is a JobCaller, too
+        return run(fields, function, iterables, ordered=ordered, window=window, progress=progress)
 
     def options(self, **options: Unpack[JobOptions]) -> JobCaller:
         """Return an object whose `call`, `map` and `as_executor` give their jobs these fields of `Job`.
@@ -128,7 +134,7 @@ class JobCaller(abc.ABC):
         Raises:
             InvalidJobError: A field is unknown or belongs to a single call, or its value could never work.
         """
-        return _CallerWithOptions(self._submit, self._map, {**self._options, **_checked(options)})
+        return _CallerWithOptions(self._runner(), {**self._options, **_checked(options)})
 
     def as_executor(self, **options: Unpack[RepeatedJobOptions]) -> FuturesExecutor:
         """Return a `concurrent.futures.Executor` that runs each call as a job with these fields of `Job`.
@@ -143,38 +149,17 @@ class JobCaller(abc.ABC):
         check_shared_fields(fields)
         if not fields.keys() & {"retry", "retry_attempts"}:
             fields["retry_attempts"] = 0
-        return FuturesExecutor(self._submit, fields)
-
-    @abc.abstractmethod
-    def _submit(self, job: Job) -> JobFuture:
-        """Submit a job; see `JobExecutor.submit`."""
-
-    @abc.abstractmethod
-    def _map(
-        self,
-        function: Callable[..., Any] | str,
-        iterables: Sequence[Iterable[Any]],
-        fields: Mapping[str, Any],
-        *,
-        ordered: bool,
-        window: int | None,
-        progress: bool,
-    ) -> Iterator[JobResult]:
-        """Do what `map` does, with all fields of its jobs."""
+        return FuturesExecutor(self._runner().submit, fields)
 
 
 class _CallerWithOptions(JobCaller):
-    """Gives the jobs of another caller fields of their own."""
+    """Gives the jobs of an executor fields of their own."""
 
-    def __init__(self, submit: Submit, map_all: Callable[..., Iterator[JobResult]], options: Mapping[str, Any]) -> None:
-        self._options = options
-        self._submit_job, self._map_all = submit, map_all
+    def __init__(self, executor: JobCaller, options: Mapping[str, Any]) -> None:
+        self._executor, self._options = executor, options
 
-    def _submit(self, job: Job) -> JobFuture:
-        return self._submit_job(job)
-
-    def _map(self, *request: Any, **how: Any) -> Iterator[JobResult]:
-        return self._map_all(*request, **how)
+    def _runner(self) -> Any:
+        return self._executor
 
 
 def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -249,26 +234,25 @@ def _closed() -> ExecutorClosedError:
 # --- map ---
 
 
-def in_order(submit: Submit, jobs: Iterator[Job], window: int) -> Iterator[JobResult]:
-    """Yield the jobs' results in the order of `jobs`, with at most `window` jobs submitted and not yet yielded."""
-    with _cancel_on_exit() as futures:
-        futures.extend(submit(job) for job in itertools.islice(jobs, window))
-        while futures:
-            wait([futures[0]])
-            yield result_of(futures.popleft())
-            futures.extend(submit(job) for job in itertools.islice(jobs, 1))
+def run_in_window(submit: Submit, jobs: Iterator[Job], window: int, *, ordered: bool) -> Iterator[JobResult]:
+    """Yield the jobs' results, in the order of `jobs` or as they finish, with at most `window` jobs live at once.
 
-
-def as_completed(submit: Submit, jobs: Iterator[Job], window: int) -> Iterator[JobResult]:
-    """Yield the jobs' results as they finish, with at most `window` jobs submitted and not finished."""
-    with _cancel_on_exit() as futures:
-        futures.extend(submit(job) for job in itertools.islice(jobs, window))
+    A consumer that stops early cancels those that are left.
+    """
+    futures: deque[Future[Any]] = deque(map(submit, itertools.islice(jobs, window)))
+    try:
         while futures:
-            done, _ = wait(futures, return_when=FIRST_COMPLETED)
+            done, _ = wait([futures[0]] if ordered else futures, return_when=FIRST_COMPLETED)
             for future in done:
                 futures.remove(future)
-            futures.extend(submit(job) for job in itertools.islice(jobs, len(done)))
-            yield from map(result_of, done)
+            results = map(result_of, done)
+            if ordered:  # The next job is submitted when its turn has come: it may never be asked for.
+                yield from results
+            futures.extend(map(submit, itertools.islice(jobs, len(done))))
+            yield from results
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 def with_progress(
@@ -315,17 +299,6 @@ class _CountedJobs:
         with self._lock:
             self.done += 1
             self.failed += job.error_code is not None
-
-
-@contextlib.contextmanager
-def _cancel_on_exit() -> Iterator[deque[Future[Any]]]:
-    """Hold futures, and cancel those that are left when the consumer of their results stops early."""
-    futures: deque[Future[Any]] = deque()
-    try:
-        yield futures
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def result_of(future: Future[Any]) -> JobResult:

@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 from executor_adapter.config import Settings, retry_policy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.executor.of_other_parts import thread_settings, worker_preloads
 from executor_adapter.executor.of_process import drain_all
 from executor_adapter.job import (
     CPU,
@@ -28,7 +27,6 @@ from executor_adapter.job import (
 )
 from executor_adapter.pools import (
     AvailableMemory,
-    MemoryGuard,
     PoolKinds,
     WorkerPool,
     gpu_ids,
@@ -43,6 +41,27 @@ DEFAULT_SLOTS = 1_000
 DEFAULT_THREADS = 64
 Initializer = tuple[Callable[..., object], tuple[Any, ...]]
 """A function that each worker process calls before its first job, and its arguments."""
+
+
+# --- what other parts of the package add ---
+
+_thread_settings: list[Callable[[], int | None]] = []
+"""Settings that say how many threads an executor runs."""
+_worker_preloads: list[str] = []
+"""Modules that every process pool preloads, besides the configured ones."""
+
+
+def read_threads_from(setting: Callable[[], int | None]) -> None:
+    """Let executors that are made from now on run as many threads as this setting says, where nothing else is said."""
+    _thread_settings.append(setting)
+
+
+def preload_in_workers(*modules: str) -> None:
+    """Make process pools that are created from now on preload these modules, besides the configured ones.
+
+    For code that runs around functions in a worker: imported on first use, it would count towards a job's limits.
+    """
+    _worker_preloads.extend(modules)
 
 
 # --- jobs ---
@@ -127,7 +146,7 @@ def slot_limits(max_workers: int | Mapping[str, int] | None) -> SlotLimits:
         return SlotLimits(total=int(max_workers))  # It may be a number of NumPy's.
     slots = dict.fromkeys(get_args(PoolWithSlots), DEFAULT_SLOTS)
     slots["process"] = math.ceil(_processors())
-    slots["thread"] = next((number for read in thread_settings if (number := read())), DEFAULT_THREADS)
+    slots["thread"] = next((number for read in _thread_settings if (number := read())), DEFAULT_THREADS)
     return SlotLimits(of_pool=slots | dict(max_workers or {}))
 
 
@@ -170,11 +189,6 @@ def _memory(settings: Settings) -> float:
 # --- pools ---
 
 
-def make_memory_guard(config: Settings) -> MemoryGuard | None:
-    """Return the guard that the setting `executor.memory` asks for; None if it is null."""
-    return None if config.executor.memory is None else MemoryGuard(AvailableMemory(config.executor.memory))
-
-
 def make_pool(config: Settings, initializer: Initializer | None, name: str, supervisor: Supervisor) -> WorkerPool:
     """Return a new pool of the kind that `name` means under these settings."""
     kind: Callable[..., WorkerPool] = kinds_of(config)(name)
@@ -183,7 +197,7 @@ def make_pool(config: Settings, initializer: Initializer | None, name: str, supe
         return kind(supervisor, max_workers)
     names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}
     options = config.executor.model_dump(include=names, exclude_none=True)
-    options["preload"] = tuple(dict.fromkeys((*options["preload"], *worker_preloads)))
+    options["preload"] = tuple(dict.fromkeys((*options["preload"], *_worker_preloads)))
     options["start_timeout"] = config.executor.start_timeout
     if name != "process":
         # A size is meant for this program and its workers here; a node watches what its own machine has.

@@ -13,20 +13,19 @@ from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError
-from executor_adapter.executor.calling import JobCaller, as_completed, check_map, in_order, with_progress
+from executor_adapter.executor.calling import JobCaller, check_map, run_in_window, with_progress
 from executor_adapter.executor.defaults import (
     JobDefaults,
     check_capacity,
     kinds_of,
     lack_of_pool,
     limits_of_tools,
-    make_memory_guard,
     make_pool,
+    preload_in_workers,
     read_capacity,
     slot_limits,
 )
 from executor_adapter.executor.hooks import HookedExecution
-from executor_adapter.executor.of_other_parts import preload_in_workers
 from executor_adapter.executor.of_process import (
     DefaultExecutor,
     EntryToken,
@@ -52,6 +51,7 @@ from executor_adapter.job import (
 )
 from executor_adapter.monitoring import export_metrics, tracer_in_use
 from executor_adapter.persistence import JobPersistence, QueueHistory
+from executor_adapter.pools import AvailableMemory, MemoryGuard
 from executor_adapter.store import JobStore
 from executor_adapter.supervision import (
     DEFAULT_WINDOW_SECONDS,
@@ -124,6 +124,7 @@ class JobExecutor(JobCaller):
         self.config = config if config is not None else load_config()
         if address is not None:
             self.config = self.config.on_cluster(address)
+        memory = self.config.executor.memory
         self._supervisor = self._make_supervisor(
             limits=slot_limits(self.config.executor.max_workers if max_workers is None else max_workers),
             make_pool=functools.partial(make_pool, self.config, initializer and (initializer, initargs)),
@@ -131,7 +132,7 @@ class JobExecutor(JobCaller):
             observers=tuple(observers),
             max_pending=max_pending,
             tool_limits=limits_of_tools(self.config, tool_limits),
-            memory_guard=make_memory_guard(self.config),
+            memory_guard=None if memory is None else MemoryGuard(AvailableMemory(memory)),
             read_capacity=functools.partial(read_capacity, self.config, check_capacity(capacity)),
             kill_grace=self.config.executor.kill_grace,
             output=self.config.executor.output,
@@ -236,19 +237,17 @@ class JobExecutor(JobCaller):
         """Submit a job, wait for it, and return its value or raise the exception it ended with."""
         return self.submit(job).result()
 
-    def _submit(self, job: Job) -> JobFuture:
-        return self.submit(job)
-
     def _map(
         self,
+        fields: Mapping[str, Any],
         function: Callable[..., Any] | str,
         iterables: Sequence[Iterable[Any]],
-        fields: Mapping[str, Any],
         *,
         ordered: bool,
         window: int | None,
         progress: bool,
     ) -> Iterator[JobResult]:
+        """Do what `map` does, with all fields of its jobs."""
         pool = check_map(
             function,
             len(iterables),
@@ -260,7 +259,7 @@ class JobExecutor(JobCaller):
         )
         jobs = (Job(function=function, args=args, **fields) for args in zip(*iterables, strict=False))
         window = window or 4 * self._supervisor.dispatcher.limits.of(pool)
-        run = functools.partial(in_order if ordered else as_completed, jobs=jobs, window=window)
+        run = functools.partial(run_in_window, jobs=jobs, window=window, ordered=ordered)
         return with_progress(run, self.submit, function, iterables) if progress else run(self.submit)
 
     def drive(self, job: Job, *, on_message: Callable[[str, Any], None] | None = None) -> JobDriver:
@@ -356,7 +355,8 @@ class JobExecutor(JobCaller):
             jobs_cancelled=counts[JobStatus.CANCELLED],
             retries=supervisor.tracker.retries,
             workers_busy=pools["workers_busy"],
-            abandoned_threads=pools["abandoned_threads"] + (0 if self._hooked is None else self._hooked.calls.abandoned),
+            abandoned_threads=pools["abandoned_threads"]
+            + (0 if self._hooked is None else self._hooked.calls.abandoned),
             quarantined=tuple(supervisor.intake.quarantined),
             longest_running_seconds=now - min(begun) if begun else None,
             jobs_near_limit=len({near.job for near in self.near_limits()}),

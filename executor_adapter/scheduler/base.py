@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from executor_adapter.config import Settings, Stage, StageSettings, load_config
@@ -16,7 +17,6 @@ from executor_adapter.pools import check_job
 from executor_adapter.scheduler.binding import bind, check_own_arguments
 from executor_adapter.scheduler.job_queue import JobQueue
 from executor_adapter.scheduler.mirroring import SchedulerMirror, mirror_for
-from executor_adapter.scheduler.progress import scheduler_bar
 from executor_adapter.store import JobStore, open_store
 from executor_adapter.supervision import DEFAULT_WINDOW_SECONDS, ExecutorStats
 
@@ -111,7 +111,7 @@ class BaseScheduler:
         )
         executor.quarantine(self._quarantined.values())
         if self._progress:
-            self._bar.enter_context(scheduler_bar(self.section, executor))
+            self._bar.enter_context(_bar_of(executor, self.section))
         self.job_queue.use_history(executor.history())
         return executor
 
@@ -278,3 +278,18 @@ class BaseScheduler:
 
         Here it stays "auto": a coroutine or a thread, since collection mostly waits for others.
         """
+
+
+def _bar_of(executor: JobExecutor, title: str) -> AbstractContextManager[Any]:
+    """Return the bar of all jobs that the executor has got so far: how many are done, failed, running and waiting."""
+    from executor_adapter.monitoring import ProgressBar, ProgressCounts  # It needs rich, which few programs load.
+
+    def read() -> ProgressCounts:
+        stats = executor.stats(window=0.0)
+        failed = stats.jobs_failed + stats.jobs_cancelled
+        done = stats.jobs_completed + failed
+        waiting = stats.jobs_pending + stats.jobs_retrying
+        note = f"{stats.jobs_running} running, {waiting} waiting" if stats.jobs_running or waiting else ""
+        return ProgressCounts(done=done, failed=failed, total=done + stats.jobs_running + waiting, note=note)
+
+    return ProgressBar(title, read)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job, call_text, nearest, resolve, shown
+from executor_adapter.job import Job, nearest, resolve, shown
 
 
 class Parameters:
@@ -62,17 +62,3 @@ def check_own_arguments(function: Callable[..., Any] | str, arguments: Mapping[s
             near = nearest(name, [*parameters.names, "tool_name"])
             hint = f"did you mean {near}?" if near else f"it takes {', '.join(parameters.names) or 'none by name'}"
             raise InvalidJobError(f"{shown(function)} takes no argument {name!r}: {hint}")
-
-
-def check_order(method: str, **given: Any) -> None:
-    """Refuse a call in which the function is in the place of another argument.
-
-    Raises:
-        InvalidJobError: The message shows the call in the right order.
-    """
-    function = given["function"]
-    place = next((name for name, value in given.items() if name != "function" and callable(value)), None)
-    if place is not None and not callable(function):
-        right = {name: value for name, value in given.items() if value is not None}
-        right |= {"function": given[place], place: function}
-        raise InvalidJobError(f"function={shown(function)} is not a function: write {call_text(method, (), right)}")

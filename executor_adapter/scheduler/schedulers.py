@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from executor_adapter.config import Stage
 from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.scheduler.base import BaseScheduler
-from executor_adapter.scheduler.binding import Parameters, check_order
+from executor_adapter.scheduler.binding import Parameters
 
 
 class CollectionScheduler(BaseScheduler):
@@ -32,7 +32,6 @@ class CollectionScheduler(BaseScheduler):
         Raises:
             InvalidJobError: The function does not accept an argument, or the argument is named like a field of Job.
         """
-        check_order("add_manual_job", job_type=job_type, function=function, tool_name=tool_name)
         metadata = {"collection_type": collection_type}
         job = Job(job_type=job_type, function=function, tool_name=tool_name, metadata=metadata)
         return await self._add(job, kwargs)
@@ -59,7 +58,6 @@ class ProcessingScheduler(BaseScheduler):
         Raises:
             InvalidJobError: The function does not accept an argument, or the argument is named like a field of Job.
         """
-        check_order("add_processing_job", function=function, tool_name=tool_name, processing_stage=processing_stage)
         metadata = {} if processing_stage is None else {"processing_stage": processing_stage}
         job = Job(job_type="processing", function=function, tool_name=tool_name, metadata=metadata)
         if data is not None and Parameters(function).accept("data"):

@@ -94,9 +94,9 @@ def test_a_mistake_is_named_in_one_line(
 
 ADDED: list[tuple[str, Callable[[Any, Any], Any], type[Exception], str]] = [
     ("order", lambda c, p: c.add_manual_job("collect", "radar", f), InvalidJobError,
-     "function='radar' is not a function: write add_manual_job(job_type='collect', function=f, tool_name='radar')"),
+     "function='radar' is not callable: pass a function or 'package.module:function'; tool_name=f must be a text"),
     ("no_type", lambda c, p: c.add_manual_job(f, "radar"), InvalidJobError,
-     "function='radar' is not a function: write add_manual_job(job_type='radar', function=f)"),
+     "function='radar' is not callable: pass a function or 'package.module:function'; job_type=f must be a text"),
     ("argument", lambda c, p: c.add_manual_job("collect", f, y=1), InvalidJobError,
      "f takes no argument 'y': it takes x"),
     ("option", lambda c, p: c.add_manual_job("collect", f, tool="radar"), InvalidJobError,
@@ -104,7 +104,7 @@ ADDED: list[tuple[str, Callable[[Any, Any], Any], type[Exception], str]] = [
     ("field", lambda c, p: c.add_manual_job("collect", f, max_runtime=5), InvalidJobError,
      "'max_runtime' is a field of Job, not an argument: make a Job with it and give that to job_queue.add_job"),
     ("processing", lambda c, p: p.add_processing_job("collect", f), InvalidJobError,
-     "function='collect' is not a function: write add_processing_job(function=f, tool_name='collect')"),
+     "function='collect' is not callable: pass a function or 'package.module:function'; tool_name=f must be a text"),
 ]  # fmt: skip
 
 
