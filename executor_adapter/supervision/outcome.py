@@ -72,11 +72,12 @@ class StateTracker:
         self.ended: deque[EndedJob] = deque(maxlen=MAX_ENDED_JOBS)
         """The jobs that ended last: plain tuples, since the supervisor has a few hundred nanoseconds a job for it."""
 
-    def enter(self, job: Job) -> None:
-        """Count a new job as PENDING."""
-        self.counts[JobStatus.PENDING] += 1
+    def enter(self, jobs: Sequence[Job]) -> None:
+        """Count new jobs as PENDING."""
+        self.counts[JobStatus.PENDING] += len(jobs)
         if self.observers:
-            self._notify(job, None, JobStatus.PENDING, None)
+            for job in jobs:
+                self._notify(job, None, JobStatus.PENDING, None)
 
     def advance(
         self,

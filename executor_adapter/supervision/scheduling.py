@@ -1,17 +1,15 @@
-"""Decides which job starts next, and whether there is a slot for it: the queue, the slots, the pools, the run times."""
+"""Decides which job starts next, and whether there is a slot for it: the queue, the slots, the pools."""
 
 from __future__ import annotations
 
 import bisect
 import logging
 import time
-import types
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from executor_adapter.job import TERMINAL, Job, ToolLimit, function_key
+from executor_adapter.job import TERMINAL, Job, ToolLimit
 from executor_adapter.pools import LeasingPool, MemoryGuard, WorkerPool
 from executor_adapter.supervision.resources import Capacity, ResourceLedger
 from executor_adapter.supervision.tools import RateLimiter
@@ -28,14 +26,6 @@ ALL_POOLS = ""
 """Stands for all pools together, where a name of a pool is expected."""
 MAX_QUEUED_BEHIND_SECONDS = 0.05
 """Max seconds that a job waits in a worker behind a running one; then it is taken back for another worker."""
-SHORT_RUN_SECONDS = 0.002
-"""Functions that take less than this on average may have other jobs queued behind them in their worker."""
-
-MAX_FUNCTIONS = 1024
-"""Functions whose run time is remembered."""
-
-_UNKNOWN = float("inf")
-_NEW_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,37 +38,6 @@ class SlotLimits:
     def of(self, pool: str) -> int:
         """Return how many attempts may run in a pool."""
         return self.of_pool.get(pool, self.total)
-
-
-class RunTime:
-    """The moving average of how long one function takes."""
-
-    __slots__ = ("seconds",)
-
-    def __init__(self) -> None:
-        self.seconds = _UNKNOWN
-
-    def learn(self, took: float) -> None:
-        """Take the seconds of one more run into account."""
-        self.seconds = took if self.seconds == _UNKNOWN else self.seconds + _NEW_SHARE * (took - self.seconds)
-
-
-class RunTimes:
-    """The run time of each function. A function that has never run does not count as short."""
-
-    def __init__(self) -> None:
-        self._by_function: dict[object, RunTime] = {}
-
-    def of(self, function: object) -> RunTime:
-        """Return the run time of `function`, a new one if it has not run yet."""
-        # `function_key` inlined for the common case: calling it would take as long as all the rest.
-        key = weakref.ref(function) if type(function) is types.FunctionType else function_key(function)
-        known = self._by_function.get(key)
-        if known is None:
-            if len(self._by_function) >= MAX_FUNCTIONS:
-                self._by_function.clear()  # So many functions are made dynamically and never called again.
-            known = self._by_function[key] = RunTime()
-        return known
 
 
 class ReadyQueue:

@@ -16,13 +16,14 @@ import logging
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.exceptions.display import repr_of
-from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit
+from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, function_key
 from executor_adapter.pools import (
     Assignment,
     MemoryGuard,
@@ -39,10 +40,19 @@ from executor_adapter.supervision.limits import RunningAttempts, Stopping
 from executor_adapter.supervision.messages import JobScope, OutputMode, UnclaimedMessages
 from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stopped
 from executor_adapter.supervision.resources import Capacity
-from executor_adapter.supervision.scheduling import NEVER, SHORT_RUN_SECONDS, Dispatcher, PoolSet, RunTimes, SlotLimits
+from executor_adapter.supervision.scheduling import NEVER, Dispatcher, PoolSet, SlotLimits
 from executor_adapter.supervision.thread import Discard, SupervisorThread
 
 logger = logging.getLogger("executor_adapter")
+
+SHORT_RUN_SECONDS = 0.002
+"""Functions that take less than this on average may have other jobs queued behind them in their worker."""
+
+MAX_FUNCTIONS = 1024
+"""Functions whose run time is remembered."""
+
+_UNKNOWN = float("inf")
+_NEW_SHARE = 0.3
 
 MessageListener = Callable[[Assignment, str, Any], object]
 
@@ -251,9 +261,10 @@ class Supervisor:
         self.pools.set_lease(until)
 
     def _accept_submitted(self) -> None:
-        for _ in range(len(self.intake.submitted)):
-            job = self.intake.submitted.popleft()
-            self.tracker.enter(job)
+        submitted = self.intake.submitted
+        accepted = [submitted.popleft() for _ in range(len(submitted))]
+        self.tracker.enter(accepted)
+        for job in accepted:
             if job.live.driver is not None:
                 job.live.driver.accepted()
             elif (retry_at := job.state.retry_at) is None:
@@ -374,9 +385,9 @@ class Supervisor:
         if job.live.driver is None and job.state.status is not JobStatus.RUNNING:
             self._note_start(assignment, outcome)
         reason = self._discard(assignment)
-        self.dispatcher.attempt_ended(job)
         if assignment.started_at is not None and assignment.ended_at is not None:
             assignment.run_time.learn(assignment.ended_at - assignment.started_at)
+        self.dispatcher.attempt_ended(job)
         self.follow_up.follow(assignment, outcome, reason)
 
     def _note_start(self, assignment: Assignment, outcome: Outcome) -> None:
@@ -469,6 +480,37 @@ class Supervisor:
         self._running.discard(assignment)
         reason: StopReason | None = assignment.stop_reason
         return reason
+
+
+class RunTime:
+    """The moving average of how long one function takes."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = _UNKNOWN
+
+    def learn(self, took: float) -> None:
+        """Take the seconds of one more run into account."""
+        self.seconds = took if self.seconds == _UNKNOWN else self.seconds + _NEW_SHARE * (took - self.seconds)
+
+
+class RunTimes:
+    """The run time of each function. A function that has never run does not count as short."""
+
+    def __init__(self) -> None:
+        self._by_function: dict[object, RunTime] = {}
+
+    def of(self, function: object) -> RunTime:
+        """Return the run time of `function`, a new one if it has not run yet."""
+        # `function_key` inlined for the common case: calling it would take as long as all the rest.
+        key = weakref.ref(function) if type(function) is FunctionType else function_key(function)
+        known = self._by_function.get(key)
+        if known is None:
+            if len(self._by_function) >= MAX_FUNCTIONS:
+                self._by_function.clear()  # So many functions are made dynamically and never called again.
+            known = self._by_function[key] = RunTime()
+        return known
 
 
 def _is_plain(job: Job) -> bool:

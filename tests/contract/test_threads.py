@@ -17,7 +17,7 @@ from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.pools.in_process import thread
 from executor_adapter.pools.transport.envelope import Ending
-from executor_adapter.supervision.scheduling import RunTime
+from executor_adapter.supervision.supervisor import RunTime
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.contract.process_pool.harness import Harness, harness

@@ -15,7 +15,7 @@ import pytest
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.functions import check_arguments, resolve
 from executor_adapter.supervision.limits import NEVER
-from executor_adapter.supervision.scheduling import RunTimes
+from executor_adapter.supervision.supervisor import RunTimes
 
 
 class Argument:
