@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -49,18 +49,16 @@ class ReadyQueue:
     """
 
     def __init__(self) -> None:
-        self.pools: dict[str, _PoolQueue] = {}
+        self.pools: defaultdict[str, _PoolQueue] = defaultdict(_PoolQueue)
         """The queues that hold jobs, by the name of their pool."""
 
     def push(self, job: Job) -> None:
         """Add a job behind all others of its priority."""
-        name = job.live.pool
-        (self.pools.get(name) or self._add_pool(name))[job.priority].append(job)
+        self.pools[job.live.pool][job.priority].append(job)
 
     def push_front(self, job: Job) -> None:
         """Put back a job that was taken too early: before all others of its priority."""
-        name = job.live.pool
-        (self.pools.get(name) or self._add_pool(name))[job.priority].appendleft(job)
+        self.pools[job.live.pool][job.priority].appendleft(job)
 
     def peek(self, full: Container[str] = ()) -> Job | None:
         """Return the next job without taking it; None where there is none but for pools that are `full`."""
@@ -78,20 +76,13 @@ class ReadyQueue:
         jobs = queue[job.priority]
         jobs.popleft()
         if not jobs:
-            self._drop_priority(job)
+            del queue[queue.priorities.pop()]
+            if not queue:
+                del self.pools[job.live.pool]
 
     def count(self, pool: str | None) -> int:
         """Return how many jobs of a pool are queued; None: of all."""
         return sum(sum(map(len, queue.values())) for name, queue in self.pools.items() if pool in (None, name))
-
-    def _add_pool(self, name: str) -> _PoolQueue:
-        return self.pools.setdefault(name, _PoolQueue())
-
-    def _drop_priority(self, job: Job) -> None:
-        queue = self.pools[job.live.pool]
-        del queue[queue.priorities.pop()]
-        if not queue:
-            del self.pools[job.live.pool]
 
 
 class _PoolQueue(dict[int, deque[Job]]):
