@@ -151,7 +151,6 @@ def _start_process() -> tuple[subprocess.Popen[bytes], socket.socket]:
     path = [str(entry) for entry in current_path()]
     setup = {
         "host": os.getpid(),
-        "parent": os.getppid(),
         "presence": own_presence().name,
         "path": path,
         "reporter": interpreter_command(sentinel.REPORTER_BOOTSTRAP, REPORTER, json.dumps(path)),

@@ -10,8 +10,7 @@ host's descriptors. It waits without a timer, and needs the standard library alo
 
     host -> sentinel    one JSON object a line on stdin: {"flow_run": id, "run_count": number, "environment": {...}},
                         or {"exits": true}
-    sentinel -> reporter    one JSON object on stdin: {"flow_runs": {id: run_count}, "died_at": time, "parent": pid,
-                             "presence": name}
+    sentinel -> reporter    one JSON object on stdin: {"flow_runs": {id: run_count}, "died_at": time, "presence": name}
 
 `environment` holds the variables that the reporter needs besides those that the sentinel has inherited. It passes
 through memory only.
@@ -37,15 +36,14 @@ _REPORTER_TIMEOUT = 120.0
 def main(setup: dict[str, Any]) -> None:
     """Wait until the host has exited or died, and report its death.
 
-    `setup` holds the pids of the host and its parent, the name of the host's presence, its sys.path, and the command
-    that runs the reporter.
+    `setup` holds the pid of the host, the name of its presence, its sys.path, and the command that runs the reporter.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     flow_runs = _Inbox(0).receive_until_death(_open_pidfd(setup["host"]))
     if flow_runs:
-        death = {"died_at": time.time(), "parent": setup["parent"], "presence": setup["presence"]}
+        death = {"died_at": time.time(), "presence": setup["presence"]}
         for environment, run_counts in _by_environment(flow_runs):
             _report(setup, environment, {"flow_runs": run_counts, **death})
     os._exit(0)  # There is nothing to clean up, and a host that exits waits for this.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -232,14 +231,14 @@ def test_a_flow_run_that_goes_on_elsewhere_is_untouched(
     """The death of its process changes nothing of a flow run that another process continues."""
     made = rows(state)
     death = Death({made.flow_run_id: run_count}, time.time(), made.flow_run_id if managed else None)
-    assert report(death, runner=os.getpid())
+    assert report(death)
     assert made.states() == {"flow run": expected, **AS_MADE}
 
 
 def test_a_flow_run_that_was_being_cancelled_becomes_cancelled(rows: MakeRows) -> None:
     """A flow run whose process dies while it is Cancelling becomes Cancelled, and its task runs Crashed."""
     made = rows({"type": "CANCELLING", "name": "Cancelling"})
-    assert report(Death({made.flow_run_id: 1}, time.time(), None), runner=os.getpid())
+    assert report(Death({made.flow_run_id: 1}, time.time(), None))
     assert made.states() == {"flow run": "Cancelled", **AS_MADE, "Running": "Crashed"}
 
 
@@ -248,7 +247,7 @@ def test_a_death_that_could_not_be_reported_is_reported_by_a_sweep(
 ) -> None:
     """The reporter had no time: a sweep ends the flow run, which was started by hand, and its task runs."""
     made = rows({"type": "RUNNING", "name": "Running"})
-    death = {"flow_runs": {made.flow_run_id: 1}, "died_at": time.time(), "parent": os.getpid(), "presence": ""}
+    death = {"flow_runs": {made.flow_run_id: 1}, "died_at": time.time(), "presence": ""}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(death)))
     main_of_reporter(timeout=0.0)
     assert made.states() == {"flow run": "Running", **AS_MADE}

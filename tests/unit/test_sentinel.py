@@ -132,7 +132,7 @@ def test_a_sentinel_that_always_dies_is_given_up(caplog: pytest.LogCaptureFixtur
 @contextmanager
 def sentinel_of(host_pid: int, file: Path) -> Iterator[subprocess.Popen[bytes]]:
     reporter = [sys.executable, "-c", "from tests.unit.fake_reporter import main; main()"]
-    setup = {"host": host_pid, "parent": 1, "presence": "", "path": sys.path, "reporter": reporter}
+    setup = {"host": host_pid, "presence": "", "path": sys.path, "reporter": reporter}
     command = [sys.executable, "-c", sentinel.BOOTSTRAP, json.dumps(setup)]
     environment = os.environ | {"REPORT": str(file), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE) as process:

@@ -33,11 +33,11 @@ WORKERS_TIMEOUT = 6.0
 
 WORKERS_POLL_INTERVAL = 0.02
 
-RUNNER_TIMEOUT = 20.0
-"""Seconds for a runner or worker to end the flow run of its dead process."""
+RUNNER_TIMEOUT = 5.0
+"""Seconds for a runner or worker to end the flow run of its dead process, and call its hooks for a crash.
 
-DEAD_RUNNER_TIMEOUT = 2.0
-"""The same where the runner has died too: what it has sent may still be on its way."""
+One that fails to, which it only logs, or has died too, delays the truth by no more: it shall be there within ten.
+"""
 
 POLL_INTERVAL = 0.25
 RECONNECT_INTERVAL = 1.0
@@ -49,7 +49,7 @@ def main(timeout: float = TIMEOUT) -> None:
     if is_server_configured():
         wait_for_workers(death["presence"])
         known = Death(death["flow_runs"], death["died_at"], managed=os.environ.get("PREFECT__FLOW_RUN_ID"))
-        if not report(known, runner=death["parent"], timeout=timeout):
+        if not report(known, timeout=timeout):
             UnreportedDeaths(server_name()).keep(known)
 
 
@@ -76,29 +76,17 @@ def is_server_configured() -> bool:
     return not scheme.startswith("sqlite") or Path(database.partition("?")[0]).is_file()
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process has this id."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def report(death: Death, *, runner: int, timeout: float = TIMEOUT) -> bool:
+def report(death: Death, *, timeout: float = TIMEOUT) -> bool:
     """End the flow runs that the dead process had run, with their task runs, within `timeout` seconds.
 
-    `runner` is the pid of the runner or worker that had started the process. Returns whether the server has recorded
-    everything.
+    Returns whether the server has recorded everything.
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         try:
             with ServerApi.connected() as api:
                 closing = Closing(api, deadline)
-                _wait_for_runner(closing, death, runner)
+                _wait_for_runner(closing, death)
                 send_inherited()
                 if end_dead(closing, death).is_recorded:
                     return True
@@ -108,14 +96,12 @@ def report(death: Death, *, runner: int, timeout: float = TIMEOUT) -> bool:
     return False
 
 
-def _wait_for_runner(closing: Closing, death: Death, runner: int) -> None:
-    """Wait until the runner has ended the flow run of its dead process, or has died too."""
-    began = time.monotonic()
-    while death.managed is not None and not closing.is_late:
+def _wait_for_runner(closing: Closing, death: Death) -> None:
+    """Wait until the runner has ended the flow run of its dead process, for at most RUNNER_TIMEOUT."""
+    until = time.monotonic() + RUNNER_TIMEOUT
+    while death.managed is not None and time.monotonic() < until:
         run = closing.records.flow_runs([death.managed]).get(death.managed)
-        limit = RUNNER_TIMEOUT if is_alive(runner) else DEAD_RUNNER_TIMEOUT
-        is_over = run is None or death.fate_of(run) in (Fate.ENDED, Fate.CONTINUES)
-        if is_over or time.monotonic() >= began + limit:
+        if run is None or death.fate_of(run) in (Fate.ENDED, Fate.CONTINUES):
             return
         time.sleep(POLL_INTERVAL)
 
