@@ -66,6 +66,8 @@ class StateEvent:
     """Whether another mirror has left it in the outbox's file."""
     flow_run_id: str = ""
     """The flow run of the task run; empty outside flow runs."""
+    fault_count: int = 0
+    """How often the server has rejected it, and accepted another one."""
 
     @property
     def id(self) -> str:
@@ -78,7 +80,7 @@ class StateEvent:
         fields["id"], fields["occurred"] = uuid7(), iso(at)
         fields["resource"]["prefect.state-timestamp"] = fields["occurred"]
         body = json.dumps(fields, separators=(",", ":")).encode()
-        return dataclasses.replace(self, at=at, body=body, send_count=self.send_count + 1)
+        return dataclasses.replace(self, at=at, body=body, send_count=self.send_count + 1, fault_count=0)
 
 
 FINAL_TYPES = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})

@@ -126,29 +126,16 @@ class MirrorReport:
         return "; ".join(parts)
 
 
-class WaitNotice:
-    """Says every few seconds how far the server is, while a caller waits for it."""
-
-    def __init__(self, limit: str) -> None:
-        self._limit = limit
-        self._due_at = time.monotonic() + min(FIRST_NOTICE, NOTICE_INTERVAL)
-
-    def update(self, report: Callable[[], MirrorReport], *, is_away: bool) -> None:
-        """Log a notice if one is due: in the log of the flow run around the caller, unless the server is away."""
-        if time.monotonic() < self._due_at:
-            return
-        self._due_at = time.monotonic() + NOTICE_INTERVAL
-        found = report()
-        over = "" if found.unfinished else "all jobs are over; "
-        away = ", which does not answer" if is_away else ""
-        text = (
-            f"{over}waiting for the Prefect server{away}: {found.recorded:,} of {found.jobs:,} recorded ({self._limit})"
-        )
-        try:
-            log = get_logger("executor_adapter") if is_away else get_run_logger()
-        except MissingContextError:
-            log = get_logger("executor_adapter")
-        log.info(text)
+def log_wait(found: MirrorReport, limit: str, *, is_away: bool) -> None:
+    """Say how far the server is: in the log of the flow run around the caller, unless the server is away."""
+    over = "" if found.unfinished else "all jobs are over; "
+    away = ", which does not answer" if is_away else ""
+    try:
+        log = get_logger("executor_adapter") if is_away else get_run_logger()
+    except MissingContextError:
+        log = get_logger("executor_adapter")
+    recorded = f"{found.recorded:,} of {found.jobs:,} recorded"
+    log.info("%swaiting for the Prefect server%s: %s (%s)", over, away, recorded, limit)
 
 
 GATHER_SECONDS = 0.05
@@ -162,9 +149,6 @@ RECONNECT_INTERVAL = 1.0
 
 INHERITED_SECONDS = 5.0
 """Time for inherited events after the last event of this mirror is recorded; the rest stays in the file."""
-
-MAX_TAKEN_OVER = 200
-"""Inherited events that are taken over at once: as many as a slow server records in INHERITED_SECONDS."""
 
 THREAD_EXIT_TIMEOUT = 0.5
 """Seconds for the thread to end. The interpreter may be about to exit, and cannot stop a thread in a request."""
@@ -195,24 +179,24 @@ class SenderThread:
     """
 
     def __init__(self, unsent: UnsentChanges, file: OutboxFile | None) -> None:
-        self.is_closed = False
+        self._closed = threading.Event()
         self.gathers = True
         """Whether it waits a little for further changes before it sends some."""
         self.kept: tuple[str, ...] = ()
         """The jobs whose final states were in the outbox's file at the end."""
         self.missing: tuple[str, ...] = ()
         """The jobs whose final states could not be written to it at the end."""
-        self._dropped = 0
         self._unsent = unsent
         self._given_file = file
         self._lock = threading.Lock()
         """Held by the thread except while it waits; guards the sender and the unsent changes."""
         self.sender = EventSender(self._next_events, self._lock)
         """Sends the events; any thread may read its totals."""
+        self.outbox = self.sender.outbox
         self._wake = threading.Event()
         self._round_done = threading.Event()
         self._had_own_events_at = 0.0
-        self._troubles: set[int | str] = set()
+        self.troubles: set[int | str] = set()
         """What has kept the server from answering since it last did: each is logged once."""
         self._thread: threading.Thread | None = None
         self._is_storing = False
@@ -225,13 +209,15 @@ class SenderThread:
         """Relate the events to the flow run around the caller. Only before the first event."""
         self._flow: FlowRunFacts = flow_run_facts()
         self._context = contextvars.copy_context()
-        self._outbox = self.sender.outbox
-        self._outbox.file = self._given_file or OutboxFile(server_name())
-        self.is_heir = self._outbox.has_inheritance()
-        """Whether the file may hold events that others have left."""
+        self.outbox.open(self._given_file or OutboxFile(server_name()))
         announce_flow_run()  # Before the server can know of any task run.
 
     # --- called by any thread ---
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it sends nothing more."""
+        return self._closed.is_set()
 
     @property
     def has_started(self) -> bool:
@@ -269,16 +255,6 @@ class SenderThread:
         self._round_done.wait(ROUND_INTERVAL)
         self._round_done.clear()
 
-    @property
-    def dropped(self) -> int:
-        """The number of final states that neither the server nor the disk took, or that the disk has lost."""
-        return self._dropped + self._outbox.lost
-
-    @property
-    def is_server_away(self) -> bool:
-        """Whether the server could not be used since it answered last."""
-        return bool(self._troubles)
-
     def is_done(self) -> bool:
         """Whether the server has recorded all events of this mirror, and had INHERITED_SECONDS for those of others."""
         with self._lock:
@@ -290,16 +266,16 @@ class SenderThread:
         with self._lock:
             in_flight = (event.job_id for event in self.sender.unrecorded() if not event.is_inherited)
             unsent = (history.job_id for history in self._unsent.finished())
-            return (*in_flight, *self._outbox.job_ids(), *unsent)
+            return (*in_flight, *self.outbox.job_ids(), *unsent)
 
     def close(self) -> bool:
         """Leave the final states that the server may not have in the file, and end; False if it was closed before."""
         with self._lock:
             closes = not self.is_closed
             if closes:
-                self.is_closed = True
+                self._closed.set()
                 finals = itertools.chain(self.sender.unrecorded(), self._unsent.final_events(self._flow))
-                self.kept, self.missing = self._outbox.close(self.sender.without_deleted(finals))
+                self.kept, self.missing = self.outbox.close(self.sender.without_deleted(finals))
         self._wake.set()
         return closes
 
@@ -310,20 +286,20 @@ class SenderThread:
 
     def leave_to_parent(self) -> None:
         """Be closed in a forked child, which has neither the thread nor a right to what its parent has in the file."""
-        self.is_closed = True
         self._lock, self._start_lock = threading.Lock(), threading.Lock()  # The parent's threads may hold the others.
-        self._wake = threading.Event()
-        self._outbox.file.leave_to_parent()
+        self._closed, self._wake = threading.Event(), threading.Event()
+        self._closed.set()
+        self.outbox.file.leave_to_parent()
 
     # --- the thread itself ---
 
     @property
     def _has_own_events(self) -> bool:
-        return bool(self._unsent or self._outbox.stored) or self.sender.has_own_events
+        return bool(self._unsent or self.outbox.stored) or self.sender.has_own_events
 
     @property
     def _is_busy(self) -> bool:
-        return (self.is_heir and not self._unsent.is_hurried) or self._has_own_events or not self.sender.is_idle
+        return (self.outbox.is_heir and not self._unsent.is_hurried) or self._has_own_events or not self.sender.is_idle
 
     def _next_events(self, limit: int) -> list[StateEvent]:
         return self._unsent.next_events(limit, self._flow)
@@ -338,21 +314,16 @@ class SenderThread:
             except Exception:
                 logger.exception("cannot send job states to the Prefect server; retrying")
                 self._save()
-            if not self.is_closed:
-                time.sleep(RECONNECT_INTERVAL)
+            self._closed.wait(RECONNECT_INTERVAL)
 
     def _send_until_closed(self, api: ServerApi) -> None:
         self._flow = read_flow_run_facts(self._flow)
         while not self.is_closed:
             self._wake.clear()
             self._store(keep=MAX_IN_MEMORY)
-            try:
-                with self._lock:
-                    self._send_once(api)
-                self._round_done.set()
-            except httpx.HTTPError as error:
-                self._on_unreachable(error)
-                self._wake.wait(RECONNECT_INTERVAL)
+            with self._lock:
+                self._send_once(api)
+            self._round_done.set()
             self._wait_for_work()
 
     def _send_once(self, api: ServerApi) -> None:
@@ -361,19 +332,10 @@ class SenderThread:
         self._unsent.take_in()
         if self._has_own_events:
             self._had_own_events_at = time.monotonic()
-        if self.sender.run_once(api) and self._troubles:
+        if self.sender.run_once(api) and self.troubles:
             logger.info("the Prefect server at %s answers again", server_address())
-            self._troubles.clear()
-        if self.is_heir and not (self._unsent.is_hurried or self._outbox.inherited or self.is_closed):
-            self._send_inherited(api)
-        self._outbox.delete_ended()
-
-    def _send_inherited(self, api: ServerApi) -> None:
-        events = self._outbox.take_over(MAX_TAKEN_OVER)
-        self.is_heir = bool(events)
-        if events:
-            logger.info("sending %d states that an earlier process has left", len(events))
-            self.sender.send_inherited(api, events)
+            self.troubles.clear()
+        self.outbox.delete_ended()
 
     def _wait_for_work(self) -> None:
         """Wait until there is something to do, and then a little longer for more."""
@@ -383,8 +345,8 @@ class SenderThread:
 
     def _on_unreachable(self, error: httpx.HTTPError) -> None:
         trouble = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
-        if trouble not in self._troubles:
-            self._troubles.add(trouble)
+        if trouble not in self.troubles:
+            self.troubles.add(trouble)
             where = server_address()
             logger.warning("cannot send job states to the Prefect server at %s; retrying: %s", where, trouble_of(error))
         self._save()
@@ -393,7 +355,7 @@ class SenderThread:
         """Write the final states of this mirror to the file, because the server is away: the process may be killed."""
         with self._lock:
             if not self.is_closed:
-                self._outbox.back_up(event for event in self.sender.unrecorded() if event.row is None)
+                self.outbox.back_up(event for event in self.sender.unrecorded() if event.row is None)
         self._store(keep=0)
 
     def _store_inbox(self) -> None:
@@ -417,21 +379,20 @@ class SenderThread:
         if excess <= 0:
             return False
         events = list(self.sender.without_deleted(self._unsent.take_finished(self._flow, excess)))
-        self._unsent.release_sent()
-        if not self._outbox.store(events):
-            self._outbox.resend.extend(events)
+        if not self.outbox.store(events):
+            self.outbox.resend.extend(events)
             self._drop()
             return False
         return True
 
     def _drop(self) -> None:
         """Drop the oldest final states of those that can be neither sent nor written."""
-        excess = len(self._outbox.resend) + self._unsent.finished_count - MAX_WITHOUT_FILE
+        excess = len(self.outbox.resend) + self._unsent.finished_count - MAX_WITHOUT_FILE
         if excess > 0:
-            oldest = self._outbox.take_unwritten(excess)
+            oldest = self.outbox.take_unwritten(excess)
             oldest += self._unsent.take_finished(self._flow, excess - len(oldest))
             dropped = sum(event.is_final for event in oldest)
-            self._dropped += dropped
+            self.outbox.lost += dropped
             logger.error("dropped %d final states: neither the Prefect server nor the disk takes them", dropped)
 
 
@@ -553,18 +514,20 @@ class PrefectMirror:
             if timeout is None
             else f"for at most {timeout:g} s"
         )
-        notice = WaitNotice(limit)
+        notice_at = started_at + min(FIRST_NOTICE, NOTICE_INTERVAL)
         self._thread.start()
         while not self._thread.is_done() and not self._is_given_up(started_at, ends_at):
             if check is not None:
                 check()
-            notice.update(self.report, is_away=self._thread.is_server_away)
+            if time.monotonic() >= notice_at:
+                log_wait(self.report(), limit, is_away=bool(self._thread.troubles))
+                notice_at = time.monotonic() + NOTICE_INTERVAL
             self._thread.wait_for_round()
         return self.report()
 
     def send_inherited(self, timeout: float | None = None) -> None:
         """Send what earlier processes have left in the outbox, if they have left something; see `drain`."""
-        if self._thread.is_heir:
+        if self._thread.outbox.is_heir:
             self.drain(timeout)
 
     def hurry(self) -> None:
@@ -600,7 +563,7 @@ class PrefectMirror:
             omitted=self._unsent.omitted,
             kept=self._thread.kept,
             missing=(*self._thread.missing, *sender.given_up),
-            dropped=self._thread.dropped,
+            dropped=self._thread.outbox.lost,
             unfinished=tuple(self._histories),
         )
 

@@ -255,21 +255,21 @@ def _is_free(lock: Path) -> bool:
 class Outbox:
     """Gives out the events to be sent: those sent in vain first, then those in the file, then new ones.
 
-    `source(limit)` returns new events, at most `limit`. Events that another mirror has left are given out apart. A file
-    that cannot be used is logged once, and leaves the events in memory.
+    `source(limit)` returns new events, at most `limit`. Where there are none, those come that another mirror has left.
+    A file that cannot be used is logged once, and leaves the events in memory.
     """
 
     def __init__(self, source: Callable[[int], list[StateEvent]]) -> None:
         self.file: OutboxFile
-        """Set before the first event."""
+        """Set by `open`, before the first event."""
+        self.is_heir = False
+        """Whether the file may hold events that others have left."""
         self.resend: deque[StateEvent] = deque()
-        """Events of this mirror that the server has not taken, or has lost."""
-        self.inherited: deque[StateEvent] = deque()
-        """Events that another mirror has left in the file."""
+        """Events that the server has not taken, or has lost."""
         self.stored = 0
         """Final states of this mirror that are in the file alone. Each is behind those that its job passed through."""
         self.lost = 0
-        """Final states that were in the file alone, and are not there any more."""
+        """Final states that neither the server nor the disk took, or that the disk has lost."""
         self.has_failed = False
         """Whether the file could not be used last time."""
         self.is_closed = False
@@ -278,34 +278,22 @@ class Outbox:
         self._over: list[int] = []
         """Rows of events that are over, and still to be deleted."""
 
-    def take(self, limit: int) -> list[StateEvent]:
-        """Remove and return events of this mirror, at most `limit`."""
+    def open(self, file: OutboxFile) -> None:
+        """Use the file from now on."""
+        self.file = file
+        self.is_heir = self._tries(file.count) != 0
+
+    def take(self, limit: int, *, inherits: bool = False) -> list[StateEvent]:
+        """Remove and return events, at most `limit`. With `inherits` those of another mirror if there are no others."""
         if self.stored and len(self.resend) < limit:
             self.resend.extend(self._read(limit))
-        events = _take_first(self.resend, limit)
+        events = [self.resend.popleft() for _ in range(min(limit, len(self.resend)))]
         if len(events) < limit:
             events += self._source(limit - len(events))
+        if inherits and self.is_heir and not events:
+            events = self._tries(self.file.take_over, limit) or []
+            self.is_heir = bool(events)
         return events
-
-    def take_inherited(self, limit: int) -> list[StateEvent]:
-        """Remove and return events of others, at most `limit`."""
-        return _take_first(self.inherited, limit)
-
-    def put_back(self, events: list[StateEvent]) -> None:
-        """Return events to the front of their queue."""
-        for event in reversed(events):
-            self._queue_of(event).appendleft(event)
-
-    def append(self, event: StateEvent) -> None:
-        """Return an event to the end of its queue."""
-        self._queue_of(event).append(event)
-
-    def remove(self, event: StateEvent) -> None:
-        """Remove an event that is in its queue."""
-        self._queue_of(event).remove(event)
-
-    def _queue_of(self, event: StateEvent) -> deque[StateEvent]:
-        return self.inherited if event.is_inherited else self.resend
 
     def take_unwritten(self, limit: int) -> list[StateEvent]:
         """Remove and return the oldest events of this mirror that are in memory alone, at most `limit`."""
@@ -315,10 +303,6 @@ class Outbox:
         return taken
 
     # --- the file ---
-
-    def has_inheritance(self) -> bool:
-        """Return whether another mirror may have left events in the file."""
-        return bool(self._tries(self.file.count) != 0)
 
     def back_up(self, events: Iterable[StateEvent]) -> bool:
         """Write events that stay in memory too; return whether they are in the file.
@@ -344,10 +328,6 @@ class Outbox:
         if self._over and self._tries(self.file.delete, self._over) is not None:
             self._over = []
 
-    def take_over(self, limit: int) -> list[StateEvent]:
-        """Return events that another mirror has left in the file."""
-        return self._tries(self.file.take_over, limit) or []
-
     def job_ids(self) -> list[str]:
         """Return the jobs of this mirror whose final states are in the file alone."""
         return self._tries(self.file.job_ids) or [] if self.stored else []
@@ -367,7 +347,7 @@ class Outbox:
                 if not each.is_inherited:
                     ids[each.row is not None].append(each.job_id)
         self._tries(self.file.release)
-        self.stored, self.is_closed = 0, True
+        self.stored, self.is_heir, self.is_closed = 0, False, True
         return tuple(ids[True]), tuple(ids[False])
 
     def _write(self, events: Iterable[StateEvent], *, is_held: bool) -> bool:
@@ -399,7 +379,3 @@ class Outbox:
 
 def _finals(events: Iterable[StateEvent]) -> int:
     return sum(event.is_final for event in events)
-
-
-def _take_first(queue: deque[StateEvent], limit: int) -> list[StateEvent]:
-    return [queue.popleft() for _ in range(min(limit, len(queue)))]

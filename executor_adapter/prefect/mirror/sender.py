@@ -14,11 +14,12 @@ server has lost, because it was restarted or its queue was full, goes back to th
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -199,7 +200,7 @@ class EventFeed:
 
 
 class EventBatch:
-    """The events of one request, all of this mirror or all inherited."""
+    """The events of one request. It has arrived once its last event is recorded."""
 
     __slots__ = ("arrived_at", "events", "filled_window", "sent_at")
 
@@ -209,6 +210,11 @@ class EventBatch:
         self.filled_window = filled_window
         """Whether the window, and not a lack of events, ended the sending after this batch."""
         self.arrived_at = math.inf
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the server has recorded its last event."""
+        return self.arrived_at < math.inf
 
 
 class EventSender:
@@ -238,9 +244,8 @@ class EventSender:
         self._lock, self._clock, self._wall = lock, clock, wall
         self._window = SendWindow()
         self._feed = EventFeed(clock)
-        self._in_flight: deque[EventBatch] = deque()
-        self._arrived: list[EventBatch] = []
-        """Batches whose last events are recorded, and whose final states are not counted."""
+        self._batches: list[EventBatch] = []
+        """The batches that the server may not have recorded whole, in the order of their requests."""
         self._answers = 0
         """The number of requests that the server has answered."""
         self._checked_at = -math.inf
@@ -248,29 +253,30 @@ class EventSender:
         self._stall_timeout = RECORDING_STALL_TIMEOUT
         self._last_accepted: StateEvent | None = None
         """An event that the server has accepted. It accepts it again, unless the server itself is in trouble."""
-        self._faults: Counter[StateEvent] = Counter()
         self._deleted: set[str] = set()
         """The flow runs that the server does not have any more."""
 
     @property
-    def _unconfirmed(self) -> tuple[EventBatch, ...]:
-        """The batches that the server may not have recorded whole."""
-        return (*self._arrived, *self._in_flight)
+    def _in_flight(self) -> list[EventBatch]:
+        return [batch for batch in self._batches if not batch.has_arrived]
 
     @property
     def _events_in_flight(self) -> int:
         return sum(len(batch.events) for batch in self._in_flight)
 
+    def _events(self) -> Iterator[StateEvent]:
+        """Yield the events that were taken from the outbox, or go back to it, and are not known to be recorded."""
+        return itertools.chain(*(batch.events for batch in self._batches), self.outbox.resend)
+
     @property
     def is_idle(self) -> bool:
-        """Whether all events in memory are recorded, inherited ones included; these are ignored in a hurry."""
-        queued = self.outbox.resend or (self.outbox.inherited and not self._window.is_hurried)
-        return not (queued or self._unconfirmed)
+        """Whether all events in memory are recorded, inherited ones included."""
+        return not (self._batches or self.outbox.resend)
 
     @property
     def has_own_events(self) -> bool:
         """Whether events of this mirror are queued for resending or unconfirmed."""
-        return bool(self.outbox.resend) or any(not batch.events[0].is_inherited for batch in self._unconfirmed)
+        return any(not event.is_inherited for event in self._events())
 
     def hurry(self) -> None:
         """Send events at once from now on, whether or not the server keeps pace. Any thread may call this."""
@@ -278,8 +284,7 @@ class EventSender:
 
     def unrecorded(self) -> list[StateEvent]:
         """Return the final states in memory that the server may not have, without those not taken from the source."""
-        queues = (*(batch.events for batch in self._unconfirmed), self.outbox.resend, self.outbox.inherited)
-        return [event for events in queues for event in events if event.is_final]
+        return [event for event in self._events() if event.is_final]
 
     def without_deleted(self, events: Iterable[StateEvent]) -> Iterator[StateEvent]:
         """Yield the events that are not known to be of a deleted flow run, and count the others as given up."""
@@ -291,23 +296,10 @@ class EventSender:
 
     def seconds_until_check(self) -> float:
         """Return the seconds until `run_once` asks the server what it has recorded; infinite if nothing was sent."""
-        if not self._unconfirmed:
+        if not self._batches:
             return math.inf
         now = self._clock()
         return self._checked_at + self._window.check_interval(self._events_in_flight, now - self.progress_at) - now
-
-    def send_inherited(self, api: ServerApi, events: list[StateEvent]) -> None:
-        """Queue inherited events, except those that the server has already: sending these would only keep it busy.
-
-        Raises:
-            httpx.HTTPError: the server cannot be reached; no event is lost by that.
-        """
-        self.outbox.inherited.extend(events)
-        known = self._call(api.recorded, [event.task_run_id for event in events])
-        for event in events:
-            if event.task_run_id in known and known[event.task_run_id].shows(event):
-                self.outbox.remove(event)
-                self._mark_recorded(event)
 
     def run_once(self, api: ServerApi) -> bool:
         """Check what the server has recorded, if that is due, and send what the window has room for.
@@ -343,73 +335,58 @@ class EventSender:
         while (room := self._window.size - self._events_in_flight) >= self._window.batch_size:
             if not (self._window.is_hurried or self._feed.has_room(functools.partial(self._call, api.is_listed))):
                 return
-            events = self._take(self._window.batch_size)
+            # One request of inherited events at a time, so that new events never wait behind more of them.
+            inherits = not (self._in_flight or self._window.is_hurried)
+            events = self.outbox.take(self._window.batch_size, inherits=inherits)
             if not events:
                 return
             self._post(api, events, filled_window=room - len(events) < self._window.batch_size)
 
-    def _take(self, limit: int) -> list[StateEvent]:
-        """Return the next events, all of this mirror or all inherited.
-
-        Inherited events are sent one request at a time and only while nothing else is in flight, so that new events
-        never wait behind more than one request of them.
-        """
-        events = self.outbox.take(limit)
-        if events or self._in_flight or self._window.is_hurried:
-            return events
-        return self.outbox.take_inherited(limit)
-
     def _post(self, api: ServerApi, events: list[StateEvent], *, filled_window: bool) -> None:
         batch = EventBatch(events, self._clock(), filled_window=filled_window)
-        self._in_flight.append(batch)
+        self._batches.append(batch)
         try:
             self._set_aside_deleted(api, events)
             if not events:
                 return
             self._call(api.send, [event.body for event in events])
         except RejectedError as error:
-            self._in_flight.remove(batch)
+            self._batches.remove(batch)
             self._bisect(api, events, error)
         except BaseException:
-            self._in_flight.remove(batch)
-            self.outbox.put_back(events)
+            self._batches.remove(batch)
+            self._put_back(events)
             raise
         else:
             if len(self._in_flight) == 1:
                 self.progress_at = self._clock()  # Until now there was nothing that the server could have recorded.
             self._last_accepted = events[-1]
-            if self._faults:
-                self._faults -= Counter(dict.fromkeys(events, MAX_FAULTS))
             self._feed.on_sent(events)
 
+    def _put_back(self, events: list[StateEvent]) -> None:
+        self.outbox.resend.extendleft(reversed(events))
+
     def _set_aside_deleted(self, api: ServerApi, events: list[StateEvent]) -> None:
-        """Drop the events of deleted flow runs, those in flight included.
+        """Drop the events of deleted flow runs: `events`, which are in a batch, and those in flight.
 
         Asked before each request: the server's recorder fails for all that it gets together with one of these, plain
         tasks of others included, and tries it again and again.
         """
         ids = {event.flow_run_id for event in events} - {""}
         if unknown := ids - self._deleted:
-            self._deleted |= self._call(api.deleted_flow_runs, list(unknown))
+            for flow_run_id in self._call(api.deleted_flow_runs, list(unknown)):
+                self._deleted.add(flow_run_id)
+                logger.warning(
+                    "flow run %s was deleted, or is not on this server: no states of its task runs are sent",
+                    flow_run_id,
+                )
         if ids.isdisjoint(self._deleted):
             return
         if self._last_accepted is not None and self._last_accepted.flow_run_id in self._deleted:
             self._last_accepted = None
-        dropped: Counter[str] = Counter()
-        for queue in (*(batch.events for batch in self._unconfirmed), self.outbox.resend, self.outbox.inherited):
-            dropped.update(event.flow_run_id for event in queue)
-            left = list(self.without_deleted(queue))
-            queue.clear()
-            queue.extend(left)
-        self._arrived = [batch for batch in self._arrived if batch.events]
-        self._in_flight = deque(batch for batch in self._in_flight if batch.events)
-        for flow_run_id in unknown & self._deleted:
-            logger.warning(
-                "flow run %s was deleted, or is not on this server: %d states of its task runs, and all later ones,"
-                " are not sent",
-                flow_run_id,
-                dropped[flow_run_id],
-            )
+        for batch in self._batches:
+            batch.events[:] = list(self.without_deleted(batch.events))
+        self._batches = [batch for batch in self._batches if batch.events]
 
     def _bisect(self, api: ServerApi, events: list[StateEvent], error: RejectedError) -> None:
         """Send the events in halves, so that one that the server cannot take does not hold up the others.
@@ -419,17 +396,16 @@ class EventSender:
         """
         if len(events) > 1:
             middle = len(events) // 2
-            self.outbox.put_back(events[middle:])
+            self._put_back(events[middle:])
             self._post(api, events[:middle], filled_window=False)
             return
         (event,) = events
-        self.outbox.append(event)  # Behind the others, which show whether the server rejects this one only.
-        if not self._accepts_another(api, self._faults[event] + 1):
+        self.outbox.resend.append(event)  # Behind the others, which show whether the server rejects this one only.
+        if not self._accepts_another(api, event.fault_count + 1):
             raise httpx.NetworkError(f"the server accepts no events: {error}")
-        self._faults[event] += 1
-        if self._faults[event] >= MAX_FAULTS:
-            self.outbox.remove(event)
-            del self._faults[event]
+        event.fault_count += 1
+        if event.fault_count >= MAX_FAULTS:
+            self.outbox.resend.remove(event)
             self._give_up(event, error)
 
     def _accepts_another(self, api: ServerApi, times: int) -> bool:
@@ -452,22 +428,23 @@ class EventSender:
     def _check(self, api: ServerApi) -> None:
         self._checked_at = self._clock()
         self._find_arrived(api)
-        if self._all_counted(api, self._arrived):
-            self._confirm(self._arrived)
+        arrived = [batch for batch in self._batches if batch.has_arrived]
+        if self._all_counted(api, arrived):
+            self._confirm(arrived)
         self._look_up_overdue(api)
 
     def _find_arrived(self, api: ServerApi) -> None:
-        if not self._in_flight:
+        in_flight = self._in_flight
+        if not in_flight:
             return
-        known = self._call(api.recorded, list({batch.events[-1].task_run_id for batch in self._in_flight}))
-        recorded = [n for n, batch in enumerate(self._in_flight, 1) if _is_recorded(batch.events[-1], known)]
+        known = self._call(api.recorded, list({batch.events[-1].task_run_id for batch in in_flight}))
+        recorded = [n for n, batch in enumerate(in_flight, 1) if _is_recorded(batch.events[-1], known)]
         if recorded:
-            now, arrived = self._clock(), [self._in_flight.popleft() for _ in range(recorded[-1])]
+            now, arrived = self._clock(), in_flight[: recorded[-1]]
             since = max(self.progress_at, arrived[0].sent_at)
-            self._window.on_recorded(arrived, since, now, is_dry=not self._in_flight)
+            self._window.on_recorded(arrived, since, now, is_dry=len(arrived) == len(in_flight))
             for batch in arrived:
                 batch.arrived_at = now
-            self._arrived += arrived
             self.progress_at = now
             self._had_outage, self._stall_timeout = False, RECORDING_STALL_TIMEOUT
 
@@ -480,17 +457,17 @@ class EventSender:
     def _confirm(self, batches: list[EventBatch]) -> None:
         for event in (event for batch in batches for event in batch.events):
             self._mark_recorded(event)
-        self._arrived = [batch for batch in self._arrived if batch not in batches]
+        self._batches = [batch for batch in self._batches if batch not in batches]
 
     def _look_up_overdue(self, api: ServerApi) -> None:
         now = self._clock()
         timeout = STALL_TIMEOUT_AFTER_OUTAGE if self._had_outage else self._stall_timeout
         if self._in_flight and now - self.progress_at > timeout:
             self._stall_timeout = min(MAX_RECORDING_STALL_TIMEOUT, 2 * timeout)
-            self._look_up(api, list(self._in_flight))
-        overdue = [batch for batch in self._arrived if now - batch.arrived_at > SHORT_COUNT_TIMEOUT]
+            self._look_up(api, self._in_flight)
+        overdue = [batch for batch in self._batches if now - batch.arrived_at > SHORT_COUNT_TIMEOUT]
         self._confirm([batch for batch in overdue if self._all_counted(api, [batch])])
-        if short := [batch for batch in overdue if batch in self._arrived]:
+        if short := [batch for batch in overdue if batch in self._batches]:
             self._look_up(api, short)
 
     def _look_up(self, api: ServerApi, batches: list[EventBatch]) -> None:
@@ -499,7 +476,7 @@ class EventSender:
         known = self._call(api.recorded, list(ids))
         lost: list[StateEvent] = []
         for batch in batches:
-            (self._in_flight if batch in self._in_flight else self._arrived).remove(batch)
+            self._batches.remove(batch)
             for event in batch.events:
                 if not _is_recorded(event, known):
                     lost.append(event)
@@ -521,7 +498,7 @@ class EventSender:
                 self.resent += 1
                 events.append(event.renewed(self._resend_time(event, known.get(event.task_run_id))))
         self.outbox.back_up(event for event in events if event.row is not None)  # As they are now.
-        self.outbox.put_back(events)
+        self._put_back(events)
 
     def _resend_time(self, event: StateEvent, recorded: Recorded | None) -> float:
         """Return the event's own time, or a newer one where the server has a newer state and would ignore this one."""

@@ -69,10 +69,6 @@ class Recorded(NamedTuple):
         is_newest = self.name in {event.name, "RolledBack"}
         return is_newest or not event.is_final or (event.is_inherited and not self._is_of_clean_up)
 
-    def shows(self, event: StateEvent) -> bool:
-        """Return whether this is the event's own state, and not another one of the same name."""
-        return self.name == event.name and abs(self.at - event.at) < CLOCK_RESOLUTION_SECONDS
-
     @property
     def _is_of_clean_up(self) -> bool:
         """Whether the server cancelled the task run with its flow run: a cancelled job's message has its error code."""

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
@@ -381,10 +381,10 @@ class UnsentChanges:
         self._history = history
         self._clock = clock
         self._inbox: deque[tuple[TaskRunHistory[Any], Any]] = deque()
-        self._waiting: deque[tuple[float, TaskRunHistory[Any]]] = deque()
+        self._waiting: OrderedDict[TaskRunHistory[Any], float] = OrderedDict()
         """The task runs with unsent changes, each with the time since when it has some."""
-        self._finished: deque[TaskRunHistory[Any]] = deque()
-        """The finished ones of them. A task run sent from one queue is dropped from the other at its turn there."""
+        self._finished: OrderedDict[TaskRunHistory[Any], None] = OrderedDict()
+        """The finished ones of them."""
         self._count = 0
 
     def __bool__(self) -> bool:
@@ -399,12 +399,11 @@ class UnsentChanges:
         now = self._clock()
         for _ in range(len(self._inbox)):
             history, step = self._inbox.popleft()
-            if not history.unsent:
-                self._waiting.append((now, history))
+            self._waiting.setdefault(history, now)
             history.add(step)
             self._count += 1
             if history.is_finished:
-                self._finished.append(history)
+                self._finished[history] = None
                 self._skip_if_behind(history)
 
     def next_events(self, limit: int, flow: FlowRunFacts) -> list[StateEvent]:
@@ -414,27 +413,34 @@ class UnsentChanges:
         while len(events) < limit and (history := self._next()) is not None:
             if history.is_finished:
                 self._skip_if_behind(history)
-            while history.unsent and len(events) < limit:
-                events.append(history.next_event(flow))
-                self._count -= 1
+            events += self._events_of(history, flow, limit - len(events))
         return events
 
     def final_events(self, flow: FlowRunFacts) -> Iterator[StateEvent]:
         """Yield the unsent final states. For the end, when nothing more is sent."""
         for history in list(self.finished()):
             self._skip_intermediate(history)
-            yield history.next_event(flow)
+            yield from self._events_of(history, flow)
 
     def take_finished(self, flow: FlowRunFacts, limit: int) -> list[StateEvent]:
         """Remove the task runs that have finished, the oldest first, and return their events, `limit` or a few more."""
         self.take_in()
         events: list[StateEvent] = []
         while self._finished and len(events) < limit:
-            history = self._finished.popleft()
+            history = next(iter(self._finished))
             self._skip_if_behind(history)
-            self._count -= len(history.unsent)
-            while history.unsent:
-                events.append(history.next_event(flow))
+            events += self._events_of(history, flow)
+        return events
+
+    def _events_of(
+        self, history: TaskRunHistory[Any], flow: FlowRunFacts, limit: int | None = None
+    ) -> list[StateEvent]:
+        """Remove the unsent changes of a task run, at most `limit`, and return their events."""
+        events = [history.next_event(flow) for _ in history.unsent[:limit]]
+        self._count -= len(events)
+        if not history.unsent:
+            del self._waiting[history]
+            self._finished.pop(history, None)
         return events
 
     @property
@@ -444,32 +450,22 @@ class UnsentChanges:
 
     @property
     def finished_count(self) -> int:
-        """The number of task runs that have finished, at most a few more than those that are not sent."""
+        """The number of task runs that have finished, and whose final state is not sent."""
         return len(self._finished)
 
-    def release_sent(self) -> None:
-        """Forget the task runs without unsent changes, which would otherwise stay until their turn to be sent."""
-        self._waiting = deque(item for item in self._waiting if item[1].unsent)
-
-    def finished(self) -> Iterator[TaskRunHistory[Any]]:
+    def finished(self) -> Iterable[TaskRunHistory[Any]]:
         """Return the task runs whose final state is not sent."""
         self.take_in()
-        # A task run that a transaction rolls back after its end is in the queue twice.
-        return iter(dict.fromkeys(history for history in self._finished if history.unsent and history.is_finished))
+        return self._finished
 
     def _next(self) -> TaskRunHistory[Any] | None:
         """Return the task run to be sent next."""
-        while self._waiting and not self._waiting[0][1].unsent:
-            self._waiting.popleft()
-        while self._finished and not self._finished[0].unsent:
-            self._finished.popleft()
-        if self._waiting and not self.is_hurried and self._is_due(*self._waiting[0]):
-            return self._waiting[0][1]
-        return self._finished[0] if self._finished else None
-
-    def _is_due(self, since: float, history: TaskRunHistory[Any]) -> bool:
-        few = self._count <= HOLD_BACK_LIMIT
-        return history.is_finished or few or since + HOLD_BACK_SECONDS <= self._clock()
+        if self._waiting and not self.is_hurried:
+            history, since = next(iter(self._waiting.items()))
+            few = self._count <= HOLD_BACK_LIMIT
+            if history.is_finished or few or since + HOLD_BACK_SECONDS <= self._clock():
+                return history
+        return next(iter(self._finished), None)
 
     def _skip_if_behind(self, history: TaskRunHistory[Any]) -> None:
         """Skip the intermediate states of a finished job, if the mode and the number of unsent changes ask for it."""
