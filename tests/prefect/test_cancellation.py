@@ -333,13 +333,20 @@ def test_an_unreachable_server_is_polled_again(prefect_api: str, mocker: Any) ->
     run(return_state=True)
 
 
-def test_polling_ends_some_time_after_the_last_watch_was_closed(mocker: Any) -> None:
-    """The polling thread ends some time after the last watch is closed."""
+def test_one_thread_polls_for_one_flow_run_after_another(prefect_api: str, mocker: Any) -> None:
+    """The thread waits while no flow run is watched, and sees the cancel of the next one."""
     mocker.patch.object(watcher, "POLL_INTERVAL", 0.01)
+    threads: list[set[threading.Thread]] = []
 
     @flow
     def run() -> None:
-        watch_flow_run(own_id(), lambda: None).close()
+        heard = threading.Event()
+        watch = watch_flow_run(own_id(), heard.set)
+        cancel_soon(prefect_api, own_id())
+        assert heard.wait(PATIENCE)
+        watch.close()
+        threads.append({thread for thread in threading.enumerate() if thread.name == "cancel-watch"})
 
-    run()
-    wait_for(lambda: all(thread.name != "cancel-watch" for thread in threading.enumerate()))
+    for _ in range(2):
+        run(return_state=True)
+    assert threads[0] == threads[1] != set()

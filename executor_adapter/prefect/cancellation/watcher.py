@@ -12,11 +12,12 @@ flow runs that are watched there. While a server cannot be reached, no cancel is
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -101,9 +102,6 @@ def explained(error: E, flow_run_id: UUID | None) -> E | JobCancelledError:
 POLL_INTERVAL = 2.0
 """Seconds between two requests."""
 
-MAX_IDLE_POLLS = 5
-"""Polls without a watched flow run after which a thread ends."""
-
 CANCEL_TYPES = frozenset({StateType.CANCELLING.value, StateType.CANCELLED.value})
 
 
@@ -179,14 +177,14 @@ class _WatchedRun:
 
 
 class _Watcher:
-    """The polling threads, one for each server, which run while flow runs are watched."""
+    """The polling threads, one for each server on which a flow run was watched: they ask nothing while none is."""
 
     def __init__(self) -> None:
         self.lock = cancelled_runs.changed
         self._runs: dict[UUID, _WatchedRun] = {}
 
     def add(self, flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
-        """Register a watch, and start the thread of its server if that is not running."""
+        """Register a watch, and start the thread of its server for the first one there."""
         with self.lock:
             run = self._runs.get(flow_run_id)
             if run is None:
@@ -200,6 +198,7 @@ class _Watcher:
                 # The thread uses the caller's settings.
                 arguments = (self._run, run.server)
                 threading.Thread(target=copy_context().run, args=arguments, name="cancel-watch", daemon=True).start()
+            self.lock.notify_all()
         if flow_run_id in cancelled_runs.ids:
             watch.notify()
         return watch
@@ -216,42 +215,34 @@ class _Watcher:
         run.end.on_watch_closed(until_flow_ends=watch.until_flow_ends)
 
     def _run(self, server: str) -> None:
-        is_done = False
-        while not is_done:
+        while True:
             try:
                 # The client is kept while the server answers: making one takes longer than a request.
                 with get_client(sync_client=True, httpx_settings=OWN_CLIENT_SETTINGS) as client:
-                    is_done = self._poll(Records(ServerApi(client)), server)
+                    self._poll(Records(ServerApi(client)), server)
             except Exception as error:
                 logger.debug("cannot ask the server for flow runs: %r", error)
                 cancelled_runs.answer(server, cancelled_runs.questions)
                 self._wait_for_runs(server)
 
-    def _poll(self, records: Records, server: str) -> bool:
-        """Poll until no flow run of the server is watched any more, and return True then."""
-        idle = 0
-        while idle < MAX_IDLE_POLLS or not self._stop_if_idle(server):
+    def _poll(self, records: Records, server: str) -> NoReturn:
+        while True:
             runs = self._wait_for_runs(server)
             questions = cancelled_runs.questions
-            idle = 0 if runs else idle + 1
             self._check(records, runs)
             cancelled_runs.answer(server, questions)
-        return True
 
     def _wait_for_runs(self, server: str) -> list[_WatchedRun]:
+        """Wait until the server is to be asked, and return the flow runs that are watched there."""
         sentinel_client.ensure_alive()
         with self.lock:
             self.lock.wait_for(lambda: cancelled_runs.is_asked(server), POLL_INTERVAL)
-            runs = [run for flow_run_id, run in self._runs.items() if flow_run_id not in cancelled_runs.ids]
-            return [run for run in runs if run.server == server]
+            self.lock.wait_for(lambda: cancelled_runs.is_asked(server) or self._watched_on(server))
+            return self._watched_on(server)
 
-    def _stop_if_idle(self, server: str) -> bool:
-        """Mark the server's thread as ended if no flow run is watched there, and return whether that is so."""
-        with self.lock:
-            is_idle = all(run.server != server for run in self._runs.values())
-            if is_idle:
-                del cancelled_runs.answers[server]
-            return is_idle
+    def _watched_on(self, server: str) -> list[_WatchedRun]:
+        runs = [run for flow_run_id, run in self._runs.items() if flow_run_id not in cancelled_runs.ids]
+        return [run for run in runs if run.server == server]
 
     def _check(self, records: Records, runs: list[_WatchedRun]) -> None:
         known = records.flow_runs(str(each) for run in runs for each in run.lineage)
@@ -267,6 +258,7 @@ class _Watcher:
 
 
 _watcher = _Watcher()
+os.register_at_fork(after_in_child=cancelled_runs.answers.clear)  # A forked child has none of the threads.
 
 
 def _is_prefects(number: signal.Signals, handler: Any) -> bool:
