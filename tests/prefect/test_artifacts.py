@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -14,8 +14,7 @@ from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import JobTaskRunner, job_report, job_task, run_jobs
-from executor_adapter.prefect.bulk.job_scope import _write_all
-from executor_adapter.prefect.reporting.batching_thread import BatchingThread
+from executor_adapter.prefect.reporting.background import BackgroundCalls
 from tests.prefect.conftest import Api
 from tests.waiting import PATIENCE, wait_for
 
@@ -106,45 +105,46 @@ def test_a_flow_completes_if_the_server_refuses_artifacts(prefect_api: str, mock
     assert refused.called
 
 
-def test_many_items_are_consumed_in_few_batches_and_none_is_lost() -> None:
-    """Many items are consumed in few batches, in order, and none is lost."""
-    batches: list[list[int]] = []
-    batching = BatchingThread[int](batches.append, interval=0.2)
+def test_calls_in_the_background_are_made_in_order_and_none_is_lost() -> None:
+    """They are made on one thread, which ends when nobody can put further ones."""
+    made: list[int] = []
+    calls = BackgroundCalls("counting")
     for number in range(10_000):
-        batching.put(number)
-    batching.close()
-    assert [number for batch in batches for number in batch] == list(range(10_000))
-    assert len(batches) <= 5
+        calls.put(partial(made.append, number))
+    calls.wait()
+    assert made == list(range(10_000))
+    del calls
+    wait_for(lambda: all(thread.name != "counting" for thread in threading.enumerate()))
 
 
-def test_items_wait_while_the_system_starts_no_thread(mocker: MockerFixture, caplog: pytest.LogCaptureFixture) -> None:
-    """What is put then is consumed as soon as a thread can be started, and else said to be lost."""
-    batches: list[list[int]] = []
-    batching, lost = (BatchingThread[int](batches.append, interval=0.0) for _ in range(2))
+def test_calls_wait_while_the_system_starts_no_thread(mocker: MockerFixture, caplog: pytest.LogCaptureFixture) -> None:
+    """What is put then is called as soon as a thread can be started, and else said to be lost."""
+    made: list[int] = []
+    calls, lost = (BackgroundCalls(name) for name in ("calls", "lines"))
     refused = mocker.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread"))
-    batching.put(1)
-    lost.put(3)
-    lost.close()
+    calls.put(partial(made.append, 1))
+    lost.put(partial(made.append, 3))
+    lost.wait()
     mocker.stop(refused)
-    assert caplog.messages == ["1 job updates are not sent to Prefect: the system starts no thread"]
-    batching.put(2)
-    batching.close()
-    assert batches == [[1, 2]]
+    assert caplog.messages == ["not all of the lines reached Prefect"]
+    calls.put(partial(made.append, 2))
+    calls.wait()
+    assert made == [1, 2]
 
 
 def test_a_line_that_cannot_be_written_takes_no_other_along(caplog: pytest.LogCaptureFixture) -> None:
-    """The other lines of its batch are in the log of the task run, and it is said."""
+    """The lines after it are in the log of the task run, and it is said."""
     written: list[str] = []
 
     def broken() -> None:
         raise ValueError("no such level")
 
-    lines = BatchingThread[Callable[[], None]](_write_all, interval=0.0)
-    for line in (broken, lambda: written.append("after")):
+    lines = BackgroundCalls("lines")
+    for line in (broken, partial(written.append, "after")):
         lines.put(line)
-    lines.close()
+    lines.wait()
     assert written == ["after"]
-    assert caplog.messages == ["cannot write a line to the log of a task run: ValueError('no such level')"]
+    assert caplog.messages == ["cannot tell Prefect of a job: ValueError('no such level')"]
 
 
 def test_an_interrupted_flow_makes_no_table(api: Api) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import json
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,15 +24,10 @@ from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.mirror.timeline import JobHistory, step_of
 from executor_adapter.prefect.options.retries import prefect_retry_options
-from executor_adapter.prefect.reporting.batching_thread import BatchingThread
-
-logger = logging.getLogger("executor_adapter.prefect")
+from executor_adapter.prefect.reporting.background import BackgroundCalls
 
 IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
 """Pools whose functions see the flow run's own context; "auto" is resolved before a scope is used."""
-
-LOG_INTERVAL = 0.1
-"""Seconds between two batches of lines for the logs of task runs."""
 
 
 class FlowRunScope:
@@ -45,7 +39,7 @@ class FlowRunScope:
         assert context.flow_run is not None, "run_jobs is called in a flow run"
         self.executor = executor
         # A line through Prefect's handlers takes longer than a short job, and the supervisor must not wait for it.
-        self.log: BatchingThread[Callable[[], None]] = BatchingThread(_write_all, LOG_INTERVAL)
+        self.log = BackgroundCalls("task-run-logs")
         self._log_fields = {
             "flow_run_id": str(context.flow_run.id),
             "flow_run_name": context.flow_run.name,
@@ -130,14 +124,6 @@ class BulkJobScope:
             f'"task":{_task_facts(job.policy, job.max_runtime)},"persist_result":false,'
             f'"log_prints":{json.dumps(flow.log_prints)},"flow":{flow.payload}}}'
         )
-
-
-def _write_all(lines: list[Callable[[], None]]) -> None:
-    for write in lines:
-        try:
-            write()
-        except Exception as error:
-            logger.warning("cannot write a line to the log of a task run: %r", error)
 
 
 def _state_of_retry(assignment: Assignment) -> str:

@@ -174,13 +174,12 @@ class _BulkRun:
             self._close_group()
             self._wait_for_all()
             self._finish()
-            self._flow_run_scope.log.close()
+            self._flow_run_scope.log.wait()
         except BaseException:
             self._cancel()
             raise
         finally:
             self._executor.remove_observer(self._observe)
-            self._flow_run_scope.log.close(timeout=0.0)
         return JobResults(result for result in self._results if result is not None)
 
     def stop(self) -> None:

@@ -11,8 +11,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
+import threading
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -25,10 +25,8 @@ from prefect.artifacts import (
 
 from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.job import JobStatus, Transition
-from executor_adapter.prefect.reporting.batching_thread import BatchingThread
-from executor_adapter.prefect.reporting.run_summary import JobSnapshot, RunSummary, snapshot_of
-
-logger = logging.getLogger("executor_adapter.prefect")
+from executor_adapter.prefect.reporting.background import BackgroundCalls
+from executor_adapter.prefect.reporting.run_summary import RunSummary, snapshot_of
 
 UPDATE_INTERVAL = 2.0
 """Seconds between two updates of the progress, each of which is a request, however many jobs there are."""
@@ -43,25 +41,34 @@ class JobReport:
         self._key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "jobs"
         self._progress: UUID | None = None
         self._shown = 0.0
-        self._batches: BatchingThread[JobSnapshot | None] = BatchingThread(self._take, UPDATE_INTERVAL)
+        self._calls = BackgroundCalls("job-report")
+        self._lock = threading.Lock()
+        """Guards the summary: the jobs of several executors may be reported."""
+        self._is_update_due = False
+        self._closed = threading.Event()
 
     def __call__(self, transition: Transition) -> None:
-        if transition.status is not JobStatus.RUNNING:
-            self._batches.put(snapshot_of(transition))
+        if transition.status is JobStatus.RUNNING:
+            return
+        with self._lock:
+            self.summary.add(snapshot_of(transition))
+            if not self._is_update_due:
+                self._is_update_due = True
+                self._calls.put(self._update)
 
     def close(self, *, summarise: bool = True) -> None:
         """Show the last progress and, with `summarise`, the table and the report."""
+        self._closed.set()
+        self._calls.put(self._update)
         if summarise:
-            self._batches.put(None)
-        self._batches.close()
+            self._calls.put(self._summarise)
+        self._calls.wait()
 
-    def _take(self, items: list[JobSnapshot | None]) -> None:
-        for item in items:
-            if item is not None:
-                self.summary.add(item)
+    def _update(self) -> None:
+        """Show the progress, and then wait, so that the next update is for many jobs."""
+        self._is_update_due = False
         self._show_progress()
-        if None in items:
-            self._summarise()
+        self._closed.wait(UPDATE_INTERVAL)
 
     def _show_progress(self) -> None:
         # The progress never goes back, although jobs may be added on the way.

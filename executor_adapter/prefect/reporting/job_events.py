@@ -30,6 +30,7 @@ The resource is the job that is stuck or near its limit, or for other alerts the
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -45,7 +46,7 @@ from executor_adapter.job import CRASHES, JobStatus, Transition
 from executor_adapter.monitoring import Alert
 from executor_adapter.prefect.mirror.events import flow_run_facts
 from executor_adapter.prefect.mirror.states import state_kind
-from executor_adapter.prefect.reporting.batching_thread import BatchingThread
+from executor_adapter.prefect.reporting.background import BackgroundCalls
 from executor_adapter.prefect.reporting.run_summary import JobSnapshot, snapshot_of
 
 PREFIX = "executor-adapter.job."
@@ -53,8 +54,6 @@ KINDS = ("failed", "timed-out", "crashed", "out-of-memory", "quarantined", "retr
 """The kinds that are sent by default."""
 
 ALL_KINDS = (*KINDS, "completed")
-EMIT_INTERVAL = 0.5
-"""Seconds between two batches of events."""
 
 _KIND_BY_STATE = {
     "Completed": "completed",
@@ -80,7 +79,7 @@ class JobEvents:
             raise InvalidJobError(f"unknown kinds of events: {said}: choose from {', '.join(ALL_KINDS)}")
         self._executor = executor
         self._related: list[Any] = json.loads(f"[{flow_run_facts().related}]")
-        self._batches: BatchingThread[tuple[str, JobSnapshot]] = BatchingThread(self._emit, EMIT_INTERVAL)
+        self._calls = BackgroundCalls("job-events")
 
     def __call__(self, transition: Transition) -> None:
         if transition.status is JobStatus.RETRYING:
@@ -93,15 +92,14 @@ class JobEvents:
 
     def _put(self, kind: str, transition: Transition) -> None:
         if kind in self._kinds:
-            self._batches.put((kind, snapshot_of(transition)))
+            self._calls.put(functools.partial(self._emit, kind, snapshot_of(transition)))
 
     def close(self) -> None:
         """Send the remaining events."""
-        self._batches.close()
+        self._calls.wait()
 
-    def _emit(self, events: list[tuple[str, JobSnapshot]]) -> None:
-        for kind, job in events:
-            emit_event(PREFIX + kind, resource=_resource(job), related=self._related, payload=job._asdict())
+    def _emit(self, kind: str, job: JobSnapshot) -> None:
+        emit_event(PREFIX + kind, resource=_resource(job), related=self._related, payload=job._asdict())
 
 
 def _resource(job: JobSnapshot) -> dict[str, str]:
@@ -113,7 +111,7 @@ def _resource(job: JobSnapshot) -> dict[str, str]:
 def job_events(*, executor: JobExecutor | None = None, kinds: Iterable[str] = KINDS) -> Iterator[JobEvents]:
     """Send events for the jobs that an executor, by default the current one, runs in the block.
 
-    An automation can then trigger on `executor-adapter.job.crashed`, for example. A thread sends the events in batches.
+    An automation can then trigger on `executor-adapter.job.crashed`, for example. A thread sends the events.
     """
     executor = executor or current_executor()
     events = JobEvents(executor, kinds)
