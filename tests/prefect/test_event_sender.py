@@ -166,7 +166,7 @@ def test_few_events_are_checked_more_often() -> None:
     intervals = [window.check_interval(left, stalled=0.0) for left in (2_000, 500, 100, 3)]
     assert intervals == [MAX_CHECK_INTERVAL, pytest.approx(1 / 3), pytest.approx(1 / 15), MIN_CHECK_INTERVAL]
     for left in (1, 100):
-        assert window.check_interval(left, stalled=2.0) == 0.25
+        assert window.check_interval(left, stalled=1.5) == 0.5
         assert window.check_interval(left, stalled=30.0) == MAX_CHECK_INTERVAL
 
 

@@ -356,13 +356,19 @@ def _data(state: State[Any]) -> str:
 # --- the queue ---
 
 UNSENT_LIMIT = 500
-"""Unsent changes above which "auto" skips the intermediate states of finished jobs."""
+"""Unsent changes above which "auto" skips the intermediate states of finished jobs.
+
+A simulated server that records 50 a second is done with 1,000 short jobs after 24 s; with 2,000 it is after 47 s.
+"""
 
 HURRIED_UNSENT_LIMIT = 50
 """The same limit while the process is about to end."""
 
 HOLD_BACK_SECONDS = 0.5
-"""Time for which a change of an unfinished task run is held back."""
+"""Time for which a change of an unfinished task run is held back.
+
+A simulated server that records 400 a second is done with 5,000 jobs of 0.1 s after 14.7 s; without it, after 16.4 s.
+"""
 
 HOLD_BACK_LIMIT = 50
 """Unsent changes up to which none is held back: half a second's work for the slowest server."""
