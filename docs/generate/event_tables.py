@@ -29,7 +29,7 @@ def reference() -> str:
         raise ValueError(f"describe the events of jobs: {set(jobs.ALL_KINDS) ^ JOB_EVENTS.keys()}")
     default = {kind: "yes" if kind in jobs.KINDS else "no" for kind in JOB_EVENTS}
     rows = [(code(jobs.PREFIX + kind), said, default[kind]) for kind, said in JOB_EVENTS.items()]
-    prefix = importlib.import_module(emit_alert.__module__).PREFIX
+    prefix = importlib.import_module(emit_alert.__module__).HEALTH_PREFIX
     members = griffe.load("executor_adapter", resolve_aliases=True)["monitoring.AlertKind"].members
     alerts = [(code(f"{prefix}{kind}"), members[kind.name].docstring.value) for kind in AlertKind]
     return "\n".join(
