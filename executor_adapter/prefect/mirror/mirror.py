@@ -180,8 +180,6 @@ class SenderThread:
 
     def __init__(self, unsent: UnsentChanges, file: OutboxFile | None) -> None:
         self._closed = threading.Event()
-        self.gathers = True
-        """Whether it waits a little for further changes before it sends some."""
         self.kept: tuple[str, ...] = ()
         """The jobs whose final states were in the outbox's file at the end."""
         self.missing: tuple[str, ...] = ()
@@ -338,9 +336,9 @@ class SenderThread:
         self.outbox.delete_ended()
 
     def _wait_for_work(self) -> None:
-        """Wait until there is something to do, and then a little longer for more."""
+        """Wait until there is something to do, and then a little longer for more, unless it is in a hurry."""
         pause = min(ROUND_INTERVAL, max(0.0, self.sender.seconds_until_check())) if self._is_busy else None
-        if self._wake.wait(pause) and self.gathers:
+        if self._wake.wait(pause) and not self._unsent.is_hurried:
             time.sleep(GATHER_SECONDS)
 
     def _on_unreachable(self, error: httpx.HTTPError) -> None:
@@ -374,8 +372,7 @@ class SenderThread:
 
     def _store_some(self, keep: int) -> bool:
         """Return whether there may be more to store."""
-        self._unsent.take_in()
-        excess = min(self._unsent.finished_count - keep, MAX_TRANSACTION_EVENTS)
+        excess = min(len(self._unsent.finished()) - keep, MAX_TRANSACTION_EVENTS)
         if excess <= 0:
             return False
         events = list(self.sender.without_deleted(self._unsent.take_finished(self._flow, excess)))
@@ -387,7 +384,7 @@ class SenderThread:
 
     def _drop(self) -> None:
         """Drop the oldest final states of those that can be neither sent nor written."""
-        excess = len(self.outbox.resend) + self._unsent.finished_count - MAX_WITHOUT_FILE
+        excess = len(self.outbox.resend) + len(self._unsent.finished()) - MAX_WITHOUT_FILE
         if excess > 0:
             oldest = self.outbox.take_unwritten(excess)
             oldest += self._unsent.take_finished(self._flow, excess - len(oldest))
@@ -542,7 +539,6 @@ class PrefectMirror:
         """
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
-            self._thread.gathers = False
             self.hurry()
         try:
             if not self._thread.is_closed and (self._jobs or self._thread.has_started):

@@ -42,13 +42,10 @@ EXIT_TIMEOUT = 10.0
 FLUSH_TIMEOUT = 1.0
 """Seconds for the states so far when a signal may be about to end the process."""
 
-MAX_KEPT = 4
-"""Flow runs whose drained mirrors are kept: nothing notifies them of the end of the flow run."""
-
 _mirrors: dict[UUID | str, PrefectMirror] = {}
 """The mirrors by flow run id, and by server name for task runs outside flow runs."""
-_kept: dict[UUID | str | None, None] = {}
-"""The mirrors that `drain` has kept, the newest last."""
+_drained: UUID | None = None
+"""The flow run that `drain` was called for last."""
 _lock = threading.Lock()
 
 
@@ -116,7 +113,6 @@ def close(flow_run_id: UUID | None, *, timeout: float | None) -> None:
         return
     with _lock:
         mirror = _mirrors.pop(flow_run_id, None)
-        _kept.pop(flow_run_id, None)
     if mirror is not None:
         mirror.close(timeout)
 
@@ -124,24 +120,22 @@ def close(flow_run_id: UUID | None, *, timeout: float | None) -> None:
 def drain(flow_run_id: UUID | None) -> None:
     """Wait until the server has recorded the tasks of a flow run so far, of which more may follow.
 
-    The mirror is kept, because a new one would have to connect and to find out how fast the server is. It is closed
-    when MAX_KEPT other flow runs have been drained since, or with the process.
+    The mirror is kept, because a new one would have to connect and to find out how fast the server is. Nothing notifies
+    it of the end of the flow run, so it is closed when another one is drained, or with the process.
     """
-    key = flow_run_id or server_name()
-    mirror = _mirrors.get(key)
+    global _drained
+    mirror = _mirrors.get(flow_run_id or server_name())
     if mirror is None:
         return
     report = mirror.drain()
-    if flow_run_id is not None and not report.unfinished and mirror.unrecorded():
-        close(flow_run_id, timeout=0.0)  # The server was given up: this leaves the rest in the outbox, and says so.
+    if flow_run_id is None:
         return
     with _lock:
-        _kept.pop(key, None)
-        _kept[key] = None
-        surplus = next(iter(_kept)) if len(_kept) > MAX_KEPT else None
-        _kept.pop(surplus, None)
-    if isinstance(surplus, UUID):
-        close(surplus, timeout=None)
+        before, _drained = _drained, flow_run_id
+    if before not in (None, flow_run_id):
+        close(before, timeout=None)
+    if not report.unfinished and mirror.unrecorded():
+        close(flow_run_id, timeout=0.0)  # The server was given up: this leaves the rest in the outbox, and says so.
 
 
 def _end_all() -> None:
@@ -197,7 +191,10 @@ def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 
     Raises:
         RuntimeError: no flow run is given, and the caller is not in one.
     """
-    wanted, deadline = _flow_run_id(flow_run_id), time.monotonic() + timeout
+    wanted = current_flow_run_id() if flow_run_id is None else UUID(str(flow_run_id))
+    if wanted is None:
+        raise RuntimeError("wait_until_recorded() was called outside a flow run: give flow_run_id")
+    deadline = time.monotonic() + timeout
     mirror = find(wanted)
     mirrored = MirrorReport(jobs=0, recorded=0) if mirror is None else mirror.drain(timeout)
     with ServerApi.connected() as api:
@@ -212,15 +209,6 @@ def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 
     if not report.complete:
         logger.warning("after %.0f s: %s", timeout, report)
     return report
-
-
-def _flow_run_id(given: UUID | str | None) -> UUID:
-    if given is not None:
-        return given if isinstance(given, UUID) else UUID(given)
-    current = current_flow_run_id()
-    if current is None:
-        raise RuntimeError("wait_until_recorded() was called outside a flow run: give flow_run_id")
-    return current
 
 
 def _wait_for_others(api: ServerApi, flow_run_id: UUID, deadline: float) -> tuple[UUID, ...]:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -454,12 +454,7 @@ class UnsentChanges:
         """The number of changes that are not sorted in yet."""
         return len(self._inbox)
 
-    @property
-    def finished_count(self) -> int:
-        """The number of task runs that have finished, and whose final state is not sent."""
-        return len(self._finished)
-
-    def finished(self) -> Iterable[TaskRunHistory[Any]]:
+    def finished(self) -> Collection[TaskRunHistory[Any]]:
         """Return the task runs whose final state is not sent."""
         self.take_in()
         return self._finished

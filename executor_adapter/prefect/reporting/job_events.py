@@ -33,6 +33,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -54,15 +55,6 @@ KINDS = ("failed", "timed-out", "crashed", "out-of-memory", "quarantined", "retr
 """The kinds that are sent by default."""
 
 ALL_KINDS = (*KINDS, "completed")
-
-_KIND_BY_STATE = {
-    "Completed": "completed",
-    "Cancelled": "cancelled",
-    "TimedOut": "timed-out",
-    "Crashed": "crashed",
-    "OutOfMemory": "out-of-memory",
-    "Failed": "failed",
-}
 
 
 class JobEvents:
@@ -86,7 +78,7 @@ class JobEvents:
             self._put("retried", transition)
         elif transition.status.is_terminal:
             code = transition.job.error_code if transition.error is not None else None
-            self._put(_KIND_BY_STATE[state_kind(transition.status, error_code=code).name], transition)
+            self._put(_with_dashes(state_kind(transition.status, error_code=code).name), transition)
             if code in CRASHES and any(transition.job is job for job in self._executor.quarantined()):
                 self._put("quarantined", transition)
 
@@ -100,6 +92,11 @@ class JobEvents:
 
     def _emit(self, kind: str, job: JobSnapshot) -> None:
         emit_event(PREFIX + kind, resource=_resource(job), related=self._related, payload=job._asdict())
+
+
+def _with_dashes(name: str) -> str:
+    """Return the name of a state as the kind of an event: TimedOut is timed-out."""
+    return re.sub(r"\B[A-Z]", r"-\g<0>", name).lower()
 
 
 def _resource(job: JobSnapshot) -> dict[str, str]:
