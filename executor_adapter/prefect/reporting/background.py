@@ -5,55 +5,61 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import weakref
+from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from queue import SimpleQueue
 
 logger = logging.getLogger("executor_adapter.prefect")
 
 Call = Callable[[], object]
 
+IDLE_SECONDS = 1.0
+"""Seconds without a call after which the thread ends."""
+
 WAIT_TIMEOUT = 10.0
-"""Seconds to wait for calls that were put."""
+"""Seconds to wait for the calls so far."""
 
 
 class BackgroundCalls:
     """Makes calls one after another on a thread of its own, in the context in which this was made.
 
-    Any thread may call `put`, which returns at once. Exceptions of a call are logged. The thread ends with this object.
+    Any thread may call `put`, which returns at once. The thread ends when no calls come. Exceptions of one are logged.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._context = copy_context()
-        self._calls: SimpleQueue[Call | None] = SimpleQueue()
-        self._is_started = False
-        self._lock = threading.Lock()
-        weakref.finalize(self, self._calls.put, None)
+        self._calls: deque[Call] = deque()
+        self._changed = threading.Condition()
+        self._is_running = False
 
     def put(self, call: Call) -> None:
         """Make the call when those before it are made."""
-        self._calls.put(call)
         # Where the system starts no thread now, the next call tries again.
-        with self._lock, contextlib.suppress(RuntimeError):
-            if not self._is_started:
-                arguments = _make, self._calls
-                threading.Thread(target=self._context.run, args=arguments, name=self._name, daemon=True).start()
-                self._is_started = True
+        with self._changed, contextlib.suppress(RuntimeError):
+            self._calls.append(call)
+            self._changed.notify()
+            if not self._is_running:
+                run = self._context.copy().run
+                threading.Thread(target=run, args=(self._run,), name=self._name, daemon=True).start()
+                self._is_running = True
 
     def wait(self) -> None:
         """Wait until the calls so far are made, at most WAIT_TIMEOUT."""
         is_made = threading.Event()
         self.put(is_made.set)
-        if not (self._is_started and is_made.wait(WAIT_TIMEOUT)):
+        if not is_made.wait(WAIT_TIMEOUT if self._is_running else 0.0):
             logger.warning("not all of the %s reached Prefect", self._name)
 
+    def _run(self) -> None:
+        while (call := self._next()) is not None:
+            try:
+                call()
+            except Exception as error:
+                logger.warning("cannot tell Prefect of a job: %r", error)
 
-def _make(calls: SimpleQueue[Call | None]) -> None:
-    while (call := calls.get()) is not None:
-        try:
-            call()
-        except Exception as error:
-            logger.warning("cannot tell Prefect of a job: %r", error)
-        del call  # It may hold what puts the calls.
+    def _next(self) -> Call | None:
+        """Return the next call; without one for a while, the thread ends."""
+        with self._changed:
+            self._is_running = self._changed.wait_for(lambda: bool(self._calls), IDLE_SECONDS)
+            return self._calls.popleft() if self._is_running else None
