@@ -5,8 +5,7 @@
 The package's `collection_flow` does more: ranges of days again, small files together, and resources with `for_each`.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: a flow that is served is sent without the names that its types alone use.
 from typing import Any
 
 from prefect import flow

@@ -5,8 +5,7 @@
 The package's `processing_flow` does more: windows again, small windows together, and summaries of the tools.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: a flow that is served is sent without the names that its types alone use.
 from typing import Any
 
 from prefect import flow

@@ -1,10 +1,9 @@
 """The flows: collection, processing, both with a report, and maintenance.
 
 The types of their parameters give the form in Prefect's UI its choices and its limits; Prefect takes the description of
-each from the docstring of its flow.
+each from the docstring of its flow. Annotations are no text here, as `from __future__ import annotations` makes them: a
+flow that is served is sent without the names that its types alone use.
 """
-
-from __future__ import annotations
 
 from datetime import date
 from typing import Annotated, Any
