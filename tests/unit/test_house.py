@@ -110,7 +110,7 @@ BUDGETS = {
     "modules": 467,
     "monitoring": 774,
     "persistence": 1_151,
-    "pipeline": 4_855,
+    "pipeline": 4_854,
     "pools": 570,
     "pools/cluster": 3_511,
     "pools/in_process": 633,
