@@ -52,8 +52,8 @@ class Agent:
         """Number of live attempts that have a lease of their own."""
         self.on_released: Callable[[int], object] = lambda lease: None
         """Called with the number of a lease that the head gives back."""
-        self.refusal = ""
-        """Why the head refused this agent, if it did."""
+        self.failure = ""
+        """Why it has ended, unless its head has told it to or has closed the link."""
         self._held_fds = held_fds
         self._pool: Any = None
         self._lost_after = math.inf
@@ -67,7 +67,7 @@ class Agent:
         self._files = ArrivingFiles()
         self._relieve_at = math.inf
         self._ending = False
-        self._patience = self.call_at(self.now() + SETUP_TIMEOUT, self.end)
+        self._patience = self.call_at(self.now() + SETUP_TIMEOUT, self._end_without_setup)
         """Ends this agent if its head does not set it up: a link that is relayed stays open where the head has died."""
         self.link = Link(self, end, self._on_frames, self.end)
         said = json.dumps(frames.hello(node or socket.gethostname()))
@@ -112,8 +112,7 @@ class Agent:
         elif kind == frames.SETUP:
             self._set_up(pickle.loads(body))
         elif kind == frames.CLOSE:
-            self.refusal = body.decode()
-            self.end()
+            self.end(body.decode())
 
     def _interrupt(self, seq: int) -> None:
         """Interrupt an attempt as soon as its function has begun."""
@@ -203,9 +202,8 @@ class Agent:
         if self._ending:
             return
         if now - self._echoed_at > self._lost_after:
-            logger.warning("the head has not answered for %.1f s: this agent ends", now - self._echoed_at)
             self.link.close()
-            self.end()
+            self.end(f"its head has not answered for {now - self._echoed_at:.1f} s")
             return
         self.link.send(wire.pack_frame(frames.BEAT, first=now))
         self.link.flush()
@@ -332,8 +330,14 @@ class Agent:
 
     # --- the end ---
 
-    def end(self) -> None:
-        """Kill what runs, and end the loop when nothing is left."""
+    def _end_without_setup(self) -> None:
+        self.end(f"its head did not set it up within {SETUP_TIMEOUT:.0f} s")
+
+    def end(self, failure: str = "") -> None:
+        """Kill what runs, and end the loop when nothing is left. `failure`: what was wrong, if anything was."""
+        if failure:
+            self.failure = failure
+            logger.warning("this agent ends: %s", failure)
         if self._pool is None:
             self.loop.stop()
         elif not self._ending:

@@ -55,9 +55,7 @@ def serve_stdio() -> int:
     os.write(write_fd, frames.START)
     agent = Agent(PipeEnd(read_fd, write_fd), held_fds=(write_fd,))
     agent.run()
-    if agent.refusal:
-        print(agent.refusal, file=sys.stderr)
-    return 1 if agent.refusal else 0
+    return 1 if agent.failure else 0
 
 
 def main(setup: dict[str, Any]) -> int:
@@ -86,7 +84,7 @@ def main(setup: dict[str, Any]) -> int:
     agent = Agent(end_of(sock), held_fds=(sock.fileno(),), node=setup["node"])
     worker.serve(agent)
     agent.run()
-    worker.tell({"failed": agent.refusal})
+    worker.tell({"failed": agent.failure})
     return 0
 
 

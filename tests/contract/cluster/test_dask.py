@@ -228,6 +228,10 @@ REFUSED_AGENTS = {
         "has Python 3.9, and this program 3",
     ),
     "another token": ("setup['token'] = '00' * 32", "it does not know this agent's token"),
+    "no set-up": (
+        "from executor_adapter.pools.cluster import agent; agent.SETUP_TIMEOUT = 0.0",
+        "its head did not set it up within 0 s",
+    ),
     "no way back": (
         "setup.update(address=['127.0.0.1', 1], relay=9999)",
         "cannot reach its head at 127.0.0.1, port 1 .*refused.*, nor through its cluster: .*Bad file descriptor",
