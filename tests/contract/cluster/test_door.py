@@ -117,12 +117,19 @@ def test_an_agent_that_cannot_connect_is_relayed(listening: Listening) -> None:
 
 def test_an_agent_that_nobody_relays_says_so() -> None:
     """An agent that its head cannot be reached by says where it has tried, and that the engine did not help."""
-    ended: list[AgentProcess] = []
+    words: list[str] = []
+
+    def report(agent: AgentProcess, why: str | None) -> None:
+        if why is None:
+            agent.link.close()
+        else:
+            words.append(why)
+
     head = {"address": ["127.0.0.1", 1], "token": TOKEN.hex()}
-    agent = AgentProcess(head, "node7", OneValue(), lambda agent: agent.link.close(), ended.append)
-    wait_for(lambda: ended)
+    AgentProcess(head, "node7", OneValue(), report)
+    wait_for(lambda: words)
     refused = "at 127.0.0.1, port 1 ([Errno 111] Connection refused), nor through its cluster: "
-    assert str(agent.ended).startswith(f"the agent cannot reach its head {refused}")
+    assert words[0].startswith(f"the agent cannot reach its head {refused}")
 
 
 def test_idle_connections_take_few_descriptors_and_keep_nobody_out(listening: Listening) -> None:

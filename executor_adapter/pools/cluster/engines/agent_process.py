@@ -104,8 +104,8 @@ class AgentProcess:
     """An agent's process: it is told which leases are held here, and says which are given back.
 
     `head`: the address at which the head listens, and its token. `node`: what the agent calls itself. `store`: where
-    its workers find the engine's data. In another thread, `on_relay(agent)` is called where the agent cannot connect to
-    its head, whose stream is that of `link` then, and `on_end(agent)` when the process has ended.
+    its workers find the engine's data. In another thread, `report(agent, None)` is called where the agent cannot
+    connect to its head, whose stream is that of `link` then, and `report(agent, why)` when the process has `ended`.
     """
 
     def __init__(
@@ -113,15 +113,14 @@ class AgentProcess:
         head: dict[str, Any],
         node: str,
         store: DataStore,
-        on_relay: Callable[[AgentProcess], object],
-        on_end: Callable[[AgentProcess], object],
+        report: Callable[[AgentProcess, str | None], object],
     ) -> None:
         self._lock = threading.Lock()
         self._released: dict[int, threading.Event] = {}
         self.ended: str | None = None
         """Why it takes no further lease; "" where it was told to end; None while it takes some."""
         self._is_leaving = False
-        self._on_relay, self._on_end = on_relay, on_end
+        self._report = report
         self.link, theirs = socket.socketpair()
         self._words, its_words = socket.socketpair()
         self._data = DataServer(store)
@@ -178,7 +177,7 @@ class AgentProcess:
                 message = json.loads(line)
                 why = message.get("failed", why)
                 if message.get("relay"):
-                    self._on_relay(self)
+                    self._report(self, None)
                 elif "relay" in message:
                     self.link.close()
                 if (event := self._released.pop(message.get("released", 0), None)) is not None:
@@ -187,6 +186,6 @@ class AgentProcess:
         with self._lock:
             code = self._process.wait()
             self.ended = f"the agent ended with code {code}, and does not say why" if why is None else why
-        self._on_end(self)
+        self._report(self, self.ended)
         for event in list(self._released.values()):
             event.set()

@@ -85,20 +85,20 @@ def _hold(worker: Any, head: dict[str, Any], lease: int, environment: dict[str, 
 def _agent_of(head: dict[str, Any], worker: Any) -> AgentProcess:
     token, link = head["token"], secrets.token_hex(8)
 
-    def forget(ended: AgentProcess) -> None:
+    def report(agent: AgentProcess, why: str | None) -> None:
+        """Let the head read and write the stream of an agent that does not reach it; forget one that has ended."""
+        if why is None:
+            agent.link.setblocking(False)
+            relayed[link] = agent.link, asyncio.Lock()
+            worker.handlers.update(agent_read=_read, agent_write=_write)
+            worker.log_event(f"executor-adapter-relay-{token[:8]}", [worker.address, link])
+            return
         with _lock:
-            if _agents.get(token) is ended:
+            if _agents.get(token) is agent:
                 del _agents[token]
         if link in relayed:
             with contextlib.suppress(RuntimeError):  # The worker has ended, too.
                 asyncio.run_coroutine_threadsafe(_read_rest(link), worker.loop.asyncio_loop)
-
-    def relay(unconnected: AgentProcess) -> None:
-        """Let the head read and write the stream of its agent."""
-        unconnected.link.setblocking(False)
-        relayed[link] = unconnected.link, asyncio.Lock()
-        worker.handlers.update(agent_read=_read, agent_write=_write)
-        worker.log_event(f"executor-adapter-relay-{token[:8]}", [worker.address, link])
 
     with _lock:
         agent = _agents.get(token)
@@ -106,7 +106,7 @@ def _agent_of(head: dict[str, Any], worker: Any) -> AgentProcess:
             certificates = worker.security.get_tls_config_for_role("worker") if head["tls"] else None
             data = _WorkerData(worker, token, head["client"])
             setup = {**head, "certificates": certificates}
-            agent = _agents[token] = AgentProcess(setup, worker.address, data, relay, forget)
+            agent = _agents[token] = AgentProcess(setup, worker.address, data, report)
         return agent
 
 

@@ -50,7 +50,7 @@ class NodeActor:
         self._changed = threading.Condition()
         self._words = words = SimpleQueue[str | None]()
         head = {**head, "certificates": certificates_of_ray()}
-        self._agent = AgentProcess(head, node, self, lambda _: words.put(None), lambda agent: words.put(agent.ended))
+        self._agent = AgentProcess(head, node, self, lambda _, word: words.put(word))
 
     def hold(self, lease: int, environment: dict[str, str]) -> None:
         """Tell the agent of a lease, and of variables of the environment of the attempts that run on it."""
