@@ -112,7 +112,7 @@ BUDGETS = {
     "persistence": 1_151,
     "pipeline": 4_854,
     "pools": 570,
-    "pools/cluster": 3_511,
+    "pools/cluster": 3_486,
     "pools/in_process": 633,
     "pools/memory": 414,
     "pools/process": 1_574,

@@ -20,7 +20,7 @@ class Agent:
 
     def __init__(self, node: str, slots: int, shape: Shape = ()) -> None:
         self.node = node
-        self.of_shape = Holding([Lease(n, shape, 0.0) for n in range(slots)], used=slots, fewest=slots)
+        self.of_shape = Holding([Lease(n, shape, 0.0) for n in range(slots)], used=slots, most=slots)
         self.held = {shape: self.of_shape}
 
     @property
@@ -224,7 +224,7 @@ def idle_pool() -> Pool:
     """Return a pool with two slots that nothing uses, which has looked a second ago since something was awaited."""
     pool = Pool(Agent("a", 2))
     pool.let(1.0)
-    pool.agents[0].of_shape.used = pool.agents[0].of_shape.fewest = 0
+    pool.agents[0].of_shape.used = pool.agents[0].of_shape.most = 0
     return pool
 
 
@@ -235,6 +235,16 @@ def test_an_idle_slot_stays_while_nothing_waits() -> None:
     pool.let(4.9)
     assert pool.released == []
     pool.let(5.1)
+    assert pool.released == ["a", "a"]
+
+
+def test_a_slot_that_was_used_lately_stays() -> None:
+    """What was in use at any time since the last look is not idle, though nothing uses it now."""
+    pool = idle_pool()
+    pool.are_awaited, pool.agents[0].of_shape.most = False, 2
+    pool.let(9)
+    assert pool.released == []
+    pool.let(5)
     assert pool.released == ["a", "a"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -25,19 +25,24 @@ TIMEOUT, LOST_AFTER = 60.0, 3600.0
 
 
 class Source(LeaseSource):
-    """Counts what is asked for and what goes back; tests grant leases."""
+    """Knows what is asked for, and counts what goes back; tests grant leases."""
 
     def __init__(self) -> None:
-        self.asked: Counter[Shape] = Counter()
+        self.shapes: dict[int, Shape] = {}
         self.released = 0
 
-    def request(self, count: int, shape: Shape = ()) -> None:
-        self.asked[shape] += count
+    @property
+    def asked(self) -> Counter[Shape]:
+        """How many leases of each shape are asked for."""
+        return Counter(self.shapes.values())
 
-    def withdraw(self, count: int, shape: Shape = ()) -> None:
-        self.asked[shape] -= count
+    def ask(self, leases: Sequence[int], shape: Shape = ()) -> None:
+        self.shapes.update(dict.fromkeys(leases, shape))
 
-    def explain_lack(self) -> None:
+    def withdraw(self, lease: int) -> None:
+        del self.shapes[lease]
+
+    def look_for_nodes(self, shapes: Collection[Shape]) -> None:
         """Say nothing."""
 
     def release(self, agent: RemoteAgent, lease: int) -> None:
@@ -60,7 +65,7 @@ class Pool(RemotePool):
         self.due: list[tuple[float, Callable[[], None]]] = []
         self.outcomes: list[str] = []
         self.handed: list[Assignment] = []
-        self.numbers = iter(range(1, 1000))
+        self.given = 0
         super().__init__(
             cast("Any", self), max_workers, cluster=ClusterSettings(node_timeout=TIMEOUT, lost_after=LOST_AFTER)
         )
@@ -75,6 +80,9 @@ class Pool(RemotePool):
     def call_at(self, when: float, callback: Callable[[], None]) -> Any:
         self.due.append((when, callback))
         return _Timer(self.due, (when, callback))
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        self.call_at(self.time, lambda: callback(*args))
 
     def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
         self.read = on_readable
@@ -108,9 +116,14 @@ class Pool(RemotePool):
         self.read()
 
     def grant(self, agent: RemoteAgent, shape: Shape, count: int = 1) -> None:
+        """Grant leases that were asked for, or are asked for now."""
         for _ in range(count):
-            self.leases.asked[shape] -= self.leases.asked[shape] > 0
-            self.granted(agent, next(self.numbers), shape)
+            if shape not in self.leases.asked:
+                self.leases.shapes[1000 + self.given] = self.shapes.asked[1000 + self.given] = shape
+            lease = next(lease for lease, asked in self.leases.shapes.items() if asked == shape)
+            del self.leases.shapes[lease]
+            self.given += 1
+            self.granted(agent, lease)
 
     def submit(self, shape: Shape, *args: object) -> Assignment:
         """Start an attempt, as the supervisor does with plain ones at once, and with others when they have a lease."""
@@ -183,23 +196,55 @@ def test_plain_attempts_that_follow_one_another_ask_once() -> None:
     pool = Pool()
     first, _ = pool.submit(()), pool.submit(())
     pool.grant(pool.add_agent(), ())
-    asked = pool.leases.asked.copy()
+    asked = pool.leases.asked
     pool.end(first)
     assert pool.leases.asked == asked
     pool.submit(())
     assert pool.leases.asked == asked
 
 
+@SHAPES
+def test_attempts_go_to_the_node_with_the_most_room(shape: Shape) -> None:
+    """Of a few nodes the one with the largest share of free slots gets the next attempt."""
+    pool = Pool()
+    small, large = pool.add_agent("a"), pool.add_agent("b")
+    pool.grant(small, shape, 1)
+    pool.grant(large, shape, 3)
+    nodes = [pool.submit(shape).node for _ in range(4)]
+    assert set(nodes[:2]) == {"a", "b"}
+    assert nodes[2:] == ["b", "b"]
+
+
+@SHAPES
+def test_a_node_with_room_is_found_among_many_that_are_full(shape: Shape) -> None:
+    """Where one of many nodes gets room, the next attempt goes there."""
+    pool = Pool(max_workers=20)
+    for node in range(20):
+        pool.grant(pool.add_agent(str(node)), shape)
+    running = [pool.submit(shape) for _ in range(20)]
+    assert len({each.node for each in running}) == 20
+    waiting = pool.submit(shape)
+    assert waiting.worker is None
+    pool.recall(waiting)
+    ended = next(each for each in running if each.node == "19")
+    pool.end(ended)
+    assert pool.submit(shape).node == "19"
+
+
 def test_a_smaller_pool_asks_for_fewer_slots() -> None:
-    """No more plain slots are asked for than the pool may have; what was asked for beyond that is withdrawn."""
+    """No more plain slots are asked for than the pool may have; one that was withdrawn is not taken."""
     pool = Pool(max_workers=4)
     for _ in range(4):
         pool.submit(())
     pool.grant(pool.add_agent(), (), 2)
+    asked = set(pool.leases.shapes)
     pool.resize(3)
     assert pool.leases.asked[()] == 1
-    pool.grant(pool.agents[0], (), 2)
-    assert (pool.shapes.count(()), pool.leases.released) == (3, 1)
+    (withdrawn,) = asked - set(pool.leases.shapes)
+    pool.granted(pool.agents[0], withdrawn)
+    assert pool.shapes.count(()) == 2
+    pool.grant(pool.agents[0], ())
+    assert (pool.shapes.count(()), pool.leases.released) == (3, 0)
 
 
 def test_a_lease_is_kept_for_a_job_until_its_attempt_starts() -> None:

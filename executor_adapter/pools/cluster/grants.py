@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter, methodcaller
 from typing import ClassVar, NamedTuple, Protocol
 
 from executor_adapter.exceptions import WorkerUnavailableError
@@ -24,8 +26,10 @@ LACK_SECONDS = 10.0
 """Seconds without a single slot after which it is said what is waited for."""
 _MAX_KNOWN_FAILURES = 100
 """Failures of which another one with the same words is no news."""
+_COMPARED = 4
+"""Agents that are compared for an attempt: one of those that were chosen longest ago has room, unless most are full."""
 LOOK_INTERVAL = 0.5
-"""Seconds between two looks at what the pool holds."""
+"""Seconds between two looks at what the pool holds, and at what it was not granted yet."""
 MAX_QUESTION_SHARE = 0.1
 """The part of the time in which the engine may be busy with the question what others wait for."""
 MAX_QUESTION_INTERVAL = 20.0
@@ -48,9 +52,6 @@ class LeasesOwner(AgentOwner, Protocol):
     def give(self, agent: RemoteAgent, assignment: Assignment, shape: Shape = ()) -> None:
         """Send an attempt to an agent that has a free lease of its shape."""
 
-    def ask_for(self, count: int, shape: Shape) -> None:
-        """Ask for so many leases more, or less where the number is negative."""
-
     def release(self, agent: RemoteAgent, shape: Shape) -> None:
         """Give back a lease of an agent that no attempt uses."""
 
@@ -58,26 +59,40 @@ class LeasesOwner(AgentOwner, Protocol):
         """Let an agent without a lease end, unless leases have just gone back for others: some may follow soon."""
 
 
-def agent_with_free_lease(
-    agents: Sequence[RemoteAgent], assignment: Assignment, shape: Shape = ()
-) -> RemoteAgent | None:
+def agent_with_free_lease(agents: list[RemoteAgent], assignment: Assignment, shape: Shape = ()) -> RemoteAgent | None:
     """Return an agent that can start the attempt now."""
-    near = assignment.payload.near
-    free = [agent for agent in _able(agents, assignment, shape) if agent.free(shape)]
-    return max(free, key=lambda agent: (agent.node == near, agent.free(shape) / agent.count(shape)), default=None)
+    return _choose(agents, assignment, methodcaller("free", shape), shape)
 
 
-def agent_with_room(agents: Sequence[RemoteAgent], assignment: Assignment) -> RemoteAgent | None:
-    """Return an agent that the attempt can be queued at; it has no room where none has."""
-    near = assignment.payload.near
-    rooms = {agent: agent.room_behind for agent in _able(agents, assignment, ())}
-    return max(rooms, key=lambda agent: (agent.node == near and rooms[agent] > 0, rooms[agent]), default=None)
+def agent_with_room(agents: list[RemoteAgent], assignment: Assignment) -> RemoteAgent | None:
+    """Return an agent at which the attempt can be queued behind others."""
+    return _choose(agents, assignment, attrgetter("room_behind"), ())
 
 
-def _able(agents: Sequence[RemoteAgent], assignment: Assignment, shape: Shape) -> Sequence[RemoteAgent]:
-    """Return the agents whose nodes are not known to lack a module of the function; all where none is left."""
-    number = assignment.payload.function.number
-    return [agent for agent in agents if agent.count(shape) and number not in agent.lacking] or agents
+def _choose(
+    agents: list[RemoteAgent], assignment: Assignment, room: Callable[[RemoteAgent], int], shape: Shape
+) -> RemoteAgent | None:
+    """Return an agent that has room for the attempt on its leases of this shape, and put it behind the others.
+
+    It is the one that has the attempt's data, if that has room; else that with the most room for each of its leases
+    among the first ones. One whose node is known to lack a module of the function is chosen only where all do.
+    """
+    near, number = assignment.payload.near, assignment.payload.function.number
+    chosen: RemoteAgent | None = None
+    most = 0.0
+    for place, agent in enumerate(agents):
+        if place >= _COMPARED and chosen is not None and near in (None, chosen.node):
+            break
+        if (has := room(agent)) > 0 and number not in agent.lacking:
+            share = math.inf if agent.node == near else has / agent.count(shape)
+            if share > most:
+                chosen, most = agent, share
+    if chosen is None and all(number in agent.lacking for agent in agents if agent.count(shape)):
+        chosen = next((agent for agent in agents if room(agent) > 0), None)
+    if chosen is not None:
+        agents.remove(chosen)
+        agents.append(chosen)
+    return chosen
 
 
 class Starving(NamedTuple):
@@ -100,8 +115,6 @@ class _Book:
         """Jobs for which one of the free leases is kept."""
         self.waiting: deque[Assignment] = deque()
         """Attempts that hold a slot of the executor, and wait for a lease."""
-        self.requested = 0
-        """Leases that were asked for and not granted yet."""
         self.nodes: Collection[str] = ()
         """The names of the nodes that could hold such a lease, as far as they are known."""
         self.why = ""
@@ -110,20 +123,15 @@ class _Book:
         """Why a node could not hold one that it was given lately."""
         self.is_hopeless = False
         """Whether all that waits fails, until nothing does."""
-        self.since = 0.0
-        """When the time began after which that is so."""
-        self.timer: Timer | None = None
+        self.since: float | None = None
+        """Since when attempts wait and there is no lease at all; None where that is not so."""
+        self.able_at = 0.0
+        """When it was known last that a node could hold one."""
 
     @property
     def wanted(self) -> int:
         """Number of leases that are wanted beside those in use."""
         return self.demand + len(self.waiting) + len(self.reserved)
-
-    def cancel_timer(self) -> None:
-        """Do not give up."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class ShapeBooks:
@@ -134,9 +142,14 @@ class ShapeBooks:
         self._node_timeout = node_timeout
         self._books: dict[Shape, _Book] = {(): _Book(())}
         """That of plain slots, and those of the shapes that are wanted."""
+        self.asked: dict[int, Shape] = {}
+        """The leases that were asked for and not granted yet, the oldest first, with their shapes."""
+        self._numbers = itertools.count(1)
         self.rests: dict[Shape, float] = {}
         """The shapes that are not asked for, and until when: leases of theirs went back for others."""
         self._known_failures: deque[str] = deque(maxlen=_MAX_KNOWN_FAILURES)
+        self._will_look = False
+        """Whether there will be another look at what was asked for."""
 
     # --- what the supervisor asks ---
 
@@ -195,11 +208,12 @@ class ShapeBooks:
         """Return the number of leases of a shape, used or free."""
         return sum(agent.count(shape) for agent in self._pool.agents)
 
-    def on_granted(self, shape: Shape) -> None:
-        """Take note of a new lease."""
-        if (book := self._books.get(shape)) is not None:
-            book.requested = max(0, book.requested - 1)
+    def on_granted(self, lease: int) -> Shape | None:
+        """Take note of a new lease, and return its shape; None where it is not wanted any more."""
+        shape = self.asked.pop(lease, None)
+        if shape is not None and (book := self._books.get(shape)) is not None:
             book.is_hopeless, book.failure, book.why = False, "", ""
+        return shape
 
     def serve(self, shape: Shape) -> None:
         """Start what waits, as far as there are leases for it."""
@@ -219,7 +233,7 @@ class ShapeBooks:
     @property
     def are_awaited(self) -> bool:
         """Whether attempts wait, or leases that were asked for, which some node could hold."""
-        return any(book.waiting or (book.requested and not book.why) for book in self._books.values())
+        return any(book.waiting or (self._asked_of(book.shape) and not book.why) for book in self._books.values())
 
     def starving(self) -> dict[Shape, Starving]:
         """Return the shapes that have no lease, and are asked for one which some node could hold."""
@@ -243,9 +257,7 @@ class ShapeBooks:
         is_news = bool(why) and why != book.why and not book.failure
         book.nodes, book.why = nodes or book.nodes, why
         if nodes and not book.failure:  # It is its turn as soon as others end.
-            book.since = self._pool.supervisor.now()
-        elif not nodes and self._is_starving(book):
-            self._give_up_later(book)
+            book.able_at = self._pool.supervisor.now()
         if is_news and self._is_starving(book):
             needs, until = f" with resources {shape_text(shape)}" if shape else "", ""
             if shape and not is_final and self._node_timeout is not None:
@@ -261,40 +273,35 @@ class ShapeBooks:
             logger.warning("%s", why)
         if (book := self._books.get(shape)) is not None:
             book.failure = why
-            if self._is_starving(book):
-                self._give_up_later(book)
 
     def refuse_all(self, why: str) -> None:
         """Let what waits for a lease fail, unless its shape has some: no further try can help."""
         logger.error("%s", why)
         self._known_failures.append(why)
+        for lease in list(self.asked):
+            self._withdraw(lease)
         for book in list(self._books.values()):
-            book.requested, book.failure = 0, why
+            book.failure = why
             if not self.count(book.shape):
                 self._give_up(book)
 
-    def _give_up_later(self, book: _Book) -> None:
-        if book.timer is None:
-            book.since = self._pool.supervisor.now()
-            self._look_later(book)
-
-    def _look_later(self, book: _Book) -> None:
-        due = self._pool.supervisor.now() + LACK_SECONDS
-        if self._node_timeout is not None:
-            due = min(due, book.since + self._node_timeout)
-        book.timer = self._pool.supervisor.call_at(due, lambda: self._look(book))
-
-    def _look(self, book: _Book) -> None:
-        if self._node_timeout is not None and self._pool.supervisor.now() >= book.since + self._node_timeout:
-            self._give_up(book)
-            return
-        self._look_later(book)
-        if not book.shape:
-            self._pool.source.explain_lack()
+    def _look(self) -> None:
+        """Find out which nodes could hold what was asked for, and give up what none could for too long."""
+        now = self._pool.supervisor.now()
+        shapes = set(self.asked.values()) - {()}
+        for book in [book for book in self._books.values() if book.since is not None]:
+            lacks_for = now - max(book.since or 0.0, book.able_at)
+            if self._node_timeout is not None and lacks_for >= self._node_timeout:
+                self._give_up(book)
+            elif not book.shape and lacks_for >= LACK_SECONDS:
+                shapes.add(())
+        self._will_look = bool(self.asked)
+        if self._will_look:
+            self._pool.source.look_for_nodes(shapes)
+            self._pool.supervisor.call_at(now + LOOK_INTERVAL, self._look)
 
     def _give_up(self, book: _Book) -> None:
         """Let all that waits fail: what waits in the queue does so when it is started, at the end of this turn."""
-        book.cancel_timer()
         book.is_hopeless = True
         self._serve(book)
 
@@ -335,18 +342,42 @@ class ShapeBooks:
 
     def _balance(self, book: _Book, *, keeps: bool = False) -> None:
         """Ask for as many leases as are wanted and not there; where it `keeps`, for no fewer than before."""
-        lacking = max(0, self._lacking(book), book.requested if keeps else 0)
-        more, book.requested = lacking - book.requested, lacking
-        if more:
-            self._pool.ask_for(more, book.shape)
+        asked = self._asked_of(book.shape)
+        lacking = max(0, self._lacking(book), len(asked) if keeps else 0)
+        for lease in asked[lacking:]:
+            self._withdraw(lease)
+        self._ask(lacking - len(asked), book.shape)
         if not self._is_starving(book):
-            book.cancel_timer()
-        elif not book.shape:
-            self._give_up_later(book)
+            book.since = None
+        elif book.since is None:
+            book.since = self._pool.supervisor.now()
         if not book.wanted:
             book.is_hopeless = False
             if book.shape:
                 self._books.pop(book.shape, None)
+
+    def ask_anew(self, shape: Shape) -> None:
+        """Ask for the leases of a shape after those of other shapes that were asked for since."""
+        asked = self._asked_of(shape)
+        for lease in asked:
+            self._withdraw(lease)
+        self._ask(len(asked), shape)
+
+    def _asked_of(self, shape: Shape) -> list[int]:
+        return [lease for lease, asked in self.asked.items() if asked == shape]
+
+    def _ask(self, count: int, shape: Shape) -> None:
+        leases = [next(self._numbers) for _ in range(count)]
+        if leases:
+            self.asked.update(dict.fromkeys(leases, shape))
+            self._pool.source.ask(leases, shape)
+            if not self._will_look:
+                self._will_look = True
+                self._pool.supervisor.call_soon(self._look)
+
+    def _withdraw(self, lease: int) -> None:
+        del self.asked[lease]
+        self._pool.source.withdraw(lease)
 
     def _lacking(self, book: _Book) -> int:
         if book.is_hopeless or self._pool.is_closing or book.shape in self.rests:
@@ -415,8 +446,8 @@ class LeaseWatch:
         """Give back what was not used since the last look."""
         for agent in list(self._pool.agents):
             for shape, held in list(agent.held.items()):
-                self._release(agent, shape, len(held.leases) - held.fewest)
-                held.fewest = held.used
+                self._release(agent, shape, len(held.leases) - held.most)
+                held.most = held.used
 
     def _release(self, agent: RemoteAgent, shape: Shape, count: int) -> int:
         """Give back up to so many leases that no attempt uses and that are kept for nobody; return how many."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,26 +18,28 @@ class LeaseSource(ABC):
     """Whether idle leases stay with the pool, since nobody else could use them."""
 
     @abstractmethod
-    def request(self, count: int, shape: Shape = ()) -> None:
-        """Ask for so many leases more. Each is reported by `RemotePool.granted`, in any order, at any time.
+    def ask(self, leases: Sequence[int], shape: Shape = ()) -> None:
+        """Ask for leases. Each is reported by `RemotePool.granted`, in any order, at any time.
 
         `shape`: what each takes of its node in place of what a plain slot takes.
         """
 
     @abstractmethod
-    def withdraw(self, count: int, shape: Shape = ()) -> None:
-        """Ask for so many leases less. One may be granted all the same, and is released then."""
+    def withdraw(self, lease: int) -> None:
+        """Ask for a lease no more. It may be granted all the same, and goes back then."""
 
     @abstractmethod
-    def explain_lack(self) -> None:
-        """Report soon by `ShapeBooks.on_nodes_sought` which nodes could hold a plain lease, or why there is none."""
+    def look_for_nodes(self, shapes: Collection[Shape]) -> None:
+        """Report soon by `ShapeBooks.on_nodes_sought` which nodes could hold such leases, or why there are none.
+
+        Called again and again while leases were asked for and not granted yet.
+        """
 
     def look_for_others(self) -> None:  # noqa: B027
         """Report soon by `RemotePool.others_wait` what others wait for, where others can."""
 
-    def take(self, lease: int) -> Shape | None:
-        """Let the pool hold a lease that an agent reports. Return its shape; None where it is not wanted any more."""
-        return ()
+    def on_granted(self) -> None:  # noqa: B027
+        """Take note that the pool holds one lease more."""
 
     @abstractmethod
     def release(self, agent: RemoteAgent, lease: int) -> None:

@@ -54,7 +54,7 @@ class RemotePool(LeasingPool):
     ) -> None:
         super().__init__(supervisor, max_workers)
         self.agents: list[RemoteAgent] = []
-        """The agents that are connected, ready or not."""
+        """The agents that are connected, ready or not, in the order in which they are chosen."""
         self._setup: dict[str, Any] = {
             "lost_after": cluster.lost_after,
             "log_level": min(logging.INFO, logging.getLogger().level or logging.INFO),
@@ -98,14 +98,13 @@ class RemotePool(LeasingPool):
         self._count(agent)
 
     def queue_behind(self, assignment: Assignment) -> bool:
-        agent = agent_with_room(self.agents, assignment)
-        if assignment.memory_limit is not None or agent is None or agent.room_behind <= 0:
-            return False
-        self.give(agent, assignment)
-        return True
+        agent = None if assignment.memory_limit is not None else agent_with_room(self.agents, assignment)
+        if agent is not None:
+            self.give(agent, assignment)
+        return agent is not None
 
     def hand_back_queued(self, before: float) -> bool:
-        return sum(agent.give_back_if_stuck(before) for agent in self.agents) > 0
+        return sum(agent.give_back_if_stuck(before) for agent in list(self.agents)) > 0
 
     def unstarted(self) -> list[Assignment]:
         given = (each for agent in self.agents for each in agent.live.values())
@@ -123,6 +122,9 @@ class RemotePool(LeasingPool):
 
     def on_room(self, agent: RemoteAgent, shape: Shape) -> None:
         self._count(agent)
+        if agent.free(shape) == 1 or agent.room_behind == 1:  # It was full, and so may others be.
+            self.agents.remove(agent)
+            self.agents.insert(0, agent)
         if agent.leaving:
             self._release_unused(agent)
         self._watch.release_retiring(agent)
@@ -164,7 +166,7 @@ class RemotePool(LeasingPool):
 
     def resize(self, max_workers: int) -> None:
         super().resize(max_workers)
-        for agent in self.agents:
+        for agent in list(self.agents):
             while self.shapes.count(()) > max_workers and agent.free(()):
                 self.release(agent, ())
         self.shapes.ask_again()
@@ -177,26 +179,23 @@ class RemotePool(LeasingPool):
         self.agents.append(agent)
         return agent
 
-    def granted(
-        self, agent: RemoteAgent, lease: int, shape: Shape = (), environment: Mapping[str, str] | None = None
-    ) -> None:
-        """Take a lease on the agent's node: one more attempt of this shape may run there."""
-        self.shapes.on_granted(shape)
+    def granted(self, agent: RemoteAgent, lease: int, environment: Mapping[str, str] | None = None) -> None:
+        """Take a lease on the agent's node: one more attempt of its shape may run there."""
+        if agent.is_closing:
+            return  # Its end gives all its leases back, and says why.
+        shape = self.shapes.on_granted(lease)
+        if shape is None:  # It was withdrawn meanwhile, or its engine has granted it a second time.
+            agent.return_lease(lease)
+            return
+        self.source.on_granted()
         agent.add_lease(Lease(lease, shape, self.supervisor.now(), environment or {}))
-        if agent.leaving or self.is_closing or (not shape and self.shapes.count(()) > self.max_workers):
+        if agent.leaving:
             self.release(agent, shape)
             return
         self.shapes.serve(shape)
         self._watch.on_granted()
-        self._look_for_idle()
-
-    def on_lease(self, agent: RemoteAgent, lease: int, environment: dict[str, str]) -> None:
-        if agent.is_closing:
-            return  # Its end gives all its leases back, and says why.
-        if (shape := self.source.take(lease)) is not None:
-            self.granted(agent, lease, shape, environment)
-        else:  # It was withdrawn meanwhile, or its engine has granted it a second time.
-            agent.return_lease(lease)
+        if not self.source.keeps_idle:
+            self._watch.begin()
 
     def release(self, agent: RemoteAgent, shape: Shape) -> None:
         self.source.release(agent, agent.remove_lease(shape))
@@ -211,17 +210,6 @@ class RemotePool(LeasingPool):
         if not agent.leases and not self.source.keeps_idle and not self.shapes.rests:
             agent.close()
 
-    def ask_for(self, count: int, shape: Shape) -> None:
-        if count > 0:
-            self.source.request(count, shape)
-            self._look_for_idle()
-        else:
-            self.source.withdraw(-count, shape)
-
-    def _look_for_idle(self) -> None:
-        if not self.source.keeps_idle and not self.is_closing and any(agent.leases for agent in self.agents):
-            self._watch.begin()
-
     def others_wait(self, waiting: Mapping[str, int], took: float) -> None:
         """Take note for how many slots others wait on each node, by the engine's books; it `took` so many seconds."""
         if not self.is_closing:
@@ -231,7 +219,7 @@ class RemotePool(LeasingPool):
 
     def on_hello(self, agent: RemoteAgent, said: dict[str, Any]) -> None:
         if why := frames.refusal(agent.node, said):
-            agent.refuse(why)
+            agent.close(why)
         else:
             agent.accept(self._setup)
             self.source.on_ready(agent)

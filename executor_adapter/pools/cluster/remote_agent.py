@@ -52,8 +52,8 @@ class Holding:
     """The oldest first."""
     used: int = 0
     """Attempts that are live, those that are queued behind others included."""
-    fewest: int = 0
-    """The lowest number of them since the pool looked last."""
+    most: int = 0
+    """The highest number of them since the pool looked last."""
     retiring: int = 0
     """Leases that go back as soon as no attempt uses them, for the sake of others."""
 
@@ -71,7 +71,7 @@ class AgentOwner(Protocol):
     def on_hello(self, agent: RemoteAgent, hello: dict[str, Any]) -> None:
         """Take note of what the agent says of itself, and send it its set-up, or refuse it."""
 
-    def on_lease(self, agent: RemoteAgent, lease: int, environment: dict[str, str]) -> None:
+    def granted(self, agent: RemoteAgent, lease: int, environment: Mapping[str, str] | None = None) -> None:
         """Take note that the engine has granted a lease on the agent's node."""
 
     def on_room(self, agent: RemoteAgent, shape: Shape) -> None:
@@ -165,17 +165,11 @@ class RemoteAgent:
         self._watch_silence()
         self.link.flush()
 
-    def refuse(self, why: str) -> None:
-        """Let the agent end, because it cannot be used."""
-        self.is_closing = True
-        self.link.send(wire.pack_frame(frames.CLOSE, body=why.encode()))
-        self.link.flush()
-
     def add_lease(self, lease: Lease) -> None:
         """Let one more attempt of a shape run there."""
         held = self.held.setdefault(lease.shape, Holding())
         held.leases.append(lease)
-        held.fewest += 1  # It is about to be used.
+        held.most += 1  # It is about to be used.
         if not lease.shape:
             self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
 
@@ -214,7 +208,9 @@ class RemoteAgent:
         assignment.worker = (self, seq)
         assignment.node = self.node
         self.live[seq] = assignment
-        self.held[shape].used += 1
+        held = self.held[shape]
+        held.used += 1
+        held.most = max(held.most, held.used)
         if lease is not None:
             self._on_lease[seq] = lease
         self._long += lease is None and not assignment.short
@@ -257,11 +253,11 @@ class RemoteAgent:
             self._send_now(wire.pack_frame(frames.GIVE_BACK))
         return True
 
-    def close(self) -> None:
-        """Let the agent end; it has no live attempts."""
+    def close(self, refusal: str = "") -> None:
+        """Let the agent end; it has no live attempts. `refusal`: why it cannot be used, if that is so."""
         self.is_closing = True
-        if self.is_ready:
-            self._send_now(wire.pack_frame(frames.CLOSE))
+        if self.is_ready or refusal:
+            self._send_now(wire.pack_frame(frames.CLOSE, body=refusal.encode()))
         else:
             self.give_up("it was not ready yet")
 
@@ -306,7 +302,7 @@ class RemoteAgent:
         elif kind == frames.HANDED_BACK:
             self._hand_back(seq)
         elif kind == frames.LEASED:
-            self._owner.on_lease(self, word, json.loads(body or b"{}"))
+            self._owner.granted(self, word, json.loads(body or b"{}"))
         elif kind == frames.LEAVING:
             self.leaving = True
             self._owner.on_leaving(self)
@@ -362,9 +358,8 @@ class RemoteAgent:
         lease = self._on_lease.pop(seq, None)
         assignment.worker = None
         self._long -= lease is None and not assignment.short
-        held = self.held[shape := () if lease is None else lease.shape]
-        held.used -= 1
-        held.fewest = min(held.fewest, held.used)
+        shape = () if lease is None else lease.shape
+        self.held[shape].used -= 1
         self._owner.on_room(self, shape)
         return assignment
 

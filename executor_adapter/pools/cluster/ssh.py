@@ -6,13 +6,12 @@ ssh authenticates and encrypts, and its configuration (keys, ports, jumps) appli
 
 from __future__ import annotations
 
-import itertools
 import logging
+import os
 import socket
 import subprocess
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 from executor_adapter.config import ClusterSettings, SshHostSettings, SshSettings
@@ -39,6 +38,8 @@ _EXIT_MOMENT = 0.5
 """Seconds in which ssh may exit by itself, with the code that says what went wrong."""
 _EXIT_TIMEOUT = 2.0
 """Seconds that ssh may take to end after its connection is closed."""
+_EXIT_INTERVAL = 0.02
+"""Seconds between two looks at whether it has."""
 
 
 class SshPool(RemotePool):
@@ -62,28 +63,25 @@ class SshHosts(LeaseSource):
         self._pool = pool
         self._supervisor = pool.supervisor
         self._connections = [_Connection(host, settings.command) for host in settings.hosts]
-        self._unplaced = 0
+        self._unplaced: deque[int] = deque()
         """Leases that were asked for, and for which no host can be tried now."""
-        self._numbers = itertools.count(1)
         self._on_closed: Callable[[], None] | None = None
 
     # --- leases ---
 
-    def request(self, count: int, shape: Shape = ()) -> None:
-        self._unplaced += count
+    def ask(self, leases: Sequence[int], shape: Shape = ()) -> None:
+        self._unplaced += leases
         self._place()
 
-    def explain_lack(self) -> None:
-        silent = [each.host.host for each in self._connections if each.process is not None]
-        self._pool.shapes.on_nodes_sought((), (), f"no agent has started yet on {', '.join(silent)}" if silent else "")
+    def look_for_nodes(self, shapes: Collection[Shape]) -> None:
+        if shapes and (silent := [each.host.host for each in self._connections if each.process is not None]):
+            self._pool.shapes.on_nodes_sought((), (), f"no agent has started yet on {', '.join(silent)}")
 
-    def withdraw(self, count: int, shape: Shape = ()) -> None:
-        taken = min(count, self._unplaced)
-        self._unplaced -= taken
-        for connection in self._connections:
-            back = min(count - taken, connection.reserved)
-            connection.reserved -= back
-            taken += back
+    def withdraw(self, lease: int) -> None:
+        for leases in (self._unplaced, *(each.reserved for each in self._connections)):
+            if lease in leases:
+                leases.remove(lease)
+        self._supervisor.call_soon(self._place)
 
     def release(self, agent: RemoteAgent, lease: int) -> None:
         self._place()
@@ -96,8 +94,7 @@ class SshHosts(LeaseSource):
             best = max(usable, key=lambda each: each.free / each.host.slots, default=None)
             if best is None:
                 return
-            self._unplaced -= 1
-            best.reserved += 1
+            best.reserved.append(self._unplaced.popleft())
             if best.process is None:
                 self._start(best)
             elif best.agent is not None and best.agent.is_ready:
@@ -105,15 +102,14 @@ class SshHosts(LeaseSource):
 
     def _grant(self, connection: _Connection) -> None:
         while connection.reserved and connection.agent is not None:
-            connection.reserved -= 1
-            self._pool.granted(connection.agent, next(self._numbers))
+            self._pool.granted(connection.agent, connection.reserved.popleft())
 
     # --- hosts ---
 
     def _start(self, connection: _Connection) -> None:
         try:
-            sock = connection.start(lambda: self._supervisor.call_soon(self._on_end, connection))
-        except (OSError, RuntimeError) as error:  # The system refuses a process, or a thread.
+            sock = connection.start(self._supervisor)
+        except OSError as error:  # The system refuses a process, or a descriptor.
             self._on_failure(connection, f"ssh cannot be started: {error}")
         else:
             connection.agent = self._pool.connect(AfterGreeting(sock, connection.note), connection.host.host)
@@ -125,18 +121,22 @@ class SshHosts(LeaseSource):
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         connection = self._connection_of(agent)
-        connection.agent, connection.was_ready, connection.why = None, agent.is_ready, why
-        assert connection.process is not None
-        now = self._supervisor.now()
-        self._supervisor.call_at(now + (0.0 if agent.is_ready else _EXIT_MOMENT), connection.process.terminate)
-        self._supervisor.call_at(now + _EXIT_TIMEOUT, connection.process.kill)
-        self._on_end(connection)
+        connection.agent = None
+        self._end(connection, self._supervisor.now(), "" if agent.is_ready else why)
 
-    def _on_end(self, connection: _Connection) -> None:
-        """Take note that ssh has exited, or that its connection is closed. What follows needs both."""
-        if connection.process is None or connection.is_running or connection.agent is not None:
+    def _end(self, connection: _Connection, since: float, why: str) -> None:
+        """Wait until ssh has exited, and end it if need be. `why`: its connection ended before the agent was ready."""
+        process, now = connection.process, self._supervisor.now()
+        assert process is not None
+        if process.poll() is None:
+            if now >= since + _EXIT_TIMEOUT:
+                process.kill()
+            elif not why or now >= since + _EXIT_MOMENT:
+                process.terminate()
+            self._supervisor.call_at(now + _EXIT_INTERVAL, lambda: self._end(connection, since, why))
             return
-        why = "" if connection.was_ready else f"{connection.host.host}: {connection.failure()}"
+        connection.read(self._supervisor, process.stderr, is_last=True)
+        why = why and f"{connection.host.host}: {connection.failure(process, why)}"
         connection.process = None
         self._on_failure(connection, why)
         self._continue_closing()
@@ -144,7 +144,7 @@ class SshHosts(LeaseSource):
     def _on_failure(self, connection: _Connection, why: str) -> None:
         """Try the host again later, and meanwhile others; `why` is told where it was never connected."""
         self._unplaced += connection.reserved
-        connection.reserved = 0
+        connection.reserved.clear()
         delay = min(FIRST_RETRY * 2**connection.failures, MAX_RETRY)
         connection.failures += 1
         connection.retry_at = self._supervisor.now() + delay
@@ -157,7 +157,6 @@ class SshHosts(LeaseSource):
         return next(each for each in self._connections if each.agent is agent)
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        self._unplaced = 0
         self._on_closed = on_closed
         self._continue_closing()
 
@@ -204,15 +203,11 @@ class _Connection:
         self.host = host
         self.agent: RemoteAgent | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.reserved = 0
+        self.reserved: deque[int] = deque()
         """Leases that are to be granted here once the agent is ready."""
         self.failures = 0
         """Times in a row that the host could not be reached."""
         self.retry_at = 0.0
-        self.is_running = False
-        """Whether ssh has not exited yet."""
-        self.was_ready, self.why = False, ""
-        """Whether the agent was ready before its connection ended, and why that ended."""
         self._ssh_command = ssh_command
         self._lines: deque[str] = deque(maxlen=_MAX_LINES)
 
@@ -220,39 +215,42 @@ class _Connection:
     def free(self) -> int:
         """Slots that are neither leased nor reserved."""
         leased = 0 if self.agent is None else self.agent.slots
-        return 0 if self.agent is None and self.process else self.host.slots - leased - self.reserved
+        return 0 if self.agent is None and self.process else self.host.slots - leased - len(self.reserved)
 
-    def start(self, on_exit: Callable[[], object]) -> socket.socket:
-        """Start ssh, and return our end of its stdin and stdout. `on_exit` is called in a thread when it has exited.
+    def start(self, loop: PoolSupervisor) -> socket.socket:
+        """Start ssh, and return our end of its stdin and stdout. What it writes to stderr is noted on the loop.
 
         Raises:
-            OSError, RuntimeError: ssh cannot be started.
+            OSError: ssh cannot be started.
         """
         self._lines.clear()
         ours, theirs = socket.socketpair()
-        fd, command, self.is_running = theirs.fileno(), frames.agent_command(self.host, self._ssh_command), True
+        fd, command = theirs.fileno(), frames.agent_command(self.host, self._ssh_command)
         try:
-            process = subprocess.Popen(command, stdin=fd, stdout=fd, stderr=subprocess.PIPE, start_new_session=True)
-            self._reader = threading.Thread(target=self._read, args=(process.stderr,), name="executor-ssh", daemon=True)
-            self._reader.start()
-            threading.Thread(target=self._wait, args=(process, on_exit), name="executor-ssh", daemon=True).start()
+            process = subprocess.Popen(
+                command, bufsize=0, stdin=fd, stdout=fd, stderr=subprocess.PIPE, start_new_session=True
+            )
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
-        self.process = process
+        self.process, stderr = process, process.stderr
+        assert stderr is not None
+        os.set_blocking(stderr.fileno(), False)
+        loop.watch(stderr.fileno(), lambda: self.read(loop, stderr))
         return ours
 
-    def _read(self, stderr: Any) -> None:
-        with stderr:
-            self.note(stderr)
-
-    def _wait(self, process: subprocess.Popen[bytes], on_exit: Callable[[], object]) -> None:
-        process.wait()
-        self._reader.join(_EXIT_MOMENT)  # What ssh has started, as for ControlPersist, may hold its stderr for longer.
-        self.is_running = False
-        on_exit()
+    def read(self, loop: PoolSupervisor, stderr: Any, *, is_last: bool = False) -> None:
+        """Take note of what ssh has written to stderr. `is_last`: it has exited."""
+        if stderr.closed:
+            return
+        while content := stderr.read():
+            self.note(content.splitlines())
+        # Without an end, what ssh has started, as for ControlPersist, holds it.
+        if content is not None or is_last:
+            loop.unwatch(stderr.fileno())
+            stderr.close()
 
     def note(self, lines: Iterable[bytes]) -> None:
         """Take note of what the host has printed."""
@@ -261,12 +259,12 @@ class _Connection:
                 self._lines.append(text)
                 logger.info("%s: %s", self.host.host, text)
 
-    def failure(self) -> str:
-        """Return in words why the agent was not ready before its end."""
+    def failure(self, process: subprocess.Popen[bytes], why: str) -> str:
+        """Return in words why the agent was not ready before its end; `why` its connection ended."""
         said = f": {'; '.join(self._lines)}" if self._lines else ""
-        code = self.process.returncode if self.process else 0
+        code = process.returncode
         if code == _SSH_FAILED:
             return f"ssh cannot connect{said}"
         if code in _NOT_FOUND:
             return f"{self.host.python!r} cannot be run there: set the host's python{said}"
-        return f"{self.why if code < 0 else f'its agent ended with code {code}'} before it was ready{said}"
+        return f"{why if code < 0 else f'its agent ended with code {code}'} before it was ready{said}"

@@ -15,14 +15,14 @@ import ssl
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
 
 from executor_adapter.config import ClusterSettings, DaskSettings, RaySettings
 from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import UNITS, Job, Shape, amount_text, units_of
-from executor_adapter.pools.base import PoolSupervisor, Timer
+from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door, advertised, host_towards, ports_of
 from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import Certificates, end_of, tls_context
@@ -33,9 +33,6 @@ from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from executor_adapter.pools.transport.payload import Payload
 
 logger = logging.getLogger("executor_adapter.cluster")
-
-LOOK_SECONDS = 1.0
-"""Seconds between two looks at the leases that were not granted yet."""
 
 WATCH_INTERVAL = 0.5
 """Seconds between two looks at what the engine runs; its agents report by themselves what matters for jobs."""
@@ -178,19 +175,15 @@ class EngineLeases(LeaseSource):
         capacity: Callable[[], Mapping[str, float]],
         at_exit: Callable[[], object],
     ) -> None:
-        self._pool = pool
+        self._pool, self._shapes = pool, pool.shapes
         self._supervisor = pool.supervisor
         self._engine = pool.engine(self, getattr(cluster, pool.name), pool.max_workers, capacity)
         self._cluster, self._at_exit = cluster, at_exit
         self._token = secrets.token_bytes(TOKEN_SIZE)
         self._door: Door | None = None
-        self._last = 0
-        self._asked: dict[int, Shape] = {}
-        """The leases that were asked for and not granted yet, the oldest first, with their shapes."""
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_connecting = False
-        self._look_timer: Timer | None = None
         self._looks = 0
         """Looks at the leases that were not granted yet, since the last one that was."""
         self._refusal = ""
@@ -198,36 +191,27 @@ class EngineLeases(LeaseSource):
 
     # --- leases ---
 
-    def request(self, count: int, shape: Shape = ()) -> None:
+    def ask(self, leases: Sequence[int], shape: Shape = ()) -> None:
         self._connect_once()
-        self._ask_for(count, shape)
-        if shape:
-            self._look_for_nodes()
+        for lease in leases:
+            self._ask(lease)
 
-    def _ask_for(self, count: int, shape: Shape) -> None:
-        for _ in range(count):
-            self._last += 1
-            self._asked[self._last] = shape
-            self._ask(self._last)
-
-    def explain_lack(self) -> None:
+    def look_for_nodes(self, shapes: Collection[Shape]) -> None:
         if self._door is not None:
-            leases = list(self._asked)
-            self._commands.put(lambda: self._explain_lack(leases))
-        else:
-            self._pool.shapes.on_nodes_sought((), (), f"the {self._engine.name} cluster has not answered yet")
+            self._let_others_pass()
+            leases = list(self._shapes.asked)
+            self._commands.put(lambda: self._look_at_nodes(shapes, leases))
+        elif () in shapes:
+            self._shapes.on_nodes_sought((), (), f"the {self._engine.name} cluster has not answered yet")
 
     def look_for_others(self) -> None:
         self._commands.put(self._look_for_others)
 
-    def withdraw(self, count: int, shape: Shape = ()) -> None:
-        waiting = [lease for lease, asked in self._asked.items() if asked == shape]
-        for lease in waiting[max(0, len(waiting) - count) :]:
-            self._drop(lease)
+    def withdraw(self, lease: int) -> None:
+        self._commands.put(lambda: self._engine.drop(lease))
 
-    def take(self, lease: int) -> Shape | None:
+    def on_granted(self) -> None:
         self._looks = 0
-        return self._asked.pop(lease, None)
 
     def release(self, agent: RemoteAgent, lease: int) -> None:
         self._commands.put(lambda: self._engine.release(lease))
@@ -238,12 +222,8 @@ class EngineLeases(LeaseSource):
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         if not agent.is_closing:  # Otherwise it was asked to end, and its leases end with it.
             for lease in agent.leases:
-                self._drop(lease.number)
+                self.withdraw(lease.number)
         self._commands.put(lambda: self._engine.on_agent_lost(agent.node))
-
-    def _drop(self, lease: int) -> None:
-        self._asked.pop(lease, None)
-        self._commands.put(lambda: self._engine.drop(lease))
 
     # --- the cluster ---
 
@@ -257,8 +237,7 @@ class EngineLeases(LeaseSource):
 
     def _on_unreachable(self, why: str) -> None:
         self._is_connecting = False
-        self._asked.clear()
-        self._pool.shapes.refuse_all(f"the {self._engine.name} cluster cannot be reached: {why}")
+        self._shapes.refuse_all(f"the {self._engine.name} cluster cannot be reached: {why}")
 
     def _on_connected(self, scheduler: str, context: ssl.SSLContext | None) -> None:
         self._is_connecting = False
@@ -270,23 +249,10 @@ class EngineLeases(LeaseSource):
             self._door = Door(call_soon, host, self._token, lambda it: self._pool.connect(end_of(it)), context, ports)
         except OSError as error:
             keys = f"cluster.{self._pool.name}.listen_host or cluster.listen_port"
-            self._pool.shapes.refuse_all(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
+            self._shapes.refuse_all(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
             return
-        for lease in self._asked:
+        for lease in self._shapes.asked:
             self._ask(lease)
-        self._look_for_nodes()
-
-    def _look_for_nodes(self, *, again: bool = False) -> None:
-        """Find out which of the leases that were not granted yet no node could hold, now and `again` later."""
-        if again:
-            self._let_others_pass()
-        if self._look_timer is not None:
-            self._look_timer.cancel()
-        shapes = set(filter(None, self._asked.values()))
-        if shapes and self._door is not None and not self._pool.is_closing:
-            self._commands.put(lambda: self._look_at_nodes(shapes))
-            due = self._supervisor.now() + LOOK_SECONDS
-            self._look_timer = self._supervisor.call_at(due, lambda: self._look_for_nodes(again=True))
 
     def _let_others_pass(self) -> None:
         """Ask anew for the leases of the shape that waits longest, so that they come after those of other shapes.
@@ -294,23 +260,19 @@ class EngineLeases(LeaseSource):
         Since the last grant each time comes twice as late: what is asked for anew is lost to a node that has it, and is
         still starting its agent.
         """
-        self._looks += 1
-        if self._looks & (self._looks - 1):
+        looks, self._looks = self._looks, self._looks + 1
+        if looks < 2 or looks & (looks - 1):
             return
-        in_line = [lease for lease, shape in self._asked.items() if self._engine.is_in_line(shape)]
-        first = self._asked[in_line[0]] if in_line else ()
-        of_first = [lease for lease in in_line if self._asked[lease] == first]
-        if len(of_first) < len(in_line):
-            for lease in of_first:
-                self._drop(lease)
-            self._ask_for(len(of_first), first)
+        in_line = [shape for shape in dict.fromkeys(self._shapes.asked.values()) if self._engine.is_in_line(shape)]
+        if len(in_line) > 1:
+            self._shapes.ask_anew(in_line[0])
 
     def _ask(self, lease: int) -> None:
-        if self._door is None or lease not in self._asked or self._pool.is_closing:
+        if self._door is None or lease not in self._shapes.asked or self._pool.is_closing:
             return
         door = self._door.address
         head = {"address": advertised(self._cluster.advertise, *door), "door": door, "token": self._token.hex()}
-        needs = amounts_of(self._asked[lease])
+        needs = amounts_of(self._shapes.asked[lease])
         self._commands.put(lambda: self._try_to_ask(head, lease, needs))
 
     def lease_ended(self, lease: int, why: str, *, is_final: bool = False) -> None:
@@ -322,21 +284,18 @@ class EngineLeases(LeaseSource):
 
     def _on_lease_ended(self, lease: int, why: str, is_final: bool) -> None:
         """Ask again for a lease that no agent has reported, at once if that was just about to end."""
-        if lease not in self._asked or self._pool.is_closing:
+        if lease not in self._shapes.asked or self._pool.is_closing:
             return
         if is_final:
-            del self._asked[lease]
-            self._pool.shapes.refuse_all(why)
+            self._shapes.refuse_all(why)
             return
         if not why:
             self._ask(lease)
             return
-        self._pool.shapes.on_failure(self._asked[lease], f"the {self._engine.name} cluster runs no jobs now: {why}")
+        self._shapes.on_failure(self._shapes.asked[lease], f"the {self._engine.name} cluster runs no jobs now: {why}")
         self._supervisor.call_at(self._supervisor.now() + RETRY_SECONDS, lambda: self._ask(lease))
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        if self._look_timer is not None:
-            self._look_timer.cancel()
         if self._door is not None:
             self._door.close()
         if self._thread is None:
@@ -373,24 +332,24 @@ class EngineLeases(LeaseSource):
         else:
             self._supervisor.call_soon(self._on_connected, scheduler, context)
 
-    def _look_at_nodes(self, shapes: set[Shape]) -> None:
+    def _look_at_nodes(self, shapes: Collection[Shape], leases: list[int]) -> None:
         for shape in shapes:
             nodes, why = self._engine.find_nodes(amounts_of(shape))
-            self._supervisor.call_soon(self._pool.shapes.on_nodes_sought, shape, nodes, why, self._engine.is_fixed)
+            if nodes and not shape:
+                why = self._why_none(nodes, leases)
+            self._supervisor.call_soon(self._shapes.on_nodes_sought, shape, nodes, why, self._engine.is_fixed)
 
-    def _explain_lack(self, leases: list[int]) -> None:
-        nodes, why = self._engine.find_nodes({})
-        if nodes:
-            why = f"{len(nodes)} could have it, and none gives it"
-            try:
-                holders, others_use = self._engine.usage(leases)
-            except Exception as error:
-                logger.debug("the %s cluster does not say who uses it: %s", self._engine.name, text_of(error))
-            else:
-                why += ": others use all" if others_use else ""
-                if holders:  # How long it takes to start one, nobody knows.
-                    why = f"no agent on {', '.join(holders)} has connected to this program yet"
-        self._supervisor.call_soon(self._pool.shapes.on_nodes_sought, (), nodes, why, self._engine.is_fixed)
+    def _why_none(self, nodes: list[str], leases: list[int]) -> str:
+        """Return in words why no agent has any of these leases, though there are nodes that could hold one."""
+        why = f"{len(nodes)} could have it, and none gives it"
+        try:
+            holders, others_use = self._engine.usage(leases)
+        except Exception as error:
+            logger.debug("the %s cluster does not say who uses it: %s", self._engine.name, text_of(error))
+            return why
+        if holders:  # How long it takes to start one, nobody knows.
+            return f"no agent on {', '.join(holders)} has connected to this program yet"
+        return why + (": others use all" if others_use else "")
 
     def _look_for_others(self) -> None:
         waiting, took, began = dict[str, int](), math.inf, time.monotonic()
