@@ -17,6 +17,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Pause, UnfinishedRun
 from prefect.futures import as_completed
 from prefect.states import Suspended
+from prefect.task_engine import run_task_sync
 from prefect.transactions import Transaction, transaction
 
 from executor_adapter import current_job
@@ -423,3 +424,23 @@ def test_calls_with_the_same_dedupe_key_run_once_and_end_alike() -> None:
     assert isinstance(second, LookupError)
     assert again == [1]
     assert sorted(calls) == [-1, 1, 1]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_engine_of_prefects_asks_the_retry_condition(is_async: bool) -> None:
+    """In an engine of Prefect's, which task workers use, a condition that refuses a retry counts, sync or async."""
+    attempts: list[int] = []
+
+    def once(task: object, task_run: Any, state: object) -> bool:
+        return bool(task_run.run_count < 2)
+
+    async def once_async(task: object, task_run: Any, state: object) -> bool:
+        return once(task, task_run, state)
+
+    @job_task(pool="thread", retries=3, retry_condition_fn=once_async if is_async else once)
+    def fail() -> None:
+        attempts.append(1)
+        raise ConnectionError("refused")
+
+    state: Any = run_task_sync(task=fail, parameters={}, return_type="state")
+    assert (len(attempts), state.name) == (2, "Failed")

@@ -56,6 +56,10 @@ class _FilledWhenRead:
     def make_fields(self) -> dict[str, Any]:
         return {}
 
+    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
+        hasattr(self, "start_time")  # Reading it, where there is one, fills the context.
+        return super().serialize(include_secrets=include_secrets)  # type: ignore[misc, no-any-return]
+
 
 @functools.cache
 def _blank(context: Any) -> Any:
@@ -91,10 +95,6 @@ class JobRunContext(_FilledWhenRead, TaskRunContext):
 
     def make_client(self) -> PrefectClient | SyncPrefectClient:
         return get_client() if self.task.isasync else get_client(sync_client=True)
-
-    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
-        assert self.task, "reading it fills the context"
-        return super().serialize(include_secrets=include_secrets)
 
 
 def _task_run(received: dict[str, Any], task: WorkerTask) -> TaskRun:
@@ -139,10 +139,6 @@ class JobFlowRunContext(_FilledWhenRead, FlowRunContext):
 
     def make_client(self) -> PrefectClient | SyncPrefectClient:
         return get_client() if self.flow is not None and self.flow.isasync else get_client(sync_client=True)
-
-    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
-        assert self.flow, "reading it fills the context"
-        return super().serialize(include_secrets=include_secrets)
 
 
 class FlowRunParts:

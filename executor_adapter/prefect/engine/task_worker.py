@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -176,7 +177,8 @@ class AttemptAsJob:
 def retry_condition(own: RetryCondition | None) -> RetryCondition:
     """Return the condition that Prefect's engine asks before it retries a job task.
 
-    It applies the executor's rules, then the task's `own` condition, which may refuse a retry.
+    It applies the executor's rules, then the task's `own` condition, which may refuse a retry. It is a coroutine
+    function if that one is: older Prefects await no other's answer.
     """
 
     def condition(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool | Awaitable[bool]:
@@ -185,4 +187,8 @@ def retry_condition(own: RetryCondition | None) -> RetryCondition:
             return own is None or own(task, task_run, state)
         return job.may_retry(state, lambda: own is None or own(task, task_run, state))
 
-    return condition
+    async def awaited_condition(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+        answer = condition(task, task_run, state)
+        return await answer if isinstance(answer, Awaitable) else answer
+
+    return awaited_condition if inspect.iscoroutinefunction(own) else condition

@@ -36,7 +36,7 @@ from executor_adapter.prefect.engine.task_runs import create_task_run
 from executor_adapter.prefect.engine.threads import context_of_engine
 from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import current_flow_run_id
-from executor_adapter.prefect.mirror.mirror import PrefectMirror, remaining_close_seconds
+from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.prefect.runners.async_end import await_at_flow_end
 
@@ -152,10 +152,6 @@ def waits_only_for_slot(options: Mapping[str, Any], task_run: TaskRun) -> bool:
 def _is_async_flow() -> bool:
     context = FlowRunContext.get()
     return context is not None and context.flow is not None and context.flow.isasync
-
-
-def _give_up(mirror: PrefectMirror) -> None:
-    mirror.close(remaining_close_seconds(time.monotonic()))
 
 
 class EngineThreads:
@@ -290,8 +286,8 @@ class EngineThreads:
                 last.callback(self._finish_mirror, interrupted)
                 mirror = runs.find(self._flow_run_id) if self._is_async and not interrupted else None
                 if mirror is not None:
-                    end = last.pop_all()
-                    if not await_at_flow_end(end.close, functools.partial(_give_up, mirror)):
+                    end, seconds = last.pop_all(), remaining_close_seconds(time.monotonic())
+                    if not await_at_flow_end(end.close, functools.partial(mirror.close, seconds)):
                         last.push(end)
 
     def _finish_mirror(self, interrupted: bool) -> None:
