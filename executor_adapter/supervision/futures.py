@@ -235,14 +235,15 @@ class JobFuture(Future[R]):
         with self._hub.settling_lock:
             if self._state == FINISHED:
                 return
-            self._waiters.append(waiter)
+            waiters = self._waiters
+            waiters.append(waiter)
         try:
             within = -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
             if not waiter.lock.acquire(timeout=within):
                 raise TimeoutError
         finally:
             with self._hub.settling_lock:
-                self._waiters.remove(waiter)
+                waiters.remove(waiter)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of job {self.job.job_id}: {self.job.status}>"

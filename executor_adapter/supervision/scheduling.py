@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import logging
 import time
 from collections import Counter, defaultdict, deque
@@ -52,13 +53,10 @@ class ReadyQueue:
         self.pools: defaultdict[str, _PoolQueue] = defaultdict(_PoolQueue)
         """The queues that hold jobs, by the name of their pool."""
 
-    def push(self, job: Job) -> None:
-        """Add a job behind all others of its priority."""
-        self.pools[job.live.pool][job.priority].append(job)
-
-    def push_front(self, job: Job) -> None:
-        """Put back a job that was taken too early: before all others of its priority."""
-        self.pools[job.live.pool][job.priority].appendleft(job)
+    def push(self, job: Job, *, front: bool = False) -> None:
+        """Add a job behind all others of its priority; before them all if it was taken too early (`front`)."""
+        jobs = self.pools[job.live.pool][job.priority]
+        jobs.appendleft(job) if front else jobs.append(job)
 
     def peek(self, full: Container[str] = ()) -> Job | None:
         """Return the next job without taking it; None where there is none but for pools that are `full`."""
@@ -204,8 +202,9 @@ class Dispatcher:
     ) -> None:
         self.limits = limits
         self.resources = ResourceLedger(read_capacity, pool_of or (lambda job: pools[job.live.pool]))
+        release = functools.partial(self.push, front=True)
         self.rate_limiter = RateLimiter(
-            tool_limits or {}, now=now, call_at=call_at, release=self.push_front, running_of=running_of
+            tool_limits or {}, now=now, call_at=call_at, release=release, running_of=running_of
         )
         self.memory_guard = memory_guard
         self.reserved = 0
@@ -236,17 +235,11 @@ class Dispatcher:
         """Start nothing from this `lease_time` on, unless a later one is set by then."""
         self._lease_until = until
 
-    def push(self, job: Job) -> None:
-        """Add a job behind all others of its priority."""
+    def push(self, job: Job, *, front: bool = False) -> None:
+        """Add a job behind all others of its priority; before them all if it was taken too early (`front`)."""
         self.has_work = True
         if job.live.resources is None or not self.resources.wait_for_lease(job):
-            self._ready.push(job)
-
-    def push_front(self, job: Job) -> None:
-        """Put back a job that was taken too early: before all others of its priority."""
-        self.has_work = True
-        if job.live.resources is None or not self.resources.wait_for_lease(job):
-            self._ready.push_front(job)
+            self._ready.push(job, front=front)
 
     @property
     def has_ready(self) -> bool:
@@ -381,7 +374,7 @@ class Dispatcher:
         """Queue the next job whose resources are free now in front of `before`; return False if there is none."""
         job = self.resources.take_next(before, self._has_slot)
         if job is not None:
-            self._ready.push_front(job)
+            self._ready.push(job, front=True)
         return job is not None
 
     def _try_start(self, job: Job, start: Callable[[Job], None]) -> None:

@@ -85,7 +85,7 @@ class Supervisor:
         self._loop = loop = SupervisorLoop(clock, on_turn=self._turn)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at = loop.call_at
-        self.thread = make_thread(loop, self._fail_all, self.count_jobs)
+        self.thread = make_thread(loop, lambda error: self.stopping.fail_all(error), self.count_jobs)
         self.call_soon: Callable[..., None] = self.thread.call_soon
         self.futures = FutureHub(
             self.thread, self.cancel_job, self.check_not_forked, self, reports_failures=not observers
@@ -422,7 +422,7 @@ class Supervisor:
         else:
             if job.state.status is JobStatus.RUNNING:
                 self.tracker.advance(job, JobStatus.PENDING)
-            self.dispatcher.push_front(job)
+            self.dispatcher.push(job, front=True)
 
     def lend_slot(self, assignment: Assignment, blocks: bool) -> None:
         """Free the slot of an attempt that waits for another job, unless it has ended."""
@@ -463,9 +463,6 @@ class Supervisor:
             live.driver.on_message(topic, content)
         else:
             self.unclaimed.receive(assignment, topic, content)
-
-    def _fail_all(self, error: BaseException) -> None:
-        self.stopping.fail_all(error)
 
     def _report_unread(self) -> None:
         if self.futures.unread.failures:

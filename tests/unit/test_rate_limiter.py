@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -119,7 +120,7 @@ class LimitedDispatcher(LimitedTools):
             limits,
             now=lambda: self.time,
             call_at=lambda when, call: self.timers.append((when, call)),
-            release=self.dispatcher.push_front,
+            release=functools.partial(self.dispatcher.push, front=True),
         )
         self.submitted: list[Job] = []
         self.running: list[Job] = []
