@@ -347,7 +347,7 @@ class JobExecutor(JobCaller):
         guard = supervisor.dispatcher.memory_guard
         level = None if guard is None else guard.read()
         return ExecutorStats(
-            jobs_pending=counts[JobStatus.PENDING],
+            jobs_pending=supervisor.intake.admitted + counts[JobStatus.PENDING],
             jobs_running=counts[JobStatus.RUNNING],
             jobs_retrying=counts[JobStatus.RETRYING],
             jobs_completed=counts[JobStatus.COMPLETED],

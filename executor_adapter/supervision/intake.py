@@ -34,6 +34,8 @@ class JobIntake:
         self.closed = False
         self.jobs: dict[str, Job] = {}
         """The live jobs, by id."""
+        self.admitted = 0
+        """How many jobs were admitted so far."""
         self.unwritten: dict[Job, Any] = {}
         """Jobs that were admitted and that no store has yet, with what it needs of each."""
         self.submitted: deque[Job] = deque()
@@ -106,6 +108,7 @@ class JobIntake:
             if stored is not None:
                 self.unwritten[job] = stored
             self.jobs[job.job_id] = job
+            self.admitted += 1
             self.submitted.append(job)
             return future
 

@@ -68,16 +68,14 @@ class StateTracker:
     def __init__(self, observers: Iterable[Observer]) -> None:
         self.observers = list(observers)
         self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
+        """How many jobs have entered each status, less those that have left it; new jobs are counted by the intake."""
         self.retries = 0
         self.ended: deque[EndedJob] = deque(maxlen=MAX_ENDED_JOBS)
         """The jobs that ended last: plain tuples, since the supervisor has a few hundred nanoseconds a job for it."""
 
-    def enter(self, jobs: Sequence[Job]) -> None:
-        """Count new jobs as PENDING."""
-        self.counts[JobStatus.PENDING] += len(jobs)
-        if self.observers:
-            for job in jobs:
-                self._notify(job, None, JobStatus.PENDING, None)
+    def announce(self, job: Job) -> None:
+        """Notify the observers that a new job is PENDING."""
+        self._notify(job, None, JobStatus.PENDING, None)
 
     def advance(
         self,

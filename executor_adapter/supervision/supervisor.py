@@ -85,7 +85,7 @@ class Supervisor:
         self._loop = loop = SupervisorLoop(clock, on_turn=self._turn)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at = loop.call_at
-        self.thread = make_thread(loop, lambda error: self.stopping.fail_all(error), self.count_jobs)
+        self.thread = make_thread(loop, self._fail_all, self.count_jobs)
         self.call_soon: Callable[..., None] = self.thread.call_soon
         self.futures = FutureHub(
             self.thread, self.cancel_job, self.check_not_forked, self, reports_failures=not observers
@@ -261,10 +261,10 @@ class Supervisor:
         self.pools.set_lease(until)
 
     def _accept_submitted(self) -> None:
-        submitted = self.intake.submitted
-        accepted = [submitted.popleft() for _ in range(len(submitted))]
-        self.tracker.enter(accepted)
-        for job in accepted:
+        for _ in range(len(self.intake.submitted)):
+            job = self.intake.submitted.popleft()
+            if self.tracker.observers:
+                self.tracker.announce(job)
             if job.live.driver is not None:
                 job.live.driver.accepted()
             elif (retry_at := job.state.retry_at) is None:
@@ -463,6 +463,9 @@ class Supervisor:
             live.driver.on_message(topic, content)
         else:
             self.unclaimed.receive(assignment, topic, content)
+
+    def _fail_all(self, error: BaseException) -> None:
+        self.stopping.fail_all(error)
 
     def _report_unread(self) -> None:
         if self.futures.unread.failures:

@@ -25,8 +25,8 @@ from tests.waiting import wait_for
 
 PACKAGE = "/executor_adapter/"
 BOUNDS = {
-    "process": {"files": 23, "changes": 51, "caller": 21.5, "supervisor": 36, "worker": 24.5},
-    "thread": {"files": 17, "changes": 40, "caller": 20.5, "supervisor": 28},
+    "process": {"files": 23, "changes": 50, "caller": 21.5, "supervisor": 34.5, "worker": 24.5},
+    "thread": {"files": 17, "changes": 39, "caller": 20.5, "supervisor": 27.5},
 }
 """Of one job, on an idle executor: files of the package that its threads enter, and changes from one to another.
 Of each job in a burst: calls of functions written in Python, those of other packages included."""
