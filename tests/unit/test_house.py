@@ -120,7 +120,7 @@ BUDGETS = {
     "prefect": 6_170,
     "scheduler": 440,
     "store": 1_742,
-    "supervision": 2_543,
+    "supervision": 2_540,
     "worker": 1_810,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
