@@ -8,50 +8,30 @@ import re
 import sys
 
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.store.base import JobStore, LeaseLostError, StoreUnavailableError, Written
-from executor_adapter.store.host import Host, close_host, new_host
-from executor_adapter.store.pickles import SignedPickles, signed_pickles
-from executor_adapter.store.records import (
-    ALL,
-    MAX_LOG_LINES,
-    JobFilter,
-    JobRecord,
-    LogLine,
-    Page,
-    Unpickle,
-    call_fields,
-    given_fields,
-    restore,
-)
-from executor_adapter.store.tools import SharedTools, ToolAsk, ToolControl, ToolShare, ToolUse
-
-__all__ = [
-    "ALL",
-    "MAX_LOG_LINES",
-    "Host",
-    "JobFilter",
-    "JobRecord",
-    "JobStore",
-    "LeaseLostError",
-    "LogLine",
-    "Page",
-    "SharedTools",
-    "SignedPickles",
-    "StoreUnavailableError",
-    "ToolAsk",
-    "ToolControl",
-    "ToolShare",
-    "ToolUse",
-    "Unpickle",
-    "Written",
-    "call_fields",
-    "close_host",
-    "given_fields",
-    "new_host",
-    "open_store",
-    "restore",
-    "signed_pickles",
-]
+from executor_adapter.store.base import JobStore as JobStore
+from executor_adapter.store.base import LeaseLostError as LeaseLostError
+from executor_adapter.store.base import StoreUnavailableError as StoreUnavailableError
+from executor_adapter.store.base import Written as Written
+from executor_adapter.store.host import Host as Host
+from executor_adapter.store.host import close_host as close_host
+from executor_adapter.store.host import new_host as new_host
+from executor_adapter.store.pickles import SignedPickles as SignedPickles
+from executor_adapter.store.pickles import signed_pickles as signed_pickles
+from executor_adapter.store.records import ALL as ALL
+from executor_adapter.store.records import MAX_LOG_LINES as MAX_LOG_LINES
+from executor_adapter.store.records import JobFilter as JobFilter
+from executor_adapter.store.records import JobRecord as JobRecord
+from executor_adapter.store.records import LogLine as LogLine
+from executor_adapter.store.records import Page as Page
+from executor_adapter.store.records import Unpickle as Unpickle
+from executor_adapter.store.records import call_fields as call_fields
+from executor_adapter.store.records import given_fields as given_fields
+from executor_adapter.store.records import restore as restore
+from executor_adapter.store.tools import SharedTools as SharedTools
+from executor_adapter.store.tools import ToolAsk as ToolAsk
+from executor_adapter.store.tools import ToolControl as ToolControl
+from executor_adapter.store.tools import ToolShare as ToolShare
+from executor_adapter.store.tools import ToolUse as ToolUse
 
 
 def open_store(url: str) -> JobStore:

@@ -213,14 +213,18 @@ def between_parts() -> list[tuple[Import, str]]:
 
 
 def exported(face: str) -> set[str]:
-    """Return the names that a package exports: `name as name`, or its `__all__`, which a lazy one makes of a table."""
+    """Return the names that a package exports: `name as name` and its own functions, or its `__all__`.
+
+    A lazy package makes that of a table.
+    """
     values = {ast.unparse(each.targets[0]): each.value for each in trees()[face].body if isinstance(each, ast.Assign)}
     if "_NAMES" in values:
         return set(" ".join(ast.literal_eval(values["_NAMES"]).values()).split())
     if "__all__" in values:
         return set(ast.literal_eval(values["__all__"]))
     aliases = [alias for each in trees()[face].body if isinstance(each, ast.ImportFrom) for alias in each.names]
-    return {alias.name for alias in aliases if alias.name == alias.asname}
+    functions = {each.name for each in trees()[face].body if isinstance(each, ast.FunctionDef)}
+    return functions | {alias.name for alias in aliases if alias.name == alias.asname}
 
 
 def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
