@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from executor_adapter.config.sections import Section
+from executor_adapter.config.sections import Names, Section
 
 KINDS = ("text", "integer", "decimal", "float", "boolean", "date", "timestamp", "json")
 MAX_DIGITS = 38
@@ -20,21 +20,6 @@ DIRECTIVES = "YmdHMSfzbyjpI%"
 """What may follow % in the format of a date or timestamp; each means the same as in Python's `strptime`."""
 
 _TYPE = re.compile(rf"(?:{'|'.join(KINDS)})|decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)")
-
-
-def _as_words(value: Any) -> Any:
-    values = value if isinstance(value, list | tuple) else (value,)
-    if any(isinstance(each, bool) or each is None for each in values):
-        # YAML reads yes, no, on, off and null without quotes as values of its own.
-        raise ValueError('must be text: write "yes", "no" and "null" in quotes')
-    return tuple(str(each) if isinstance(each, int | float) else each for each in values)
-
-
-Words = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_as_words),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
 
 
 class Column(Section):
@@ -47,13 +32,13 @@ class Column(Section):
     """Whether a row without a value is right; otherwise it is rejected."""
     optional: bool = False
     """Whether the source may have no such column at all; otherwise that is an error."""
-    nulls: Words = ()
+    nulls: Names = ()
     """Texts that mean that there is no value, such as "NA"."""
     strip: bool = False
     """Whether spaces around the text are taken off."""
-    true_words: Words = ("true",)
+    true_words: Names = ("true",)
     """Boolean: the texts that mean true, in any case."""
-    false_words: Words = ("false",)
+    false_words: Names = ("false",)
     """Boolean: the texts that mean false, in any case."""
     format: str | None = None
     """Date, timestamp: the format, such as `%d.%m.%Y %H:%M`, with a year; null: ISO 8601."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    GetPydanticSchema,
     SecretStr,
-    TypeAdapter,
+    Tag,
     ValidationError,
     WithJsonSchema,
     model_validator,
@@ -40,46 +41,33 @@ from executor_adapter.job import (
 )
 
 
-def _check_memory(value: Any) -> Any:
-    if value == "null":  # A variable of the environment has only text.
-        return None
-    return value if value == "auto" else _MEMORY.validate_python(value)
-
-
-_MEMORY: TypeAdapter[int | None] = TypeAdapter(MemoryLimit)
-AvailableMemoryLimit = Annotated[int | Literal["auto"] | None, BeforeValidator(_check_memory)]
-
-
-def _check_max_workers(value: Any) -> Any:
-    if value == "null":  # A variable of the environment has only text.
-        return None
-    return (_SLOTS_OF_POOLS if isinstance(value, Mapping) else _SLOTS).validate_python(value)
+def _as_null(value: Any) -> Any:
+    return None if value == "null" else value  # A variable of the environment has only text.
 
 
 _Slots = Annotated[Count, Field(ge=1)]
-_SLOTS: TypeAdapter[int | None] = TypeAdapter(_Slots | None)
-_SLOTS_OF_POOLS: TypeAdapter[dict[PoolWithSlots, int]] = TypeAdapter(dict[PoolWithSlots, _Slots])
+_Pool = Annotated[str, GetPydanticSchema(lambda _, handler: handler(PoolWithSlots))]
 MaxWorkers = Annotated[
-    int | dict[str, int] | None,
-    BeforeValidator(_check_max_workers),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 1},
-                {
-                    "type": "object",
-                    "propertyNames": {"enum": list(get_args(PoolWithSlots))},
-                    "additionalProperties": {"type": "integer", "minimum": 1},
-                },
-                {"type": "null"},
-            ]
-        }
-    ),
+    Annotated[_Slots | None, Tag("all")] | Annotated[dict[_Pool, _Slots], Tag("each")],
+    Discriminator(lambda value: "each" if isinstance(value, Mapping) else "all"),
+    BeforeValidator(_as_null),
+]
+SizeOfMemory = Annotated[MemoryLimit, WithJsonSchema({"type": ["integer", "string", "null"]})]
+AvailableMemoryLimit = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[SizeOfMemory, Tag("size")],
+    Discriminator(lambda value: "auto" if value == "auto" else "size"),
+    BeforeValidator(_as_null),
+    # Not the `oneOf` of a union with a discriminator: "auto" is a text, and so may a size be.
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": ["integer", "string", "null"]}]}),
 ]
 
 
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
+def _as_texts(value: Any) -> Any:
+    values = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(each, bool) or each is None for each in values):
+        # YAML reads yes, no, on, off and null without quotes as values of its own.
+        raise ValueError('must be text: write "yes", "no" and "null" in quotes')
+    return tuple(str(each) if isinstance(each, int | float) else each for each in values)
 
 
 def _check_name(value: str) -> str:
@@ -92,24 +80,9 @@ def _check_name(value: str) -> str:
 Name = Annotated[str, AfterValidator(_check_name)]
 Names = Annotated[
     tuple[str, ...],
-    BeforeValidator(_as_tuple),
+    BeforeValidator(_as_texts),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
-
-
-def check_keys(model: type[BaseModel], values: Any) -> None:
-    """Refuse unknown keys and missing required keys of `model`; the message names what is allowed."""
-    if not isinstance(values, Mapping):
-        return
-    fields = {field.alias or name: field for name, field in model.model_fields.items()}
-    for key in values:
-        if key not in fields:
-            raise PydanticCustomError("unknown_key", "{key} is not a key", {"key": str(key), "allowed": sorted(fields)})
-    for key, field in fields.items():
-        if field.is_required() and key not in values:
-            raise PydanticCustomError(
-                "missing_key", "{key} is missing", {"key": key, "wanted": field.description or ""}
-            )
 
 
 class Section(Model):
@@ -125,7 +98,18 @@ class Section(Model):
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, values: Any) -> Any:
-        check_keys(cls, values)
+        """Refuse unknown keys and missing required keys; the message names what is allowed."""
+        if not isinstance(values, Mapping):
+            return values
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        for key in values:
+            if key not in fields:
+                allowed = {"key": str(key), "allowed": sorted(fields)}
+                raise PydanticCustomError("unknown_key", "{key} is not a key", allowed)
+        for key, field in fields.items():
+            if field.is_required() and key not in values:
+                wanted = {"key": key, "wanted": field.description or ""}
+                raise PydanticCustomError("missing_key", "{key} is missing", wanted)
         return values
 
 
@@ -142,9 +126,7 @@ class RuleSettings(Section, RetryRule):
     """Factor by which the job's memory_limit grows for the next attempt."""
     alone: bool = False
     """Whether the next attempt runs while nothing else runs in its pool."""
-    codes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
-        min_length=1, description='the error codes that the rule is for; "*" matches all'
-    )
+    codes: Names = Field(min_length=1, description='the error codes that the rule is for; "*" matches all')
 
 
 class RetrySettings(Section):
@@ -183,7 +165,7 @@ class JobSettings(Section):
     """Retries after the first attempt."""
     retry_delay: Number = Field(default=60.0, ge=0)
     """Delay before the first retry; each further one is longer."""
-    memory_limit: Annotated[MemoryLimit, WithJsonSchema({"type": ["integer", "string", "null"]})] = None
+    memory_limit: SizeOfMemory = None
     """Limit of an attempt's process tree, in bytes or as text such as "512MiB"; only for jobs of the pool `process`."""
     priority: Count = 0
     """Jobs with a higher number start first."""
@@ -293,9 +275,7 @@ class ExecutorSettings(Section):
     """Jobs after which a worker process is replaced."""
     max_rss_growth: Count | None = Field(default=None, ge=1)
     """Bytes by which a worker process may grow before it is replaced."""
-    memory: Annotated[
-        AvailableMemoryLimit, WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": ["integer", "string", "null"]}]})
-    ] = "auto"
+    memory: AvailableMemoryLimit = "auto"
     """Memory at whose end no further attempt starts, and then the largest is ended: auto (what the control group or the
     machine has), or also a limit of the program with its workers in bytes or as text such as "8GiB"; null: no guard."""
     capacity: CapacityField = None

@@ -9,12 +9,11 @@ A job that leaves a field open takes it from `tools.NAME.job`, else from the sec
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -24,7 +23,6 @@ from pydantic_settings import (
 )
 
 from executor_adapter.config.cluster import ClusterSettings, DaskSettings, RaySettings
-from executor_adapter.config.errors import describe
 from executor_adapter.config.sections import (
     CollectionSettings,
     ExecutorSettings,
@@ -34,14 +32,12 @@ from executor_adapter.config.sections import (
     Name,
     PrefectSettings,
     ProcessingSettings,
+    Section,
     StageSettings,
     StoreSettings,
-    check_keys,
     check_soft_timeout,
 )
 from executor_adapter.config.tools import ToolSettings
-from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job import Model
 
 Stage = Literal["collection", "processing"]
 
@@ -59,20 +55,13 @@ class DotEnvSource(DotEnvSettingsSource):
         return EnvSettingsSource.__call__(self)
 
 
-class Settings(BaseSettings, Model):
+class Settings(BaseSettings, Section):
     """Holds all settings, frozen.
 
     `load_config` makes a relative `lake`, `store.url` or directory of a tool relative to the file that it read.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter="__",
-        env_file=".env",
-        use_attribute_docstrings=True,
-    )
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_file=".env")
 
     collection: CollectionSettings = CollectionSettings()
     processing: ProcessingSettings = ProcessingSettings()
@@ -98,17 +87,6 @@ class Settings(BaseSettings, Model):
         return made
 
     @classmethod
-    def refusal(cls, error: ValidationError, fields: Mapping[str, Any]) -> Exception:
-        """Return the error that a program gets which makes the settings with wrong values."""
-        return ConfigurationError(describe(error, cls.__name__, fields, {}))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_keys(cls, values: Any) -> Any:
-        check_keys(cls, values)
-        return values
-
-    @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -123,16 +101,13 @@ class Settings(BaseSettings, Model):
     @model_validator(mode="after")
     def _check_jobs(self) -> Self:
         """Refuse settings under which every job that leaves its fields open would be refused."""
-        general = ("job", self.job)
-        stages = [(stage, getattr(self, stage).as_job()) for stage in get_args(Stage)]
-        tools = [(f"tools.{name}.job", tool.job) for name, tool in self.tools.items()]
-        for layers in ([], *([stage] for stage in stages), *([tool] for tool in tools)):
-            check_soft_timeout([*layers, general])
-        for tool, stage in itertools.product(tools, stages):
-            check_soft_timeout([tool, stage, general])
-        job_task = "executor.job_task"
-        for layers in ([], *([tool] for tool in tools)):
-            check_soft_timeout([*layers, (job_task, self.executor.job_task), general, (job_task, _AS_A_TASK)])
+        general, job_task = ("job", self.job), ("executor.job_task", self.executor.job_task)
+        tools = [[], *([(f"tools.{name}.job", tool.job)] for name, tool in self.tools.items())]
+        stages = [[], *([(stage, getattr(self, stage).as_job())] for stage in get_args(Stage))]
+        for tool in tools:
+            for stage in stages:
+                check_soft_timeout([*tool, *stage, general])
+            check_soft_timeout([*tool, job_task, general, ("executor.job_task", _AS_A_TASK)])
         return self
 
     def for_stage(self, stage: Stage) -> Settings:
@@ -150,12 +125,10 @@ class Settings(BaseSettings, Model):
         Raises:
             ConfigurationError: the address is of neither.
         """
-        engine: DaskSettings | RaySettings
-        if "://" in address and not address.startswith("ray://"):
-            engine = DaskSettings(**{**self.cluster.dask.model_dump(), "address": address})
-            return self.model_copy(update={"cluster": self.cluster.model_copy(update={"dask": engine})})
-        engine = RaySettings(**{**self.cluster.ray.model_dump(), "address": address})
-        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"ray": engine})})
+        name = "dask" if "://" in address and not address.startswith("ray://") else "ray"
+        kind: type[DaskSettings | RaySettings] = DaskSettings if name == "dask" else RaySettings
+        engine = kind(**{**getattr(self.cluster, name).model_dump(), "address": address})
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update={name: engine})})
 
     def relative_to(self, directory: Path) -> Settings:
         """Return these settings with relative paths made relative to `directory`."""

@@ -4,35 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qsl
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from executor_adapter.config.credentials import Credential
-from executor_adapter.config.formats import Format
-from executor_adapter.config.paging import Paging
-from executor_adapter.config.sections import Name, Names
-from executor_adapter.config.sql_tool import FunctionTool, SqlTool
-from executor_adapter.config.tables import CursorSettings, TableSettings
-from executor_adapter.config.tool import KINDS, Tool, check_secrets, check_url, refused
-from executor_adapter.job import Count, Seconds
+from executor_adapter.config.secrets import SECRET, hidden
+from executor_adapter.config.sections import JobSettings, Name, Names, Section
+from executor_adapter.config.tables import FileTable, FunctionTable, Paging, RestResource, SqlTable
+from executor_adapter.job import Count, Number, Seconds
+
+KINDS = "'files', 'rest', 'sql' or 'function'"
+"""What `source` may be."""
 
 
-class FileTable(TableSettings, Format):
-    """Describes one table in a file, or in files of the same kind."""
+class Tool(Section):
+    """Holds the limits of a tool and the defaults of its jobs; the jobs themselves are the user's own."""
 
-    file: str = Field(min_length=1, description="the path or pattern of a file, or its URL")
-    """CSV, NDJSON, JSON or Parquet, also in ZIP or gzip: the path or pattern (`*.csv`) below the package or directory,
-    or a URL (`s3://bucket/*.csv`)."""
-    member: str | None = None
-    """The file inside a ZIP archive that has several, by its name or a pattern such as `flights*.csv`."""
-    partition: Names = ()
-    """Columns whose values divide the table into windows, each of which one job collects; none: one window, `all`."""
-    period: Literal["year", "month", "day"] | None = None
-    """Of the one column in `partition`, a date, only so much makes the window; null: all of it."""
-    windows: Names | None = None
-    """The windows to collect; null: all."""
+    max_concurrent: Count | None = Field(default=None, ge=1)
+    """Attempts of its jobs that run at the same time."""
+    rate: Seconds | None = None
+    """Attempts of its jobs that start in a second, on average."""
+    burst: Count = Field(default=1, ge=1)
+    """Attempts that may start at once after a pause."""
+    buffer: Number | None = Field(default=None, ge=0, lt=1)
+    """Share of the rate that is left unused; null: `collection.rate_limit_buffer`."""
+    summary: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
+    """`module:function` that says for the report, in sentences and a picture, what the tool's tables hold; null:
+    nothing is said."""
+    job: JobSettings = JobSettings()
+    """Defaults of this tool's jobs; they win over the sections `collection`, `processing` and `job`."""
+
+    def relative_to(self, directory: Path) -> Self:
+        """Return the tool with relative paths, those of its credentials too, made relative to `directory`."""
+        update: dict[str, Any] = {
+            name: directory / value if isinstance(value, Path) else value.relative_to(directory)
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), Credential | Path)
+        }
+        for name in ("tables", "resources"):
+            tables = getattr(self, name, {})
+            update |= {name: {key: table.relative_to(directory) for key, table in tables.items()}} if tables else {}
+        return self.model_copy(update=update)
+
+
+def check_secrets(key: str, values: Mapping[str, Any], credential: Credential | None) -> None:
+    """Refuse a secret among the values, and the place of one that is not described."""
+    for name, value in values.items():
+        has_place = isinstance(value, str) and "{credential}" in value
+        if has_place and credential is None:
+            raise refused([key, name], repr(value), f"must have the key credential beside {key}")
+        if hidden(name, value) != value and not has_place:
+            why = 'must be "{credential}", with or without text around it: say in `credential` where the secret is'
+            raise refused([key, name], "(hidden)", why)
+
+
+def check_url(path: list[str], url: str, way: str) -> None:
+    """Refuse a URL with a password, or with another secret in its query. Of a strange one it refuses too much."""
+    place, _, query = url.partition("?")
+    # Of "authenticator" and the like the value is a method.
+    names = (name for name, _ in parse_qsl(query) if "auth" not in name.lower())
+    if hidden("url", place) != place or "@" in query or any(map(SECRET.search, names)):
+        raise refused(path, "a URL with a password", way)
+
+
+def refused(path: list[str], value: str, why: str) -> PydanticCustomError:
+    return PydanticCustomError("together", "{why}", {"path": path, "value": value, "why": why})
 
 
 class FilesTool(Tool):
@@ -63,28 +102,6 @@ class FilesTool(Tool):
             if "://" in table.file:
                 check_url(["tables", name, "file"], table.file, "put the secret into `storage`, by `credential`")
         return self
-
-
-class RestResource(CursorSettings, Format):
-    """Describes one resource of a REST API: a list of objects, read page by page.
-
-    In `path`, `params` and `body`, `{since}` and `{until}` stand for the bounds of a window, `{last}` for the last
-    moment before `until`, and `{id}` for each id of the resource that `for_each` names. In the path they are quoted.
-    """
-
-    path: str = Field(min_length=1, description="the path below the tool's url")
-    method: Literal["GET", "POST"] = "GET"
-    """The HTTP method of the request."""
-    params: dict[str, str] = Field(default_factory=dict)
-    """The query of the request."""
-    body: dict[str, Any] = Field(default_factory=dict)
-    """The body of the request, sent as JSON."""
-    key: Names = ("id",)
-    """The fields that identify an object; the first one is what `{id}` stands for in a resource of `for_each`."""
-    paging: Paging | None = None
-    """How its pages are asked for; null: as the tool says."""
-    for_each: str | None = None
-    """Another resource: there is one request for each of its objects."""
 
 
 class RestTool(Tool):
@@ -142,6 +159,32 @@ class RestTool(Tool):
                 detail = f"resources.{name}.for_each: {resource.for_each!r} is not one of {', '.join(self.resources)}"
                 raise PydanticCustomError("parent", "{detail}", {"detail": detail})
         return self
+
+
+class SqlTool(Tool):
+    """Describes tables of a database that SQLAlchemy can reach."""
+
+    source: Literal["sql"] = Field(description=KINDS)
+    url: str = Field(min_length=1, description="the URL of the database, as SQLAlchemy has it, without a password")
+    credential: Credential | None = None
+    """Where the password is; null: there is none."""
+    batch_rows: Count = Field(default=50_000, ge=1)
+    """Rows in memory, and in one landed file."""
+    tables: dict[Name, SqlTable] = Field(min_length=1, description="a mapping of table names to {table: ...}")
+
+    @model_validator(mode="after")
+    def _check_url(self) -> Self:
+        check_url(["url"], self.url, "say in `credential` where the password is")
+        return self
+
+
+class FunctionTool(Tool):
+    """Describes tables that functions give: your own, or sources of dlt."""
+
+    source: Literal["function"] = Field(description=KINDS)
+    batch_rows: Count = Field(default=10_000, ge=1)
+    """Objects in memory, and in one landed file."""
+    tables: dict[Name, FunctionTable] = Field(min_length=1, description="a mapping of table names to {function: ...}")
 
 
 def _kind(value: Any) -> str | None:
