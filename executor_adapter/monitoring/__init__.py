@@ -5,8 +5,6 @@ exporters.py               starts what follows where the settings or the program
 prometheus.py              metrics for Prometheus
 port.py                    a port that serves them, and whether the program is alive and ready
 probe.py                   a command that asks such a port, for containers
-gauges.py                  the figures of this moment that they show
-telemetry.py               whether the program has set up OpenTelemetry
 tracing.py                 a span for each job and attempt, for OpenTelemetry
 trace_scope.py             puts a function in a worker process into its job's span
 progress.py                progress bars on the terminal, and plain lines in a pipe
@@ -24,6 +22,7 @@ from executor_adapter.lazy import lazy_attributes
 if TYPE_CHECKING:
     from executor_adapter.job import NearLimit as NearLimit
     from executor_adapter.monitoring.exporters import export_metrics as export_metrics
+    from executor_adapter.monitoring.exporters import tracer_in_use as tracer_in_use
     from executor_adapter.monitoring.findings import Finding as Finding
     from executor_adapter.monitoring.findings import Level as Level
     from executor_adapter.monitoring.findings import fine as fine
@@ -36,19 +35,17 @@ if TYPE_CHECKING:
     from executor_adapter.monitoring.port import MetricsPort as MetricsPort
     from executor_adapter.monitoring.progress import ProgressBar as ProgressBar
     from executor_adapter.monitoring.progress import ProgressCounts as ProgressCounts
-    from executor_adapter.monitoring.telemetry import tracer_in_use as tracer_in_use
     from executor_adapter.monitoring.trace_scope import INSIDE as INSIDE
     from executor_adapter.monitoring.tracing import JobTracer as JobTracer
     from executor_adapter.monitoring.tracing import SpanScope as SpanScope
     from executor_adapter.supervision import ExecutorStats as ExecutorStats
 
 _NAMES = {
-    ".exporters": "export_metrics",
+    ".exporters": "export_metrics tracer_in_use",
     ".findings": "Finding Level fine ready_checks warning wrong",
     ".health": "Alert AlertKind HealthMonitor",
     ".port": "MetricsPort",
     ".progress": "ProgressBar ProgressCounts",
-    ".telemetry": "tracer_in_use",
     ".trace_scope": "INSIDE",
     ".tracing": "JobTracer SpanScope",
     "executor_adapter.job": "NearLimit",

@@ -1,8 +1,9 @@
-"""Exports the metrics of an executor to where the settings and the program want them. Imports nothing else of that."""
+"""Exports metrics and traces to where the settings and the program want them. Imports nothing else of that."""
 
 from __future__ import annotations
 
 import functools
+import sys
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,9 +14,11 @@ from executor_adapter.store import JobStore, StoreUnavailableError
 from executor_adapter.supervision import ExecutorStats, Supervisor
 
 if TYPE_CHECKING:
-    from executor_adapter.monitoring.port import MetricsPort
-    from executor_adapter.monitoring.prometheus import JobMetrics
+    from opentelemetry.trace import Tracer
 
+    from executor_adapter.monitoring.port import MetricsPort
+
+TRACER_NAME = "executor_adapter"
 TURN_SECONDS = 10.0
 """Seconds within which a supervisor makes a turn, however much it has to do."""
 
@@ -32,26 +35,33 @@ class Open(Protocol):
 def export_metrics(executor: Open, settings: MonitoringSettings, supervisor: Supervisor) -> MetricsPort | None:
     """Count the executor's jobs, and export its figures until it is closed, to each place that is set up.
 
-    These are the port of its own that the settings name, which is returned, and prometheus_client's default registry,
-    if the settings say so.
+    These are the port that the settings name, which is returned, and prometheus_client's default registry, if the
+    settings say so.
 
     Raises:
         ConfigurationError: The settings need prometheus-client, and it is not installed.
     """
-    watched = _WeakExecutor(executor, supervisor)
-    observers, on_closed = supervisor.tracker.observers, supervisor.thread.on_closed
+    if settings.metrics_port is None and not settings.default_registry:
+        return None
+    try:
+        from executor_adapter.monitoring import port, prometheus
+    except ImportError as error:
+        key = "metrics_port" if settings.metrics_port is not None else "default_registry"
+        raise ConfigurationError(
+            f"monitoring.{key} needs prometheus-client ({error}): pip install 'prefect-executor-adapter[metrics]'"
+        ) from None
+    watched, metrics, on_closed = _WeakExecutor(executor, supervisor), prometheus.metrics, supervisor.thread.on_closed
+    supervisor.tracker.observers.append(metrics.on_transition)
+    metrics.executors.add(watched)
+    on_closed.append(functools.partial(metrics.executors.discard, watched))
     if settings.default_registry:
-        counter = _default_registry()
-        observers.append(counter.on_transition)
-        counter.executors.add(watched)
-        on_closed.append(functools.partial(counter.executors.discard, watched))
+        metrics.show_in_default_registry()
     if settings.metrics_port is None:
         return None
-    port = _port(settings.metrics_host, settings.metrics_port)
-    observers.append(port.metrics.on_transition)
-    port.add(watched)
-    on_closed.append(functools.partial(port.remove, watched))
-    return port
+    shown_at = port.metrics_at(settings.metrics_host, settings.metrics_port)
+    shown_at.add(watched)
+    on_closed.append(functools.partial(shown_at.remove, watched))
+    return shown_at
 
 
 class _WeakExecutor:
@@ -83,23 +93,13 @@ class _WeakExecutor:
         return wrong
 
 
-def _default_registry() -> JobMetrics:
-    try:
-        from executor_adapter.monitoring.prometheus import metrics_in_default_registry
-    except ImportError as error:
-        raise _missing("monitoring.default_registry: true", error) from None
-    return metrics_in_default_registry()
+def tracer_in_use() -> Tracer | None:
+    """Return a tracer of the provider that this process has set up; None where it has none.
 
-
-def _port(host: str, port: int) -> MetricsPort:
-    try:
-        from executor_adapter.monitoring.port import metrics_at
-    except ImportError as error:
-        raise _missing(f"monitoring.metrics_port: {port}", error) from None
-    return metrics_at(host, port)
-
-
-def _missing(setting: str, error: ImportError) -> ConfigurationError:
-    return ConfigurationError(
-        f"{setting} needs prometheus-client ({error}): pip install 'prefect-executor-adapter[metrics]'"
-    )
+    OpenTelemetry is not imported for that: a program that has set it up has imported it.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return None
+    tracer: Tracer = trace.get_tracer(TRACER_NAME)
+    return tracer

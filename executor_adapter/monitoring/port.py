@@ -17,16 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
+from prometheus_client import make_wsgi_app, start_http_server
 
-from executor_adapter.monitoring.gauges import Measured
-from executor_adapter.monitoring.prometheus import JobMetrics
+from executor_adapter.monitoring import prometheus
 
 logger = logging.getLogger("executor_adapter.metrics")
 
 
-class Checked(Measured, Protocol):
-    """An executor whose figures and health the port shows."""
+class Checked(Protocol):
+    """An executor whose health the port shows."""
 
     def stuck(self) -> list[str]: ...
 
@@ -34,11 +33,10 @@ class Checked(Measured, Protocol):
 
 
 class MetricsPort:
-    """Serves metrics and health while any executor is open; counters keep their values between executors."""
+    """Serves the metrics of the process, and the health of executors while any of them is open."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._registry = CollectorRegistry()
-        self.metrics = JobMetrics(self._registry)
+        self._registry = prometheus.metrics.registry
         self._executors: set[Checked] = set()
         self._host = host
         self._port = port
@@ -54,7 +52,6 @@ class MetricsPort:
         """Serve this executor too. A port that is taken is logged as an error; jobs run without metrics."""
         with self._lock:
             self._executors.add(executor)
-            self.metrics.executors.add(executor)
             if self._server is None:
                 try:
                     self._server, _ = start_http_server(self._port, self._host, self._registry)
@@ -72,7 +69,6 @@ class MetricsPort:
         """Stop serving this executor, and close the port after the last one."""
         with self._lock:
             self._executors.discard(executor)
-            self.metrics.executors.discard(executor)
             server = None if self._executors else self._server
             if server is not None:
                 self._server = None

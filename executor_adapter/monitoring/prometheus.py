@@ -16,24 +16,29 @@ Needs prometheus-client: the extra `metrics`.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, storable
-from executor_adapter.monitoring.gauges import GAUGES, Measured, stats_of
-from executor_adapter.supervision import QUEUE_SECONDS
+from executor_adapter.supervision import QUEUE_SECONDS, ExecutorStats
 
 PREFIX = "executor_adapter"
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 """Upper bounds in seconds of the histograms' buckets."""
 MAX_LABEL_VALUES = 100
 """Different values of a label; further ones count as "other", because each adds a time series forever."""
+
+
+class Measured(Protocol):
+    """Something whose figures are exported; its stats are None once it is closed."""
+
+    def stats(self) -> ExecutorStats | None: ...
 
 
 class JobLabels(NamedTuple):
@@ -44,26 +49,34 @@ class JobLabels(NamedTuple):
 
 
 class JobMetrics(Collector):
-    """An observer of executors that counts their jobs in `registry`, and collects their figures at each scrape."""
+    """An observer of executors that counts their jobs, and collects the counts and their figures at each scrape."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        """Holds these metrics alone."""
+        self.start_anew()
+        self.registry.register(self)
+
+    def start_anew(self) -> None:
+        """Count from zero, as in a forked process: the executors and counts by then are its parent's."""
         self.executors: set[Measured] = set()
         """Whose figures the gauges show."""
         self._names: set[str] = set()
         labels = JobLabels._fields
-        self._jobs_ended = Counter(
-            f"{PREFIX}_jobs_ended", "Jobs that ended.", ("status", *labels, "error_code"), registry=registry
-        )
-        self._retries = Counter(
-            f"{PREFIX}_retries", "Attempts followed by another.", (*labels, "error_code"), registry=registry
-        )
+        with_code = (*labels, "error_code")
+        self._jobs_ended = Counter(f"{PREFIX}_jobs_ended", "Jobs that ended.", ("status", *with_code), registry=None)
+        self._retries = Counter(f"{PREFIX}_retries", "Attempts followed by another.", with_code, registry=None)
         self._job_seconds = Histogram(
-            f"{PREFIX}_job_seconds", "From first start to end.", labels, buckets=BUCKETS, registry=registry
+            f"{PREFIX}_job_seconds", "From first start to end.", labels, buckets=BUCKETS, registry=None
         )
         self._queue_seconds = Histogram(
-            f"{PREFIX}_queue_seconds", "From submit to first start.", labels, buckets=BUCKETS, registry=registry
+            f"{PREFIX}_queue_seconds", "From submit to first start.", labels, buckets=BUCKETS, registry=None
         )
-        registry.register(self)
+
+    def show_in_default_registry(self) -> None:
+        """Let whoever serves prometheus_client's default registry serve these metrics too."""
+        with contextlib.suppress(ValueError):  # They are there already.
+            REGISTRY.register(self)
 
     def on_transition(self, transition: Transition) -> None:
         """Count a transition; called on supervisors' threads."""
@@ -93,36 +106,41 @@ class JobMetrics(Collector):
         return name
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the figures of this moment; called at each scrape."""
-        stats = stats_of(self.executors)
-        for gauge in GAUGES:
-            labels = () if gauge.label is None else (gauge.label,)
-            family = GaugeMetricFamily(f"{PREFIX}_{gauge.name}", gauge.text, labels=labels)
-            for label, value in gauge.read(stats).items():
-                family.add_metric((label,) if labels else (), value)
-            yield family
+        """Yield the counts, and the figures of this moment over all executors that are open."""
+        for counted in (self._jobs_ended, self._retries, self._job_seconds, self._queue_seconds):
+            yield from counted.collect()
+        open_ones = [stats for executor in tuple(self.executors) if (stats := executor.stats()) is not None]
+        jobs = GaugeMetricFamily(f"{PREFIX}_jobs", "Jobs that have not ended.", labels=("status",))
+        for status in ("pending", "running", "retrying"):
+            jobs.add_metric((status,), sum(getattr(stats, f"jobs_{status}") for stats in open_ones))
+        yield jobs
+        for name, (text, value) in _figures(open_ones).items():
+            yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
 
 
-_in_default_registry: list[JobMetrics] = []
-"""The metrics that are registered there, of which there can be one."""
-_lock = threading.Lock()
+def _figures(stats: list[ExecutorStats]) -> dict[str, tuple[str, float | None]]:
+    """Return the gauges without labels by name: what each is, and its value; None where nothing is known."""
+    known = [(each.memory_left_bytes, each.memory_limit_bytes) for each in stats]
+    left, limit = min(
+        ((left, limit) for left, limit in known if left is not None and limit),
+        key=lambda pair: pair[0] / pair[1],
+        default=(None, None),
+    )
+    longest = max((each.longest_running_seconds or 0.0 for each in stats), default=0.0)
+    return {
+        "jobs_near_limit": ("Jobs near their max_runtime or deadline.", sum(each.jobs_near_limit for each in stats)),
+        "workers_busy": ("Workers that run a job.", sum(each.workers_busy for each in stats)),
+        "abandoned_threads": ("Threads that could not be stopped.", sum(each.abandoned_threads for each in stats)),
+        "quarantined_jobs": ("Jobs that killed too many workers.", sum(len(each.quarantined) for each in stats)),
+        "waiting_for_memory": ("Executors held by short memory.", sum(each.waits_for_memory for each in stats)),
+        "memory_left_bytes": ("Memory that is left.", left),
+        "memory_limit_bytes": ("The limit of the memory that is left.", limit),
+        "longest_running_seconds": ("Seconds of the longest running attempt.", longest),
+    }
 
 
-def metrics_in_default_registry() -> JobMetrics:
-    """Return this process's metrics in prometheus_client's default registry, which whoever serves that serves too."""
-    with _lock:
-        if not _in_default_registry:
-            _in_default_registry.append(JobMetrics(REGISTRY))
-        return _in_default_registry[0]
-
-
-def _leave_to_parent() -> None:
-    """Show no executors of the parent in a forked process."""
-    global _lock
-    _lock = threading.Lock()
-    for metrics in _in_default_registry:
-        metrics.executors.clear()
-
+metrics = JobMetrics()
+"""The metrics of this process, which counts each of its jobs once, wherever they are shown."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=metrics.start_anew)

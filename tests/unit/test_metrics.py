@@ -11,14 +11,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.monitoring import exporters, port, ready_checks
-from executor_adapter.monitoring.prometheus import MAX_LABEL_VALUES
+from executor_adapter.monitoring import exporters, port, prometheus, ready_checks
+from executor_adapter.monitoring.prometheus import MAX_LABEL_VALUES, JobMetrics
 from executor_adapter.store import StoreUnavailableError, open_store
 from tests.insides import supervisor_of
 from tests.servers import free_port
@@ -28,8 +28,10 @@ MakeExecutor = Callable[..., JobExecutor]
 
 
 @pytest.fixture(autouse=True)
-def _no_ports_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def _metrics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port, "_ports", {})
+    monkeypatch.setattr(prometheus, "metrics", JobMetrics())
+    monkeypatch.setattr(prometheus, "REGISTRY", CollectorRegistry(auto_describe=True))
 
 
 @pytest.fixture
@@ -188,7 +190,7 @@ def fail_by(code: str) -> None:
 def default_registry() -> dict[str, float]:
     """Return the samples of the package in prometheus_client's default registry, summed over their labels."""
     sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(generate_latest().decode()):
+    for family in text_string_to_metric_families(generate_latest(prometheus.REGISTRY).decode()):
         for sample in family.samples:
             if sample.name.startswith("executor_adapter_"):
                 name = sample.name.removeprefix("executor_adapter_")
