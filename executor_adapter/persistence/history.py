@@ -10,7 +10,7 @@ from typing import Any
 from executor_adapter.job import Job
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.persistence.stored_functions import StoredFunctions
-from executor_adapter.store import JobFilter, JobStore, StoreUnavailableError
+from executor_adapter.store import JobFilter, StoreUnavailableError
 
 FLUSH_TIMEOUT = 5.0
 """Seconds that a reader waits for pending writes before it reads the store as it is."""
@@ -23,19 +23,14 @@ class QueueHistory:
     process is returned itself; another one is restored from its record, for reading.
 
     Args:
-        store: the store.
-        queue: the queue whose jobs are read.
         recorder: writes the jobs of the executor that runs this queue; it must not be closed yet.
         live: that executor's live jobs by id.
         functions: decides which stored jobs may run again.
     """
 
-    def __init__(
-        self, store: JobStore, queue: str, recorder: Recorder, live: Mapping[str, Job], functions: StoredFunctions
-    ) -> None:
-        self._store = store
-        self._queue = queue
+    def __init__(self, recorder: Recorder, live: Mapping[str, Job], functions: StoredFunctions) -> None:
         self._recorder = recorder
+        self._store, self._queue = recorder.store, recorder.queue
         self._live = live
         self._functions = functions
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
 from executor_adapter.persistence.serialization import StoredCall, function_name, record_of
 from executor_adapter.store import JobRecord
+from executor_adapter.supervision import Supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +30,19 @@ class PendingWrites:
     Any thread may call `on_transition`; the other methods belong to the recorder's thread.
 
     Args:
+        supervisor: has the executor's quarantined jobs, and those that were admitted and never written.
         queue: the queue that the records name.
-        keeps_jobs: whether records hold the job itself, for a store in the memory of this process.
-        requeue_on_shutdown: whether jobs that the executor's shutdown interrupts stay PENDING, for another host.
-        quarantined: the executor's quarantined jobs by id.
-        unwritten: the jobs that were admitted and never written, with what another process needs to run each.
+        is_durable: whether the store outlives this process; in the memory of this process, records hold the job itself.
+        requeue_on_shutdown: whether jobs that the executor's shutdown interrupts stay PENDING in a durable store, for
+            another host.
     """
 
-    def __init__(
-        self,
-        *,
-        queue: str,
-        keeps_jobs: bool,
-        requeue_on_shutdown: bool,
-        quarantined: Mapping[str, Job],
-        unwritten: dict[Job, StoredCall],
-    ) -> None:
-        self._requeue_on_shutdown = requeue_on_shutdown
+    def __init__(self, supervisor: Supervisor, queue: str, *, is_durable: bool, requeue_on_shutdown: bool) -> None:
+        self._requeue_on_shutdown = requeue_on_shutdown and is_durable
         self._queue = queue
-        self._keeps_jobs = keeps_jobs
-        self._quarantined = quarantined
-        self._unwritten = unwritten
+        self._keeps_jobs = not is_durable
+        self._quarantined = supervisor.intake.quarantined
+        self._unwritten: dict[Job, StoredCall] = supervisor.intake.unwritten
         self._received: deque[Transition] = deque()
         self._due: dict[Job, Transition] = {}
         self._running: dict[Job, Progress | None] = {}

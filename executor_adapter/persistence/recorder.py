@@ -100,27 +100,23 @@ class Recorder:
         store: JobStore,
         supervisor: Supervisor,
         *,
-        queue: str = "",
+        queue: str,
         lease: float,
-        pickles: SignedPickles | None = None,
-        requeue_on_shutdown: bool = False,
-        recover: Callable[[], object] = lambda: None,
-        recover_every: float | None = None,
+        pickles: SignedPickles | None,
+        requeue_on_shutdown: bool,
+        recover: Callable[[], object],
+        recover_every: float | None,
     ) -> None:
         self.store = store
         self.queue = queue
         self._supervisor = supervisor
         self._pickles = pickles
         self._recover = recover
-        self._recover_every = recover_every
+        self._recover_every = recover_every if store.durable else None
         self._host: Host | None = None
         self._lease = Lease(lease, expires=store.durable, announce=supervisor.set_lease)
         self._pending = PendingWrites(
-            queue=queue,
-            keeps_jobs=not store.durable,
-            requeue_on_shutdown=requeue_on_shutdown,
-            quarantined=supervisor.intake.quarantined,
-            unwritten=supervisor.intake.unwritten,
+            supervisor, queue, is_durable=store.durable, requeue_on_shutdown=requeue_on_shutdown
         )
         self._stopping: list[Job] = []
         """Jobs that other hosts may run, and of which an attempt may still run here."""
