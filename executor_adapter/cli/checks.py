@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from executor_adapter.cli.stores import file_of
 from executor_adapter.config import ClusterSettings, Settings, SshHostSettings, read_sources
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor, slot_limits
@@ -164,17 +165,17 @@ def check_store(url: str | None) -> Finding:
     if url is None:
         way_out = "jobs are lost when their program ends: set store.url, for example sqlite:///jobs.db"
         return warning("store", "none: jobs are kept in memory", way_out)
+    file = file_of(url)
+    if file is not None and not file.exists():
+        return _check_directory(file.parent, url)
     try:
-        with_file = url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists()
-        if with_file:
-            return _check_directory(Path(url.removeprefix("sqlite:///")).parent, url)
         found = open_store(url)
     except (ConfigurationError, StoreUnavailableError) as error:
         return wrong("store", str(error), "start it, or set store.url to another")
     try:
         began = time.monotonic()
         jobs = sum(found.counts().values())
-        if exposed := _exposed_files(url):
+        if file is not None and (exposed := _exposed_files(file)):
             way_out = f"they hold the arguments of jobs: chmod 600 {' '.join(exposed)}"
             return warning("store", f"{found.url}: other users can read its files", way_out)
         return fine("store", f"{found.url}: {jobs:,} jobs, answers in {(time.monotonic() - began) * 1000:.0f} ms")
@@ -184,11 +185,10 @@ def check_store(url: str | None) -> Finding:
         found.close()
 
 
-def _exposed_files(url: str) -> list[str]:
+def _exposed_files(store: Path) -> list[str]:
     """Return the files of an SQLite store that other users than its owner may read or write."""
-    path = url.partition("?")[0].removeprefix("sqlite:///") if url.startswith("sqlite:///") else ""
-    files = [f"{path}{suffix}" for suffix in ("", "-wal", "-shm") if path and Path(path + suffix).exists()]
-    return [file for file in files if Path(file).stat().st_mode & 0o077]
+    files = [Path(f"{store}{suffix}") for suffix in ("", "-wal", "-shm")]
+    return [str(file) for file in files if file.exists() and file.stat().st_mode & 0o077]
 
 
 def _check_directory(directory: Path, url: str) -> Finding:

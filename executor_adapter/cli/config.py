@@ -15,7 +15,7 @@ from executor_adapter.cli.config_checks import problems
 from executor_adapter.cli.doctor import MARKS
 from executor_adapter.cli.output import JsonOption, console, print_json, print_note, print_rows, without_secrets
 from executor_adapter.cli.stores import ConfigOption
-from executor_adapter.config import ConfigSources, Settings, hidden, read_sources
+from executor_adapter.config import ConfigSources, Settings, hidden, holds, read_sources
 from executor_adapter.job import size_text
 from executor_adapter.monitoring import Level
 from executor_adapter.terminal import SafeText
@@ -79,7 +79,7 @@ def described(sources: ConfigSources) -> Iterator[tuple[str, Any, str]]:
     """Yield each key, its value, and the source of it: `environment`, `.env`, the file, or `default`."""
     places = {**sources.given, str(sources.file): sources.written}
     for key, value in flat(sources.settings()):
-        place = next((name for name, given in places.items() if has_key(given, key.split("."))), "default")
+        place = next((name for name, given in places.items() if holds(given, key.split("."))), "default")
         yield key, hidden(key, value), place
 
 
@@ -97,18 +97,6 @@ def flat(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[
             if isinstance(value, tuple):
                 value = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
             yield prefix + name, str(value) if isinstance(value, Path) else value
-
-
-def has_key(given: Any, path: list[str]) -> bool:
-    """Return whether the settings that one source has `given` include the key."""
-    for part in path:
-        if not isinstance(given, Mapping):
-            return False
-        found = [value for key, value in given.items() if str(key) == part]
-        if not found:
-            return False
-        given = found[0]
-    return True
 
 
 @app.command()

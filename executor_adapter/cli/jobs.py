@@ -15,6 +15,7 @@ from executor_adapter.cli.output import (
     clock_time,
     console,
     new_table,
+    print_answer,
     print_json,
     print_pairs,
     print_rows,
@@ -307,11 +308,7 @@ def retry(
                 opened_store.enqueue(fresh)
             new = before or fresh
             queued.append({"job_id": new.job_id, "retry_of": new.retry_of, "queue": new.queue, "new": before is None})
-    if as_json:
-        print_json(queued)
-    else:
-        for each in queued:
-            console().print(_queued_text(each), soft_wrap=True)
+    print_answer(queued, map(_queued_text, queued), as_json=as_json)
     if not all(each["new"] for each in queued):
         raise typer.Exit(1)
 
@@ -345,11 +342,8 @@ def _ask(method: str, job_ids: list[str], store: Any, config: Any, as_json: bool
     with opened(store, config) as opened_store:
         found = [record.job_id for record in find_jobs(opened_store, job_ids)]
         answers = {job_id: bool(getattr(opened_store, method)(job_id)) for job_id in found}
-    if as_json:
-        print_json([{"job_id": job_id, "done": answer} for job_id, answer in answers.items()])
-    else:
-        for job_id, answer in answers.items():
-            console().print(f"{job_id}: {done if answer else not_done}")
+    lines = (f"{job_id}: {done if answer else not_done}" for job_id, answer in answers.items())
+    print_answer([{"job_id": job_id, "done": answer} for job_id, answer in answers.items()], lines, as_json=as_json)
     if not all(answers.values()):
         raise typer.Exit(1)
 
@@ -363,12 +357,8 @@ def resign(store: StoreOption = None, config_file: ConfigOption = None, as_json:
     key = load_config(config_file).store.pickle_key
     with opened(store, config_file) as opened_store:
         signed, left = opened_store.sign_again(signed_pickles(None if key is None else key.get_secret_value()))
-    if as_json:
-        print_json({"signed": signed, "left": left})
-    else:
-        console().print(f"{signed:,} pickled jobs signed")
-        for job_id in left:
-            console().print(f"{job_id}: its pickle {SignedPickles.REFUSAL}", soft_wrap=True)
+    lines = (f"{signed:,} pickled jobs signed", *(f"{job_id}: its pickle {SignedPickles.REFUSAL}" for job_id in left))
+    print_answer({"signed": signed, "left": left}, lines, as_json=as_json)
     if left:
         raise typer.Exit(1)
 
@@ -384,7 +374,4 @@ def cleanup(
     """Delete jobs that ended long ago; live and quarantined ones stay."""
     with opened(store, config_file) as opened_store:
         deleted = opened_store.cleanup(duration_seconds(older_than) / 3600, queue=queue)
-    if as_json:
-        print_json({"deleted": deleted})
-    else:
-        console().print(f"{deleted:,} job{'s' if deleted != 1 else ''} deleted")
+    print_answer({"deleted": deleted}, [f"{deleted:,} job{'s' if deleted != 1 else ''} deleted"], as_json=as_json)

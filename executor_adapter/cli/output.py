@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import NoneType
 from typing import Annotated, Any, cast
@@ -71,6 +71,15 @@ def print_json(value: Any) -> None:
     # In UTF-8, what cannot be printed is escaped as in JSON; in other encodings it is not.
     is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
     typer.echo(json_text(plain(value), indent=2 if sys.stdout.isatty() else None, ascii_only=not is_utf8))
+
+
+def print_answer(value: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print the answer of a command: as JSON for programs, or in lines for people, which the terminal breaks."""
+    if as_json:
+        print_json(value)
+    else:
+        for line in lines:
+            console().print(line, soft_wrap=True)
 
 
 def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import typer
@@ -18,7 +17,6 @@ _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})
 """Fields of a job that have columns of their own in its record; the others are in its call."""
 MAX_PRIORITY = 2**63 - 1
 """Databases have integers of 64 bits."""
-_KEPT = ("queue", "job_type", "tool_name", "function", "priority", "max_runtime", "pickled")
 _NOT_ITS_OWN = frozenset({"job_id", "function", "metadata"})
 
 
@@ -57,25 +55,22 @@ def rerun_record(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
         typer.BadParameter: The priority is too large for a store.
     """
     _refuse_unfit(record, changes)
-    Job(**{"function": "builtins:print"} | dict(changes))
-    if not -MAX_PRIORITY <= changes.get("priority", 0) <= MAX_PRIORITY:
-        raise typer.BadParameter(
-            f"priority={changes['priority']} is too large for a store: give at most {MAX_PRIORITY}"
-        )
-    columns = {name: value for name, value in changes.items() if name in _IN_COLUMNS}
+    given = Job(**{"function": "builtins:print"} | dict(changes))
+    if abs(given.priority) > MAX_PRIORITY:
+        raise typer.BadParameter(f"priority={given.priority} is too large for a store: give at most {MAX_PRIORITY}")
     call = call_fields(record)
-    in_call = {name: value for name, value in changes.items() if name not in _IN_COLUMNS}
     if "retry" in call:
-        in_call = changed_retry(call["retry"], changes) | in_call
-    fresh = JobRecord(
-        **{name: getattr(record, name) for name in _KEPT},
+        changes = changed_retry(call["retry"], changes) | dict(changes)
+    columns = {name: getattr(given if name in changes else record, name) for name in _IN_COLUMNS}
+    return JobRecord(
+        **columns,
+        **{name: getattr(record, name) for name in ("queue", "function", "pickled")},
         job_id=uuid7(),
         created_at=time.time(),
         metadata={**record.metadata, RETRY_OF: record.job_id},
-        call=json.dumps(call | in_call),
+        call=json.dumps(call | {name: value for name, value in changes.items() if name not in _IN_COLUMNS}),
         retry_of=record.job_id,
     )
-    return replace(fresh, **columns)
 
 
 def live_rerun(store: JobStore, job_id: str | None) -> JobRecord | None:

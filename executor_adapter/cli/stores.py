@@ -54,7 +54,10 @@ def opened(store: str | None, config: Path | None) -> Iterator[JobStore]:
         )
     if url.partition(":")[0] == "memory":
         raise ConfigurationError("store.url 'memory:' is visible to its own program only: give sqlite:///jobs.db")
-    _refuse_missing(url)
+    if (file := file_of(url)) is not None and not file.exists():  # Opening it would create an empty store.
+        raise StoreUnavailableError(
+            f"there is no file {file}: no program has stored jobs there yet; check --store and store.url"
+        )
     found = open_store(url)
     try:
         yield found
@@ -62,13 +65,10 @@ def opened(store: str | None, config: Path | None) -> Iterator[JobStore]:
         found.close()
 
 
-def _refuse_missing(url: str) -> None:
-    """Refuse a file that does not exist: opening it would create an empty store, without any jobs."""
-    path = url.partition(":///")[2]
-    if url.startswith("sqlite") and path and not Path(path).exists():
-        raise StoreUnavailableError(
-            f"there is no file {path}: no program has stored jobs there yet; check --store and store.url"
-        )
+def file_of(url: str) -> Path | None:
+    """Return the file of an SQLite store; None for another store."""
+    scheme, _, path = url.partition("?")[0].partition(":///")
+    return Path(path) if scheme.startswith("sqlite") and path else None
 
 
 def find_job(store: JobStore, job_id: str) -> JobRecord:

@@ -6,7 +6,6 @@ import getpass
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -29,35 +28,13 @@ Tools = Annotated[list[str], typer.Argument(metavar="TOOL...", help="Names of to
 Tool = Annotated[str, typer.Argument(metavar="TOOL", help="The name of a tool, as in `tool_name` of a job.")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolStatus:
-    """What `tools list` shows of a tool."""
-
-    tool: str
-    max_concurrent: int | None
-    """None: there is no limit, or the executors have several, which are in `own_limits`."""
-    rate: float | None
-    own_limits: list[int]
-    """The limits of the executors that use the tool now."""
-    limited_by: str | None
-    running: int
-    waiting: int
-    waits_for: str | None
-    """What those that wait, wait for; None if none waits."""
-    executors: int
-    """Executors that hold slots of it or wait for some."""
-    paused: bool
-    paused_by: str | None
-    paused_at: float | None
-
-
 @app.command("list")
 def list_tools(store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the tools of live jobs, and those of which something is set: limit, jobs that run and wait, pauses."""
     with opened_for_tools(store, config_file) as opened_store:
         found = statuses(opened_store)
     if as_json:
-        print_json([{name: getattr(tool, name) for name in ToolStatus.__slots__} for tool in found])
+        print_json(found)
     elif found:
         print_rows(COLUMNS, [_row(tool) for tool in found])
     else:
@@ -125,51 +102,49 @@ def opened_for_tools(store: Any, config: Any) -> Iterator[JobStore]:
         yield opened_store
 
 
-def statuses(store: JobStore) -> list[ToolStatus]:
-    """Return what is known of each tool, by name."""
+def statuses(store: JobStore) -> list[dict[str, Any]]:
+    """Return what is known of each tool, by name, as `tools list --json` prints it."""
     shared, live = store.tools(), store.live_by_tool()
     set_for = {name for name, control in shared.controls.items() if not control.is_empty}
     names = {name for name, _ in live} | {use.tool_name for use in shared.uses} | set_for
     return [_status(name, shared, live) for name in sorted(names)]
 
 
-def _status(name: str, shared: SharedTools, live: dict[tuple[str, JobStatus], int]) -> ToolStatus:
+def _status(name: str, shared: SharedTools, live: dict[tuple[str, JobStatus], int]) -> dict[str, Any]:
     control = shared.control(name)
     uses = [use for use in shared.uses if use.tool_name == name]
     own_limits = sorted({use.max_concurrent for use in uses if use.max_concurrent is not None})
     own_rates = sorted({use.rate for use in uses if use.rate is not None})
-    most = own_limits[0] if len(own_limits) == 1 else None
+    most = own_limits[0] if len(own_limits) == 1 else None  # Of several, `own_limits` has all.
     limit = control.limit or ToolLimit(max_concurrent=most, rate=own_rates[0] if own_rates else None)
     waiting = sum(live.get((name, status), 0) for status in (JobStatus.PENDING, JobStatus.RETRYING))
     reason = reason_of_tool(name, shared) or "free workers of its hosts, or the time of a retry"
-    return ToolStatus(
-        tool=name,
-        max_concurrent=limit.max_concurrent,
-        rate=limit.rate,
-        own_limits=own_limits,
-        limited_by=control.limited_by,
-        running=live.get((name, JobStatus.RUNNING), 0),
-        waiting=waiting,
-        waits_for=reason if waiting else None,
-        executors=len(uses),
-        paused=control.paused_by is not None,
-        paused_by=control.paused_by,
-        paused_at=control.paused_at,
-    )
+    return {
+        "tool": name,
+        "max_concurrent": limit.max_concurrent,
+        "rate": limit.rate,
+        "own_limits": own_limits,
+        "limited_by": control.limited_by,
+        "running": live.get((name, JobStatus.RUNNING), 0),
+        "waiting": waiting,
+        "waits_for": reason if waiting else None,
+        "executors": len(uses),
+        "paused": control.paused_by is not None,
+        "paused_by": control.paused_by,
+        "paused_at": control.paused_at,
+    }
 
 
-def _row(tool: ToolStatus) -> list[Any]:
-    several = "" if tool.limited_by else "/".join(map(str, tool.own_limits))
-    paused = f"by {tool.paused_by} at {clock_time(tool.paused_at)}" if tool.paused else ""
+def _row(tool: dict[str, Any]) -> list[Any]:
+    several = "" if tool["limited_by"] else "/".join(map(str, tool["own_limits"]))
+    paused = f"by {tool['paused_by']} at {clock_time(tool['paused_at'])}" if tool["paused"] else ""
     return [
-        tool.tool,
-        several if tool.max_concurrent is None else tool.max_concurrent,
-        "" if tool.rate is None else f"{tool.rate:g}/s",
-        tool.running,
-        tool.waiting,
-        tool.waits_for,
+        tool["tool"],
+        several if tool["max_concurrent"] is None else tool["max_concurrent"],
+        "" if tool["rate"] is None else f"{tool['rate']:g}/s",
+        *(tool[name] for name in ("running", "waiting", "waits_for")),
         SafeText(paused, style="yellow"),
-        tool.limited_by,
+        tool["limited_by"],
     ]
 
 

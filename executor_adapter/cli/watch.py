@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +30,6 @@ from executor_adapter.job import TERMINAL, JobStatus
 from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError
 from executor_adapter.terminal import SafeText, escaped
 
-LIVE_STATUSES = frozenset(JobStatus) - TERMINAL
 COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "FOR", "PROGRESS")
 MAX_RECENT = 5
 """The number of recently ended jobs that are shown below the live ones."""
@@ -42,37 +42,33 @@ class Frame:
     """Holds what the screen shows at one moment."""
 
     counts: dict[JobStatus, int]
-    live: tuple[JobRecord, ...]
+    live: Sequence[JobRecord]
     total_live: int
-    recent: tuple[JobRecord, ...]
+    recent: Sequence[JobRecord]
     at: float
-    gone: frozenset[str] = frozenset()
+    gone: frozenset[str]
     """The ids of the live jobs whose host is gone."""
 
 
-class View:
-    """Reads each frame from a store, with no more jobs than the screen has lines for."""
-
-    def __init__(self, store: JobStore, wanted: JobFilter, clock: Callable[[], float] = time.time) -> None:
-        self._store = store
-        self._wanted = wanted
-        self._clock = clock
-
-    def frame(self, lines: int) -> Frame:
-        """Return the current frame, with at most `lines` live jobs: running ones first, then waiting ones."""
-        counts, lines_left = self._store.counts(self._wanted), lines
-        live: list[JobRecord] = []
-        for status in (JobStatus.RUNNING, JobStatus.RETRYING, JobStatus.PENDING):
-            if lines_left > 0 and counts[status]:
-                matching = dataclasses.replace(self._wanted, statuses=frozenset({status}))
-                found = self._store.find(matching, limit=lines_left, newest_first=False).records
-                live += found
-                lines_left -= len(found)
-        ended = dataclasses.replace(self._wanted, statuses=TERMINAL)
-        recent = self._store.find(ended, limit=MAX_RECENT).records
-        total = sum(counts[status] for status in LIVE_STATUSES)
-        gone = jobs_of_gone_hosts(self._store, live)
-        return Frame(counts=counts, live=tuple(live), total_live=total, recent=recent, at=self._clock(), gone=gone)
+def read_frame(store: JobStore, wanted: JobFilter, lines: int) -> Frame:
+    """Read the current frame, with at most `lines` live jobs: running ones first, then waiting ones."""
+    counts, lines_left = store.counts(wanted), lines
+    live: list[JobRecord] = []
+    for status in (JobStatus.RUNNING, JobStatus.RETRYING, JobStatus.PENDING):
+        if lines_left > 0 and counts[status]:
+            matching = dataclasses.replace(wanted, statuses=frozenset({status}))
+            found = store.find(matching, limit=lines_left, newest_first=False).records
+            live += found
+            lines_left -= len(found)
+    ended = dataclasses.replace(wanted, statuses=TERMINAL)
+    return Frame(
+        counts=counts,
+        live=live,
+        total_live=sum(count for status, count in counts.items() if status not in TERMINAL),
+        recent=store.find(ended, limit=MAX_RECENT).records,
+        at=time.time(),
+        gone=jobs_of_gone_hosts(store, live),
+    )
 
 
 def render(frame: Frame, width: int) -> Group:
@@ -135,23 +131,22 @@ def watch(
     """Watch jobs live, until Ctrl-C. With --json, print a line of counts for each frame."""
     wanted = JobFilter(job_type=job_type, tool_name=tool, queue=queue)
     with opened(store, config_file) as opened_store:
-        view = View(opened_store, wanted)
         try:
-            _print_counts(view, interval, until_done) if as_json else _show(view, interval, until_done)
+            (_print_counts if as_json else _show)(partial(read_frame, opened_store, wanted), interval, until_done)
         except KeyboardInterrupt:
             return
 
 
-def _print_counts(view: View, interval: float, until_done: bool) -> None:
+def _print_counts(read: Callable[[int], Frame], interval: float, until_done: bool) -> None:
     while True:
-        frame = view.frame(0)
+        frame = read(0)
         print_json({str(status): count for status, count in frame.counts.items()})
         if until_done and not frame.total_live:
             return
         time.sleep(interval)
 
 
-def _show(view: View, interval: float, until_done: bool) -> None:
+def _show(read: Callable[[int], Frame], interval: float, until_done: bool) -> None:
     screen = console()
     if not screen.is_terminal:
         raise ConfigurationError("jobs watch needs a terminal: use --json, or jobs list")
@@ -159,7 +154,7 @@ def _show(view: View, interval: float, until_done: bool) -> None:
         due, frame = time.monotonic(), None
         while frame is None or frame.total_live or not until_done:
             try:
-                frame = view.frame(max(1, screen.height - RESERVED_LINES))
+                frame = read(max(1, screen.height - RESERVED_LINES))
                 live.update(render(frame, screen.width), refresh=True)
             except StoreUnavailableError as error:
                 live.update(SafeText(f"{error}\nretrying", style="red"), refresh=True)

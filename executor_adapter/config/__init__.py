@@ -8,6 +8,7 @@ from executor_adapter.config.cluster import RaySettings as RaySettings
 from executor_adapter.config.cluster import SshHostSettings as SshHostSettings
 from executor_adapter.config.cluster import SshSettings as SshSettings
 from executor_adapter.config.credentials import Credential as Credential
+from executor_adapter.config.errors import holds as holds
 from executor_adapter.config.errors import read_yaml as read_yaml
 from executor_adapter.config.schemas import Column as Column
 from executor_adapter.config.schemas import TableSchema as TableSchema

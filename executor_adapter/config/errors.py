@@ -133,7 +133,7 @@ def describe(
     path = _path(first["loc"], [written, *given.values()])
     key, message = _key_and_message(first, ".".join(path))
     path += key
-    place = next((name for name, values in given.items() if _holds(values, path)), file)
+    place = next((name for name, values in given.items() if holds(values, path)), file)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return one_line(f"{place}: {'.'.join(path)}{message}{more}")
 
@@ -178,12 +178,13 @@ def _path(location: tuple[int | str, ...], places: list[Mapping[str, Any]]) -> l
     """Return the location without the parts that pydantic adds to it, such as a union's tag: no place holds those."""
     path: list[str] = []
     for part in location:
-        if any(_holds(values, [*path, str(part)]) for values in places):
+        if any(holds(values, [*path, str(part)]) for values in places):
             path.append(str(part))
     return path
 
 
-def _holds(values: Any, path: list[str]) -> bool:
+def holds(values: Any, path: list[str]) -> bool:
+    """Return whether the values that one source has given include the key at this path."""
     for part in path:
         if isinstance(values, list | tuple) and part.isdigit() and int(part) < len(values):
             values = values[int(part)]

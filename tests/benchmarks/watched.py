@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from executor_adapter.cli.watch import RESERVED_LINES, View, render
+from executor_adapter.cli.watch import RESERVED_LINES, read_frame, render
 from executor_adapter.job.results import Progress
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import ALL, JobRecord, open_store
@@ -30,12 +30,12 @@ def measure_frames(frames: int) -> list[float]:
         for begin in range(0, len(records), 1000):
             batch = [replace(record, host=host.host_id) for record in records[begin : begin + 1000]]
             store.write(host.host_id, batch, lease=600)
-        view, took = View(store, ALL), []
+        took = []
         with Path("/dev/null").open("w") as sink:
             screen = Console(file=sink, width=150, height=LINES, force_terminal=True)
             for _ in range(frames):
                 began = time.perf_counter()
-                screen.print(render(view.frame(LINES - RESERVED_LINES)))
+                screen.print(render(read_frame(store, ALL, LINES - RESERVED_LINES), screen.width))
                 took.append(time.perf_counter() - began)
         store.close()
     return took

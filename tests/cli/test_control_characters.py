@@ -12,7 +12,7 @@ import pytest
 import executor_adapter
 from executor_adapter import Job, Transition
 from executor_adapter.cli import output
-from executor_adapter.cli.watch import View, render
+from executor_adapter.cli.watch import read_frame, render
 from executor_adapter.job.status import JobStatus
 from executor_adapter.pipeline.flows.report import JobLines
 from executor_adapter.store import JobFilter, JobStore, LogLine
@@ -47,7 +47,7 @@ def test_the_live_view_keeps_its_own_sequences_only(evil: str, store: JobStore) 
     """The live view of a terminal has the colours of its own and none of a job's control characters."""
     file = io.StringIO()
     screen = SafeConsole(file=file, force_terminal=True, width=200, color_system="standard")
-    screen.print(render(View(store, JobFilter()).frame(10), 200))
+    screen.print(render(read_frame(store, JobFilter(), 10), 200))
     shown = file.getvalue()
     assert SEEN in shown
     assert "\x1b[3" in shown  # Colours.

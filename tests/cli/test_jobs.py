@@ -15,7 +15,7 @@ import typer
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.cli.app import app
 from executor_adapter.cli.stores import complete_job_id
-from executor_adapter.cli.watch import View
+from executor_adapter.cli.watch import read_frame
 from executor_adapter.config import Settings
 from executor_adapter.store import JobFilter, JobRecord, JobStore, SignedPickles, close_host, new_host
 from tests.cli.conftest import Command, fill, progress, record
@@ -362,7 +362,7 @@ def test_a_job_whose_host_is_gone_is_marked(command: Command, store: JobStore) -
     shown = command("jobs", "show", "lost")
     assert "running (host gone)" in shown.out
     assert "a running host of queue '' that takes it over: its own is gone" in " ".join(shown.out.split())
-    assert View(store, JobFilter()).frame(5).gone == {"lost"}
+    assert read_frame(store, JobFilter(), 5).gone == {"lost"}
 
 
 def test_pickled_jobs_are_signed_with_a_new_key(
