@@ -228,10 +228,6 @@ REFUSED_AGENTS = {
         "has Python 3.9, and this program 3",
     ),
     "another token": ("setup['token'] = '00' * 32", "it does not know this agent's token"),
-    "no set-up": (
-        "from executor_adapter.pools.cluster import agent; agent.SETUP_TIMEOUT = 0.0",
-        "its head did not set it up within 0 s",
-    ),
     "no way back": (
         "setup.update(address=['127.0.0.1', 1], relay=9999)",
         "cannot reach its head at 127.0.0.1, port 1 .*refused.*, nor through its cluster: .*Bad file descriptor",
@@ -252,6 +248,22 @@ def test_why_no_agent_can_be_used_is_in_the_errors_of_the_jobs(cluster: DaskClus
         for future in futures:
             with pytest.raises(WorkerUnavailableError, match=why):
                 future.result(timeout=PATIENCE)
+
+
+@pytest.mark.nightly
+def test_why_an_agent_that_was_not_set_up_has_ended_is_said(
+    cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a program does nothing about an agent that has connected, the log and the errors of jobs say so."""
+    monkeypatch.setattr("executor_adapter.pools.cluster.remote_agent.RemoteAgent._on_frames", lambda *_: None)
+    patience = "from executor_adapter.pools.cluster import agent; agent.SETUP_TIMEOUT = 1.0\n"
+    impatient = f"program = program.replace('sys.exit(main', {patience!r} + 'sys.exit(main')\n"
+    why = "its head did not set it up within 1 s"
+    with python_of_workers(cluster, tmp_path, impatient), executor_of(cluster, 1, node_timeout=10.0) as executor:
+        future = executor.submit(Job(function="os:getpid", pool="dask", retry_attempts=0))
+        with pytest.raises(WorkerUnavailableError, match=why):
+            future.result(timeout=PATIENCE)
+    assert f"the Dask cluster runs no jobs now: {why}" in caplog.messages
 
 
 def test_an_agent_that_does_not_come_is_said_and_not_others_that_use_all(
