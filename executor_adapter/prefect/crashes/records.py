@@ -96,8 +96,9 @@ class Records:
 
     def unfinished_task_runs(self, flow_run_ids: Iterable[str]) -> Iterator[list[Row]]:
         """Yield pages of the task runs of the flow runs that have no final type."""
-        for each in _unfinished(flow_run_ids):
-            yield from self._pages("/task_runs/filter", {"task_runs": each, "sort": "ID_DESC"})
+        for part in _parts(flow_run_ids):
+            wanted = {"flow_run_id": {"any_": part}, "state": {"type": {"any_": UNFINISHED_TYPES}}}
+            yield from self._pages("/task_runs/filter", {"task_runs": wanted, "sort": "ID_DESC"})
 
     def of_other_processes(self, task_runs: Iterable[Row]) -> set[str]:
         """Return the ids of those task runs that no death of their flow run's process ends.
@@ -148,12 +149,6 @@ def _parts(ids: Iterable[str]) -> Iterator[list[str]]:
 
 def _by(what: str, field: str, ids: Sequence[str]) -> dict[str, Any]:
     return {what: {field: {"any_": ids}}}
-
-
-def _unfinished(flow_run_ids: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield filters for the unfinished task runs of the flow runs."""
-    for part in _parts(flow_run_ids):
-        yield {"flow_run_id": {"any_": part}, "state": {"type": {"any_": UNFINISHED_TYPES}}}
 
 
 def _is_deferred(state: Row | None) -> bool:

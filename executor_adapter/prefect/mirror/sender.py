@@ -255,7 +255,6 @@ class EventSender:
         self._answers = 0
         """The number of requests that the server has answered."""
         self._checked_at = -math.inf
-        self._had_outage = False
         self._stall_timeout = RECORDING_STALL_TIMEOUT
         self._last_accepted: StateEvent | None = None
         """An event that the server has accepted. It accepts it again, unless the server itself is in trouble."""
@@ -321,7 +320,7 @@ class EventSender:
                 self._check(api)
             self._send(api)
         except httpx.HTTPError:
-            self._had_outage = True
+            self._stall_timeout = STALL_TIMEOUT_AFTER_OUTAGE
             raise
         return self._answers > before
 
@@ -452,7 +451,7 @@ class EventSender:
             for batch in arrived:
                 batch.arrived_at = now
             self.progress_at = now
-            self._had_outage, self._stall_timeout = False, RECORDING_STALL_TIMEOUT
+            self._stall_timeout = RECORDING_STALL_TIMEOUT
 
     def _all_counted(self, api: ServerApi, batches: Iterable[EventBatch]) -> bool:
         by_name: defaultdict[str, set[str]] = defaultdict(set)
@@ -467,9 +466,8 @@ class EventSender:
 
     def _look_up_overdue(self, api: ServerApi) -> None:
         now = self._clock()
-        timeout = STALL_TIMEOUT_AFTER_OUTAGE if self._had_outage else self._stall_timeout
-        if self._in_flight and now - self.progress_at > timeout:
-            self._stall_timeout = min(MAX_RECORDING_STALL_TIMEOUT, 2 * timeout)
+        if self._in_flight and now - self.progress_at > self._stall_timeout:
+            self._stall_timeout = min(MAX_RECORDING_STALL_TIMEOUT, 2 * self._stall_timeout)
             self._look_up(api, self._in_flight)
         overdue = [batch for batch in self._batches if now - batch.arrived_at > SHORT_COUNT_TIMEOUT]
         self._confirm([batch for batch in overdue if self._all_counted(api, [batch])])
