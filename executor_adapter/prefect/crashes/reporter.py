@@ -33,8 +33,8 @@ WORKERS_TIMEOUT = 6.0
 
 WORKERS_POLL_INTERVAL = 0.02
 
-RUNNER_TIMEOUT = 5.0
-"""Seconds for a runner or worker to end the flow run of its dead process, and call its hooks for a crash.
+RUNNER_TIMEOUT = 6.0
+"""Seconds from the death for a runner or worker to end the flow run of its process, and call its hooks for a crash.
 
 One that fails to, which it only logs, or has died too, delays the truth by no more: it shall be there within ten.
 """
@@ -86,8 +86,8 @@ def report(death: Death, *, timeout: float = TIMEOUT) -> bool:
         try:
             with ServerApi.connected() as api:
                 closing = Closing(api, deadline)
+                send_inherited()  # Meanwhile the runner ends the flow run.
                 _wait_for_runner(closing, death)
-                send_inherited()
                 if end_dead(closing, death).is_recorded:
                     return True
         except UNREACHABLE_ERRORS:
@@ -97,9 +97,9 @@ def report(death: Death, *, timeout: float = TIMEOUT) -> bool:
 
 
 def _wait_for_runner(closing: Closing, death: Death) -> None:
-    """Wait until the runner has ended the flow run of its dead process, for at most RUNNER_TIMEOUT."""
-    until = time.monotonic() + RUNNER_TIMEOUT
-    while death.managed is not None and time.monotonic() < until:
+    """Wait until the runner has ended the flow run of its dead process, or its time is over."""
+    until = (death.died_at or time.time()) + RUNNER_TIMEOUT
+    while death.managed is not None and time.time() < until:
         run = closing.records.flow_runs([death.managed]).get(death.managed)
         if run is None or death.fate_of(run) in (Fate.ENDED, Fate.CONTINUES):
             return
