@@ -3,7 +3,7 @@
     python deployments/ui.py [--port 4200]
 
 With PREFECT_API_URL the UI of that server is used. Without it, this starts a server on the database of the embedded
-one, on that port or, if it is in use, a free one. Ctrl-C stops the server.
+one, on that port or, if it is in use, a free one. Ctrl-C or SIGTERM stops the server.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -116,6 +117,7 @@ def main(arguments: list[str]) -> None:
         show(f"{settings.ui_url}{page}")
         return
     port = free_port(options.port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with server(port) as process:
         show(f"http://{HOST}:{port}{page}")
         print("Ctrl-C stops the server", flush=True)

@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, expect
 from executor_adapter.config import read_yaml
 from tests.acceptance.browser import new_page
 from tests.api_server import serving
-from tests.servers import ROOT, Server, create_database, running
+from tests.servers import ROOT, Server, create_database, processes_of, running
 from tests.waiting import PATIENCE, wait_for
 
 OTHER_TABLES = {"weather": 26_115, "planes": 3_322, "airports": 1_458, "airlines": 16}
@@ -376,6 +376,21 @@ def url(home: Home, ran: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         printed = wait_for(lambda: re.search(r"^http\S+$", log.read_text(), re.MULTILINE), what="an address")
         assert printed[0].endswith(f"/runs/flow-run/{ran}")
         yield printed[0]
+
+
+@pytest.mark.nightly
+def test_the_server_of_the_ui_ends_with_a_program_that_is_terminated(home: Home, ran: str, tmp_path: Path) -> None:
+    """SIGTERM ends `make ui` as Ctrl-C does: no server stays behind."""
+    mark = f"UI_OF_TEST={tmp_path}"
+    env = home.env | dict([mark.split("=", 1)])
+    command = [sys.executable, str(ROOT / "deployments" / "ui.py")]
+    log = tmp_path / "ui.log"
+    with running(command, env=env, cwd=home.directory, log=log) as program:
+        wait_for(lambda: re.search(r"^http\S+$", log.read_text(), re.MULTILINE), what="an address")
+        assert len(processes_of(mark)) > 1
+        program.terminate()
+        program.wait(timeout=PATIENCE)
+        assert processes_of(mark) == []
 
 
 @pytest.fixture(scope="module")
