@@ -52,11 +52,6 @@ class ReceivedCall(NamedTuple):
     body: bytes
     fd: int
 
-    def discard(self) -> None:
-        """Close the memory file of a call that will not run."""
-        if self.fd >= 0:
-            os.close(self.fd)
-
 
 Functions = dict[int, bytes | Callable[..., Any]]
 """The functions that were sent to a worker, by number: encoded until they are first called."""

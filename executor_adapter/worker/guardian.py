@@ -101,6 +101,8 @@ class Guardian:
         """Workers to be forked: number, descriptors, and until when to try."""
         self._next_fork_at = 0.0
         self._lease_until = math.inf
+        self._is_expired = False
+        """Whether the lease is over: then no worker runs, and none is forked, since it might have calls already."""
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._notice_exits()
 
@@ -149,11 +151,11 @@ class Guardian:
 
     def _poll_timeout(self) -> float | None:
         """Return how long to wait for the next event, in milliseconds; None for any time."""
-        if self._fork_requests:
+        if self._fork_requests and not self._is_expired:
             return max(0.0, self._next_fork_at - time.monotonic()) * 1000
         if self._exited:
             return _RETRY_INTERVAL * 1000
-        if self._lease_until == math.inf or not self._workers:
+        if self._lease_until == math.inf or self._is_expired or not self._workers:
             return None
         return max(0.0, min(self._lease_until - lease_time(), _LEASE_CHECK_INTERVAL)) * 1000
 
@@ -180,19 +182,17 @@ class Guardian:
         return True
 
     def _end_expired(self) -> None:
-        """Kill all workers if the lease is over."""
-        if lease_time() < self._lease_until:
-            return
-        self._lease_until = math.inf
-        if self._workers:
+        """Kill all workers when the lease is over."""
+        was_expired, self._is_expired = self._is_expired, lease_time() >= self._lease_until
+        if self._is_expired and not was_expired and self._workers:
             self._send(EXPIRED)
-        for pid in self._workers:
-            kill(pid)
+            for pid in self._workers:
+                kill(pid)
 
     # --- forks ---
 
     def _fork_next(self) -> None:
-        if not self._fork_requests or time.monotonic() < self._next_fork_at:
+        if not self._fork_requests or self._is_expired or time.monotonic() < self._next_fork_at:
             return
         number, fds, until = self._fork_requests.pop(0)
         try:

@@ -244,7 +244,8 @@ class Worker:
         """Discard the call numbered `seq` and all later ones."""
         while self._calls and self._calls[-1].seq >= seq:
             call = self._calls.pop()
-            call.discard()
+            if call.fd >= 0:
+                os.close(call.fd)
             if call.flags & wire.USE_ONCE:
                 self._functions.pop(call.function, None)
         self._channel.send(wire.HEADER.pack(0, wire.DROPPED, 0, 0, 0, 0, 0.0, 0.0))

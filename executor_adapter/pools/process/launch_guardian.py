@@ -20,7 +20,7 @@ from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError, Wo
 from executor_adapter.pools.base import REFUSED_TIMEOUT, Assignment, PoolSupervisor, unavailable
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess, start_interpreter
-from executor_adapter.pools.process.memory_watch import MemoryWatch, largest_attempt, memory_error
+from executor_adapter.pools.process.memory_watch import MemoryWatch, largest_attempt
 from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.pools.process.workers import WorkerSet
 from executor_adapter.pools.transport.send_buffer import SendBuffer
@@ -30,6 +30,7 @@ from executor_adapter.worker import (
     guardian,
     kill_below,
     kill_marked,
+    lease_time,
     resident,
     tree_resident,
 )
@@ -377,7 +378,9 @@ class GuardianLauncher(Launcher):
 
     def may_start_spare(self) -> bool:
         # A fork would delay the guardian's report of a killed worker. `on_worker_exit` calls `keep_spare` again.
-        return not any(worker.kill_requested for worker in self._workers.members.values())
+        # It forks none while the lease is over.
+        members = self._workers.members.values()
+        return lease_time() < self._lease_until and not any(worker.kill_requested for worker in members)
 
     def set_lease(self, until: float) -> None:
         self._lease_until = until
@@ -481,7 +484,7 @@ class GuardianPool(ProcessPool):
 
     def __init__(self, supervisor: PoolSupervisor, max_workers: int, **options: Any) -> None:
         super().__init__(supervisor, max_workers, **options)
-        self._memory = MemoryWatch(supervisor, self._on_memory_exceeded)
+        self._memory = MemoryWatch(supervisor, self.end_for_memory)
 
     def make_launcher(self, settings: dict[str, Any], workers: WorkerSet) -> GuardianLauncher:
         return GuardianLauncher(self.supervisor, settings, workers)
@@ -490,21 +493,16 @@ class GuardianPool(ProcessPool):
         return largest_attempt(self._busy_workers)
 
     def end_for_memory(self, assignment: Assignment, error: MemoryLimitError) -> None:
-        if assignment.worker is not None:
-            self._kill_for_memory(assignment.worker, error)
+        worker: WorkerHandle | None = assignment.worker
+        if worker is not None:
+            worker.crash_cause = error
+            self.workers.retire(worker)
+            worker.kill()
 
     def free_memory(self) -> None:
         for worker in list(self.workers.idle):
             if worker.left_behind() > _LARGE_IDLE_WORKER:
                 self.workers.shut_down(worker)
-
-    def _on_memory_exceeded(self, worker: WorkerHandle, assignment: Assignment, used: int) -> None:
-        self._kill_for_memory(worker, memory_error(assignment, used))
-
-    def _kill_for_memory(self, worker: WorkerHandle, error: MemoryLimitError) -> None:
-        worker.crash_cause = error
-        self.workers.retire(worker)
-        worker.kill()
 
 
 def _close(fds: list[int]) -> None:

@@ -23,11 +23,9 @@ _MAX_MEASURED_EXACTLY = 3
 
 
 class MemoryWatch:
-    """Calls `on_exceeded(worker, assignment, used)` once for each attempt whose tree outgrew its limit."""
+    """Calls `on_exceeded(assignment, error)` once for each attempt whose tree outgrew its limit."""
 
-    def __init__(
-        self, supervisor: PoolSupervisor, on_exceeded: Callable[[WorkerHandle, Assignment, int], None]
-    ) -> None:
+    def __init__(self, supervisor: PoolSupervisor, on_exceeded: Callable[[Assignment, MemoryLimitError], None]) -> None:
         self._supervisor = supervisor
         self._on_exceeded = on_exceeded
         self.watched: dict[WorkerHandle, Assignment] = {}
@@ -73,7 +71,7 @@ class MemoryWatch:
         assignment.peak_rss = max(assignment.peak_rss or 0, tree.resident)
         if tree.used > limit:
             del self.watched[worker]
-            self._on_exceeded(worker, assignment, tree.used)
+            self._on_exceeded(assignment, _memory_error(assignment, tree.used))
         return limit - tree.used
 
 
@@ -103,7 +101,7 @@ def largest_attempt(workers: Iterable[WorkerHandle]) -> tuple[Assignment, int] |
     return found.queue[0], 0 if found.kill_requested else max(1, held[found])
 
 
-def memory_error(assignment: Assignment, used: int) -> MemoryLimitError:
+def _memory_error(assignment: Assignment, used: int) -> MemoryLimitError:
     """Return the error of an assignment whose process tree holds more than its memory_limit."""
     return MemoryLimitError(
         f"its process tree held {size_text(used)}, more than memory_limit={size_text(assignment.memory_limit or 0)}: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from executor_adapter.exceptions import (
 )
 from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.transport.envelope import Ending
+from executor_adapter.worker import lease_time
 from tests.contract.functions import exit_at
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, marked
@@ -302,6 +304,24 @@ def test_a_fork_that_is_reported_late_does_not_cost_the_guardian(
     pool.turn()
 
     assert pool.value(pool.submit(os.getppid)) == guardian.pid
+
+
+def test_a_guardian_forks_no_worker_once_the_lease_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that a host asked for before it was stopped runs nothing once the lease is over, until it is renewed."""
+    imported, ran = tmp_path / "imported", tmp_path / "ran"
+    source = f"import pathlib, time\ntime.sleep(0.5)\npathlib.Path({str(imported)!r}).touch()\n"
+    (tmp_path / "imports_slowly.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with harness(1, preload=("imports_slowly",)) as pool:
+        pool.pool.set_lease(lease_time() + 0.1)
+        assignment = pool.submit(functions.nap, 0.0, str(ran))
+        pool.turn(0.0)
+        wait_for(imported.exists)  # Without a turn of the host, as if a signal had stopped it.
+        time.sleep(0.5)
+        assert not ran.exists()
+        pool.pool.set_lease(math.inf)
+        assert pool.value(assignment) == 0.0
+        assert ran.exists()
 
 
 def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:
