@@ -22,7 +22,6 @@ from __future__ import annotations
 import array
 import contextlib
 import gc
-import importlib
 import math
 import os
 import select
@@ -111,16 +110,12 @@ class Guardian:
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
 
     def preload(self) -> None:
-        """Import what the workers will need. A module that cannot be imported fails again where it is needed."""
+        """Import what the workers will need."""
         # What modules make when they are imported stays: looking for garbage in it takes a tenth of the time. What a
         # module does to the garbage collector by itself stays.
         thresholds = gc.get_threshold()
         gc.set_threshold(_NEVER)
-        for name in self._setup["preload"]:
-            try:
-                importlib.import_module(name)
-            except Exception:
-                self._send(LOG, text=f"cannot preload {name}: {traceback.format_exc(limit=-1)}")
+        process.preload(self._setup["preload"], lambda text: self._send(LOG, text=text))
         if gc.get_threshold()[0] == _NEVER:
             gc.set_threshold(*thresholds)
         # Modules may install handlers when they are imported.

@@ -29,6 +29,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import importlib
 import os
 import pickle
 import select
@@ -36,6 +37,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
@@ -85,6 +87,18 @@ def main(fds: list[int], setup: dict[str, Any], begin: Callable[[int], None] = l
     worker.serve()
     _run_exit_handlers()
     return 0
+
+
+def preload(names: tuple[str, ...], report: Callable[[str], object]) -> None:
+    """Import modules before the first job, so that the import does not count towards its limits.
+
+    A module that cannot be imported is reported; the function that needs it fails.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception:
+            report(f"cannot preload {name}: {traceback.format_exc(limit=-1)}")
 
 
 def _hold_presence(fd: int) -> None:

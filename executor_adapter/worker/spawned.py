@@ -11,7 +11,6 @@ It starts with nothing loaded, so it needs the standard library alone.
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import os
 import select
@@ -47,7 +46,7 @@ def main(fds: list[int], setup: dict[str, Any]) -> None:
 
 def _begin(setup: dict[str, Any], tickets: int) -> None:
     threading.Thread(target=_exit_with_host, args=(tickets, setup["host"]), name="host-watch", daemon=True).start()
-    _preload(setup["preload"])
+    process.preload(setup["preload"], logging.getLogger(__name__).warning)
 
 
 def _exit_with_host(tickets: int, host: int) -> None:
@@ -61,15 +60,3 @@ def _exit_with_host(tickets: int, host: int) -> None:
         if poll.poll(_PARENT_CHECK_INTERVAL * 1000):
             time.sleep(_EXIT_DELAY)
     os.killpg(0, signal.SIGKILL)
-
-
-def _preload(names: tuple[str, ...]) -> None:
-    """Import modules before the first job, so that the import does not count towards its limits.
-
-    A module that cannot be imported is logged; the function that needs it fails.
-    """
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except Exception:
-            logging.getLogger(__name__).warning("cannot preload %s: %s", name, traceback.format_exc(limit=-1))
