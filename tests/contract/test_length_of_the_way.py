@@ -63,6 +63,9 @@ class Trace:
 @pytest.fixture
 def trace() -> Iterator[Trace]:
     """A trace of this thread, and of the threads that are started from now on."""
+    if sys.version_info < (3, 12) and any(thread.name == "executor-worker" for thread in threading.enumerate()):
+        # Seen with 3.11.7, not with 3.12.1: a profiled call loops for as long as the thread does not see its exception.
+        pytest.skip("Python 3.11 hangs if it is profiled while another test's abandoned thread is stuck")
     made, own, of_threads = Trace(), sys.getprofile(), threading.getprofile()
     threading.setprofile(made)
     sys.setprofile(made)
