@@ -142,7 +142,7 @@ def test_an_attempt_that_goes_from_one_dead_worker_to_the_next_runs() -> None:
             pool.value(each)
         pool.until(lambda: pool.pool.idle == 4)
         workers, guardian = pool.pool.workers, pool.pool.workers.launcher.guardian.pid
-        workers.idle.sort(key=lambda worker: -worker.number)  # The oldest is used first, and mostly reported first.
+        workers.idle.sort(key=lambda worker: -worker.number)  # The oldest is used first, and reported first.
         for worker in workers.idle:  # Only the guardian's reports tell of the deaths.
             pool.unwatch(worker.fd)
             worker.process.stop_watching()
@@ -152,6 +152,7 @@ def test_an_attempt_that_goes_from_one_dead_worker_to_the_next_runs() -> None:
         pool.turn(0.0)
         for pid in pool.pool.pids:
             os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not any(map(alive, pool.pool.pids)))  # The guardian reaps its oldest child first.
         os.kill(guardian, signal.SIGCONT)
         assert pool.value(assignment) == 2
         assert len(pool.hand_backs) > 1
