@@ -100,7 +100,7 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
     if len(spec) > 1 or not isinstance(given, Mapping):
         raise ConfigurationError(f"{key}: {kind}: must be one mapping of options, such as {{{kind}: {{...}}}}")
     required, optional = _OPTIONS[kind]
-    options = {("on" if each is True else str(each)): value for each, value in given.items()}  # YAML reads on as true.
+    options = {str(each): value for each, value in given.items()}
     for name in (*(required - options.keys()), *(options.keys() - required - optional)):
         said, known = "is missing" if name in required else "is not an option", [*sorted(required), *sorted(optional)]
         raise ConfigurationError(f"{key}: {kind}: {name} {said}: the options are {', '.join(known)}")

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config import FilesTool
+from executor_adapter.config import FilesTool, load_config
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline import ConfiguredTable
+from executor_adapter.pipeline import ConfiguredTable, configured_tables
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.processing import process_window
@@ -293,10 +293,13 @@ def test_an_unknown_step_is_refused(spec: Spec, message: str) -> None:
         read_step(spec)
 
 
-def test_on_of_yaml_is_understood() -> None:
-    """YAML reads the key `on` as true."""
-    step = read_step({"enrich": {"table": "a.b", True: "city", "columns": "x"}})  # type: ignore[dict-item]
-    assert step.options["on"] == "city"
+def test_on_of_yaml_is_understood(tmp_path: Path) -> None:
+    """The configuration has the key `on` as it is written, and not as true."""
+    enrich = "{enrich: {table: a.b, on: city, columns: x}}"
+    tools = f"{{shop: {{source: files, directory: ., tables: {{orders: {{file: a.csv, steps: [{enrich}]}}}}}}}}"
+    (tmp_path / "config.yaml").write_text(f"tools: {tools}")
+    (table,) = configured_tables(load_config(tmp_path / "config.yaml"), "shop")
+    assert table.read_steps[0].options["on"] == "city"
 
 
 # --- windows ---

@@ -22,7 +22,7 @@ import httpx
 from executor_adapter.config import Credential, RestTool, redacted, remember
 from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline.disk import explained, locked
+from executor_adapter.pipeline.disk import locked
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import progress
 
@@ -295,8 +295,8 @@ class RequestRate:
     def take(self, now: float) -> float:
         """Take the next free moment at or after `now`, and return it; both on the monotonic clock."""
         interval = 1 / self._rate if self._rate else 0.0
-        with explained(self._file), locked(self._file.with_suffix(".lock"), timeout=LOCK_TIMEOUT):
-            boot, _, free = self._file.read_text().partition(" ") if self._file.exists() else ("", "", "")
+        with locked(self._file, timeout=LOCK_TIMEOUT):
+            boot, _, free = self._file.read_text().partition(" ")
             moment = max(now, float(free)) if boot == _boot() and free else now
             self._file.write_text(f"{_boot()} {moment + interval!r}")
         return moment
