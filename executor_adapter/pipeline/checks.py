@@ -12,10 +12,7 @@ from pandas.api.types import is_integer_dtype, is_string_dtype
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.text_rows import REASON, ROW
-
-MAX_VALUE = 60
-"""Characters of a value in a reason."""
+from executor_adapter.pipeline.text_rows import MAX_VALUE, REASON, ROW
 
 
 def checked_by(schema: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:

@@ -16,10 +16,7 @@ from executor_adapter.config import Column, TableSchema
 from executor_adapter.pipeline.casts import cast, cleaned, literal, shown
 from executor_adapter.pipeline.errors import configuration_error, rows_error
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, REJECTED, OnRejects, Text
-
-MAX_VALUE = 60
-"""Characters of a value in a reason."""
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, MAX_VALUE, REJECTED, OnRejects, Text
 
 _PERIODS = {"year": 4, "month": 7, "day": 10}
 

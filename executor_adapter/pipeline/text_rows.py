@@ -33,6 +33,8 @@ MAX_COLUMNS = 2_000
 """Columns of a table. With more, and in few megabytes of a file, reading takes more memory than a job may have."""
 MAX_REJECT_TEXT = 2_000
 """Characters of a rejected line that are kept."""
+MAX_VALUE = 60
+"""Characters of a value in a reason."""
 READ = "read "
 """How the windows of the table of rejects begin that have what was wrong with a delivery, whose name follows."""
 

@@ -274,11 +274,6 @@ class StoredTable:
         return self.root / ".state" / self.layer / self.tool / self.name
 
     @property
-    def lock(self) -> Path:
-        """The file of the lock that who changes the table holds."""
-        return self.state / ".lock"
-
-    @property
     def columns(self) -> Path:
         """The file of the table's columns."""
         return self.state / "columns"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -89,11 +89,9 @@ class LakeTable(StoredTable):
             return start
         return since_of(found.watermark, schema.field(self.cursor).type, look_back, start)
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Hold the table's lock, to change it."""
-        with locked(self.lock, timeout=self.lock_timeout):
-            yield
+        return locked(self.state / ".lock", timeout=self.lock_timeout)
 
 
 def remove_windows(table: LakeTable, windows: Collection[str]) -> None:

@@ -224,10 +224,8 @@ class Writer:
         )
         for change in changes:
             log("%s: column %s", self._table, change)
-        for each in self._table.windows().values() if changes else ():
-            path, file = self._table.file_of(each.window), self._new_file("changed", schema)
-            copy_window(path, file, each)
-            publish(file.path, path)
+        if changes:
+            self._change_columns(schema)
         if schema != before:
             # Not before: who changes the columns after this process has died begins anew.
             with writing(self._table.columns) as columns:
@@ -250,6 +248,16 @@ class Writer:
             # What is made of rows can be made again: other steps make other columns, window by window.
             log("%s: the window has columns of its own, until the others are made again", self._table)
             return new, []
+
+    def _change_columns(self, schema: pa.Schema) -> None:
+        """Give all windows other columns. None is put in place before all are written: a value may not fit."""
+        written = []
+        for number, each in enumerate(self._table.windows().values()):
+            path, file = self._table.file_of(each.window), self._new_file(f"changed{number}", schema)
+            copy_window(path, file, each)
+            written.append((file.path, path))
+        for new, path in written:
+            publish(new, path)
 
     def _new_file(self, name: str, schema: pa.Schema) -> FileWriter:
         return FileWriter(self._space / f"{name}.parquet", schema)
