@@ -37,7 +37,7 @@ IMPORTS_PREFECT = re.compile(
 IMPORTS_OF_TESTS = re.compile(r"^from (tests\.[\w.]+) import (\w+)", re.MULTILINE)
 
 FIRST = TESTS / "contract" / "test_length_of_the_way.py"
-"""Runs first in its process: where another test has left a thread, Python 3.11 cannot trace a job, and it is skipped."""
+"""Runs first in its process: where another test has left a thread, Python 3.11 can trace no job, and it is skipped."""
 
 LAST = TESTS / "contract" / "cluster" / "test_ray.py"
 """Runs when its process runs nothing more: in a program that has used Ray, what is forked later may crash in Ray's own
