@@ -16,6 +16,7 @@ import logging
 import signal
 import sys
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
@@ -85,7 +86,7 @@ class Supervisor:
         self._loop = loop = SupervisorLoop(clock, on_turn=self._turn)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at = loop.call_at
-        self.thread = make_thread(loop, self._fail_all, self.count_jobs)
+        self.thread = make_thread(loop, lambda error: self.stopping.fail_all(error), self.count_jobs)
         self.call_soon: Callable[..., None] = self.thread.call_soon
         self.futures = FutureHub(
             self.thread, self.cancel_job, self.check_not_forked, self, reports_failures=not observers
@@ -441,31 +442,31 @@ class Supervisor:
             self.dispatcher.resources.machine.take_back(job)
 
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
-        """Receive a message of a running function."""
-        if assignment is None:
-            self.unclaimed.receive(None, topic, content)
-            return
-        live = assignment.job.live
-        if topic == "progress":
-            assignment.job.report_progress(Progress(*content))
-            self._running.note_progress(assignment, self.now())
-        elif topic == "checkpoint":
-            live.checkpoint = content
-        elif topic == "position":
-            assignment.position = content
-            return
-        else:
-            for listener in self.message_listeners:
-                listener(assignment, topic, content)
-        if live.scope is not None and live.scope.receives:
-            live.scope.on_message(assignment, topic, content)
-        elif live.driver is not None and live.driver.on_message is not None:
-            live.driver.on_message(topic, content)
-        else:
-            self.unclaimed.receive(assignment, topic, content)
-
-    def _fail_all(self, error: BaseException) -> None:
-        self.stopping.fail_all(error)
+        """Receive a message of a running function. What its receiver raises costs nothing that comes behind it."""
+        try:
+            if assignment is None:
+                self.unclaimed.receive(None, topic, content)
+                return
+            live = assignment.job.live
+            if topic == "progress":
+                assignment.job.report_progress(Progress(*content))
+                self._running.note_progress(assignment, self.now())
+            elif topic == "checkpoint":
+                live.checkpoint = content
+            elif topic == "position":
+                assignment.position = content
+                return
+            else:
+                for listener in self.message_listeners:
+                    listener(assignment, topic, content)
+            if live.scope is not None and live.scope.receives:
+                live.scope.on_message(assignment, topic, content)
+            elif live.driver is not None and live.driver.on_message is not None:
+                live.driver.on_message(topic, content)
+            else:
+                self.unclaimed.receive(assignment, topic, content)
+        except Exception:  # A filter or handler of the program's logging has raised.
+            traceback.print_exc()  # As logging does with what its handlers raise.
 
     def _report_unread(self) -> None:
         if self.futures.unread.failures:
@@ -475,8 +476,7 @@ class Supervisor:
     def _discard(self, assignment: Assignment) -> StopReason | None:
         """Drop a finished assignment; return why it was stopped, if it was."""
         assignment.job.live.assignment = None
-        if self.dispatcher.lent:
-            self.dispatcher.lent.discard(assignment.job)
+        self.dispatcher.lent.discard(assignment.job)
         self._running.discard(assignment)
         reason: StopReason | None = assignment.stop_reason
         return reason
@@ -505,8 +505,7 @@ class RunTimes:
         """Return the run time of `function`, a new one if it has not run yet."""
         # `function_key` inlined for the common case: calling it would take as long as all the rest.
         key = weakref.ref(function) if type(function) is FunctionType else function_key(function)
-        known = self._by_function.get(key)
-        if known is None:
+        if (known := self._by_function.get(key)) is None:
             if len(self._by_function) >= MAX_FUNCTIONS:
                 self._by_function.clear()  # So many functions are made dynamically and never called again.
             known = self._by_function[key] = RunTime()

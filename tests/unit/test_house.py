@@ -115,7 +115,7 @@ BUDGETS = {
     "pools/cluster": 3_486,
     "pools/in_process": 633,
     "pools/memory": 414,
-    "pools/process": 1_571,
+    "pools/process": 1_567,
     "pools/transport": 562,
     "prefect": 6_166,
     "scheduler": 440,

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -279,10 +278,7 @@ class ProcessPool(StartingPool[WorkerHandle]):
         (topic, content), _ = values.load_plain(body)
         if topic == "log" and assignment is not None:
             worker.output.add_record(content)
-        try:
-            self.supervisor.on_message(assignment, topic, content)
-        except Exception:  # The program's logging has raised: what has arrived behind the message must not be lost.
-            traceback.print_exc()  # As logging does with what its handlers raise.
+        self.supervisor.on_message(assignment, topic, content)
 
     def _log_warning(self, body: bytes) -> None:
         """Log a warning of a worker that is starting, which belongs to no job; only once, as each worker sends it."""

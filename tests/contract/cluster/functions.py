@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import subprocess
 import time
@@ -33,6 +34,12 @@ def note_times(folder: str, seconds: float, job: int = 0) -> int:
     child.kill()
     child.wait()
     return agent
+
+
+def warn(name: str, text: str) -> str:
+    """Log a warning with the text, and return the text."""
+    logging.getLogger(name).warning(text)
+    return text
 
 
 def size_of(value: bytes) -> int:

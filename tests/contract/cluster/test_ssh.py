@@ -70,6 +70,22 @@ def test_large_values_pass_in_both_directions(make_ssh_executor: MakeSshExecutor
     assert returned.result(timeout=PATIENCE) == bytes(size)
 
 
+def test_a_filter_that_raises_costs_a_log_record_and_no_job(
+    make_ssh_executor: MakeSshExecutor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job on a host whose log record a filter of the program fails at completes: its result is behind that."""
+
+    def fail(record: logging.LogRecord) -> bool:
+        raise ZeroDivisionError(record.getMessage())
+
+    logger = logging.getLogger("raises.on.host")
+    logger.addFilter(fail)
+    job = Job(function=functions.warn, args=("raises.on.host", "of no use"), pool="ssh")
+    assert make_ssh_executor(1).submit(job).result(timeout=PATIENCE) == "of no use"
+    logger.removeFilter(fail)
+    assert "ZeroDivisionError: of no use" in capsys.readouterr().err
+
+
 def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     make_ssh_executor: MakeSshExecutor, runs: Runs, tmp_path: Path
 ) -> None:
