@@ -290,7 +290,7 @@ class StoredTable:
 
     def any_file(self) -> Path | None:
         """Return one of the files, without a look at the others; None where there is none."""
-        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+        with suppress(FileNotFoundError), explained(self.folder), os.scandir(self.folder) as entries:
             for entry in entries:
                 file = Path(entry.path) / _FILE
                 if entry.name.startswith(f"{WINDOW}=") and file.exists():
@@ -317,7 +317,7 @@ class StoredTable:
         The index has what the footers say, so that a footer is opened once after its file was written.
         """
         index, known, found = self.state / "index.json", dict[str, Any](), dict[str, Any]()
-        with suppress(FileNotFoundError, ValueError):
+        with suppress(FileNotFoundError, ValueError), explained(index):
             known = _INDEX.validate_json(index.read_bytes())
         for path in self.files():
             with suppress(FileNotFoundError):  # It was removed meanwhile.
