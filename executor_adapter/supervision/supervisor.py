@@ -65,6 +65,8 @@ class Supervisor:
     runs the loop.
     """
 
+    stopping: Stopping
+
     def __init__(
         self,
         *,
@@ -385,11 +387,11 @@ class Supervisor:
         job = assignment.job
         if job.live.driver is None and job.state.status is not JobStatus.RUNNING:
             self._note_start(assignment, outcome)
-        reason = self._discard(assignment)
+        self._discard(assignment)
         if assignment.started_at is not None and assignment.ended_at is not None:
             assignment.run_time.learn(assignment.ended_at - assignment.started_at)
         self.dispatcher.attempt_ended(job)
-        self.follow_up.follow(assignment, outcome, reason)
+        self.follow_up.follow(assignment, outcome, assignment.stop_reason)
 
     def _note_start(self, assignment: Assignment, outcome: Outcome) -> None:
         """Note that an attempt had begun that has ended now.
@@ -409,7 +411,8 @@ class Supervisor:
         """Queue a job again whose attempt its worker did not begin."""
         job = assignment.job
         driver = job.live.driver
-        reason = self._discard(assignment)
+        self._discard(assignment)
+        reason = assignment.stop_reason
         if driver is None or reason is not None:
             self.dispatcher.attempt_ended(job)
         if job.state.status in TERMINAL:
@@ -473,13 +476,11 @@ class Supervisor:
             self.discard.join(1.0)  # It may hold the last reference to a future that the program has dropped.
         self.futures.unread.report()
 
-    def _discard(self, assignment: Assignment) -> StopReason | None:
-        """Drop a finished assignment; return why it was stopped, if it was."""
+    def _discard(self, assignment: Assignment) -> None:
+        """Drop a finished assignment."""
         assignment.job.live.assignment = None
         self.dispatcher.lent.discard(assignment.job)
         self._running.discard(assignment)
-        reason: StopReason | None = assignment.stop_reason
-        return reason
 
 
 class RunTime:
