@@ -38,7 +38,7 @@ from executor_adapter.pools.transport.envelope import PLAIN_TYPES, Ending, Outco
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.limits import RunningAttempts, Stopping
-from executor_adapter.supervision.messages import JobScope, OutputMode, UnclaimedMessages
+from executor_adapter.supervision.messages import JobScope, OutputMode, UnclaimedMessages, program_output
 from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stopped
 from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import NEVER, Dispatcher, PoolSet, SlotLimits
@@ -469,7 +469,7 @@ class Supervisor:
             else:
                 self.unclaimed.receive(assignment, topic, content)
         except Exception:  # A filter or handler of the program's logging has raised.
-            traceback.print_exc()  # As logging does with what its handlers raise.
+            program_output.write("stderr", traceback.format_exc(), may_omit=True)  # Stderr may be closed, or block.
 
     def _report_unread(self) -> None:
         if self.futures.unread.failures:

@@ -17,7 +17,9 @@ import pytest
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
+from executor_adapter.pools import Assignment
 from executor_adapter.supervision import program_output
+from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
 PROGRAM = """
@@ -170,6 +172,26 @@ def test_a_filter_that_raises_costs_a_log_record_and_no_job(
         assert executor.submit(job).result(timeout=PATIENCE) == "of no use"
     logger.removeFilter(raises)
     assert "ZeroDivisionError: of no use" in capsys.readouterr().err
+
+
+class Unread(io.StringIO):
+    """A stream like a pipe whose reader has closed it."""
+
+    def write(self, text: str) -> int:
+        super().write(text)
+        raise BrokenPipeError
+
+
+def test_an_error_of_the_program_s_logging_that_nobody_reads_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that a filter fails at, while nobody reads stderr, ends the reading of no worker's frames."""
+    logger, raises, stderr = logging.getLogger("raises"), Raises(), Unread()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    logger.addFilter(raises)
+    record = {"name": "raises", "level": logging.WARNING, "message": "of no use"}
+    with JobExecutor(1) as executor:
+        supervisor_of(executor).on_message(Assignment(Job(function=talk), 1, b""), "log", record)
+    logger.removeFilter(raises)
+    wait_for(lambda: "ZeroDivisionError: of no use" in stderr.getvalue())
 
 
 class Stuck(io.StringIO):
