@@ -295,7 +295,7 @@ class Agent:
         header = wire.HEADER.pack(size, kind, flags, 0, seq, peak, now - start, now - end)
         frame = b"".join((header, frames.WORD.pack(assignment.pid or 0), body))
         if (file := outcome.body.file) is not None:
-            self.link.send_file(seq, file.fd, frame, file)
+            self.link.send_file(seq, file, frame)
         else:
             self.link.send(frame)
 

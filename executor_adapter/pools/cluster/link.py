@@ -164,21 +164,16 @@ def take_stdio() -> tuple[int, int]:
 
 
 class _Sending:
-    """A large value that is being sent. `owner` keeps its file open; without one it is closed after the last chunk."""
+    """A large value that is being sent."""
 
-    __slots__ = ("at", "fd", "owner", "seq", "size", "then")
+    __slots__ = ("at", "file", "seq", "size", "then")
 
-    def __init__(self, seq: int, fd: int, owner: values.MemoryFile | None, then: bytes) -> None:
+    def __init__(self, seq: int, file: values.MemoryFile, then: bytes) -> None:
         self.seq = seq
-        self.fd = fd
-        self.owner = owner
+        self.file = file
         self.then = then
         self.at = 0
-        self.size = os.fstat(fd).st_size
-
-    def close(self) -> None:
-        if self.owner is None:
-            os.close(self.fd)
+        self.size = os.fstat(file.fd).st_size
 
 
 class Link:
@@ -220,20 +215,16 @@ class Link:
         if self.is_open:
             self._unsent.append(frame)
 
-    def send_file(self, seq: int, fd: int, then: bytes, owner: values.MemoryFile | None = None) -> None:
+    def send_file(self, seq: int, file: values.MemoryFile, then: bytes) -> None:
         """Send a memory file in chunks, and after the last one the frame `then`."""
-        sending = _Sending(seq, fd, owner, then)
         if self.is_open:
-            self._files.append(sending)
-        else:
-            sending.close()
+            self._files.append(_Sending(seq, file, then))
 
     def cancel_file(self, seq: int) -> bool:
         """Do not send the rest of a memory file and its frame. Return False if that is sent already."""
         for sending in self._files:
             if sending.seq == seq:
                 self._files.remove(sending)
-                sending.close()
                 self.send(wire.pack_frame(frames.DROP_FILE, seq=seq))
                 return True
         return False
@@ -259,14 +250,13 @@ class Link:
 
     def _add_chunk(self) -> None:
         sending = self._files.popleft()
-        chunk = os.pread(sending.fd, CHUNK_BYTES, sending.at)
+        chunk = os.pread(sending.file.fd, CHUNK_BYTES, sending.at)
         sending.at += len(chunk)
         self._unsent.append(wire.pack_frame(frames.FILE, seq=sending.seq, body=chunk))
         if chunk and sending.at < sending.size:
             self._files.append(sending)  # Behind the others, so that all of them advance.
         else:
             self._unsent.append(sending.then)
-            sending.close()
 
     def _wait_for_room(self, *, waits: bool) -> None:
         if waits == self._waits_for_room or not self.is_open:
@@ -307,8 +297,6 @@ class Link:
         for fd in {self._end.read_fd, self._end.write_fd}:
             self._loop.unwatch(fd)
         self._end.close()
-        for sending in self._files:
-            sending.close()
         self._files.clear()
         self._unsent.clear()
 

@@ -8,10 +8,10 @@ Workers import this module, so it needs nothing but `executor_adapter.worker`.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +22,6 @@ VARIABLE = "EXECUTOR_ADAPTER_NODE_DATA"
 """Names the socket of the engine's process in the environment of an agent and of its workers."""
 
 FETCH, KEEP = "fetch", "keep"
-
-_SIZES = struct.Struct("<Q?Q")
-"""Bytes of a message, whether its value is in a memory file that goes with it, and the bytes of the value."""
 
 
 class NodeValue:
@@ -103,11 +100,9 @@ def _ask(what: str, about: Any, value: Any, shown: str) -> tuple[Any, Any]:
 def send(sock: socket.socket, head: Any, value: Any) -> None:
     """Send a message: a head of plain data, and a value."""
     body, file = values.dump(value, values.checked_dumps)
-    head_part = pickle.dumps(head)
-    sizes = _SIZES.pack(len(head_part), file is not None, len(body))
-    wire.send_fds(sock, sizes, [] if file is None else [file.fd])
-    sock.sendall(head_part)
-    sock.sendall(body)
+    flags, fds = (0, []) if file is None else (wire.IN_FILE, [file.fd])
+    frame = wire.pack_frame(wire.MESSAGE, flags, body=pickle.dumps(head, 5) + body)
+    sock.sendall(memoryview(frame)[wire.send_fds(sock, frame, fds) :])
 
 
 def receive(sock: socket.socket) -> tuple[Any, Any]:
@@ -116,26 +111,14 @@ def receive(sock: socket.socket) -> tuple[Any, Any]:
     Raises:
         EOFError: the other side has gone.
     """
-    prefix, descriptors, _, _ = socket.recv_fds(sock, _SIZES.size, 1)
-    head_size, in_file, size = _SIZES.unpack(prefix + _exactly(sock, _SIZES.size - len(prefix)))
-    try:
-        head = pickle.loads(_exactly(sock, head_size))
-        body = _exactly(sock, size)
-    except BaseException:
-        for fd in descriptors:
-            os.close(fd)
-        raise
-    if in_file and not descriptors:
+    reader = wire.FrameReader(sock, bytearray(1 << 16))
+    while not (arrived := reader.read()):
+        pass
+    _, flags, *_, body = arrived[0]
+    stream = io.BytesIO(body)
+    head, rest = pickle.load(stream), stream.read()
+    if not flags & wire.IN_FILE:
+        return head, pickle.loads(rest)
+    if (fd := reader.fds.popleft()) < 0:
         raise JobSerializationError("no file descriptor is left for a large value: raise the limit (ulimit -n)")
-    return head, values.MemoryFile(descriptors[0], bytes(body)).load() if in_file else pickle.loads(body)
-
-
-def _exactly(sock: socket.socket, size: int) -> bytearray:
-    content = bytearray(size)
-    rest = memoryview(content)
-    while rest:
-        count = sock.recv_into(rest)
-        if not count:
-            raise EOFError("the connection to the engine's process ended")
-        rest = rest[count:]
-    return content
+    return head, values.MemoryFile(fd, rest).load()

@@ -217,7 +217,7 @@ class RemoteAgent:
         if payload.file is None:
             self.link.send(call)
         else:
-            self.link.send_file(seq, payload.file.fd, call, payload.file)
+            self.link.send_file(seq, payload.file, call)
 
     def recall(self, assignment: Assignment, seq: int) -> bool:
         """Ask for an attempt back. Return True if it was not sent yet, and so is handed back at once."""

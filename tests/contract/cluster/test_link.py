@@ -13,7 +13,7 @@ import pytest
 from executor_adapter.pools.cluster import agent, frames
 from executor_adapter.pools.cluster.link import CHUNK_BYTES, ArrivingFiles, Link, PipeEnd, SocketEnd
 from executor_adapter.pools.loop import SupervisorLoop
-from executor_adapter.worker import wire
+from executor_adapter.worker import values, wire
 from tests.waiting import PATIENCE
 
 
@@ -53,10 +53,10 @@ def pair() -> Iterator[Pair]:
     made.loop.close()
 
 
-def memory_file(size: int) -> int:
+def memory_file(size: int) -> values.MemoryFile:
     fd = os.memfd_create("test")
     os.truncate(fd, size)
-    return fd
+    return values.MemoryFile(fd, b"")
 
 
 def test_frames_arrive_in_order_and_whole(pair: Pair) -> None:
@@ -90,7 +90,7 @@ def test_a_large_value_arrives_as_it_was(pair: Pair) -> None:
     content = os.urandom(2 * CHUNK_BYTES + 12345)
     fd = os.memfd_create("test")
     os.write(fd, content)
-    pair.sender.send_file(5, fd, wire.pack_frame(wire.CALL, seq=5))
+    pair.sender.send_file(5, values.MemoryFile(fd, b""), wire.pack_frame(wire.CALL, seq=5))
     pair.sender.flush()
     pair.until(lambda: (wire.CALL, 5) in pair.kinds())
     files = ArrivingFiles()
