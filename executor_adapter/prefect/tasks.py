@@ -152,71 +152,33 @@ class JobTask(Task[P, R]):
 
         @overload  # type: ignore[override]
         def submit(  # type: ignore[overload-overlap]
-            self: JobTask[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+            self: OfCoroutine[P, T], *args: P.args, **kwargs: P.kwargs
         ) -> PrefectFuture[T]: ...
         @overload
         def submit(self, *args: P.args, **kwargs: P.kwargs) -> PrefectFuture[R]: ...
         @overload
-        def submit(
-            self: JobTask[P, Coroutine[Any, Any, T]],
-            *args: Any,
-            return_state: Literal[True],
-            wait_for: Any = ...,
-            **kwargs: Any,
-        ) -> State[T]: ...
+        def submit(self: OfCoroutine[P, T], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
         @overload
-        def submit(self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any) -> State[R]: ...
+        def submit(self, *args: Any, return_state: Literal[True], **kwargs: Any) -> State[R]: ...
         @overload
-        def submit(
-            self: JobTask[P, Coroutine[Any, Any, T]],
-            *args: Any,
-            return_state: Literal[False] = ...,
-            wait_for: Any = ...,
-            **kwargs: Any,
-        ) -> PrefectFuture[T]: ...
+        def submit(self: OfCoroutine[P, T], *args: Any, **kwargs: Any) -> PrefectFuture[T]: ...
         @overload
-        def submit(
-            self, *args: Any, return_state: Literal[False] = ..., wait_for: Any = ..., **kwargs: Any
-        ) -> PrefectFuture[R]: ...
+        def submit(self, *args: Any, **kwargs: Any) -> PrefectFuture[R]: ...
         def submit(self, *args: Any, **kwargs: Any) -> Any: ...
 
         @overload  # type: ignore[override]
-        def map(
-            self: JobTask[P, Coroutine[Any, Any, T]],
-            *args: Any,
-            return_state: Literal[True],
-            wait_for: Any = ...,
-            deferred: bool = ...,
-            **kwargs: Any,
-        ) -> list[State[T]]: ...
+        def map(self: OfCoroutine[P, T], *args: Any, return_state: Literal[True], **kwargs: Any) -> list[State[T]]: ...
         @overload
-        def map(
-            self,
-            *args: Any,
-            return_state: Literal[True],
-            wait_for: Any = ...,
-            deferred: bool = ...,
-            **kwargs: Any,
-        ) -> list[State[R]]: ...
+        def map(self, *args: Any, return_state: Literal[True], **kwargs: Any) -> list[State[R]]: ...
         @overload
-        def map(
-            self: JobTask[P, Coroutine[Any, Any, T]],
-            *args: Any,
-            return_state: Literal[False] = ...,
-            wait_for: Any = ...,
-            deferred: bool = ...,
-            **kwargs: Any,
-        ) -> PrefectFutureList[T]: ...
+        def map(self: OfCoroutine[P, T], *args: Any, **kwargs: Any) -> PrefectFutureList[T]: ...
         @overload
-        def map(
-            self,
-            *args: Any,
-            return_state: Literal[False] = ...,
-            wait_for: Any = ...,
-            deferred: bool = ...,
-            **kwargs: Any,
-        ) -> PrefectFutureList[R]: ...
+        def map(self, *args: Any, **kwargs: Any) -> PrefectFutureList[R]: ...
         def map(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+OfCoroutine = JobTask[P, Coroutine[Any, Any, T]]
+"""The job task of a coroutine function that gives T."""
 
 
 class MaterializingJobTask(JobTask[P, R], MaterializingTask[P, R]):  # type: ignore[misc]  # It takes more options.
