@@ -119,7 +119,7 @@ BUDGETS = {
     "pools/transport": 562,
     "prefect": 6_125,
     "scheduler": 440,
-    "store": 1_723,
+    "store": 1_711,
     "supervision": 2_540,
     "worker": 1_803,
 }

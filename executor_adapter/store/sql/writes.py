@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import operator
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,75 +25,78 @@ class JobWriter:
     """Writes new and changed records, where no other host has the job."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self._is_sqlite = dialect.name == "sqlite"
-        flavour = sqlite if self._is_sqlite else postgresql
-        new = flavour.insert(jobs).values({name: bindparam(name) for name in _WRITTEN})
-        # The row of a known id is replaced if it is this host's own, or of another job, which has finished. A host that
-        # repeats a write may find its own job finished by the host that took it over: their `created_at` is the same.
-        on_conflict = {
-            "index_elements": ["job_id"],
-            "set_": {name: new.excluded[name] for name in _WRITTEN} | {"cancel_requested": false()},
-            "where": or_(
-                jobs.c.host == bindparam("me"),
-                jobs.c.completed_at.is_not(None) & (jobs.c.created_at != new.excluded.created_at),
-            ),
-        }
-        new = new.on_conflict_do_update(**on_conflict)
-        known = (
-            update(jobs)
-            .where(jobs.c.job_id == bindparam("its_id"), jobs.c.host == bindparam("me"))
-            .values({name: bindparam(name) for name in _CHANGING})
-        )
-        # Parameters by position, because both drivers take those without a conversion.
-        make: Callable[..., Dialect] = type(dialect)
-        positional = make(paramstyle="qmark" if self._is_sqlite else "format")
-        self._new = _Statement(new, positional)
-        self._known = _Statement(known, positional)
-        self._sets = None if self._is_sqlite else _SetStatements(_WRITTEN, ["job_id", *_CHANGING], on_conflict)
+        self._statements = _RowStatements() if dialect.name == "sqlite" else _SetStatements()
 
     def write(
         self, connection: Connection, host_id: str, new: Sequence[JobRecord], changed: Sequence[JobRecord]
     ) -> list[str]:
         """Write the records; return the ids of jobs that belong to another host by now, which stay as they are."""
-        written = self._update(connection, [changing_row_of(record) for record in changed], host_id)
-        written += self._insert(connection, [row_of(record) for record in new], host_id)
-        return [] if written == len(new) + len(changed) else _ids_of_other_hosts(connection, (*new, *changed))
-
-    def _insert(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
-        if self._sets is not None and _have_unique_ids(rows):
-            return self._sets.insert(connection, rows, me)
-        return self._new.run(connection, rows, me, several=self._sets is None)
-
-    def _update(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
-        if self._sets is not None and _have_unique_ids(rows):
-            return self._sets.update(connection, rows, me)
-        return self._known.run(connection, [row | {"its_id": row["job_id"]} for row in rows], me)
+        # The last record of each id: one statement can change a row only once.
+        new_rows = {record.job_id: row_of(record) for record in new}
+        changed_rows = {record.job_id: changing_row_of(record) for record in changed}
+        written = self._statements.update(connection, list(changed_rows.values()), host_id)
+        written += self._statements.insert(connection, list(new_rows.values()), host_id)
+        is_all = written == len(new_rows) + len(changed_rows)
+        return [] if is_all else _ids_of_other_hosts(connection, (*new, *changed))
 
 
-class _Statement:
-    """Holds a statement as its driver takes it, for one row and for ROWS_PER_STATEMENT; its last parameter is `me`.
+def _on_conflict(new: Any) -> dict[str, Any]:
+    """Return what to do with a new job whose id is known.
 
-    SQLite's driver releases the GIL for each execution, and may have to wait to get it back while jobs run, so it gets
-    many rows at a time. PostgreSQL is slow with many parameters, see `_SetStatements`.
+    The row is replaced if it is this host's own, or of another job, which has finished. A host that repeats a write may
+    find its own job finished by the host that took it over: their `created_at` is the same.
+    """
+    return {
+        "index_elements": ["job_id"],
+        "set_": {name: new.excluded[name] for name in _WRITTEN} | {"cancel_requested": false()},
+        "where": or_(
+            jobs.c.host == bindparam("me"),
+            jobs.c.completed_at.is_not(None) & (jobs.c.created_at != new.excluded.created_at),
+        ),
+    }
+
+
+class _RowStatements:
+    """Writes rows to SQLite, ROWS_PER_STATEMENT new ones at a time.
+
+    Its driver releases the GIL for each execution, and may have to wait to get it back while jobs run. PostgreSQL is
+    slow with many parameters, see `_SetStatements`.
     """
 
-    def __init__(self, statement: Any, dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)
-        self._one = str(compiled)
-        values = re.search(r"VALUES (\(.*?\)) ON CONFLICT", self._one)
-        self._many = "" if values is None else self._one.replace(values[1], ", ".join([values[1]] * ROWS_PER_STATEMENT))
-        self._pick = operator.itemgetter(*(name for name in compiled.positiontup if name != "me"))
+    def __init__(self) -> None:
+        new = sqlite.insert(jobs).values({name: bindparam(name) for name in _WRITTEN})
+        mine = (jobs.c.job_id == bindparam("its_id"), jobs.c.host == bindparam("me"))
+        known = update(jobs).where(*mine).values({name: bindparam(name) for name in _CHANGING})
+        self._new, self._pick_new = _compiled(new.on_conflict_do_update(**_on_conflict(new)))
+        self._known, self._pick_known = _compiled(known)
+        place = self._new[self._new.index("VALUES ") + len("VALUES ") : self._new.index(" ON CONFLICT")]
+        self._many = self._new.replace(place, ", ".join([place] * ROWS_PER_STATEMENT))
 
-    def run(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str, *, several: bool = False) -> int:
-        """Execute it for all rows; return how many were written."""
-        picked = [self._pick(row) for row in rows]
+    def insert(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
+        """Insert new jobs; return how many rows were written."""
+        picked = [self._pick_new(row) for row in rows]
         written = 0
-        while several and len(picked) >= ROWS_PER_STATEMENT:
+        while len(picked) >= ROWS_PER_STATEMENT:
             some, picked = picked[:ROWS_PER_STATEMENT], picked[ROWS_PER_STATEMENT:]
             written += connection.exec_driver_sql(self._many, (*itertools.chain.from_iterable(some), me)).rowcount
-        if picked:
-            written += connection.exec_driver_sql(self._one, [(*row, me) for row in picked]).rowcount
-        return written
+        return written + _execute(connection, self._new, picked, me)
+
+    def update(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
+        """Update known jobs; return how many rows were written."""
+        return _execute(
+            connection, self._known, [self._pick_known(row | {"its_id": row["job_id"]}) for row in rows], me
+        )
+
+
+def _compiled(statement: Any) -> tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]:
+    """Return a statement as SQLite's driver takes it, and what picks its parameters of a row; the last one is `me`."""
+    # Parameters by position, because the driver takes those without a conversion.
+    compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"))
+    return str(compiled), operator.itemgetter(*(name for name in compiled.positiontup if name != "me"))
+
+
+def _execute(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]], me: str) -> int:
+    return connection.exec_driver_sql(statement, [(*row, me) for row in rows]).rowcount if rows else 0
 
 
 class _SetStatements:
@@ -102,21 +104,15 @@ class _SetStatements:
 
     One execution for each row would cost both sides about twice as much, however the executions are sent. There are two
     statements, for new jobs and for changed ones.
-
-    Args:
-        written: the columns of new jobs.
-        changing: the columns that change of known jobs, and the id.
-        on_conflict: what to do with a new job whose id is known.
     """
 
-    def __init__(self, written: Sequence[str], changing: Sequence[str], on_conflict: dict[str, Any]) -> None:
-        given = _given(written)
-        self._new = postgresql.insert(jobs).from_select(written, select(*(_value(given, name) for name in written)))
-        self._new = self._new.on_conflict_do_update(**on_conflict)
-        given = _given(changing)
+    def __init__(self) -> None:
+        given = _given(_WRITTEN)
+        new = postgresql.insert(jobs).from_select(_WRITTEN, select(*(_value(given, name) for name in _WRITTEN)))
+        self._new = new.on_conflict_do_update(**_on_conflict(new))
+        given = _given(["job_id", *_CHANGING])
         mine = (jobs.c.job_id == given.c.job_id, jobs.c.host == bindparam("me"))
-        changes = {name: given.c[name] for name in changing if name != "job_id"}
-        self._known = update(jobs).where(*mine).values(changes)
+        self._known = update(jobs).where(*mine).values({name: given.c[name] for name in _CHANGING if name != "job_id"})
 
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
         """Insert new jobs; return how many rows were written."""
@@ -125,11 +121,6 @@ class _SetStatements:
     def update(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
         """Update known jobs; return how many rows were written."""
         return _run(connection, self._known, rows, me)
-
-
-def _have_unique_ids(rows: Sequence[dict[str, Any]]) -> bool:
-    """Return whether no id occurs twice; one statement can change a row only once."""
-    return len({row["job_id"] for row in rows}) == len(rows)
 
 
 def _given(names: Sequence[str]) -> Any:
