@@ -35,7 +35,7 @@ class BackgroundCalls:
 
     def put(self, call: Call) -> None:
         """Make the call when those before it are made."""
-        # Where the system starts no thread now, the next call tries again.
+        # Where the system starts no thread now, the next call tries again, and `wait` makes the calls itself.
         with self._changed, contextlib.suppress(RuntimeError):
             self._calls.append(call)
             self._changed.notify()
@@ -48,7 +48,9 @@ class BackgroundCalls:
         """Wait until the calls so far are made, at most WAIT_TIMEOUT."""
         is_made = threading.Event()
         self.put(is_made.set)
-        if not is_made.wait(WAIT_TIMEOUT if self._is_running else 0.0):
+        if not self._is_running:
+            self._context.copy().run(self._run)
+        if not is_made.wait(WAIT_TIMEOUT):
             logger.warning("not all of the %s reached Prefect", self._name)
 
     def _run(self) -> None:
