@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import anyio
 import pytest
 from prefect import flow
+from prefect.cache_policies import INPUTS
 from prefect.context import TaskRunContext
-from prefect.transactions import atransaction, get_transaction
+from prefect.locking.memory import MemoryLockManager
+from prefect.transactions import IsolationLevel, atransaction, get_transaction
+from pytest_mock import MockerFixture
 
 from executor_adapter import JobExecutor
 from executor_adapter.prefect import job_task, wait_until_recorded
 from executor_adapter.prefect.engine import threads
+from executor_adapter.prefect.runners import companion
 from tests.prefect.conftest import Api, own_id
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -184,13 +191,12 @@ def test_an_awaited_task_ends_with_the_async_transaction_around_it(fails: bool) 
     assert steps == (["first", "rolled back", "end"] if fails else ["first", "end", "committed"])
 
 
-def test_an_await_that_gives_up_on_its_job_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_await_that_gives_up_on_its_job_says_so(caplog: pytest.LogCaptureFixture, mocker: MockerFixture) -> None:
     """A cancelled await whose job is not dead in time goes on, and the log says of which task."""
-    go_on, interrupted = threading.Event(), list[BaseException]()
+    go_on, job_run = threading.Event(), mocker.Mock(**{"task.name": "stubborn"})
 
     async def cancel_what_does_not_end() -> None:
-        ending = threads.result_of(threads.run_in_thread(go_on.wait), interrupted.append, 0.05, "stubborn")
-        awaiting = asyncio.ensure_future(ending)
+        awaiting = asyncio.ensure_future(threads.result_of(threads.run_in_thread(go_on.wait), job_run, 0.05))
         await asyncio.sleep(0)
         awaiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -200,5 +206,44 @@ def test_an_await_that_gives_up_on_its_job_says_so(caplog: pytest.LogCaptureFixt
         asyncio.run(cancel_what_does_not_end())
     finally:
         go_on.set()
-    assert [type(error) for error in interrupted] == [asyncio.CancelledError]
+    assert [type(call.args[0]) for call in job_run.interrupt.mock_calls] == [asyncio.CancelledError]
     assert "task stubborn: its job is not dead 0 s after its caller was cancelled" in caplog.text
+
+
+class HeldLock(MemoryLockManager):
+    """Locks that somebody else holds until the test ends."""
+
+    released: ClassVar = threading.Event()
+
+    def acquire_lock(self, *_: Any, **__: Any) -> bool:
+        return self.released.wait()
+
+
+def test_an_engine_that_is_given_up_holds_up_no_executor(mocker: MockerFixture) -> None:
+    """An executor ends although an engine whose caller was cancelled waits for the lock of a transaction."""
+    mocker.patch.object(companion, "INTERRUPT_TIMEOUT", 0.05)
+    policy = INPUTS.configure(isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=HeldLock())
+
+    @job_task(pool="coroutine", cache_policy=policy, persist_result=True)
+    async def locked(name: str) -> None: ...
+
+    @flow
+    async def run() -> str:
+        with JobExecutor(1) as executor:
+            working = asyncio.create_task(locked("of another"))
+            while not executor.stats().jobs_running:
+                await asyncio.sleep(0.01)
+            working.cancel()
+            await asyncio.wait([working])
+        return "goes on"
+
+    assert asyncio.run(run()) == "goes on"
+    HeldLock.released.set()
+
+
+def test_the_interpreter_s_end_waits_for_no_engine() -> None:
+    """A program ends although a thread for an engine waits for ever."""
+    source = "import threading\n" + f"from {threads.__name__} import run_in_thread\n"
+    waits = f"{source}run_in_thread(threading.Event().wait)\nprint('ends')"
+    done = subprocess.run([sys.executable, "-c", waits], timeout=PATIENCE, capture_output=True, text=True, check=True)
+    assert done.stdout == "ends\n"

@@ -61,8 +61,8 @@ def is_driven(task: Task[..., Any]) -> bool:
 class JobRun:
     """Runs one task run as one job, from the moment its inputs are known until a final state settles it.
 
-    Only the engine's thread uses it, but `end_early`, `cancel` and `interrupt` may be called from any thread. `options`
-    are the job's fields except function, arguments and id.
+    Only the engine's thread uses it, but `end_early`, `cancel` and `interrupt` may be called from any thread, and
+    `close` where its engine is given up. `options` are the job's fields except function, arguments and id.
     """
 
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any]) -> None:

@@ -77,11 +77,7 @@ class TaskWorkerJob:
 
     async def arun(self) -> Any:
         """Do what `run` does in a thread, and await it; when cancelled, return once the attempt is dead."""
-        return await result_of(run_in_thread(self.run), self._interrupt, INTERRUPT_TIMEOUT, self.task.name)
-
-    def _interrupt(self, cause: BaseException) -> None:
-        self._job_run.interrupt(cause)
-        self.close()
+        return await result_of(run_in_thread(self.run), self._job_run, INTERRUPT_TIMEOUT)
 
     def may_retry(self, state: State[Any], ask_own: Callable[[], bool | Awaitable[bool]]) -> bool | Awaitable[bool]:
         """Return whether another attempt follows the one that ended in `state`.

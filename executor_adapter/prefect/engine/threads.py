@@ -6,23 +6,34 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 import anyio
 
 from executor_adapter.pools import current_slot_loan
+from executor_adapter.prefect.engine.job_run import JobRun
 
 T = TypeVar("T")
 
 
-def run_in_thread(function: Callable[[], T], name: str = "task-engine") -> Future[T]:
-    """Call `function` on a new thread, in the caller's context; the future gives what it returns."""
-    threads = ThreadPoolExecutor(1, thread_name_prefix=name)
-    future = threads.submit(context_of_engine().run, function)
-    threads.shutdown(wait=False)
+def run_in_thread(function: Callable[[], T], name: str = "task-engine", *, daemon: bool = True) -> Future[T]:
+    """Call `function` on a new thread, in the caller's context; the future gives what it returns.
+
+    The interpreter's end does not wait for a `daemon`: an engine may wait for ever for what is no job, such as a lock.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=context_of_engine().run, args=(run,), name=name, daemon=daemon).start()
     return future
 
 
@@ -33,12 +44,12 @@ def context_of_engine() -> contextvars.Context:
     return context
 
 
-async def result_of(future: Future[T], on_cancel: Callable[[BaseException], object], patience: float, name: str) -> T:
+async def result_of(future: Future[T], job_run: JobRun, patience: float) -> T:
     """Return the result of `future` once it is done, or raise its error.
 
-    When the caller is cancelled, `on_cancel(error)` is called, which must end what the future stands for. That is then
-    waited for, at most `patience` seconds, however often the caller is cancelled meanwhile. `name` is that of the task
-    in the log, which says if the wait was in vain.
+    When the caller is cancelled, `job_run`, which the future stands for, is interrupted. Its end is then waited for, at
+    most `patience` seconds, however often the caller is cancelled meanwhile. If the wait was in vain, the log says so,
+    and the executor does not wait for the job either: its engine may wait for something else.
     """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
@@ -50,10 +61,11 @@ async def result_of(future: Future[T], on_cancel: Callable[[BaseException], obje
     try:
         await done.wait()
     except BaseException as error:
-        on_cancel(error)
+        job_run.interrupt(error)
         if isinstance(error, asyncio.CancelledError) and not await _is_done_within(done, patience):
             text = "task %s: its job is not dead %.0f s after its caller was cancelled, which waits no longer"
-            logging.getLogger("executor_adapter.prefect").warning(text, name, patience)
+            logging.getLogger("executor_adapter.prefect").warning(text, job_run.task.name, patience)
+            job_run.close()
         raise
     return future.result()
 

@@ -7,7 +7,8 @@ end of its client, so the wait goes there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -20,16 +21,17 @@ from executor_adapter.prefect.engine.threads import run_in_thread
 def await_at_flow_end(wait: Callable[[], object], give_up: Callable[[], object]) -> bool:
     """Call `wait()` on a thread, and let the flow around the caller await it at its end; `give_up()` makes it return.
 
-    Returns False, and calls nothing, if the caller is in no event loop that has a client of Prefect.
+    Returns False, and calls nothing, if the caller is in no event loop that has a client of Prefect, or has no thread.
     """
     context = AsyncClientContext.get()
-    if context is None or context.client.loop is not _running_loop():
-        return False
-    client: Any = context.client
-    if not isinstance(client.__aexit__, _AwaitedEnd):
-        client.__aexit__ = _AwaitedEnd(client)
-    client.__aexit__.add(wait, give_up)
-    return True
+    with contextlib.suppress(RuntimeError):  # The caller is in no event loop, or the system cannot start a thread.
+        if context is not None and context.client.loop is asyncio.get_running_loop():
+            client: Any = context.client
+            if not isinstance(client.__aexit__, _AwaitedEnd):
+                client.__aexit__ = _AwaitedEnd(client)
+            client.__aexit__.add(wait, give_up)
+            return True
+    return False
 
 
 class _AwaitedEnd:
@@ -43,7 +45,7 @@ class _AwaitedEnd:
     def add(self, wait: Callable[[], object], give_up: Callable[[], object]) -> None:
         """Call `wait()` on a thread, and await it."""
         # Not a daemon thread: the interpreter must not exit before the server had its time.
-        waiting = run_in_thread(wait, "flow-end")
+        waiting = run_in_thread(wait, "flow-end", daemon=False)
         self._waits[waiting] = give_up
         waiting.add_done_callback(self._forget)
 
@@ -55,26 +57,16 @@ class _AwaitedEnd:
         awaited = dict(self._waits)
         try:
             if kind is not None and not issubclass(kind, Exception):
-                _call_all(awaited.values())
+                for give_up in awaited.values():
+                    give_up()
             waits = asyncio.gather(*map(asyncio.wrap_future, awaited), return_exceptions=True)
             for error in await asyncio.shield(waits):
                 if isinstance(error, BaseException):
                     raise error
         except BaseException:
-            _call_all(awaited.values())
+            for give_up in awaited.values():
+                give_up()
             raise
         finally:
             left = await self._leave(kind, *details)
         return left
-
-
-def _call_all(functions: Iterable[Callable[[], object]]) -> None:
-    for function in functions:
-        function()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -152,7 +152,7 @@ async def await_job_task(
     """
     run = functools.partial(_run_and_record, job_run, parameters, wait_for, return_type)
     with lend_slot(), watch_for_cancel(job_run.cancel):
-        return await result_of(run_in_thread(run), job_run.interrupt, INTERRUPT_TIMEOUT, job_run.task.name)
+        return await result_of(run_in_thread(run), job_run, INTERRUPT_TIMEOUT)
 
 
 def _run_and_record(
@@ -172,10 +172,9 @@ def _run_and_record(
     wait = functools.partial(runs.drain, flow_run_id)
     try:
         return run()
-    except Exception:
-        raise
-    except BaseException:
-        wait = functools.partial(runs.close, flow_run_id, timeout=remaining_close_seconds(time.monotonic()))
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            wait = functools.partial(runs.close, flow_run_id, timeout=remaining_close_seconds(time.monotonic()))
         raise
     finally:
         with _lock:

@@ -225,10 +225,6 @@ class EngineThreads:
             self._live[job_run] = future
             return not self._closed
 
-    def _unregister(self, job_run: JobRun) -> None:
-        with self._lock:
-            self._live.pop(job_run, None)
-
     def _gate_of(self, executor: JobExecutor) -> Gate:
         with self._lock:
             return self._gates.setdefault(executor, Gate())
@@ -239,7 +235,8 @@ class EngineThreads:
         except BaseException as error:
             future.set_exception(error)
         finally:
-            self._unregister(job_run)
+            with self._lock:
+                self._live.pop(job_run, None)
 
     def _refuse(self, name: str) -> NoReturn:
         if self._flow_run_id in cancelled_runs.ids:
