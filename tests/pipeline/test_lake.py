@@ -16,9 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pytest_mock import MockerFixture
 
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
+from executor_adapter.pipeline.lake import writer
 from executor_adapter.pipeline.lake.stored import ROW_GROUP, WindowEntry, remove_leftovers
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.writer import FileWriter
@@ -279,14 +281,17 @@ for number in range(1, 60):
 @pytest.mark.parametrize(
     "column", [pytest.param("note", id="a window", marks=pytest.mark.chaos), pytest.param("new", id="all windows")]
 )
-def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, column: str) -> None:
-    """At each step to the disk: the table has its old rows or the new ones, and the next writer goes on."""
+def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, column: str, mocker: MockerFixture) -> None:
+    """At each step to the disk: the table has its old rows or the new ones, and the next writer goes on.
+
+    It says so where the columns of some windows were changed already.
+    """
     for window in ("1", "2"):
         write(lake_table(tmp_path / "template"), window, ROWS)
     command = [sys.executable, "-c", KILLED, str(tmp_path), column]
     done = subprocess.run(command, cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    outcomes = set()
+    log, outcomes, cut_short = mocker.patch.object(writer, "log"), set(), []
     for number in range(1, int(done.stdout)):
         table = lake_table(tmp_path / str(number))
         windows = table.windows()
@@ -298,9 +303,25 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, colum
         remove_leftovers(table.root, older_than=-60)
         assert list((table.root / ".writing").iterdir()) == []
         assert files(table.state) == [".lock", "columns", "index.json"]
+        log.reset_mock()
+        cut_short.append(len({column in pq.read_schema(file).names for file in table.files()}) == 2)
         write(table, "2", pa.table({"id": [9], column: ["z"]}))
         assert len({tuple(pq.read_schema(file).names) for file in table.files()}) == 1
+        assert sum("killed on the way" in call.args[0] for call in log.mock_calls) == cut_short[-1]
     assert outcomes == {"v1", "v2"}
+    assert any(cut_short) == (column == "new")
+
+
+def test_the_windows_of_tables_are_not_searched_for_leftovers(tmp_path: Path) -> None:
+    """Only the other folders are walked, since a lake has thousands of windows; no writer leaves anything in theirs."""
+    table = lake_table(tmp_path)
+    write(table, "w", ROWS)
+    left = [tmp_path / ".tmp-a", table.state / ".tmp-b", tmp_path / "landing" / "tool" / "t" / "w" / ".tmp-c"]
+    for path in (*left, table.file_of("w").with_name(".tmp-of-others")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert remove_leftovers(tmp_path, older_than=-60) == 3
+    assert [path for path in left if path.exists()] == []
 
 
 def test_leftovers_of_a_living_writer_stay(tmp_path: Path) -> None:

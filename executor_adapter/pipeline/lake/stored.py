@@ -43,6 +43,8 @@ WINDOW = "window"
 
 _KEY = b"executor_adapter.window"
 _WRITING = ".writing"
+_LEFTOVERS = (f"{_WRITING}/*", *(f"{place}{TEMPORARY}*" for place in ("", ".state/**/", "landing/**/", "reports/**/")))
+"""Where a writer that died may have left something; not in the folders of the windows, of which there are many."""
 _FILE = "rows.parquet"
 
 Vanished = Literal["keep", "mark", "delete"]
@@ -72,9 +74,8 @@ def remove_leftovers(root: Path, *, older_than: float) -> int:
         root: the folder of the lake.
         older_than: seconds since the last write. A writer that lives writes all the time.
     """
-    before = time.time() - older_than
-    removed = 0
-    for left in (*(root / _WRITING).glob("*"), *root.rglob(f"{TEMPORARY}*")):
+    before, removed = time.time() - older_than, 0
+    for left in [path for pattern in _LEFTOVERS for path in root.glob(pattern)]:
         with suppress(FileNotFoundError):
             newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
             if newest < before:

@@ -80,11 +80,10 @@ class FileWriter:
 
     def flush(self) -> None:
         """Write the rows that wait for their row group to be full."""
-        if not self._waiting:
-            return
-        with explained(self.path):
-            self._opened().write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
-            self._waiting, self.waiting = [], 0
+        if self._waiting:
+            with explained(self.path):
+                self._opened().write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
+                self._waiting, self.waiting = [], 0
 
 
 def publish(temporary: Path, target: Path) -> None:
@@ -184,8 +183,7 @@ class Writer:
         return self._parts[-1]
 
     def _check_range(self, table: pa.Table) -> None:
-        outside = pc.sum(pc.invert(merging.is_within(table[self._table.cursor], self._asked))).as_py()
-        if outside:
+        if outside := pc.sum(pc.invert(merging.is_within(table[self._table.cursor], self._asked))).as_py():
             raise self._error(
                 f"{outside} rows are outside of the range that was asked for, from {self._asked.since} until "
                 f"{self._asked.until}: correct the request, or name a key"
@@ -251,8 +249,10 @@ class Writer:
 
     def _change_columns(self, schema: pa.Schema) -> None:
         """Give all windows other columns. None is put in place before all are written: a value may not fit."""
-        written = []
-        for number, each in enumerate(self._table.windows().values()):
+        written, windows = [], self._table.windows()
+        if any(pq.read_schema(self._table.file_of(window)).remove_metadata() == schema for window in windows):
+            log("%s: the process that changed its columns was killed on the way: all windows get them now", self._table)
+        for number, each in enumerate(windows.values()):
             path, file = self._table.file_of(each.window), self._new_file(f"changed{number}", schema)
             copy_window(path, file, each)
             written.append((file.path, path))
