@@ -115,7 +115,7 @@ BUDGETS = {
     "pools/cluster": 3_462,
     "pools/in_process": 633,
     "pools/memory": 414,
-    "pools/process": 1_567,
+    "pools/process": 1_537,
     "pools/transport": 562,
     "prefect": 6_124,
     "scheduler": 440,

@@ -37,7 +37,7 @@ The guardian needs Linux 5.4 or later: other systems have no pidfds, eventfds, m
 **Spawned workers** are interpreters of their own, started by the host, with what every Unix has. `__main__` is not
 imported. Their tickets are in a pipe, whose end tells a worker that its host has died. Since they start slowly, a call
 is sent when its worker is ready: until then it is taken back at once. A worker's death is seen by the end of its
-socket, and then by waiting for its process; if a forked process holds the socket open, within LIVENESS_INTERVAL
+socket, and then by waiting for its process; if a forked process holds the socket open, within MAX_CHECK_INTERVAL
 seconds. Weaker than under the guardian:
 
 - A process that leaves the worker's process group (with a session of its own, or a daemon forked twice) is not found,

@@ -69,6 +69,9 @@ class WorkerProcess(ABC):
     def interrupt(self) -> None:
         """Send INTERRUPT."""
 
+    def expect_exit(self) -> None:  # noqa: B027
+        """Take note that the worker's socket is closed: it has died, or is about to."""
+
     def on_ready(self, pid: int) -> None:
         """Take note that the worker has started."""
         self.pid = pid
@@ -93,8 +96,6 @@ class Launcher(ABC):
 
     tickets_in_pipe: ClassVar[bool]
     """Whether tickets are in a pipe, whose end tells a worker that its host has died, and not in an eventfd."""
-    must_look_for_exits: ClassVar[bool] = False
-    """Whether the ends of busy workers have to be looked for: then `watch_busy` is called when one is taken."""
     starts_quickly: ClassVar[bool] = True
     """Whether a worker is ready in milliseconds: it gets calls before that, and the time to exit by itself."""
 
@@ -105,12 +106,6 @@ class Launcher(ABC):
         Raises:
             OSError: the system refuses one.
         """
-
-    def expect_exit(self, worker: WorkerHandle) -> None:  # noqa: B027
-        """Take note that the socket of a worker is closed: it has died, or is about to."""
-
-    def watch_busy(self) -> None:  # noqa: B027
-        """Look for the ends of busy workers, as long as there are any."""
 
     def may_start_spare(self) -> bool:
         """Return whether a worker may be started that no assignment waits for."""

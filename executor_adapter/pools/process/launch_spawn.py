@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -16,10 +17,8 @@ from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.pools.process.workers import WorkerSet
 from executor_adapter.worker import INTERRUPT
 
-LIVENESS_INTERVAL = 1.0
-"""Seconds between two checks whether busy workers live."""
-_MIN_CHECK_INTERVAL, _MAX_CHECK_INTERVAL = 0.001, 0.1
-"""Seconds between two checks whether a worker has died: longer the longer it takes."""
+_MIN_CHECK_INTERVAL, MAX_CHECK_INTERVAL = 0.001, 1.0
+"""Seconds between two checks whether a worker has died: once its exit is expected, longer the longer it takes."""
 _GROUP_EXIT_TIMEOUT = 1.0
 """Seconds to wait for what a dead worker left in its process group, once it is killed: the system may be slow."""
 
@@ -37,9 +36,10 @@ class SpawnedProcess(WorkerProcess):
         self._process = process
         self._supervisor = supervisor
         self._on_exit = on_exit
+        self._check_interval = MAX_CHECK_INTERVAL
         self._exit_check: Timer | None = None
-        self._check_interval = _MIN_CHECK_INTERVAL
         self._group_wait_until: float | None = None
+        self._schedule_check()
 
     def kill(self) -> None:
         self._signal_group(signal.SIGKILL)
@@ -57,27 +57,23 @@ class SpawnedProcess(WorkerProcess):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
-    def has_exited(self) -> bool:
-        """Return whether it has exited."""
-        return self._process.poll() is not None
-
-    def check_exit(self) -> None:
+    def _check_exit(self) -> None:
         """Report the exit if the process and its whole group have exited; otherwise check again later."""
-        if self.has_exited() and self._is_group_empty():
+        if self._process.poll() is not None and self._is_group_empty():
             self._on_exit(self._process.returncode)
         else:
             self._schedule_check()
 
     def expect_exit(self) -> None:
-        """Look from now on whether it has exited."""
+        """Look often from now on whether it has exited."""
         self._check_interval = _MIN_CHECK_INTERVAL
         self._schedule_check()
 
     def _schedule_check(self) -> None:
         if self._exit_check is not None:
             self._exit_check.cancel()
-        self._exit_check = self._supervisor.call_at(self._supervisor.now() + self._check_interval, self.check_exit)
-        self._check_interval = min(2 * self._check_interval, _MAX_CHECK_INTERVAL)
+        self._exit_check = self._supervisor.call_at(self._supervisor.now() + self._check_interval, self._check_exit)
+        self._check_interval = min(2 * self._check_interval, MAX_CHECK_INTERVAL)
 
     def _is_group_empty(self) -> bool:
         """Kill what is left of the process group, whose id stays in use as long as a process is in it."""
@@ -99,15 +95,12 @@ class SpawnLauncher(Launcher):
     """Spawns workers, and looks for their ends."""
 
     tickets_in_pipe: ClassVar[bool] = True
-    must_look_for_exits: ClassVar[bool] = True
     starts_quickly: ClassVar[bool] = False
 
     def __init__(self, supervisor: PoolSupervisor, settings: dict[str, Any], workers: WorkerSet) -> None:
         self._supervisor = supervisor
         self._settings = settings
         self._workers = workers
-        self._processes: dict[int, SpawnedProcess] = {}
-        self._liveness_check: Timer | None = None
 
     def launch(self, worker: WorkerHandle, fds: list[int]) -> SpawnedProcess:
         try:
@@ -115,39 +108,12 @@ class SpawnLauncher(Launcher):
         finally:
             for fd in fds:
                 os.close(fd)
-        number = worker.number
-        process = SpawnedProcess(started, self._supervisor, lambda returncode: self._on_exit(number, returncode))
-        self._processes[number] = process
+        on_exit = functools.partial(self._workers.on_worker_exit, worker.number)
+        process = SpawnedProcess(started, self._supervisor, on_exit)
         preload = ", ".join(self._settings["preload"])
         what = f"worker {process.pid} imports preload={preload} and runs the initializer, if any"
         self._workers.watch_start(worker, what)
         return process
-
-    def _on_exit(self, number: int, returncode: int) -> None:
-        self._workers.on_worker_exit(number, returncode)  # What it reads to its end may end in a disconnect.
-        del self._processes[number]
-
-    def expect_exit(self, worker: WorkerHandle) -> None:
-        self._processes[worker.number].expect_exit()
-
-    def watch_busy(self) -> None:
-        if self._liveness_check is None:
-            at = self._supervisor.now() + LIVENESS_INTERVAL
-            self._liveness_check = self._supervisor.call_at(at, self._check_liveness)
-
-    def _check_liveness(self) -> None:
-        self._liveness_check = None
-        busy = [number for number, worker in self._workers.members.items() if worker.queue]
-        for process in [self._processes[number] for number in busy]:
-            if process.has_exited():
-                process.check_exit()
-        if busy:
-            self.watch_busy()
-
-    def close(self, on_closed: Callable[[], None]) -> None:
-        if self._liveness_check is not None:
-            self._liveness_check.cancel()
-        on_closed()
 
 
 class SpawnPool(ProcessPool):

@@ -124,8 +124,6 @@ class WorkerSet:
         Raises:
             OSError: no worker can be started.
         """
-        if self.launcher.must_look_for_exits:
-            self.launcher.watch_busy()
         if new:
             return self._take_new()
         worker = self._take_any()
@@ -221,7 +219,7 @@ class WorkerSet:
         """Retire a worker whose socket is closed: it has died, or its function closed it and it is about to exit."""
         self.retire(worker)
         worker.stop_listening()
-        self.launcher.expect_exit(worker)
+        worker.process.expect_exit()
 
     def on_worker_exit(self, number: int, returncode: int) -> None:
         """Report that a worker has exited; the code is that of `subprocess.Popen.returncode`."""

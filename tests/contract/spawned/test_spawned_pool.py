@@ -18,7 +18,7 @@ from executor_adapter.config import ExecutorSettings, JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError, WorkerCrashedError
 from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools.base import Recall
-from executor_adapter.pools.process.launch_spawn import LIVENESS_INTERVAL
+from executor_adapter.pools.process.launch_spawn import MAX_CHECK_INTERVAL
 from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, open_descriptors
@@ -66,7 +66,7 @@ def test_a_death_that_is_looked_for_before_its_socket_is_read_is_reported_once(p
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not alive(pid))
-    pool.call_due(LIVENESS_INTERVAL)
+    pool.call_due(MAX_CHECK_INTERVAL)
     assert pool.ending(killed) is Ending.CRASHED
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
