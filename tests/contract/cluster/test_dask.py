@@ -115,7 +115,7 @@ def test_a_link_goes_through_the_cluster_where_a_worker_does_not_reach_the_progr
 
 
 def test_a_worker_keeps_nothing_of_a_program_that_has_died(cluster: DaskCluster, unreachable: str) -> None:
-    """Where a program that a worker did not reach is killed, the stream of its agent is read to its end, and closed."""
+    """Where a program that a worker did not reach is killed, the stream of its agent is closed."""
     variables = {"DASK": cluster.settings(), "ADVERTISE": unreachable, "LOST_AFTER": "1"}
     program = (
         "from executor_adapter import Job, JobExecutor\n"

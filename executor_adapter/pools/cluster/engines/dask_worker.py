@@ -8,7 +8,6 @@ of the worker's process is seen as the end of the agent's stdin.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import socket
 import threading
@@ -32,8 +31,8 @@ _agents: dict[str, AgentProcess] = {}
 _gpus: weakref.WeakKeyDictionary[Any, GpuShares] = weakref.WeakKeyDictionary()
 """The GPUs of each worker of this process, whatever heads hold them."""
 _lock = threading.Lock()
-relayed: dict[str, tuple[socket.socket, asyncio.Lock]] = {}
-"""The streams of agents whose heads this host does not reach, by the names of their links, each for one reader."""
+relayed: dict[str, socket.socket] = {}
+"""The streams of agents whose heads this host does not reach, by the names of their links."""
 
 
 def hold_lease(head: dict[str, Any], lease: int, gpus: float = 0) -> str:
@@ -89,7 +88,7 @@ def _agent_of(head: dict[str, Any], worker: Any) -> AgentProcess:
         """Let the head read and write the stream of an agent that does not reach it; forget one that has ended."""
         if why is None:
             agent.link.setblocking(False)
-            relayed[link] = agent.link, asyncio.Lock()
+            relayed[link] = agent.link
             worker.handlers.update(agent_read=_read, agent_write=_write)
             worker.log_event(f"executor-adapter-relay-{token[:8]}", [worker.address, link])
             return
@@ -97,8 +96,7 @@ def _agent_of(head: dict[str, Any], worker: Any) -> AgentProcess:
             if _agents.get(token) is agent:
                 del _agents[token]
         if link in relayed:
-            with contextlib.suppress(RuntimeError):  # The worker has ended, too.
-                asyncio.run_coroutine_threadsafe(_read_rest(link), worker.loop.asyncio_loop)
+            worker.loop.add_callback(worker.loop.call_later, UNREAD_SECONDS, _close, link)
 
     with _lock:
         agent = _agents.get(token)
@@ -111,24 +109,19 @@ def _agent_of(head: dict[str, Any], worker: Any) -> AgentProcess:
 
 
 async def _read(link: str) -> bytes:
-    sock, reads = relayed[link]
-    async with reads:
-        part = b""
-        if link in relayed and not (part := await asyncio.get_running_loop().sock_recv(sock, RELAY_BYTES)):
-            del relayed[link]
-            sock.close()
-        return part
+    if not (part := await asyncio.get_running_loop().sock_recv(relayed[link], RELAY_BYTES)):
+        _close(link)
+    return part
 
 
-async def _read_rest(link: str) -> None:
-    """Read the stream of an agent that has ended to its end, if its head has died and does not."""
-    await asyncio.sleep(UNREAD_SECONDS)
-    while link in relayed:
-        await _read(link)
+def _close(link: str) -> None:
+    """Forget the stream of an agent, which was read to its end or is not read any more."""
+    if (sock := relayed.pop(link, None)) is not None:
+        sock.close()
 
 
 async def _write(link: str, part: bytes) -> None:
-    sock, _ = relayed.get(link, (None, None))
+    sock = relayed.get(link)
     if sock is not None and part:
         await asyncio.get_running_loop().sock_sendall(sock, part)
     elif sock is not None:
