@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 Replace = Callable[[Any, str], Any]
 """Returns what is sent in place of a reference; the text says which argument it is."""
 
+MAX_KEPT_ON = 10_000
+kept_on: dict[Any, str] = {}
+"""The nodes of the results that were kept lately, by the names of their references."""
+
+
+def note_kept(name: Any, node: str) -> None:
+    """Take note which node keeps a result."""
+    while len(kept_on) >= MAX_KEPT_ON:
+        del kept_on[next(iter(kept_on))]
+    kept_on[name] = node
+
 
 def remote_payload(
     job: Job, arguments: Arguments | None = None, near: str | None = None, lent: tuple[Any, ...] = ()

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import platform
 import time
-import weakref
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
@@ -24,12 +23,9 @@ from executor_adapter.pools.cluster.engines.leases import WATCH_INTERVAL, Amount
 from executor_adapter.pools.cluster.handshake import relay
 from executor_adapter.pools.cluster.link import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
+from executor_adapter.pools.cluster.references import note_kept
 
 logger = logging.getLogger("executor_adapter.cluster")
-
-_kept_on: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-"""The node of each result that was kept, by its future."""
-
 
 ANSWER_TIMEOUT = 2.0
 """Seconds in which a worker must say why an agent on it has ended, and the scheduler what waits there."""
@@ -202,9 +198,8 @@ class DaskCluster(Engine):
         import distributed
 
         make_future: Any = distributed.Future  # Dask's own type of `state` is too narrow.
-        future = make_future(kept.name, self._keeper, state="memory")
-        _kept_on[future] = kept.node
-        return future
+        note_kept(kept.name, kept.node)
+        return make_future(kept.name, self._keeper, state="memory")
 
     def close(self) -> None:
         heads.pop(self._head, None)
@@ -274,7 +269,3 @@ class DaskPool(EnginePool):
                 "(distributed.wait)"
             )
         return NodeValue(reference.key, f"{shown}, the Dask future {reference.key},")
-
-    @classmethod
-    def node_of(cls, reference: Any) -> str | None:
-        return _kept_on.get(reference)

@@ -28,7 +28,7 @@ from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import Certificates, end_of, tls_context
 from executor_adapter.pools.cluster.node_data import NodeValue
 from executor_adapter.pools.cluster.pool import RemotePool
-from executor_adapter.pools.cluster.references import imported_engine, remote_payload, replace_references
+from executor_adapter.pools.cluster.references import imported_engine, kept_on, remote_payload, replace_references
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from executor_adapter.pools.transport.payload import Payload
 
@@ -391,14 +391,16 @@ class EnginePool(RemotePool):
         if module is None:
             return remote_payload(job)
         found: list[Any] = []
+        nodes: list[str | None] = []
 
         def replace(reference: Any, shown: str) -> NodeValue:
+            value = cls.node_value(module, reference, shown)
             found.append(reference)
-            return cls.node_value(module, reference, shown)
+            nodes.append(kept_on.get(value.name))
+            return value
 
         arguments = replace_references(job, getattr(module, cls.reference[1]), replace)
-        nodes = filter(None, map(cls.node_of, found))
-        return remote_payload(job, arguments, next(nodes, None), tuple(found) if cls.lends else ())
+        return remote_payload(job, arguments, next(filter(None, nodes), None), tuple(found) if cls.lends else ())
 
     @classmethod
     @abstractmethod
@@ -408,11 +410,6 @@ class EnginePool(RemotePool):
         Raises:
             InvalidJobError: its data is not there yet.
         """
-
-    @classmethod
-    @abstractmethod
-    def node_of(cls, reference: Any) -> str | None:
-        """Return the node that has the data of a reference, if that is known."""
 
     def __init__(
         self,

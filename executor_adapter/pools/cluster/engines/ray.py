@@ -21,6 +21,7 @@ from executor_adapter.pools.cluster.engines.ray_node import NodeActor, certifica
 from executor_adapter.pools.cluster.handshake import relay
 from executor_adapter.pools.cluster.link import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
+from executor_adapter.pools.cluster.references import note_kept
 
 logger = logging.getLogger("executor_adapter.cluster")
 
@@ -29,11 +30,6 @@ PENDING_INTERVAL = 0.02
 
 TAKE_TIMEOUT = 60.0
 """Seconds that Ray may take to store a result which stays on a node."""
-
-
-_kept_on: dict[str, str] = {}
-"""The node of each result that was kept lately, by its ObjectRef."""
-_MAX_KEPT_ON = 10_000
 
 
 class _Node:
@@ -159,9 +155,7 @@ class RayCluster(Engine):
             self._ray.wait([reference], timeout=TAKE_TIMEOUT, fetch_local=False)
         finally:
             found[0].taken.discard(kept.name)
-        while len(_kept_on) >= _MAX_KEPT_ON:
-            del _kept_on[next(iter(_kept_on))]
-        _kept_on[reference.hex()] = kept.node
+        note_kept(reference.hex(), kept.node)
         return reference
 
     # --- looking at Ray ---
@@ -323,7 +317,3 @@ class RayPool(EnginePool):
         if not module.wait([reference], timeout=0, fetch_local=False)[0]:
             raise InvalidJobError(f"{shown} is an ObjectRef that is not ready: wait for it first (ray.wait)")
         return NodeValue(reference.hex(), f"{shown}, the ObjectRef {reference.hex()},")
-
-    @classmethod
-    def node_of(cls, reference: Any) -> str | None:
-        return _kept_on.get(reference.hex())
