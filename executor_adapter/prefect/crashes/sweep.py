@@ -20,6 +20,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ class Start(NamedTuple):
 class SentEnd(NamedTuple):
     """The last end that was sent for a task run."""
 
+    flow_run_id: str
     number: int
     """How many ends were sent for it, this one included."""
     follows: str | None
@@ -187,7 +189,7 @@ class Closing:
     def _crashed(self, run: Row, flow_run: FlowRunRecord, died_at: float | None) -> bytes:
         """Return the event by which the task run ends as Crashed."""
         number = self.ended[run["id"]].number + 1 if run["id"] in self.ended else 1
-        self.ended[run["id"]] = SentEnd(number, run["state_id"], time.monotonic())
+        self.ended[run["id"]] = SentEnd(run["flow_run_id"], number, run["state_id"], time.monotonic())
         # The server forgets no event, and no two states of a task run may have the same time: so each has its own.
         state = run["state"] or {"type": "PENDING", "name": "Pending", "timestamp": run["created"]}
         at = seconds(state["timestamp"]) + number * CLOCK_RESOLUTION_SECONDS
@@ -252,12 +254,14 @@ def end_dead(closing: Closing, death: Death, *, dry_run: bool = False) -> Ends:
     if death.managed is not None and fates.get(death.managed) is Fate.CONTINUES:
         return Ends([], not dry_run)
     left = {run.id: run for run in runs.values() if fates[run.id] is not Fate.CONTINUES}
-    counts = {run_id: sum(1 for _ in closing.unfinished([run_id])) for run_id in left}
     is_recorded = False
-    if not dry_run:
+    if dry_run:
+        counts = Counter(run["flow_run_id"] for run in closing.unfinished(left))
+    else:
         for run in left.values():
             closing.end_flow_run(run, fates[run.id], death.died_at)
         is_recorded = closing.end_task_runs(left, death.died_at)
+        counts = Counter(end.flow_run_id for end in closing.ended.values())
     after = records.flow_runs(left)
     swept = [
         SweptFlowRun(
