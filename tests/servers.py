@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 
 from tests.waiting import PATIENCE, wait_for
 
@@ -26,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 RUN_VARIABLE = "RUN_OF_TESTS"
 """A variable of the environment with the id of the run of tests in which a process was started."""
+
+DATABASE_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
+"""A variable of Prefect with the URL of a server's database."""
 
 QUICK = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -52,6 +56,20 @@ Every 20 seconds Prefect's clean-up would cancel what is left of a cancelled flo
 
 EMPTY_DATABASES = ROOT / ".pytest_cache" / "prefect"
 """Databases with all tables and no rows, one per version of Prefect."""
+
+
+@contextmanager
+def postgresql_database(name: str) -> Iterator[str]:
+    """Create a database for a Prefect server, and yield its URL; drop it afterwards, and before where one was left."""
+    server = "postgres@127.0.0.1:5432"
+    with psycopg.connect(f"postgresql://{server}/test", autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {name}")
+    try:
+        yield f"postgresql+asyncpg://{server}/{name}"
+    finally:
+        with psycopg.connect(f"postgresql://{server}/test", autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def create_database(home: Path) -> None:
@@ -216,9 +234,11 @@ def new_user_env(home: Path, **variables: str) -> dict[str, str]:
 def prefect_server(directory: Path, env: dict[str, str]) -> Iterator[Server]:
     """Run an empty Prefect server on a free port, with its SQLite database in `directory`; kill it in the end.
 
-    A server that is interrupted takes seconds to end, for a database that nobody reads again.
+    A server that is interrupted takes seconds to end, for a database that nobody reads again. With the URL of another
+    database in `env`, it uses that.
     """
-    create_database(directory)
+    if DATABASE_VARIABLE not in env:
+        create_database(directory)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     api = {"PREFECT_API_URL": f"{url}/api", "PREFECT_UI_API_URL": f"{url}/api", "PREFECT_HOME": str(directory)}

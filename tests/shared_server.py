@@ -5,11 +5,16 @@
 The first that needs it starts it, and it ends with the last process that uses it, however that ends: the kernel
 releases its lock. Flows, pools and tags of a test have names of its own, since other tests use the same server at the
 same time. No automation fires there: each state of each test would be compared with the triggers of all.
+
+Its database is on PostgreSQL. On SQLite, a request that the server cancels while it writes may keep the only right to
+write for minutes: Prefect's driver closes the connection of a cancelled statement when Python collects its garbage.
+Servers of a test's own have SQLite, as a new user's.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import subprocess
 import sys
@@ -19,7 +24,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.servers import ROOT, RUN_VARIABLE, WITHOUT_SCHEDULES, new_user_env, prefect_server
+from tests.servers import (
+    DATABASE_VARIABLE,
+    ROOT,
+    RUN_VARIABLE,
+    WITHOUT_SCHEDULES,
+    new_user_env,
+    postgresql_database,
+    prefect_server,
+)
 from tests.waiting import wait_for
 
 FOLDER = ROOT / ".pytest_cache" / "prefect" / "shared"
@@ -76,10 +89,11 @@ def keep() -> None:
         if os.fork():
             return  # The lock is the child's as well.
         os.setsid()
-        with tempfile.TemporaryDirectory(prefix="prefect-of-tests-") as folder:
+        name = f"prefect_of_tests_{hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]}"
+        with tempfile.TemporaryDirectory(prefix="prefect-of-tests-") as folder, postgresql_database(name) as database:
             home = Path(folder)
-            env = new_user_env(home, **WITHOUT_SCHEDULES, PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED="false")
-            with prefect_server(home, env) as server:
+            more = {DATABASE_VARIABLE: database, "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false"}
+            with prefect_server(home, new_user_env(home, **WITHOUT_SCHEDULES, **more)) as server:
                 keeper.write(server.url)
                 keeper.flush()
                 fcntl.flock(users, fcntl.LOCK_EX)

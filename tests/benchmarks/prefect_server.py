@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-import psycopg
 
-from tests.servers import create_database, free_port
+from tests.servers import DATABASE_VARIABLE, create_database, free_port, postgresql_database
 from tests.waiting import PATIENCE
 
 Kind = Literal["default", "tuned", "postgresql"]
@@ -34,7 +33,6 @@ TUNED = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
-POSTGRESQL = "127.0.0.1:5432"
 
 
 @dataclass(kw_only=True)
@@ -149,14 +147,5 @@ def _database(kind: Kind) -> Iterator[dict[str, str]]:
     if kind != "postgresql":
         yield TUNED if kind == "tuned" else {}
         return
-    name = f"prefect_{uuid.uuid4().hex[:12]}"
-    _execute(f"CREATE DATABASE {name}")
-    try:
-        yield {"PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://postgres@{POSTGRESQL}/{name}"}
-    finally:
-        _execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _execute(statement: str) -> None:
-    with psycopg.connect(f"postgresql://postgres@{POSTGRESQL}/test", autocommit=True) as connection:
-        connection.execute(statement)
+    with postgresql_database(f"prefect_{uuid.uuid4().hex[:12]}") as url:
+        yield {DATABASE_VARIABLE: url}
