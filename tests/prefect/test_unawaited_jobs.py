@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from prefect import flow
+from pytest_mock import MockerFixture
 
-from executor_adapter import JobExecutor
+from executor_adapter import JobExecutor, JobStatus
 from executor_adapter.prefect import job_task, wait_until_recorded
+from executor_adapter.prefect.engine.job_run import JobRun
 from tests.prefect.conftest import Api
 from tests.waiting import PATIENCE, wait_for
 
@@ -45,9 +47,20 @@ def test_a_flow_called_while_an_exception_is_handled_waits_for_running_jobs() ->
     assert futures[0].state.name == "Completed"
 
 
-def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api) -> None:
-    """The end of a flow waits for running jobs and cancels queued ones, and the server records both."""
+def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(
+    api: Api, mocker: MockerFixture
+) -> None:
+    """The end of a flow waits for running jobs and cancels queued ones, and the server records both.
+
+    A task run learns of it before its input ends: else it would be NotReady.
+    """
     begun, ended = threading.Event(), threading.Event()
+    end_early = JobRun.end_early
+
+    def let_it_end(job_run: JobRun, *, cancel_running: bool) -> None:
+        end_early(job_run, cancel_running=cancel_running)
+        if job_run.driver is not None and job_run.driver.job.status is not JobStatus.RUNNING:
+            futures[2].wait()
 
     @job_task(pool="thread", retry_attempts=0)
     def slow() -> str:
@@ -61,6 +74,7 @@ def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancel
         assert begun.wait(PATIENCE)
         futures.append(slow.submit())
         futures.append(double.submit(futures[1]))
+        mocker.patch.object(JobRun, "end_early", let_it_end)
         ending.start()
 
     def end_when_others_are_cancelled() -> None:

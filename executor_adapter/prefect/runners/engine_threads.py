@@ -252,7 +252,7 @@ class EngineThreads:
         with self._lock:
             self._closed = True
             live = list(self._live)
-        for job_run in live:
+        for job_run in reversed(live):  # A task run whose input is cancelled knows by then that it is too.
             job_run.end_early(cancel_running=cancel_running)
 
     def _wait_for_all(self) -> None:
