@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -107,7 +107,6 @@ class Start(NamedTuple):
 class SentEnd(NamedTuple):
     """The last end that was sent for a task run."""
 
-    flow_run_id: str
     number: int
     """How many ends were sent for it, this one included."""
     follows: str | None
@@ -127,29 +126,23 @@ class Closing:
         self.records = Records(api)
         self.ended: dict[str, SentEnd] = {}
         """By the id of the task run."""
+        self.counts = Counter[str]()
+        """The task runs that it has ended, by the id of their flow run."""
         self._api = api
         self._deadline = deadline
         self._found_at = time.time()
         self._others: set[str] = set()
         """The ids of unfinished task runs that are left as they are."""
 
-    @property
-    def is_late(self) -> bool:
-        """Whether its time is over."""
-        return time.monotonic() >= self._deadline
-
     def end_flow_run(self, run: FlowRunRecord, fate: Fate, died_at: float | None) -> None:
         """Propose the final state that a flow run has not. The server refuses it where its rules forbid it."""
         message = f"{DIED}; {self._when(died_at, died_at or self._found_at)}"
-        if fate is Fate.CRASH:
-            self._set_state(run, "CRASHED", message)
-        elif fate is Fate.CANCEL:
-            self._set_state(run, "CANCELLED", f"Flow run was cancelled. {message}")
-
-    def _set_state(self, run: FlowRunRecord, state_type: str, message: str) -> None:
-        state = {"type": state_type, "name": state_type.capitalize(), "message": message}
-        path: Any = "/flow_runs/{id}/set_state"
-        self._api.client.request("POST", path, path_params={"id": run.id}, json={"state": state, "force": False})
+        states = {
+            Fate.CRASH: {"type": "CRASHED", "name": "Crashed", "message": message},
+            Fate.CANCEL: {"type": "CANCELLED", "name": "Cancelled", "message": f"Flow run was cancelled. {message}"},
+        }
+        if fate in states:
+            self._api.post(f"/flow_runs/{run.id}/set_state", {"state": states[fate], "force": False})
 
     def end_task_runs(
         self, flow_runs: Mapping[str, FlowRunRecord], died_at: float | None, *, before: Start | None = None
@@ -160,7 +153,7 @@ class Closing:
         With `before`, only task runs that the flow run left at an earlier start are ended.
         """
         settled_at = time.monotonic()
-        while not self.is_late:
+        while time.monotonic() < self._deadline:
             left = list(itertools.islice(self.unfinished(flow_runs, before=before), PAGE_LIMIT))
             if due := [run for run in left if self._is_due(run)]:
                 self._api.send([self._crashed(run, flow_runs[run["flow_run_id"]], died_at) for run in due])
@@ -189,35 +182,33 @@ class Closing:
     def _crashed(self, run: Row, flow_run: FlowRunRecord, died_at: float | None) -> bytes:
         """Return the event by which the task run ends as Crashed."""
         number = self.ended[run["id"]].number + 1 if run["id"] in self.ended else 1
-        self.ended[run["id"]] = SentEnd(run["flow_run_id"], number, run["state_id"], time.monotonic())
+        self.counts[run["flow_run_id"]] += number == 1
+        self.ended[run["id"]] = SentEnd(number, run["state_id"], time.monotonic())
         # The server forgets no event, and no two states of a task run may have the same time: so each has its own.
         state = run["state"] or {"type": "PENDING", "name": "Pending", "timestamp": run["created"]}
         at = seconds(state["timestamp"]) + number * CLOCK_RESOLUTION_SECONDS
         ended_at = max(died_at or flow_run.ended_at or self._found_at, at)
-        return _crashed(run, state, flow_run, at, ended_at, f"{DIED}; {self._when(died_at, ended_at)}")
+        event_id = uuid.uuid5(_EVENT_IDS, f"{run['id']} {iso(at)}")
+        task_run = {
+            **{field: run[field] for field in ("name", "task_key", "dynamic_key", "run_count", "flow_run_run_count")},
+            "end_time": iso(ended_at),
+            "total_run_time": run["total_run_time"] + (ended_at - at if state["type"] == "RUNNING" else 0.0),
+        }
+        message = quoted(f"{DIED}; {self._when(died_at, ended_at)}")
+        change = Change(
+            at,
+            StateFields(str(event_id), iso(at), "CRASHED", "Crashed", message, "{}"),
+            previous_state(state["type"], state["name"]),
+            run["run_count"],
+            quoted(run["name"]),
+            json.dumps(task_run),
+        )
+        return event_body(run["id"], change, related_resource("flow-run", flow_run.id, flow_run.name))
 
     def _when(self, died_at: float | None, ended_at: float) -> str:
         if died_at is not None:
             return f"seen at {iso(ended_at)}"
         return f"found at {iso(self._found_at)}, ended not later than {iso(ended_at)}"
-
-
-def _crashed(run: Row, state: Row, flow_run: FlowRunRecord, at: float, ended_at: float, message: str) -> bytes:
-    event_id = uuid.uuid5(_EVENT_IDS, f"{run['id']} {iso(at)}")
-    task_run = {
-        **{field: run[field] for field in ("name", "task_key", "dynamic_key", "run_count", "flow_run_run_count")},
-        "end_time": iso(ended_at),
-        "total_run_time": run["total_run_time"] + (ended_at - at if state["type"] == "RUNNING" else 0.0),
-    }
-    change = Change(
-        at,
-        StateFields(str(event_id), iso(at), "CRASHED", "Crashed", quoted(message), "{}"),
-        previous_state(state["type"], state["name"]),
-        run["run_count"],
-        quoted(run["name"]),
-        json.dumps(task_run),
-    )
-    return event_body(run["id"], change, related_resource("flow-run", flow_run.id, flow_run.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +252,7 @@ def end_dead(closing: Closing, death: Death, *, dry_run: bool = False) -> Ends:
         for run in left.values():
             closing.end_flow_run(run, fates[run.id], death.died_at)
         is_recorded = closing.end_task_runs(left, death.died_at)
-        counts = Counter(end.flow_run_id for end in closing.ended.values())
+        counts = closing.counts
     after = records.flow_runs(left)
     swept = [
         SweptFlowRun(
