@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.pools.cluster import handshake
 from executor_adapter.pools.cluster.engines.agent_process import AgentProcess, DataServer
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor
 from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, advertised, ports_of, prove, relay
-from executor_adapter.pools.cluster.node_data import VARIABLE, Kept, fetch
+from executor_adapter.pools.cluster.node_data import VARIABLE, Kept, fetch, keep
 from tests.waiting import wait_for
 
 TOKEN = b"t" * 32
@@ -100,6 +101,33 @@ def test_the_data_of_a_node_is_served_once_the_system_starts_threads_again(monke
             with pytest.raises((EOFError, ConnectionError)):
                 fetch("a", "a")
         assert fetch("b", "b") == "value of b"
+    finally:
+        server.close()
+
+
+class NoValue:
+    """A store of an engine that gives and keeps nothing of use."""
+
+    def fetch(self, name: Any) -> Any:
+        if name == "lost":
+            raise LookupError("no worker has it")
+        return threading.Lock()
+
+    def keep(self, name: str, value: Any) -> Kept:
+        raise ConnectionError("the scheduler has gone")
+
+
+def test_what_a_node_cannot_give_or_keep_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose node cannot give it a value, or keep its result, gets an error that says why."""
+    server = DataServer(NoValue())
+    try:
+        monkeypatch.setenv(VARIABLE, server.address)
+        with pytest.raises(JobSerializationError, match=r"^it cannot be fetched: no worker has it$"):
+            fetch("lost", "it")
+        with pytest.raises(JobSerializationError, match=r"^it cannot be fetched: cannot pickle"):
+            fetch("lock", "it")
+        with pytest.raises(JobSerializationError, match=r"^the result cannot be kept on the cluster: the scheduler"):
+            keep(1, "job", 1)
     finally:
         server.close()
 

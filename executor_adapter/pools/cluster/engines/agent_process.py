@@ -68,36 +68,23 @@ class DataServer:
                 sock.close()
 
     def _serve(self, sock: socket.socket) -> None:
-        with sock:
+        with sock, contextlib.suppress(OSError):  # Its job has ended.
             _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
             if uid != os.getuid():
                 return
+            failed = "the result cannot be kept on the cluster"
             try:
                 (what, about), value = receive(sock)
-                answer = self._answer(what, about, value)
-            except (EOFError, ConnectionError):  # Its job has ended.
-                return
+                if what == FETCH:
+                    failed = f"{about[1]} cannot be fetched"
+                    send(sock, (True, ""), self._store.fetch(about[0]))
+                else:
+                    job_id, number = about
+                    kept = self._store.keep(f"executor-adapter-{job_id}-{number}-{secrets.token_hex(4)}", value)
+                    # Not as a value: that would be loaded to check it, which in the program itself makes a reference.
+                    send(sock, (True, (kept.head, kept.name, kept.node)), None)
             except Exception as error:
-                answer = (False, text_of(error)), None
-            with contextlib.suppress(OSError):
-                try:
-                    send(sock, *answer)
-                except OSError:
-                    raise
-                except Exception as error:
-                    send(sock, (False, f"{about[-1]} cannot be pickled: {text_of(error)}"), None)
-
-    def _answer(self, what: str, about: Any, value: Any) -> tuple[tuple[bool, Any], Any]:
-        failed = f"{about[1]} cannot be fetched" if what == FETCH else "the result cannot be kept on the cluster"
-        try:
-            if what == FETCH:
-                return (True, ""), self._store.fetch(about[0])
-            job_id, number = about
-            kept = self._store.keep(f"executor-adapter-{job_id}-{number}-{secrets.token_hex(4)}", value)
-            # Not as a value: that would be loaded to check it, which in the program itself makes a reference.
-            return (True, (kept.head, kept.name, kept.node)), None
-        except Exception as error:
-            return (False, f"{failed}: {text_of(error)}"), None
+                send(sock, (False, f"{failed}: {text_of(error)}"), None)
 
 
 class AgentProcess:
