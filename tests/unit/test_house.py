@@ -112,7 +112,7 @@ BUDGETS = {
     "persistence": 1_110,
     "pipeline": 4_854,
     "pools": 570,
-    "pools/cluster": 3_449,
+    "pools/cluster": 3_434,
     "pools/in_process": 633,
     "pools/memory": 414,
     "pools/process": 1_537,

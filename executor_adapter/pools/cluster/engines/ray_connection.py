@@ -223,19 +223,16 @@ def node_name(node: dict[str, Any]) -> str:
 
 def is_same(address: str, connected: str) -> bool:
     """Return whether an address of the settings is that of the cluster that the program is connected to."""
+    return address == "auto" or not _places(address).isdisjoint(_places(connected))
+
+
+def _places(address: str) -> set[tuple[str, str]]:
+    """Return the hosts that an address stands for, each with its port; "here" is any address of this machine."""
     host, _, port = address.rpartition(":")
-    connected_host, _, connected_port = connected.rpartition(":")
-    is_same_host = host == connected_host or not _addresses_of(host).isdisjoint(_addresses_of(connected_host))
-    return address == "auto" or (port == connected_port and is_same_host)
-
-
-def _addresses_of(host: str) -> set[str]:
-    """Return the addresses of a host, and "here" where one of them is this machine's."""
-    try:
-        found = {str(found[4][0]) for found in socket.getaddrinfo(host.strip("[]"), None)}
-    except OSError:
-        return set()
-    return found | {"here" for address in found if _is_here(address)}
+    hosts = {host}
+    with contextlib.suppress(OSError):
+        hosts = {str(found[4][0]) for found in socket.getaddrinfo(host.strip("[]"), None)}
+    return {("here" if _is_here(each) else each, port) for each in hosts}
 
 
 def _is_here(address: str) -> bool:
