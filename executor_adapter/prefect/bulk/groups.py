@@ -55,20 +55,16 @@ class JobGroup:
 
     def begin(self, at: float) -> None:
         """Note that a job has started."""
-        if not self._has_begun:
-            with self._lock:
-                self._begin(at)
+        with self._lock:
+            if not self._has_begun:
+                self._has_begun = True
+                self._send(JobStatus.RUNNING, at)
 
     def end(self, status: JobStatus) -> None:
         """Count the end of a job."""
         with self._lock:
             self._counts[status] += 1
             self._end_if_over()
-
-    def _begin(self, at: float) -> None:
-        if not self._has_begun:
-            self._has_begun = True
-            self._send(JobStatus.RUNNING, at)
 
     def _end_if_over(self) -> None:
         if not self._is_closed or self.history.summary or self._counts.total() < self.size:

@@ -17,6 +17,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
@@ -105,18 +106,18 @@ POLL_INTERVAL = 2.0
 CANCEL_TYPES = frozenset({StateType.CANCELLING.value, StateType.CANCELLED.value})
 
 
+@dataclass(eq=False)
 class FlowRunWatch:
     """One registration of `watch_flow_run`: calls `on_cancel` when the flow run is cancelled."""
 
-    def __init__(self, run: _WatchedRun, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> None:
-        self.run = run
-        self.until_flow_ends = until_flow_ends
-        self._on_cancel = on_cancel
+    run: _WatchedRun
+    on_cancel: Callable[[], object]
+    until_flow_ends: bool
 
     def notify(self) -> None:
         """Call `on_cancel`; an exception of it is logged."""
         try:
-            self._on_cancel()
+            self.on_cancel()
         except Exception:
             logger.exception("a flow run was cancelled, but not all of its jobs could be cancelled")
 
@@ -190,7 +191,7 @@ class _Watcher:
             if run is None:
                 signal_watch.arm()
                 run = self._runs[flow_run_id] = _WatchedRun(flow_run_id)
-            watch = FlowRunWatch(run, on_cancel, until_flow_ends=until_flow_ends)
+            watch = FlowRunWatch(run, on_cancel, until_flow_ends)
             run.watches.append(watch)
             run.end.on_watch_opened(until_flow_ends=until_flow_ends)
             if run.server not in cancelled_runs.answers:

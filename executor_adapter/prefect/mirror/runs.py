@@ -83,9 +83,6 @@ def reporter_for(task_run: TaskRun) -> TaskRunReporter | None:
 
 
 def _mirror_of(key: UUID | str) -> PrefectMirror:
-    mirror = _mirrors.get(key)
-    if mirror is not None:
-        return mirror
     with _lock:
         if key not in _mirrors:
             start_embedded_server()

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -205,17 +206,15 @@ class EventFeed:
             self._unlisted -= self._batches.popleft()[1]
 
 
+@dataclass(slots=True, eq=False)
 class EventBatch:
     """The events of one request. It has arrived once its last event is recorded."""
 
-    __slots__ = ("arrived_at", "events", "filled_window", "sent_at")
-
-    def __init__(self, events: list[StateEvent], sent_at: float, *, filled_window: bool) -> None:
-        self.events = events
-        self.sent_at = sent_at
-        self.filled_window = filled_window
-        """Whether the window, and not a lack of events, ended the sending after this batch."""
-        self.arrived_at = math.inf
+    events: list[StateEvent]
+    sent_at: float
+    filled_window: bool
+    """Whether the window, and not a lack of events, ended the sending after this batch."""
+    arrived_at: float = math.inf
 
     @property
     def has_arrived(self) -> bool:
