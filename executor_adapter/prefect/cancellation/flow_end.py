@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from prefect.states import Cancelled, Cancelling
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from executor_adapter.executor import signal_watch
+from executor_adapter.prefect.child.logs import RunLogger
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -169,19 +171,21 @@ class FlowRunEnding:
         if self._context is None or flow_run is None:
             return None
         flow_run.state = Cancelled(message=MESSAGE)
-        self._call_hooks(self._context, flow_run.state)
+        flow = self._context.flow
+        call_hooks((flow and flow.on_cancellation_hooks) or [], logger, flow, flow_run, flow_run.state)
         set_cancelled(self.flow_run_id)
         return flow_run.state
 
-    @staticmethod
-    def _call_hooks(context: FlowRunContext, state: State[Any]) -> None:
-        for hook in (context.flow.on_cancellation_hooks if context.flow is not None else None) or []:
-            try:
-                result: Any = hook(context.flow, context.flow_run, state)  # type: ignore[arg-type]
-                if inspect.iscoroutine(result):
-                    run_coro_as_sync(result)
-            except Exception:
-                logger.exception("the cancellation hook %r failed", hook)
+
+def call_hooks(hooks: Iterable[Callable[..., Any]], log: RunLogger, *args: Any) -> None:
+    """Call the hooks of a run with its flow or task, itself and its state, as Prefect's engines do."""
+    for hook in hooks:
+        try:
+            result = hook(*args)
+            if inspect.iscoroutine(result):
+                run_coro_as_sync(result)
+        except Exception:
+            log.exception("An error was encountered while running hook %r", hook)
 
 
 def set_cancelled(flow_run_id: UUID) -> None:

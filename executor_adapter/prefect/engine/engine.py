@@ -11,7 +11,6 @@ and a returned Crashed would be committed to the cache.
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import contextlib
 import functools
@@ -37,12 +36,12 @@ from prefect.task_engine import SyncTaskRunEngine
 from prefect.telemetry.run_telemetry import RunTelemetry
 from prefect.transactions import Transaction
 from prefect.types import DateTime
-from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result, should_log_prints
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import RetryDecision
+from executor_adapter.prefect.cancellation.flow_end import call_hooks
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.results import JobResultStore
@@ -252,13 +251,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
             super().call_hooks(state)
             return
         assert self.task_run is not None, "only a task run enters states"
-        for hook in self.task.on_failure_hooks:
-            try:
-                result = hook(self.task, self.task_run, entered)
-                if asyncio.iscoroutine(result):
-                    run_coro_as_sync(result)
-            except Exception:
-                self.logger.exception("An error was encountered while running hook %r", hook)
+        call_hooks(self.task.on_failure_hooks, self.logger, self.task, self.task_run, entered)
 
     def handle_rollback(self, txn: Transaction) -> None:
         """Report that the transaction which the task run belongs to was rolled back."""
