@@ -152,21 +152,14 @@ class Bootstrap:
         client, plan, known = self._client, self._plan, _found(self._client.read_work_pool, self._plan.work_pool)
         declared = {} if plan.work_pool_limit is None else {"concurrency_limit": plan.work_pool_limit}
         first = {"type": plan.work_pool_type}
-
-        def create() -> None:
-            client.create_work_pool(WorkPoolCreate(name=plan.work_pool, **first, **declared))
-
-        def change() -> None:
-            client.update_work_pool(plan.work_pool, WorkPoolUpdate(**declared))
-
+        create = functools.partial(client.create_work_pool, WorkPoolCreate(name=plan.work_pool, **first, **declared))
+        change = functools.partial(client.update_work_pool, plan.work_pool, WorkPoolUpdate(**declared))
         return self._settle("work pool", plan.work_pool, known, create, change, declared=declared, first=first)
 
     def _work_queue(self, name: str, priority: int) -> BootstrapChange:
         client, pool = self._client, self._plan.work_pool
         known = _found(client.read_work_queue_by_name, name, work_pool_name=pool)
-
-        def create() -> None:
-            client.create_work_queue(name, priority=priority, work_pool_name=pool)
+        create = functools.partial(client.create_work_queue, name, priority=priority, work_pool_name=pool)
 
         def change() -> None:
             client.update_work_queue(known.id, priority=priority)
@@ -176,21 +169,14 @@ class Bootstrap:
 
     def _concurrency_limit(self, name: str, declared: dict[str, Any]) -> BootstrapChange:
         client, known = self._client, _found(self._client.read_global_concurrency_limit_by_name, name)
-
-        def create() -> None:
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **declared))
-
-        def change() -> None:
-            client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(**declared))
-
+        new, changed = GlobalConcurrencyLimitCreate(name=name, **declared), GlobalConcurrencyLimitUpdate(**declared)
+        create = functools.partial(client.create_global_concurrency_limit, new)
+        change = functools.partial(client.update_global_concurrency_limit, name, changed)
         return self._settle("concurrency limit", name, known, create, change, declared=declared, first={})
 
     def _variable(self, name: str, value: Any) -> BootstrapChange:
         known = self._client.read_variable_by_name(name)
-
-        def create() -> None:
-            self._client.create_variable(VariableCreate(name=name, value=value))
-
+        create = functools.partial(self._client.create_variable, VariableCreate(name=name, value=value))
         return self._settle("variable", name, known, create, declared={}, first={"value": value})
 
     def _executor_block(self, name: str) -> BootstrapChange:
@@ -200,10 +186,7 @@ class Bootstrap:
         workers = slots if isinstance(slots, int) else None
         first = {"max_workers": workers or "as configured"}
         known = _found(self._client.read_block_document_by_name, name, slug, include_secrets=False)
-
-        def create() -> None:
-            JobExecutorBlock(max_workers=workers).save(name)
-
+        create = functools.partial(JobExecutorBlock(max_workers=workers).save, name)
         found = known and first  # Whatever people have made of it.
         return self._settle("block", f"{slug}/{name}", found, create, declared={}, first=first)
 
