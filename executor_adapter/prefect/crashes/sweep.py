@@ -85,7 +85,8 @@ RESEND_SECONDS = 5.0
 SETTLE_SECONDS = 3.0
 """Seconds for which no task run may be unfinished, because states of the dead process may still wait to be recorded."""
 
-POLL_INTERVAL = 0.25
+POLL_INTERVAL = 1.0
+"""Seconds between two looks. A page of task runs takes the server a tenth of a second, in which it records nothing."""
 
 _EVENT_IDS = uuid.UUID("0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b21")
 """Namespace of the ids of the events. Two processes that end a task run at once send the same event."""
