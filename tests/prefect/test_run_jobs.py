@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,20 @@ def test_arun_jobs_does_not_block_the_event_loop(api: Api) -> None:
     flow_run_id, results, turns = asyncio.run(run())  # type: ignore[arg-type]
     assert (results[0].status, turns > 10) == (JobStatus.COMPLETED, True)
     assert task_runs_by_key(api, flow_run_id)["one"]["state_name"] == "Completed"
+
+
+def test_arun_jobs_takes_no_thread_of_the_event_loop() -> None:
+    """More calls than the event loop has threads are awaited at once: here each waits for the other's job."""
+    both = threading.Barrier(2)
+
+    @flow
+    async def run() -> list[JobStatus]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        jobs = [Job(function=both.wait, args=(PATIENCE,), pool="thread", retry_attempts=0) for _ in range(2)]
+        ended = await asyncio.gather(*(arun_jobs([job]) for job in jobs))
+        return [results[0].status for results in ended]
+
+    assert asyncio.run(run()) == 2 * [JobStatus.COMPLETED]  # type: ignore[arg-type]
 
 
 def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor) -> None:

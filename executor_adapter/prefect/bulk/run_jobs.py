@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
+import functools
 import math
 import threading
 import time
@@ -44,6 +44,7 @@ from executor_adapter.pools import lend_slot
 from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, cancelled_runs
+from executor_adapter.prefect.engine.threads import run_in_thread
 from executor_adapter.prefect.mirror.mirror import PrefectMirror, remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
 from executor_adapter.supervision import JobFuture
@@ -98,15 +99,15 @@ async def arun_jobs(
     """Do the same as `run_jobs` without blocking the event loop, for async flows. Cancelling it ends the jobs."""
     check_are_jobs(jobs)
     run = _BulkRun(executor or current_executor(), mirror, group, progress=progress)
-    context = contextvars.copy_context()
-    running = asyncio.get_running_loop().run_in_executor(None, context.run, run.run, jobs)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        run.stop()
-        with contextlib.suppress(Exception):
-            await running
-        raise
+    with lend_slot():
+        running = asyncio.wrap_future(run_in_thread(functools.partial(run.run, jobs), "run-jobs", daemon=False))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            run.stop()
+            with contextlib.suppress(Exception):
+                await asyncio.shield(running)
+            raise
 
 
 class _BulkRun:
