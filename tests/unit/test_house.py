@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/memory": 414,
     "pools/process": 1_537,
     "pools/transport": 562,
-    "prefect": 6_107,
+    "prefect": 6_104,
     "scheduler": 440,
     "store": 1_711,
     "supervision": 2_540,

@@ -61,7 +61,7 @@ def is_driven(task: Task[..., Any]) -> bool:
 class JobRun:
     """Runs one task run as one job, from the moment its inputs are known until a final state settles it.
 
-    Only the engine's thread uses it, but `end_early`, `cancel` and `interrupt` may be called from any thread, and
+    Only the engine's thread uses it, but `end_early` and `interrupt` may be called from any thread, and
     `close` where its engine is given up. `options` are the job's fields except function, arguments and id.
     """
 
@@ -253,11 +253,11 @@ class JobRun:
         The future, if there is one, is done once nothing of the job is alive.
         """
         self._interruption = JobCancelledError(f"ended by {type(cause).__name__}")
-        self.end_early(cancel_running=True)
+        self.end_early()
         return self._running
 
-    def end_early(self, *, cancel_running: bool) -> None:
-        """Start no further attempt, because the flow run has ended; callable from any thread.
+    def end_early(self, *, cancel_running: bool = True) -> None:
+        """Start no further attempt, because the flow run has ended or is cancelled; callable from any thread.
 
         A waiting job is cancelled. A running job is left to finish unless `cancel_running`. A job run with a twin
         counts as running while the twin runs.
@@ -270,10 +270,6 @@ class JobRun:
             self._given_up.set_result(None)
         if self.driver is not None:
             self.driver.cancel()
-
-    def cancel(self) -> None:
-        """End the job in any state, because the flow run is cancelled; callable from any thread."""
-        self.end_early(cancel_running=True)
 
     def refuse_attempts(self, error: Exception) -> Exception:
         """Start no further attempt after an error of the engine's own, and return the error for the final state."""

@@ -138,7 +138,7 @@ def call_job_task(
     job_run: JobRun, parameters: dict[str, Any], wait_for: Iterable[Any] | None, return_type: ReturnType
 ) -> Any:
     """Run the task of `job_run` on the caller's thread, and return what `run_sync` returns."""
-    with lend_slot(), watch_for_cancel(job_run.cancel):
+    with lend_slot(), watch_for_cancel(job_run.end_early):
         return _run_and_record(job_run, parameters, wait_for, return_type)
 
 
@@ -151,7 +151,7 @@ async def await_job_task(
     Cancelling the caller ends the job, and returns once that is recorded: at most INTERRUPT_TIMEOUT later.
     """
     run = functools.partial(_run_and_record, job_run, parameters, wait_for, return_type)
-    with lend_slot(), watch_for_cancel(job_run.cancel):
+    with lend_slot(), watch_for_cancel(job_run.end_early):
         return await result_of(run_in_thread(run), job_run, INTERRUPT_TIMEOUT)
 
 

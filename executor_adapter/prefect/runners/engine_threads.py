@@ -176,11 +176,7 @@ class EngineThreads:
             if self._watch is not None or self._closed or flow_run_id is None:
                 return
             self._flow_run_id, self._is_async = flow_run_id, _is_async_flow()
-            self._watch = watch_flow_run(flow_run_id, self.cancel, until_flow_ends=True)
-
-    def cancel(self) -> None:
-        """Start no further job and end those that run."""
-        self.end_early(cancel_running=True)
+            self._watch = watch_flow_run(flow_run_id, self.end_early, until_flow_ends=True)
 
     def submit(
         self,
@@ -209,7 +205,7 @@ class EngineThreads:
             self._threads.submit(self._run, job_run, engine, future)
 
         if not self._register(job_run, future):
-            job_run.cancel()  # The task run exists by now, so its engine has to record it as Cancelled.
+            job_run.end_early()  # The task run exists by now, so its engine has to record it as Cancelled.
             self._run(job_run, engine, future)
         elif waits_only_for_slot(job_run.options, task_run):
             gate = self._gate_of(executor)
@@ -243,7 +239,7 @@ class EngineThreads:
             raise JobCancelledError(f"task {name!r} was submitted after its flow run was cancelled")
         raise RuntimeError(f"task {name!r} was submitted after its flow run had ended: submit it in the flow")
 
-    def end_early(self, *, cancel_running: bool) -> None:
+    def end_early(self, *, cancel_running: bool = True) -> None:
         """Cancel waiting jobs, and running ones if `cancel_running`; return at once."""
         if cancel_running:
             self._cancelled_at = self._cancelled_at or time.monotonic()
@@ -270,7 +266,7 @@ class EngineThreads:
             self._wait_for_all()
         except BaseException:
             interrupted = True
-            self.end_early(cancel_running=True)
+            self.end_early()
             self._wait_for_all()
             raise
         finally:

@@ -119,7 +119,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
     def cancel_all(self) -> None:
         """Cancel all jobs, running ones too, and start no further one; return at once."""
         if self.threads is not None:
-            self.threads.cancel()
+            self.threads.end_early()
 
     def __enter__(self) -> Self:
         super().__enter__()
