@@ -10,6 +10,7 @@ from typing import Any
 from prefect import task_engine
 from prefect.task_engine import SyncTaskRunEngine
 
+from executor_adapter.prefect.cancellation.flow_end import call_hooks
 from executor_adapter.prefect.engine import engine, job_run, run
 from executor_adapter.prefect.engine.engine import JobEngine
 
@@ -100,7 +101,7 @@ def test_our_loop_has_the_steps_of_prefects_in_their_order() -> None:
 
 def test_replaced_methods_leave_out_only_what_is_named() -> None:
     """A call in a method of Prefect's engine that ours replaces is made here too, or left out for a named reason."""
-    made = {name for source in (engine, job_run) for name in _calls(source)}
+    made = {name for source in (engine, job_run, call_hooks) for name in _calls(source)}
     missed = {
         method: missing
         for method in _replaced_methods()
