@@ -19,6 +19,9 @@ from executor_adapter.store.sql.schema import hosts
 from tests.contract.stores.databases import url_of
 from tests.waiting import wait_for
 
+on_both = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+"""Marks a test that runs by day on PostgreSQL too: what its statements do there, such as their locks, decides it."""
+
 
 class MakeStored(Protocol):
     """Makes an executor on the store under test."""
@@ -26,9 +29,13 @@ class MakeStored(Protocol):
     def __call__(self, max_workers: int = 2, **options: Any) -> JobExecutor: ...
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.nightly)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty store that outlives the program."""
+    """The URL of an empty store that outlives the program.
+
+    An executor is the same on both. What a store does on PostgreSQL, `test_stores.py` proves by day, and
+    `test_crash_rounds.py` with hosts that are killed.
+    """
     with url_of(request.param, tmp_path) as url:
         yield url
 

@@ -13,7 +13,7 @@ from executor_adapter import JobStatus
 from executor_adapter.store import JobFilter, JobRecord, JobStore, SignedPickles
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import jobs
-from tests.contract.stores.conftest import MakeStored, record_in, wait_for_end
+from tests.contract.stores.conftest import MakeStored, on_both, record_in, wait_for_end
 from tests.contract.stores.test_recovery import GIVE
 
 Orphan = Callable[..., JobRecord]
@@ -56,6 +56,7 @@ def break_row(url: str) -> Callable[..., None]:
     return write
 
 
+@on_both
 def test_broken_rows_are_set_aside_and_the_others_run(
     make_stored: MakeStored, store: JobStore, orphan: Orphan, break_row: Callable[..., None], caplog: Any
 ) -> None:

@@ -24,11 +24,13 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store import JobRecord, open_store
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import REVISION, VERSIONS, metadata
+from tests.contract.stores.conftest import on_both
 from tests.waiting import PATIENCE
 
 RELEASED = Path(__file__).parent / "released"
 
 
+@on_both
 def test_the_migrations_create_the_schema(url: str) -> None:
     """The migrations create exactly the tables that the package defines."""
     open_store(url).close()
@@ -71,6 +73,7 @@ def test_tables_change_with_a_migration_alone(tmp_path: Path) -> None:
     assert schemas[0] == schemas[1]
 
 
+@on_both
 def test_many_programs_can_open_a_new_store_at_once(url: str) -> None:
     """Programs that open a new store at the same time create its schema once."""
     code = f"from executor_adapter.store import open_store; print(open_store({url!r}).find().total)"
@@ -95,6 +98,7 @@ def test_opening_waits_for_a_program_that_changes_the_schema(tmp_path: Path, moc
     assert waited.sleep.call_count == 30
 
 
+@on_both
 def test_a_store_of_a_newer_version_is_refused(url: str) -> None:
     """A database of another version is refused, and the message says which one to use."""
     open_store(url).close()

@@ -25,7 +25,7 @@ from executor_adapter.store import JobStore, open_store
 from executor_adapter.supervision import tools as tool_limits
 from tests.contract import functions
 from tests.contract.stores import limited_host
-from tests.contract.stores.conftest import MakeStored, wait_for_end
+from tests.contract.stores.conftest import MakeStored, on_both, wait_for_end
 from tests.contract.stores.limited_host import TOOL, most_at_once, runs_in
 from tests.waiting import PATIENCE, wait_for
 
@@ -59,6 +59,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- how many at once ---
 
 
+@on_both
 def test_a_limit_holds_over_all_executors(make_stored: MakeStored) -> None:
     """Three executors with many jobs never run more of them at once than the limit."""
     executors = [make_stored(4, queue=name, tool_limits=TWO) for name in "abc"]
@@ -94,6 +95,7 @@ def test_a_slot_that_is_freed_is_taken_by_another_executor(
     waiting.result(PATIENCE)
 
 
+@on_both
 def test_processes_share_a_limit_and_a_killed_one_frees_its_slots(url: str, tmp_path: Path) -> None:
     """Programs hold the limit together; what a killed one held is free for the others at once."""
     with programs(url, tmp_path, number=40, seconds=0.02) as started:
@@ -153,6 +155,7 @@ def test_idle_slots_are_given_back(make_stored: MakeStored, store: JobStore) -> 
 # --- how many a second ---
 
 
+@on_both
 def test_a_rate_holds_over_all_executors(make_stored: MakeStored) -> None:
     """Two executors start no more jobs together than the rate allows since the first was submitted."""
     limits = {TOOL: ToolLimit(rate=10.0)}
