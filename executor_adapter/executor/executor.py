@@ -361,7 +361,7 @@ class JobExecutor(JobCaller):
             longest_running_seconds=now - min(begun) if begun else None,
             jobs_near_limit=len({near.job for near in self.near_limits()}),
             waits_for_memory=guard is not None and guard.holds,
-            waiting_for_resources=supervisor.dispatcher.resources.waiting,
+            waiting_for_resources=supervisor.dispatcher.waiting_for_resources(),
             memory_limit_bytes=None if level is None else level.limit,
             memory_left_bytes=None if level is None else level.left,
             **figures(supervisor.tracker.ended, now=time.time(), window=window),

@@ -1,10 +1,9 @@
-"""Gives jobs what they need beside a slot, of this machine or of a cluster, and keeps those that wait for some."""
+"""Gives jobs what they need beside a slot, of this machine or of a cluster."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import Callable, Hashable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,11 +16,10 @@ from executor_adapter.job import (
     Shape,
     amount_text,
     did_you_mean,
-    shape_of,
     units_of,
 )
 from executor_adapter.pools import GpuShares, LeasingPool, WorkerPool
-from executor_adapter.supervision.tools import Turn, needs_no_slot
+from executor_adapter.supervision.line import Line
 
 
 class Capacity(NamedTuple):
@@ -68,10 +66,6 @@ class Machine:
             self._gpus = GpuShares(capacity.gpus)
             self._capacity = capacity
         return self._capacity
-
-    def holds(self, job: Job) -> bool:
-        """Return whether the job holds something."""
-        return job in self._held
 
     def short_of(self, shape: Shape) -> set[str]:
         """Return the names of which less is free than a shape needs."""
@@ -129,12 +123,8 @@ def _refusal(name: str, amount: float, has: float, capacity: Capacity) -> str:
     )
 
 
-Line = tuple[str, Shape]
-"""A pool and a shape: jobs of the same wait in one line."""
-
-
 class ResourceLedger:
-    """Gives resources to attempts, and keeps the jobs that wait for some. Supervisor thread only, but for the checks.
+    """Gives resources to attempts. Supervisor thread only, but for the checks.
 
     No job overtakes another one that waits for the same resource, unless its priority is higher: otherwise a job that
     needs much would wait for as long as small ones keep coming. A job that waits for one resource holds up no job that
@@ -142,22 +132,15 @@ class ResourceLedger:
     """
 
     def __init__(self, read_capacity: Callable[[], Capacity], pool_of: Callable[[Job], WorkerPool]) -> None:
-        self.waiting = 0
-        """How many jobs wait, those that have ended meanwhile included."""
         self.machine = Machine(read_capacity)
         self.lack_of = self.machine.lack_of
+        self.kept: set[Hashable] = set()
+        """What is kept for the jobs that were tried in this turn."""
         self._pool_of = pool_of
         self._leased: dict[Job, LeasingPool] = {}
-        """The jobs for which a pool keeps a lease, or which it runs in one."""
-        self._demand: dict[tuple[LeasingPool, Shape], int] = {}
+        """The jobs that a pool runs in a lease."""
+        self._demand: Counter[tuple[LeasingPool, Shape]] = Counter()
         """For how many attempts leases are wanted, as far as each pool knows."""
-        self._lines: dict[Line, list[Turn]] = {}
-        """The jobs that wait; each line is a heap."""
-        self._wanted: dict[Line, set[Hashable]] = {}
-        """What the first job of each line was once short of. It is kept for it, so that its turn comes."""
-        self._numbers = itertools.count()
-        self.has_leased = False
-        """Whether any job has needed a lease yet."""
 
     # --- from any thread ---
 
@@ -174,104 +157,34 @@ class ResourceLedger:
 
     # --- on the supervisor's thread ---
 
-    def start(self, job: Job) -> bool:
-        """Return whether the job may start; it then holds its resources until `release`. Otherwise it waits."""
-        if self.holds(job):
+    def fits(self, line: Line) -> bool:
+        """Return whether what the first job of a line needs is free, and not kept for one before it.
+
+        Otherwise what it is short of, or once was, is kept for it, so that its turn comes.
+        """
+        short = self.short_of(line)
+        if not short and self.kept.isdisjoint(_taken_by(line)):
+            line.wanted = None
             return True
-        line = _line_of(job)
-        turn: Turn = (-job.priority, job.live.queued_at, next(self._numbers), job)
-        if not self._short_of(line, job) and not self._is_kept(line, turn):
-            self._give(line, job)
-            return True
-        self._join(line, turn)
+        line.wanted = short if line.wanted is None else line.wanted | short
+        self.kept |= line.wanted
         return False
 
-    def wait_for_lease(self, job: Job) -> bool:
-        """Let a job wait for a lease of its shape; return False if it has one, or needs none.
+    def short_of(self, line: Line) -> frozenset[Hashable]:
+        """Return what the first job of a line needs and is not free: names, or a lease of its shape."""
+        assert line.shape is not None, "it waits for resources"
+        if line.pool not in LEASING_POOLS:
+            return frozenset(self.machine.short_of(line.shape))
+        pool = self._leasing_pool(line.first)
+        return frozenset() if pool is None or pool.shapes.has_lease(line.shape) else _taken_by(line)
 
-        It does so before its turn has come, so that what its cluster has for it is not kept from it by other jobs.
-        """
-        line = _line_of(job)
-        if line[0] not in LEASING_POOLS or job in self._leased:
-            return False
-        self.has_leased = True
-        self._join(line, (-job.priority, job.live.queued_at, next(self._numbers), job))
-        return True
-
-    def holds(self, job: Job) -> bool:
-        """Return whether a job has what it needs."""
-        return self.machine.holds(job) or job in self._leased
-
-    def holds_lease(self, job: Job) -> bool:
-        """Return whether a lease is kept for a job."""
-        return job in self._leased
-
-    def _join(self, line: Line, turn: Turn) -> None:
-        heapq.heappush(self._lines.setdefault(line, []), turn)
-        self.waiting += 1
-
-    def take_next(self, before: Job | None, has_slot: Callable[[Job], bool]) -> Job | None:
-        """Take the first waiting job that fits now, and give it what it needs; None where none fits.
-
-        Args:
-            before: a job that starts next otherwise: one with a lower priority than that waits on, and so does one for
-                a cluster that came later.
-            has_slot: says whether a job's pool has a free slot. Where it has none, the job takes and keeps nothing.
-        """
-        kept: set[Hashable] = set()
-        for line, turns in self._in_turn():
-            job = turns[0][-1]
-            wanted = self._wanted.setdefault(line, set())
-            if before is not None and job.priority < before.priority:
-                return None
-            if not has_slot(job):
-                continue
-            came_later = before is not None and turns[0][:2] > (-before.priority, before.live.queued_at)
-            if came_later and line[0] in LEASING_POOLS:
-                continue
-            short = self._short_of(line, job)
-            if not short and kept.isdisjoint(_taken_by(line)):
-                self._leave_line(line)
-                self._give(line, job)
-                return job
-            wanted |= short
-            kept |= wanted
-        return None
-
-    def first_with_lease(self) -> Job | None:
-        """Return the first waiting job for which its cluster has a lease."""
-        jobs = (turns[0][-1] for (pool, _), turns in self._in_turn() if pool in LEASING_POOLS)
-        return next((job for job in jobs if not self._short_of(_line_of(job), job)), None)
-
-    def report_demand(self, free_slots: Callable[[str], int]) -> None:
-        """Tell the pools of clusters how many of the waiting jobs could start if they had leases.
-
-        `free_slots`: returns how many attempts could start now in a pool. One lease is obtained ahead where it is none.
-        """
-        leased = [line for line in self._lines if line[0] in LEASING_POOLS]
-        if not (leased or self._demand):
-            return
-        demand = dict.fromkeys(self._demand, 0)
-        for line in leased:
-            job, count = self._count(line, max(1, free_slots(line[0])))
-            if job is not None and (pool := self._leasing_pool(job)) is not None:
-                demand[pool, line[1]] = count
-        for (pool, shape), count in demand.items():
-            if self._demand.get((pool, shape), 0) != count:
-                pool.shapes.set_demand(shape, count)
-        self._demand = {key: count for key, count in demand.items() if count}
-
-    def _count(self, line: Line, most: int) -> tuple[Job | None, int]:
-        """Return a job of a line that still wants a slot, and how many do, up to `most`."""
-        found = list(itertools.islice(self._lines[line], most))
-        if any(needs_no_slot(turn[-1]) for turn in found):
-            # They would be counted until they come to the head of the line.
-            turns = [turn for turn in self._lines[line] if not needs_no_slot(turn[-1])]
-            heapq.heapify(turns)
-            self.waiting -= len(self._lines[line]) - len(turns)
-            self._lines[line] = turns
-            found = turns[:most]
-        return (found[0][-1] if found else None), len(found)
+    def give(self, job: Job, shape: Shape) -> None:
+        """Let a job hold what it needs, which is free, until `release`."""
+        if job.live.pool not in LEASING_POOLS:
+            self.machine.give(job, shape)
+        elif (pool := self._leasing_pool(job)) is not None:
+            pool.shapes.reserve(job, shape)
+            self._leased[job] = pool
 
     def release(self, job: Job) -> None:
         """Take back what the job holds, if anything."""
@@ -279,54 +192,26 @@ class ResourceLedger:
         if (pool := self._leased.pop(job, None)) is not None:
             pool.shapes.unreserve(job)
 
-    # --- inside ---
+    def report_demand(
+        self, lines: Iterable[Line], free_slots: Callable[[str], int], count: Callable[[Line, int], int]
+    ) -> None:
+        """Tell the pools of clusters how many of the waiting jobs could start if they had leases.
 
-    def _in_turn(self) -> list[tuple[Line, list[Turn]]]:
-        return sorted(self._first_of_lines(), key=lambda item: item[1][0])
-
-    def _first_of_lines(self) -> list[tuple[Line, list[Turn]]]:
-        """Return the lines that are not empty, without the jobs at their heads that need no slot any more."""
-        for line, turns in list(self._lines.items()):
-            while turns and needs_no_slot(turns[0][-1]):
-                self._leave_line(line)
-        return list(self._lines.items())
-
-    def _leave_line(self, line: Line) -> None:
-        turns = self._lines[line]
-        heapq.heappop(turns)
-        self.waiting -= 1
-        self._wanted.pop(line, None)
-        if not turns:
-            del self._lines[line]
-
-    def _is_kept(self, line: Line, turn: Turn) -> bool:
-        """Return whether a job that comes before this one waits for anything that this line takes."""
-        taken = _taken_by(line)
-        for other, turns in self._first_of_lines():
-            if turns[0] < turn and (other == line or not taken.isdisjoint(self._wants(other, turns[0][-1]))):
-                return True
-        return False
-
-    def _wants(self, line: Line, job: Job) -> set[Hashable]:
-        """Return what the first job of a line is short of, or was."""
-        wanted = self._wanted.setdefault(line, set())
-        wanted |= self._short_of(line, job)
-        return wanted
-
-    def _short_of(self, line: Line, job: Job) -> set[Hashable]:
-        pool, shape = line
-        if pool not in LEASING_POOLS:
-            return set(self.machine.short_of(shape))
-        leasing = self._leasing_pool(job)
-        return set() if leasing is None or leasing.shapes.has_lease(shape) else {line}
-
-    def _give(self, line: Line, job: Job) -> None:
-        pool, shape = line
-        if pool not in LEASING_POOLS:
-            self.machine.give(job, shape)
-        elif (leasing := self._leasing_pool(job)) is not None:
-            leasing.shapes.reserve(job, shape)
-            self._leased[job] = leasing
+        Args:
+            lines: those that wait for leases.
+            free_slots: returns how many attempts could start now in a pool. One lease is obtained ahead where it is
+                none.
+            count: returns how many jobs of a line want a slot, up to a number.
+        """
+        demand: Counter[tuple[LeasingPool, Shape]] = Counter()
+        for line in lines:
+            if line.shape is not None and (pool := self._leasing_pool(line.first)) is not None:
+                most = max(1, free_slots(line.pool))
+                demand[pool, line.shape] = min(most, demand[pool, line.shape] + count(line, most))
+        for pool, shape in demand | self._demand:
+            if demand[pool, shape] != self._demand[pool, shape]:
+                pool.shapes.set_demand(shape, demand[pool, shape])
+        self._demand = demand
 
     def _leasing_pool(self, job: Job) -> LeasingPool | None:
         """Return the pool of a job; None where it cannot be made, so that its attempt fails in the usual way."""
@@ -337,11 +222,8 @@ class ResourceLedger:
         return pool if isinstance(pool, LeasingPool) else None
 
 
-def _line_of(job: Job) -> Line:
-    return job.live.pool, shape_of(job.live.resources)
-
-
-def _taken_by(line: Line) -> set[Hashable]:
+def _taken_by(line: Line) -> frozenset[Hashable]:
     """Return what the jobs of a line take: those of this machine by name, and a lease of their shape elsewhere."""
-    pool, shape = line
-    return {line} if pool in LEASING_POOLS else {name for name, _ in shape}
+    if line.pool in LEASING_POOLS:
+        return frozenset({(line.pool, line.shape)})
+    return frozenset(name for name, _ in line.shape or ())

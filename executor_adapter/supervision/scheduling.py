@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import bisect
-import functools
+import heapq
+import itertools
 import logging
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from executor_adapter.job import TERMINAL, Job, ToolLimit
+from executor_adapter.job import LEASING_POOLS, TERMINAL, Job, ToolLimit, shape_of
 from executor_adapter.pools import LeasingPool, MemoryGuard, WorkerPool
+from executor_adapter.supervision.line import Line, LineKey, needs_no_slot
 from executor_adapter.supervision.resources import Capacity, ResourceLedger
 from executor_adapter.supervision.tools import RateLimiter
 from executor_adapter.worker import lease_time
@@ -42,63 +44,91 @@ class SlotLimits:
 
 
 class ReadyQueue:
-    """Holds jobs that are ready to start: higher priority first, then in order of arrival. Supervisor thread only.
+    """Holds all jobs that wait for a slot, in lines; the line whose first job has the highest priority is first.
 
-    Each pool has a queue of its own, so that jobs of a pool without a free slot hold up those of no other. A job that
-    ends while it is queued stays here until its turn, when the dispatcher skips it: removing it earlier would mean a
-    search.
+    Of equal ones it is the line whose first job was queued first. A job that ends while it is queued stays here until
+    it is the first of its line: removing it earlier would mean a search. Supervisor thread only.
     """
 
     def __init__(self) -> None:
-        self.pools: defaultdict[str, _PoolQueue] = defaultdict(_PoolQueue)
-        """The queues that hold jobs, by the name of their pool."""
+        self.lines: dict[LineKey, Line] = {}
+        """The lines that hold jobs."""
+        self.pools: defaultdict[str, list[tuple[int, float, int, Line]]] = defaultdict(list)
+        """The lines of each pool that may be tried, as a heap. A place that is not its line's own any more is void."""
+        self._numbers = itertools.count()
 
-    def push(self, job: Job, *, front: bool = False) -> None:
+    def push(self, job: Job, key: LineKey, *, front: bool = False) -> None:
         """Add a job behind all others of its priority; before them all if it was taken too early (`front`)."""
-        jobs = self.pools[job.live.pool][job.priority]
+        line = self.lines.get(key)
+        if line is None:
+            line = self.lines[key] = Line(*key)
+        jobs = line.jobs.get(job.priority)
+        if jobs is None:
+            bisect.insort(line.priorities, job.priority)
+            jobs = line.jobs[job.priority] = deque()
         jobs.appendleft(job) if front else jobs.append(job)
+        line.count += 1
+        if line.count == 1 or (line.place is not None and line.jobs[line.priorities[-1]][0] is job):
+            self.enter(line)
 
-    def peek(self, full: Container[str] = ()) -> Job | None:
-        """Return the next job without taking it; None where there is none but for pools that are `full`."""
-        first: Job | None = None
-        for name, queue in self.pools.items():
-            if name not in full:
-                job = queue[queue.priorities[-1]][0]
-                if first is None or _turn(job) < _turn(first):
-                    first = job
-        return first
+    def enter(self, line: Line) -> None:
+        """Let the first job of a line be tried when its turn comes."""
+        job = line.jobs[line.priorities[-1]][0]
+        places = self.pools[line.pool]
+        if len(places) > 2 * len(self.lines) + 8:  # Each job that came first has left a void one.
+            places[:] = [place for place in places if place[-1].place is place]
+            heapq.heapify(places)
+        line.place = place = (-job.priority, job.live.queued_at, next(self._numbers), line)
+        heapq.heappush(places, place)
 
-    def pop(self, job: Job) -> None:
-        """Take the job that `peek` returned."""
-        queue = self.pools[job.live.pool]
-        jobs = queue[job.priority]
+    def first(self, full: Container[str] = ()) -> Line | None:
+        """Return the line whose first job starts next; None where there is none but for pools that are `full`."""
+        first = None
+        for pool, places in self.pools.items():
+            if pool in full:
+                continue
+            while places:
+                line = places[0][-1]
+                if line.place is not places[0]:
+                    heapq.heappop(places)
+                    continue
+                job = line.jobs[line.priorities[-1]][0]
+                if job.state.status in TERMINAL or (job.live.driver is not None and not job.live.driver.wants_slot):
+                    self.pop(line)
+                    continue
+                if first is None or places[0] < first:
+                    first = places[0]
+                break
+        return first and first[-1]
+
+    def pop(self, line: Line) -> None:
+        """Take the first job of a line."""
+        jobs = line.jobs[line.priorities[-1]]
         jobs.popleft()
         if not jobs:
-            del queue[queue.priorities.pop()]
-            if not queue:
-                del self.pools[job.live.pool]
+            del line.jobs[line.priorities.pop()]
+        line.count -= 1
+        line.place = line.wanted = None
+        if line.count:
+            self.enter(line)
+        else:
+            del self.lines[line.pool, line.shape, line.tool]
 
-    def count(self, pool: str | None) -> int:
-        """Return how many jobs of a pool are queued; None: of all."""
-        return sum(sum(map(len, queue.values())) for name, queue in self.pools.items() if pool in (None, name))
+    def ready(self) -> list[Line]:
+        """Return the lines that may be tried, each with a first job that needs a slot."""
+        for line in list(self.lines.values()):
+            while line.place is not None and needs_no_slot(line.first):
+                self.pop(line)
+        return [line for line in self.lines.values() if line.place is not None]
 
-
-class _PoolQueue(dict[int, deque[Job]]):
-    """The jobs of one pool, by their priority."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.priorities: list[int] = []
-        """The priorities of the jobs that it holds, lowest first."""
-
-    def __missing__(self, priority: int) -> deque[Job]:
-        bisect.insort(self.priorities, priority)
-        self[priority] = deque()
-        return self[priority]
-
-
-def _turn(job: Job) -> tuple[int, float]:
-    return -job.priority, job.live.queued_at
+    def count(self, line: Line, most: int) -> int:
+        """Return how many jobs of a line that is ready need a slot, up to `most`."""
+        if any(map(needs_no_slot, itertools.islice(line, most))):
+            # They would be counted until they come to the head of the line.
+            wanting = [job for job in line if not needs_no_slot(job)]
+            line.jobs = {each: deque(jobs) for each, jobs in itertools.groupby(wanting, lambda job: job.priority)}
+            line.priorities, line.count = sorted(line.jobs), len(wanting)
+        return min(line.count, most)
 
 
 class PoolSet:
@@ -201,10 +231,10 @@ class Dispatcher:
         running_of: Callable[[str], Iterable[Job]] = lambda tool: (),
     ) -> None:
         self.limits = limits
+        self.queue = ReadyQueue()
         self.resources = ResourceLedger(read_capacity, pool_of or (lambda job: pools[job.live.pool]))
-        release = functools.partial(self.push, front=True)
         self.rate_limiter = RateLimiter(
-            tool_limits or {}, now=now, call_at=call_at, release=release, running_of=running_of
+            tool_limits or {}, now=now, call_at=call_at, release=self.queue.enter, running_of=running_of
         )
         self.memory_guard = memory_guard
         self.reserved = 0
@@ -214,13 +244,16 @@ class Dispatcher:
         self.lent: set[Job] = set()
         """Jobs whose attempt waits for another job. Their slots are free meanwhile, or that job might never get one."""
         self.has_work = False
-        """Whether `run` may have something to do: jobs are ready or wait, or somebody counts those that do."""
+        """Whether `run` may have something to do: jobs wait, or somebody counts those that do."""
         self.exclusive: Job | None = None
         """The job that runs alone: no other attempt may start while it runs."""
         self._lease_until = NEVER
         """The `lease_time` from which other hosts may run the jobs of this one, so that nothing may start."""
         self._pools = pools
-        self._ready = ReadyQueue()
+        self._short: list[Line] = []
+        """The lines that were tried in this turn, and for whose first job resources were short."""
+        self._has_leased = False
+        """Whether any job has needed a lease yet."""
         self._reserved_of: Counter[str] = Counter()
         self._now = now
         self._full_since: dict[str, float] = {}
@@ -238,13 +271,16 @@ class Dispatcher:
     def push(self, job: Job, *, front: bool = False) -> None:
         """Add a job behind all others of its priority; before them all if it was taken too early (`front`)."""
         self.has_work = True
-        if job.live.resources is None or not self.resources.wait_for_lease(job):
-            self._ready.push(job, front=front)
+        live, shape = job.live, None
+        if live.resources is not None:
+            shape = shape_of(live.resources)
+            self._has_leased = self._has_leased or live.pool in LEASING_POOLS
+        tool_name = job.tool_name if self.rate_limiter.is_used else None
+        self.queue.push(job, (live.pool, shape, tool_name), front=front)
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether any job is ready to start."""
-        return bool(self._ready.pools) or bool(self.resources.waiting)
+    def waiting_for_resources(self) -> int:
+        """Return how many jobs wait for resources, those that have ended meanwhile included. Any thread may call it."""
+        return sum(line.count for line in list(self.queue.lines.values()) if line.wanted is not None)
 
     def run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
         """Start jobs while there are slots; queue short jobs in workers behind short ones."""
@@ -252,63 +288,78 @@ class Dispatcher:
             # Other hosts may run the jobs of this one. The recorder is about to find out if they do.
             self._note_shortage(())  # What waits now waits for the store.
             return
-        full = self._run(start, queue_behind)
+        try:
+            full = self._run(start, queue_behind)
+        finally:
+            if self._short:
+                self._put_back()
         if full or self._full_since:
             self._note_shortage(full)
-        if self.resources.has_leased:
-            self.resources.report_demand(self._free_workers)
+        if self._has_leased:
+            self.resources.report_demand(self._leased_lines(), self._free_workers, self.queue.count)
         if self.rate_limiter.is_used:
             self.rate_limiter.report(self._free_workers)
-        counts = self.resources.has_leased or self.rate_limiter.is_used
-        self.has_work = bool(self._ready.pools or self.resources.waiting or self._full_since or counts)
+        counts = self._has_leased or self.rate_limiter.is_used
+        self.has_work = bool(self.queue.lines or self._full_since or counts)
 
     def _run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> Collection[str]:
         """Start what may start. Return the pools, or ALL_POOLS, whose jobs wait for a slot and for nothing else."""
-        ready, resources, limits = self._ready, self.resources, self.limits
-        pools = self._pools.values()
+        queue, limits, limiter, pools = self.queue, self.limits, self.rate_limiter, self._pools.values()
         full: set[str] = set()
         memory_is_short = self.memory_guard is not None and self.memory_guard.holds
-        while (job := self._next(full)) is not None:
+        while (line := queue.first(full)) is not None:
+            job = line.jobs[line.priorities[-1]][0]
             busy = self.reserved - len(self.lent)
             for pool in pools:
                 busy += pool.busy
-            if (self.exclusive and self._one_runs_alone()) or (busy and (memory_is_short or job.live.alone)):
+            if (self.exclusive and self._one_runs_alone()) or (busy and memory_is_short):
                 return ()
-            if busy < limits.total and (not limits.of_pool or self._has_slot(job)):
-                # One that holds its resources starts before another one is given some: the slot may be its last.
-                if resources.waiting and not resources.holds(job) and self._queue_fitting(job):
-                    continue
-                ready.pop(job)
-                self._try_start(job, start)
-            elif not (self.rate_limiter.is_used and self.rate_limiter.limits(job)) and queue_behind(job):
-                ready.pop(job)
-                if self.rate_limiter.is_used:
-                    self.rate_limiter.skip(job)
-            elif resources.has_leased and self._make_room(job):
-                continue
+            if busy < limits.total and (not limits.of_pool or self._has_slot(line.pool)):
+                if not self._try(line, start, busy):
+                    return ()
+            elif not (limiter.is_used and limiter.limits(job)) and queue_behind(job):
+                queue.pop(line)
+            elif self._has_leased and (leased := self._make_room()) is not None:
+                self._try(leased, start, busy)
             elif busy >= limits.total:
                 return (ALL_POOLS,)
             else:
-                full.add(job.live.pool)
+                full.add(line.pool)
         return full
 
-    def _next(self, full: Collection[str]) -> Job | None:
-        """Return the job that starts next, but for those of pools that are `full`; None where there is none."""
-        ready, resources = self._ready, self.resources
-        while True:
-            job = ready.peek(full)
-            if job is None:
-                if not (resources.waiting and self._queue_waiting()):
-                    return None
-            elif job.state.status in TERMINAL or (job.live.driver is not None and not job.live.driver.wants_slot):
-                self._skip(job)
-            else:
-                return job
+    def _try(self, line: Line, start: Callable[[Job], None], busy: int) -> bool:
+        """Start the first job of a line unless its resources or its tool hold it back; it takes its share of both.
 
-    def _has_slot(self, job: Job) -> bool:
-        """Return whether a slot of the job's own pool is free, whatever is busy elsewhere."""
-        name = job.live.pool
-        return self._busy_in(name) < self.limits.of(name)
+        Return False where it waits until none of the `busy` attempts runs, and nothing may start before it.
+        """
+        job = line.jobs[line.priorities[-1]][0]
+        if line.shape is not None and not self.resources.fits(line):
+            line.place = None
+            self._short.append(line)
+            return True
+        if busy and job.live.alone:
+            return False
+        line.place = None
+        if not self.rate_limiter.is_used or self.rate_limiter.start(job, line):
+            self.queue.pop(line)
+            if line.shape is not None:
+                self.resources.give(job, line.shape)
+            if job.live.alone:
+                self.exclusive = job
+            start(job)
+            if self._short:
+                self._put_back()  # A start that failed has freed what it took.
+        return True
+
+    def _put_back(self) -> None:
+        """Let the lines be tried again whose resources were short."""
+        self.resources.kept.clear()
+        while self._short:
+            self.queue.enter(self._short.pop())
+
+    def _has_slot(self, pool: str) -> bool:
+        """Return whether a slot of a pool is free, whatever is busy elsewhere."""
+        return self._busy_in(pool) < self.limits.of(pool)
 
     def _busy_in(self, name: str) -> int:
         pool = self._pools.get(name)
@@ -317,19 +368,20 @@ class Dispatcher:
 
     def _note_shortage(self, full: Collection[str]) -> None:
         """Say once, for each pool, that its next job has waited for a slot for SHORTAGE_SECONDS, and what to raise."""
-        now, pools = self._now(), self._ready.pools.keys()
+        now, pools = self._now(), self.queue.pools.keys()
         self._full_since = {name: self._full_since.get(name, now) for name in full}
         self.shortage_due = NEVER
         for name, since in self._full_since.items():
             if name in self._reported:
                 continue
-            if (first := self._ready.peek(pools - {name} if name else ())) is not None:
-                since = max(since, first.live.queued_at)  # Jobs that follow one another quickly do not wait.
+            if (line := self.queue.first(pools - {name} if name else ())) is not None:
+                since = max(since, line.first.live.queued_at)  # Jobs that follow one another quickly do not wait.
             if now < since + SHORTAGE_SECONDS:
                 self.shortage_due = min(self.shortage_due, since + SHORTAGE_SECONDS)
                 continue
             self._reported.add(name)
-            waiting, slots = self._ready.count(name or None), self.limits.of(name)
+            waiting = sum(line.count for line in self.queue.ready() if name in (ALL_POOLS, line.pool))
+            slots = self.limits.of(name)
             of_pool, way_out = (f" of pool={name!r}", f"max_workers={{{name!r}: ...}}") if name else ("", "max_workers")
             logger.warning(
                 "%d jobs%s wait for a slot, the next one for %.0f s, since all %d are in use: raise %s of the executor "
@@ -337,22 +389,24 @@ class Dispatcher:
                 *(waiting, of_pool, SHORTAGE_SECONDS, slots, way_out),
             )
 
-    def _queue_waiting(self) -> bool:
-        """Queue a job that waits for resources and could start now, where no other job is ready."""
-        return self._queue_fitting(None) if self._free_workers() else self._make_room(None)
+    def _make_room(self) -> Line | None:
+        """Let an attempt that waits for a lease give up its slot to the first job for which a cluster has another one.
 
-    def _make_room(self, ready: Job | None) -> bool:
-        """Let a job for which a cluster has a lease start in the slot of an attempt that waits for another lease.
-
-        `ready`: the job that starts next otherwise.
+        Return the line of that job; None where there is none.
         """
-        has_lease = ready is not None and self.resources.holds_lease(ready)
-        job = ready if has_lease else self.resources.first_with_lease()
-        if job is None or self._is_held_up(1):
-            return False
-        if any(isinstance(pool, LeasingPool) and pool.hand_back_waiting(job) for pool in self._pools.values()):
-            return has_lease or self._queue_fitting(None)
-        return False
+        if self._is_held_up(1):
+            return None
+        for line in sorted(self._leased_lines(), key=Line.turn):
+            job = line.first
+            if self.resources.short_of(line) or job.live.alone:
+                continue
+            pools = self._pools.values() if not self.limits.of_pool else [self._pools.get(line.pool)]
+            if any(isinstance(pool, LeasingPool) and pool.hand_back_waiting(job) for pool in pools):
+                return line
+        return None
+
+    def _leased_lines(self) -> list[Line]:
+        return [line for line in self.queue.ready() if line.shape is not None and line.pool in LEASING_POOLS]
 
     def _is_held_up(self, busy: int) -> bool:
         """Return whether nothing may start beside what is `busy`, whatever slots there are."""
@@ -361,34 +415,6 @@ class Dispatcher:
 
     def _one_runs_alone(self) -> bool:
         return self.exclusive is not None and self.exclusive not in self.lent
-
-    def _skip(self, job: Job) -> None:
-        """Drop a queued job that does not ask for a slot, or not any more: the next one of its tool follows."""
-        self._ready.pop(job)
-        if job.live.resources is not None:
-            self.resources.release(job)
-        if self.rate_limiter.is_used:
-            self.rate_limiter.skip(job)
-
-    def _queue_fitting(self, before: Job | None) -> bool:
-        """Queue the next job whose resources are free now in front of `before`; return False if there is none."""
-        job = self.resources.take_next(before, self._has_slot)
-        if job is not None:
-            self._ready.push(job, front=True)
-        return job is not None
-
-    def _try_start(self, job: Job, start: Callable[[Job], None]) -> None:
-        """Start a job unless its resources or its tool hold it back; it takes its share of both."""
-        needs_resources = job.live.resources is not None
-        if needs_resources and not self.resources.start(job):
-            if self.rate_limiter.is_used:
-                self.rate_limiter.skip(job)
-        elif not self.rate_limiter.is_used or self.rate_limiter.start(job):
-            if job.live.alone:
-                self.exclusive = job
-            start(job)
-        elif needs_resources:
-            self.resources.release(job)
 
     def _free_workers(self, pool: str = ALL_POOLS) -> int:
         """Return how many further attempts might start now, in one pool or in all of them."""

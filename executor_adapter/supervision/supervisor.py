@@ -245,7 +245,7 @@ class Supervisor:
         if self.pools.next_check_at <= (now := self.now()):
             self.pools.hand_back_overdue(now)
         guard = self.dispatcher.memory_guard
-        if guard is not None and guard.due <= now and (self._running or self.dispatcher.has_ready):
+        if guard is not None and guard.due <= now and (self._running or self.dispatcher.queue.lines):
             guard.check(now, list(self.pools.made.values()))
         if self.dispatcher.has_work:
             self.dispatcher.run(self._start, self._queue_behind)

@@ -1,17 +1,16 @@
-"""Limits of tools: how many of their jobs run at once, how many start in a second, and in which order."""
+"""Limits of tools: how many of their jobs run at once, and how many start in a second."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from executor_adapter.job import TERMINAL, Job, ToolLimit
+from executor_adapter.job import Job, ToolLimit
 from executor_adapter.store import SharedTools, ToolAsk, ToolControl, ToolShare
+from executor_adapter.supervision.line import Line, needs_no_slot
 
 logger = logging.getLogger("executor_adapter")
 
@@ -25,9 +24,6 @@ SILENCE_SECONDS = 10.0
 """Seconds without an answer of a shared store after which a warning says that jobs of tools wait for it."""
 START_SECONDS = 1.0
 """Seconds after which a start that was shared out and not used is lost."""
-
-Turn = tuple[int, float, int, Job]
-"""A job that waits, and what it is sorted by: priority (highest first), when it was queued, and a number."""
 
 NO_LIMIT = ToolLimit()
 
@@ -83,7 +79,7 @@ class SharedStarts:
 
 
 class ToolState:
-    """What runs of one tool, what is held back, and the slots and starts that it may use.
+    """What runs of one tool, the lines that are held back, and the slots and starts that it may use.
 
     Where the limit holds for this executor alone, the slots are those of the limit. Where it holds over all executors
     of a store, the executor starts jobs in the slots that it has got. It alone knows how many of them are in use, so it
@@ -103,10 +99,8 @@ class ToolState:
         """Attempts that may run at once."""
         self.running: set[Job] = set()
         self.timer_set = False
-        self.waiting: list[Turn] = []
-        """A heap."""
-        self.released: dict[Job, Turn] = {}
-        """Jobs that may be tried again, and have not been yet. More than one only where each comes before the last."""
+        self.lines: list[Line] = []
+        """What waits until its next job may start."""
         self.close_for = 0.0
         """Seconds for which no executor may start another attempt; the store is to learn of it."""
         self.is_waiting = False
@@ -125,10 +119,9 @@ class ToolState:
         """Whether slots or starts are limited."""
         return self.limit.max_concurrent is not None or self.limit.rate is not None
 
-    def first(self) -> Job | None:
-        """Return the job that starts next of those that are held back or released."""
-        turn = min((*self.waiting[:1], *self.released.values()), default=None)
-        return None if turn is None else turn[-1]
+    def held_back(self) -> int:
+        """Return how many jobs are held back."""
+        return sum(line.count for line in self.lines)
 
     def opens_at(self, now: float) -> float:
         """Return when the next job may start: `now` or earlier, or later; infinite where that is not known."""
@@ -174,7 +167,7 @@ class ToolState:
 
     def ask(self, now: float, free_workers: int) -> ToolAsk:
         """Return what the executor holds and needs. Slots that it cannot use now are given up."""
-        held_back = len(self.waiting) + len(self.released)
+        held_back = self.held_back()
         keep = want = starts = usable = 0
         if self.is_counted:
             running = len(self.running)
@@ -221,7 +214,7 @@ class ToolState:
     @property
     def is_idle(self) -> bool:
         """Whether the executor holds nothing and needs nothing."""
-        return not (self.running or self.waiting or self.released or self._held or self.is_waiting or self.close_for)
+        return not (self.running or self.lines or self._held or self.is_waiting or self.close_for)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +229,9 @@ class ToolRequest:
 
 
 class RateLimiter:
-    """Holds back jobs whose tool is at its limit, and releases them in order. Supervisor thread only.
+    """Holds back the lines of jobs whose tool is at its limit. Supervisor thread only.
 
-    The order is the highest priority first, then the job that was queued first. `release` puts a job back before all
-    others of its priority. So the next job is released only when the last one has been tried or skipped, unless it is
-    to start before that one: otherwise they would overtake one another.
+    Once a job of the tool may start, `release` puts its lines back, each at the turn of its first job.
 
     After `share`, the limits hold over all executors of a store, and a tool of any name may be paused there. The store
     is asked one thing at a time: all that the executor holds and needs. It is asked when that changes, every
@@ -258,7 +249,7 @@ class RateLimiter:
         *,
         now: Callable[[], float],
         call_at: Callable[[float, Callable[[], None]], object],
-        release: Callable[[Job], None],
+        release: Callable[[Line], None],
         running_of: Callable[[str], Iterable[Job]] = lambda _: (),
     ) -> None:
         self.is_used = bool(limits)
@@ -267,7 +258,6 @@ class RateLimiter:
         self._call_at = call_at
         self._release = release
         self._running_of = running_of
-        self._numbers = itertools.count()
         self._own_limits = dict(limits)
         self._ask_store: Callable[[ToolRequest], None] | None = None
         self._known_until = math.inf
@@ -303,20 +293,18 @@ class RateLimiter:
             return False
         return tool.is_counted or self._opens_at(tool, now := self._now()) > now
 
-    def start(self, job: Job) -> bool:
-        """Return whether the job may start; it then counts until `attempt_ended`. Otherwise it is held back."""
+    def start(self, job: Job, line: Line) -> bool:
+        """Return whether the job may start; it then counts until `attempt_ended`. Otherwise its line is held back."""
         tool = self._state_for(job)
         if tool is None:
             return True
         self._active[tool.name] = tool
-        turn = tool.released.pop(job, None) or (-job.priority, job.live.queued_at, next(self._numbers), job)
-        may_start = not tool.is_full() and self._opens_at(tool, now := self._now()) <= now and _is_first(turn, tool)
-        if may_start:
+        if not tool.is_full() and self._opens_at(tool, now := self._now()) <= now:
             tool.started(job)
-        else:
-            heapq.heappush(tool.waiting, turn)
-        self._release_next(tool)
-        return may_start
+            return True
+        tool.lines.append(line)
+        self._release_held(tool)
+        return False
 
     def _state_for(self, job: Job) -> ToolState | None:
         """Return the state of the job's tool; None where the job may start without one."""
@@ -337,13 +325,7 @@ class RateLimiter:
         tool = self._tools.get(job.tool_name or "")
         if tool is not None:
             tool.ended(job)
-            self._release_next(tool)
-
-    def skip(self, job: Job) -> None:
-        """Note that a job, which may have been released, needs no `start` any more: it ended, or went without."""
-        tool = self._tools.get(job.tool_name or "")
-        if tool is not None and tool.released.pop(job, None) is not None:
-            self._release_next(tool)
+            self._release_held(tool)
 
     def pause(self, job: Job, seconds: float) -> None:
         """Start no job of this job's tool for so long: the remote side asked for it."""
@@ -363,8 +345,8 @@ class RateLimiter:
             return
         now, is_news, asks = self._now(), False, []
         for tool in self._active.values():
-            first = tool.first()
-            ask = tool.ask(now, 0 if first is None else free_workers(first.live.pool))
+            first = min(tool.lines, key=Line.turn, default=None)
+            ask = tool.ask(now, 0 if first is None else free_workers(first.pool))
             is_news |= tool.is_news(ask)
             if ask.keep or ask.waits or tool.is_news(ask):
                 asks.append(ask)
@@ -390,7 +372,7 @@ class RateLimiter:
         for ask in asks:
             self._tools[ask.tool_name].receive(shares[ask.tool_name], ask, self._now())
         for tool in list(self._tools.values()):
-            self._release_next(tool)
+            self._release_held(tool)
             if tool.is_idle:
                 self._forget(tool, tools)
         if any(tool.polls for tool in self._active.values()):
@@ -408,7 +390,7 @@ class RateLimiter:
             tool.apply(control, self._running_of)
             if control.closed_until > tools.now:
                 tool.closed_until = max(tool.closed_until, now + control.closed_until - tools.now)
-            if tool.running or tool.waiting:
+            if tool.running or tool.lines:
                 self._active[name] = tool
 
     def _forget(self, tool: ToolState, tools: SharedTools) -> None:
@@ -421,7 +403,7 @@ class RateLimiter:
         """Note that the store is down: tools without a limit go on, and a pause that was seen goes on to hold."""
         self._known_until = math.inf
         for tool in list(self._tools.values()):
-            self._release_next(tool)
+            self._release_held(tool)
 
     def on_lease_lost(self) -> None:
         """Note that this executor's shares are lost."""
@@ -437,7 +419,7 @@ class RateLimiter:
 
     def held_back(self) -> int:
         """Return how many jobs are held back."""
-        return sum(len(tool.waiting) for tool in self._tools.values())
+        return sum(tool.held_back() for tool in self._tools.values())
 
     def _watch_silence(self) -> None:
         """Warn if the store does not answer: one that hangs raises nothing, and jobs wait for it."""
@@ -464,34 +446,23 @@ class RateLimiter:
     def _opens_at(self, tool: ToolState, now: float) -> float:
         return tool.opens_at(now) if self._known_until >= now else math.inf
 
-    def _release_next(self, tool: ToolState) -> None:
-        """Release the first job that is held back, if it may start; else look again when the rate allows it."""
-        waiting = tool.waiting
-        while waiting and needs_no_slot(waiting[0][-1]):
-            heapq.heappop(waiting)
-        if not waiting or tool.is_full() or (tool.released and min(tool.released.values()) < waiting[0]):
+    def _release_held(self, tool: ToolState) -> None:
+        """Release what is held back, if its next job may start; else look again when the rate allows it."""
+        if not tool.lines:
             return
         now = self._now()
-        opens_at = self._opens_at(tool, now)
-        if opens_at <= now:
-            turn = heapq.heappop(waiting)
-            tool.released[turn[-1]] = turn
-            self._release(turn[-1])
-        elif opens_at < math.inf and not tool.timer_set:
+        opens_at = math.inf if tool.is_full() else self._opens_at(tool, now)
+        held, tool.lines = tool.lines, []
+        for line in held:
+            # A job that has ended is dropped in the queue. Here it would be counted among those that wait.
+            if opens_at <= now or needs_no_slot(line.first):
+                self._release(line)
+            else:
+                tool.lines.append(line)
+        if tool.lines and opens_at < math.inf and not tool.timer_set:
             tool.timer_set = True
             self._call_at(opens_at, lambda: self._on_timer(tool))
 
     def _on_timer(self, tool: ToolState) -> None:
         tool.timer_set = False
-        self._release_next(tool)
-
-
-def _is_first(turn: Turn, tool: ToolState) -> bool:
-    """Return whether no job that is held back or released comes before this one."""
-    return all(turn < other for other in (*tool.waiting[:1], *tool.released.values()))
-
-
-def needs_no_slot(job: Job) -> bool:
-    """Return whether a queued job needs no slot any more: it has ended, or its driver wants none."""
-    live = job.live
-    return job.state.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot)
+        self._release_held(tool)

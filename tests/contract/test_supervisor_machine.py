@@ -372,7 +372,7 @@ class SupervisorMachine(RuleBasedStateMachine):
             assert sum(resources.get(name, 0) for resources in held) <= amount
         dispatcher = supervisor_of(self.executor).dispatcher
         if not self.workers and not dispatcher.reserved:
-            assert dispatcher.resources.waiting == 0
+            assert dispatcher.waiting_for_resources() == 0
 
     @invariant()
     def transitions_are_legal_and_ordered(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 
 from executor_adapter import Job, JobStatus
 from executor_adapter.job.validation import ToolLimit
-from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
+from executor_adapter.supervision.line import Line
+from executor_adapter.supervision.scheduling import Dispatcher, ReadyQueue, SlotLimits
 from executor_adapter.supervision.tools import RateLimiter
 
 
@@ -26,13 +26,26 @@ class LimitedTools:
             limits,
             now=lambda: self.time,
             call_at=lambda when, call: self.timers.append((when, call)),
-            release=self.start,
+            release=self.release,
         )
+        self.queue = ReadyQueue()
+
+    def release(self, line: Line) -> None:
+        """Let the jobs of a line start, until the limiter holds it back."""
+        self.queue.enter(line)
+        self.start_all()
 
     def start(self, job: Job) -> None:
         """Start the job unless the limiter holds it back."""
-        if self.rate_limiter.start(job):
-            self.started.append((round(self.time, 6), job))
+        self.queue.push(job, ("", None, job.tool_name))
+        self.start_all()
+
+    def start_all(self) -> None:
+        while (line := self.queue.first()) is not None:
+            job, line.place = line.first, None
+            if self.rate_limiter.start(job, line):
+                self.queue.pop(line)
+                self.started.append((round(self.time, 6), job))
 
     def advance(self, until: float) -> None:
         """Move the clock and run the timers that become due."""
@@ -120,14 +133,14 @@ class LimitedDispatcher(LimitedTools):
             limits,
             now=lambda: self.time,
             call_at=lambda when, call: self.timers.append((when, call)),
-            release=functools.partial(self.dispatcher.push, front=True),
+            release=self.dispatcher.queue.enter,
         )
         self.submitted: list[Job] = []
         self.running: list[Job] = []
 
     def submit(self, *jobs: Job) -> None:
         for each in jobs:
-            each.live.queued_at = self.time
+            each.live.queued_at = float(len(self.submitted))
             self.submitted.append(each)
             self.dispatcher.push(each)
         self.turn()

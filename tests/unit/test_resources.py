@@ -1,4 +1,4 @@
-"""Tests what jobs may ask for, and the ledger that gives it to them."""
+"""Tests what jobs may ask for, and the order in which the dispatcher gives it to them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.defaults import read_capacity
 from executor_adapter.job import UNITS
-from executor_adapter.pools import LeasingPool, WorkerPool
-from executor_adapter.supervision.resources import Capacity, ResourceLedger
+from executor_adapter.pools import LeasingPool
+from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
 
 CAPACITY = Capacity({"CPU": 4, "GPU": 2, "memory": 1 << 30, "license": 3}, ("0", "7"))
@@ -28,29 +28,49 @@ def nothing() -> None:
     """Do nothing."""
 
 
-def has_slot(_: Job) -> bool:
-    """Say that each job's pool has a free slot."""
-    return True
+class Allotments:
+    """A dispatcher with slots for all jobs, which starts what has its resources; records what runs, in order."""
+
+    def __init__(self, limits: SlotLimits | None = None) -> None:
+        self.dispatcher = Dispatcher(limits or SlotLimits(), {}, lambda: CAPACITY)
+        self.machine = self.dispatcher.resources.machine
+        self.running: list[Job] = []
+        self._queued_at = itertools.count()
+
+    def push(self, priority: int = 0, pool: str = "thread", **resources: Any) -> Job:
+        """Queue a job that was checked, as the supervisor admits one."""
+        job = Job(function=nothing, resources=resources, priority=priority)
+        job.live.resources = self.dispatcher.resources.needs_of(job, pool)
+        job.live.pool, job.live.queued_at = pool, float(next(self._queued_at))
+        self.dispatcher.push(job)
+        self.turn()
+        return job
+
+    def turn(self) -> None:
+        """Start what may start."""
+        self.dispatcher.run(self._start, lambda job: False)
+
+    def _start(self, job: Job) -> None:
+        self.dispatcher.reserve(job)
+        self.running.append(job)
+
+    def end(self, *jobs: Job) -> None:
+        """Let these end, then start what may start."""
+        for job in jobs:
+            self.running.remove(job)
+            self.dispatcher.unreserve(job)
+            self.dispatcher.attempt_ended(job)
+        self.turn()
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for resources."""
+        return self.dispatcher.waiting_for_resources()
 
 
-def no_pool(job: Job) -> WorkerPool:
-    """Know no pool: nothing here is leased."""
-    raise LookupError(f"there is no pool for {job.job_id}")
-
-
-def make_ledger(capacity: Capacity = CAPACITY) -> ResourceLedger:
-    return ResourceLedger(lambda: capacity, no_pool)
-
-
-_queued_at = itertools.count()
-
-
-def enter(ledger: ResourceLedger, priority: int = 0, **resources: Any) -> Job:
-    """Return a job that the ledger has checked, as the supervisor admits one."""
-    job = Job(function=nothing, resources=resources, priority=priority)
-    job.live.resources = ledger.needs_of(job, job.pool)
-    job.live.queued_at = float(next(_queued_at))
-    return job
+@pytest.fixture
+def allotments() -> Allotments:
+    return Allotments()
 
 
 @pytest.mark.parametrize(
@@ -93,82 +113,84 @@ def test_what_could_never_be_meant_is_refused(given: Any, words: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_more_than_there_is_is_refused() -> None:
+def test_more_than_there_is_is_refused(allotments: Allotments) -> None:
     """A job that could never start is refused when it is submitted, and the message says what there is."""
-    ledger = make_ledger()
     with pytest.raises(InvalidJobError, match=r"needs CPU 8, and this executor has CPU 4: ask for less"):
-        enter(ledger, CPU=8)
+        allotments.push(CPU=8)
     with pytest.raises(InvalidJobError, match=r"needs memory 2 GiB, and this executor has memory 1 GiB"):
-        enter(ledger, memory="2GiB")
+        allotments.push(memory="2GiB")
     with pytest.raises(InvalidJobError, match=r"has no licence: did you mean license\?"):
-        enter(ledger, licence=1)
+        allotments.push(licence=1)
 
 
-def test_the_first_in_line_is_not_overtaken() -> None:
+def test_the_first_in_line_is_not_overtaken(allotments: Allotments) -> None:
     """A job that needs much starts before smaller ones that came later and need the same; all others go on."""
-    ledger = make_ledger()
-    running = enter(ledger, CPU=3)
-    large, small, other = enter(ledger, CPU=4, license=1), enter(ledger, CPU=1), enter(ledger, license=3)
-    assert ledger.start(running)
-    assert not ledger.start(large)
-    assert not ledger.start(small)
-    assert ledger.start(other)  # `large` was not short of a license.
-    ledger.release(running)
-    assert ledger.take_next(None, has_slot) is None  # Now it is, so that no further one is given away.
-    assert not ledger.start(later := enter(ledger, license=1))
-    ledger.release(other)
-    assert ledger.take_next(None, has_slot) is large
-    assert ledger.take_next(None, has_slot) is later
-    ledger.release(large)
-    assert ledger.take_next(None, has_slot) is small
-    assert not ledger.waiting
+    first = allotments.push(CPU=3)
+    large, small, other = allotments.push(CPU=4, license=1), allotments.push(CPU=1), allotments.push(license=3)
+    assert allotments.running == [first, other]  # `large` was not short of a license.
+    allotments.end(first)
+    later = allotments.push(license=1)  # Now it is, so that no further one is given away.
+    assert (allotments.running, allotments.waiting) == ([other], 3)
+    allotments.end(other)
+    assert allotments.running == [large, later]
+    allotments.end(large)
+    assert (allotments.running, allotments.waiting) == ([later, small], 0)
 
 
-def test_a_higher_priority_comes_first() -> None:
-    """Among waiting jobs the higher priority is first, and no waiting job goes before a ready one with a higher one."""
-    ledger = make_ledger()
-    running = enter(ledger, CPU=4)
-    low, high = enter(ledger, CPU=4), enter(ledger, 5, CPU=4)
-    assert ledger.start(running)
-    assert not ledger.start(low)
-    assert not ledger.start(high)
-    ledger.release(running)
-    assert ledger.take_next(Job(function=nothing, priority=9), has_slot) is None
-    assert ledger.take_next(Job(function=nothing, priority=1), has_slot) is high
-    ledger.release(high)
-    assert ledger.take_next(Job(function=nothing), has_slot) is low
+def test_a_higher_priority_comes_first(allotments: Allotments) -> None:
+    """Among waiting jobs the higher priority is first, also where it came later and needs something else."""
+    first = allotments.push(CPU=4)
+    low, high = allotments.push(CPU=4), allotments.push(5, CPU=3)
+    assert allotments.running == [first]
+    allotments.end(first)
+    assert allotments.running == [high]
+    allotments.end(high)
+    assert allotments.running == [low]
+
+
+def test_what_a_start_that_failed_has_freed_is_given_to_others(allotments: Allotments) -> None:
+    """A job that was tried in vain starts in the same turn, where the job that has what it needs does not begin."""
+    holder = allotments.push(CPU=3)
+    large = allotments.push(CPU=2, license=3)
+    assert allotments.running == [holder]
+    failing = Job(function=nothing, resources={"GPU": 1}, priority=-1)
+    failing.live.pool, failing.live.resources = "thread", allotments.dispatcher.resources.needs_of(failing, "thread")
+    allotments.dispatcher.push(failing)
+
+    def start(job: Job) -> None:
+        if job is failing:  # As where its attempt cannot be made; meanwhile the one before it has ended.
+            allotments.dispatcher.attempt_ended(holder)
+            allotments.dispatcher.attempt_ended(job)
+        else:
+            allotments.running.append(job)
+
+    allotments.dispatcher.run(start, lambda job: False)
+    assert allotments.running == [holder, large]
 
 
 def test_a_pool_without_a_slot_holds_up_no_other_pool() -> None:
     """Where a waiting job's pool has no free slot, a later one of the same resources in another pool starts."""
-    ledger = make_ledger()
-    running, first, later = enter(ledger, CPU=4), enter(ledger, CPU=4), enter(ledger, CPU=4)
-    first.live.pool, later.live.pool = "process", "thread"
-    assert ledger.start(running)
-    assert not ledger.start(first)
-    assert not ledger.start(later)
-    ledger.release(running)
-    assert ledger.take_next(None, lambda job: job.live.pool == "thread") is later
-    ledger.release(later)
-    assert ledger.take_next(None, has_slot) is first
+    allotments = Allotments(SlotLimits(of_pool={"process": 1, "thread": 9}))
+    holder = allotments.push(pool="process", license=1)
+    first, later = allotments.push(pool="process", CPU=4), allotments.push(pool="thread", CPU=4)
+    assert allotments.running == [holder, later]
+    allotments.end(holder)
+    assert allotments.running == [later]
+    allotments.end(later)
+    assert allotments.running == [first]
 
 
-def test_gpus_are_shared_and_told() -> None:
+def test_gpus_are_shared_and_told(allotments: Allotments) -> None:
     """Whole GPUs are given to one job each; a share goes where the least is free; ids are those of the machine."""
-    ledger = make_ledger()
-    half, quarter, whole, two = (enter(ledger, GPU=amount) for amount in (0.5, 0.25, 1, 2))
-    assert ledger.start(half)
-    assert ledger.start(quarter)
-    assert ledger.machine.gpus_of(half) == ledger.machine.gpus_of(quarter) == ("0",)
-    assert ledger.start(whole)
-    assert ledger.machine.gpus_of(whole) == ("7",)
-    assert not ledger.start(two)
-    for job in (whole, half):
-        ledger.release(job)
-    assert ledger.take_next(None, has_slot) is None
-    ledger.release(quarter)
-    assert ledger.take_next(None, has_slot) is two
-    assert ledger.machine.gpus_of(two) == ("0", "7")
+    half, quarter, whole, two = (allotments.push(GPU=amount) for amount in (0.5, 0.25, 1, 2))
+    machine = allotments.machine
+    assert machine.gpus_of(half) == machine.gpus_of(quarter) == ("0",)
+    assert machine.gpus_of(whole) == ("7",)
+    allotments.end(whole, half)
+    assert allotments.running == [quarter]
+    allotments.end(quarter)
+    assert allotments.running == [two]
+    assert machine.gpus_of(two) == ("0", "7")
 
 
 def test_no_more_leases_are_wanted_than_their_pool_has_slots(mocker: MockerFixture) -> None:
@@ -184,20 +206,17 @@ def test_no_more_leases_are_wanted_than_their_pool_has_slots(mocker: MockerFixtu
     assert [call.args[1] for call in pool.shapes.set_demand.call_args_list] == [2]
 
 
-def test_processors_are_lent() -> None:
+def test_processors_are_lent(allotments: Allotments) -> None:
     """A job that waits for another one lends its processors, but not what it really holds: memory and GPUs."""
-    ledger = make_ledger()
-    parent, child = enter(ledger, CPU=4, license=3), enter(ledger, CPU=4)
-    greedy = enter(ledger, license=1)
-    assert ledger.start(parent)
-    assert not ledger.start(child)
-    ledger.machine.lend(parent)
-    assert ledger.take_next(None, has_slot) is child
-    assert not ledger.start(greedy)
-    ledger.machine.take_back(parent)
-    ledger.release(child)
-    ledger.release(parent)
-    assert ledger.take_next(None, has_slot) is greedy
+    parent, child = allotments.push(CPU=4, license=3), allotments.push(CPU=4)
+    assert allotments.running == [parent]
+    allotments.machine.lend(parent)
+    greedy = allotments.push(license=1)
+    assert allotments.running == [parent, child]
+    allotments.machine.take_back(parent)
+    allotments.end(child)
+    allotments.end(parent)
+    assert allotments.running == [greedy]
 
 
 amounts = st.dictionaries(
@@ -214,31 +233,24 @@ def test_never_oversubscribed_and_all_are_served(
     wanted: list[tuple[dict[str, float], int]], choices: list[int]
 ) -> None:
     """Whatever comes and ends in whatever order: the sums never exceed the capacity, and every job gets its turn."""
-    ledger = make_ledger()
-    running: list[Job] = []
-    served = 0
-    queue = [enter(ledger, priority, **resources) for resources, priority in wanted]
+    allotments = Allotments()
+    running, queue, served = allotments.running, list(wanted), 0
     for choice in itertools.chain(choices, itertools.repeat(0)):
-        if queue and choice % 2:
-            job = queue.pop(0)
-            running += [job] if ledger.start(job) else []
+        if queue and (choice % 2 or not running):
+            resources, priority = queue.pop(0)
+            allotments.push(priority, **resources)
         elif running:
-            ledger.release(running.pop(choice % len(running)))
+            allotments.end(running[choice % len(running)])
             served += 1
-        elif queue:
-            continue_with = queue.pop(0)
-            running += [continue_with] if ledger.start(continue_with) else []
-        while (waiting := ledger.take_next(None, has_slot)) is not None:
-            running.append(waiting)
         for name, amount in CAPACITY.amounts.items():
             assert sum((job.resources or {}).get(name, 0) for job in running) <= amount + 1e-9
-        gpus = [(gpu, (job.resources or {})["GPU"]) for job in running for gpu in ledger.machine.gpus_of(job)]
+        gpus = [(gpu, (job.resources or {})["GPU"]) for job in running for gpu in allotments.machine.gpus_of(job)]
         for gpu in CAPACITY.gpus:
             assert sum(min(amount, 1) * UNITS for held, amount in gpus if held == gpu) <= UNITS + 1e-6
         if not running and not queue:
             break
     assert served == len(wanted)
-    assert not ledger.waiting
+    assert not allotments.waiting
 
 
 def test_the_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from executor_adapter import Job, ToolLimit
 from executor_adapter.store import SharedTools, ToolAsk, ToolControl, ToolShare, ToolUse
 from executor_adapter.supervision import ToolRequest
 from executor_adapter.supervision import tools as tool_limits
-from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
+from executor_adapter.supervision.line import Line
+from executor_adapter.supervision.scheduling import Dispatcher, ReadyQueue, SlotLimits
 from executor_adapter.supervision.tools import RateLimiter
 
 KNOWN = tool_limits.KNOWN_SECONDS
@@ -30,14 +31,26 @@ class SharedLimits:
             limits,
             now=lambda: self.time,
             call_at=lambda when, call: self.timers.append((when, call)),
-            release=self.start,
+            release=self.release,
             running_of=lambda _: running,
         )
         self.limiter.share(self.requests.append)
+        self.queue = ReadyQueue()
+
+    def release(self, line: Line) -> None:
+        """Let the jobs of a line start, until the limiter holds it back."""
+        self.queue.enter(line)
+        self.start()
 
     def start(self, *jobs: Job) -> None:
         """Start the jobs, unless the limiter holds them back."""
-        self.started += [job for job in jobs if self.limiter.start(job)]
+        for job in jobs:
+            self.queue.push(job, ("", None, job.tool_name))
+        while (line := self.queue.first()) is not None:
+            first, line.place = line.first, None
+            if self.limiter.start(first, line):
+                self.queue.pop(line)
+                self.started.append(first)
 
     def turn(self, free_workers: int = 10) -> None:
         """End a turn."""

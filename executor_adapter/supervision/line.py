@@ -1,0 +1,55 @@
+"""Line: the jobs that wait for a slot and for the same beside it, so that what holds up the first holds up them all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+from executor_adapter.job import TERMINAL, Job, Shape
+
+LineKey = tuple[str, Shape | None, str | None]
+"""A pool, the shape of what each attempt needs beside a slot, and a tool whose limits count; None for none."""
+
+Turn = tuple[int, float]
+"""What lines are sorted by: the priority of the first job (highest first), and when it was queued."""
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """Holds jobs of one pool, one shape and one tool: higher priority first, then in order of arrival.
+
+    The queue of the dispatcher alone changes it.
+    """
+
+    pool: str
+    shape: Shape | None
+    tool: str | None
+    jobs: dict[int, deque[Job]] = field(default_factory=dict)
+    """By priority."""
+    priorities: list[int] = field(default_factory=list)
+    """The priorities of the jobs, lowest first."""
+    count: int = 0
+    place: object = None
+    """Its place among the lines whose first job may be tried; None while that one is held back."""
+    wanted: frozenset[Hashable] | None = None
+    """What the first job was ever short of, and which is kept for it; None where it is not held up by that."""
+
+    def __iter__(self) -> Iterator[Job]:
+        for priority in reversed(self.priorities):
+            yield from self.jobs[priority]
+
+    @property
+    def first(self) -> Job:
+        """The job that starts next."""
+        return self.jobs[self.priorities[-1]][0]
+
+    def turn(self) -> Turn:
+        """Return what comes first among lines."""
+        return -self.first.priority, self.first.live.queued_at
+
+
+def needs_no_slot(job: Job) -> bool:
+    """Return whether a queued job needs no slot any more: it has ended, or its driver wants none."""
+    live = job.live
+    return job.state.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot)
