@@ -117,7 +117,7 @@ def test_a_broken_document_is_a_data_error(tmp_path: Path, content: bytes) -> No
     assert failure(tmp_path, content, ".json").error_code == "DATA_ERROR"
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(
         st.dictionaries(

@@ -116,7 +116,7 @@ def test_what_was_never_asked_for_is_asked_for(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_ranges_that_are_collected_again_hide_no_row(data: st.DataObject) -> None:
     """Rows come in the order of their cursor, runs ask for what is new, and others for any range: no row is missed."""
     with TemporaryDirectory() as folder:
@@ -166,7 +166,7 @@ LATE = 3
 
 
 @given(data=st.data(), key=st.booleans(), policy=st.sampled_from(["keep", "mark", "delete", None]))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_no_row_is_skipped_whatever_the_order_of_arrival(data: st.DataObject, key: bool, policy: Any) -> None:
     """Rows come at most `LATE` late, runs come at any time, fail, and overtake one another: all rows are there once."""
     with TemporaryDirectory() as folder:
