@@ -80,10 +80,8 @@ class FutureHub:
     def expect_callback(self) -> None:
         """Prepare for a future's first callback."""
         if self.thread.is_started():
-            try:
+            with contextlib.suppress(RuntimeError):  # It cannot be started now; retried when the job finishes.
                 self.thread.callbacks.start()
-            except RuntimeError:
-                logger.debug("cannot start the thread for callbacks now; retried when the job finishes")
 
     def deliver(self, callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
         """Run a future's callback: on the thread for callbacks, if this is the supervisor's thread."""

@@ -100,9 +100,7 @@ class ProgramOutput:
 def write_line(stream: str, text: str) -> None:
     """Write a line to this program's stdout or stderr, as they are now: replaced, captured, closed or None."""
     target = getattr(sys, stream)
-    if target is None:
-        return
-    with contextlib.suppress(Exception):  # It is closed, nobody reads it, or it is of another's class.
+    with contextlib.suppress(Exception):  # It is None, closed, or of another's class, or nobody reads it.
         try:
             target.write(f"{text}\n")
         except UnicodeEncodeError as error:
@@ -165,9 +163,7 @@ class UnclaimedMessages:
         elif assignment is None:
             return
         elif topic == "log":
-            log_as = logging.getLogger(content["name"])
-            if log_as.isEnabledFor(content["level"]):
-                log_as.log(content["level"], "%s", content["message"], extra=_extra(assignment))
+            logging.getLogger(content["name"]).log(content["level"], "%s", content["message"], extra=_extra(assignment))
         elif topic == "output" and self._output == "log":
             logger.info("%s: %s", content[0], content[1], extra=_extra(assignment))
 

@@ -55,6 +55,19 @@ MAX_FUNCTIONS = 1024
 _UNKNOWN = float("inf")
 _NEW_SHARE = 0.3
 
+
+def _log_safely(handle: Callable[[logging.LogRecord], object], record: logging.LogRecord) -> None:
+    """Show what a handler or filter of the program raises: to its caller, a job might be lost by it."""
+    try:
+        handle(record)
+    except Exception:
+        program_output.write("stderr", traceback.format_exc(), may_omit=True)
+
+
+for _name in ("", ".cluster", ".coroutine", ".loop", ".memory", ".prefect", ".process", ".store", ".thread"):
+    _logger = logging.getLogger(f"executor_adapter{_name}")
+    _logger.handle = functools.partial(_log_safely, _logger.handle)  # type: ignore[method-assign]
+
 MessageListener = Callable[[Assignment, str, Any], object]
 
 
@@ -521,6 +534,5 @@ def _is_plain(job: Job) -> bool:
             return False
     elif type(function) is not str and type(function) is not BuiltinFunctionType:
         return False
-    if job.kwargs or job.metadata:
-        return False
-    return not job.args or all(type(argument) in PLAIN_TYPES for argument in job.args)
+    is_plain = not job.args or all(type(argument) in PLAIN_TYPES for argument in job.args)
+    return is_plain and not job.kwargs and not job.metadata

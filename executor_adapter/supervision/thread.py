@@ -264,10 +264,9 @@ class SupervisorThread:
         threading.Thread(target=self._run, name="executor-supervisor", daemon=True).start()
 
     def _take_right_to_run(self) -> bool:
-        try:
+        with contextlib.suppress(IndexError):
             return self._right_to_run.pop()
-        except IndexError:
-            return False
+        return False
 
     def _run(self) -> None:
         if not self._take_right_to_run():

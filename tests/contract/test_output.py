@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from executor_adapter import Job, JobExecutor
+from executor_adapter import Job, JobExecutor, Transition
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from executor_adapter.pools import Assignment
@@ -24,7 +24,7 @@ from tests.waiting import PATIENCE, wait_for
 
 PROGRAM = """
 import os, sys
-from executor_adapter import Job, JobExecutor
+from executor_adapter import Job, JobExecutor, Transition
 
 def talk():
     print("from a job")
@@ -69,7 +69,7 @@ def test_output_goes_to_a_stream_that_replaces_stdout(capsys: pytest.CaptureFixt
 
 
 TALKATIVE = """
-from executor_adapter import Job, JobExecutor
+from executor_adapter import Job, JobExecutor, Transition
 
 def talk():
     for number in range(1000):
@@ -192,6 +192,33 @@ def test_an_error_of_the_program_s_logging_that_nobody_reads_is_dropped(monkeypa
         supervisor_of(executor).on_message(Assignment(Job(function=talk), 1, b""), "log", record)
     logger.removeFilter(raises)
     wait_for(lambda: "ZeroDivisionError: of no use" in stderr.getvalue())
+
+
+class Failing(logging.Handler):
+    """A handler that raises, as those of users may that do not call `handleError`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ZeroDivisionError(record.getMessage())
+
+
+def fail(transition: Transition) -> None:
+    raise ValueError(transition.status)
+
+
+def test_no_job_is_lost_where_the_program_s_logging_raises_for_our_own_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A job completes although an observer fails, and so does the handler of the line that says so."""
+    logger, handler = logging.getLogger("executor_adapter"), Failing()
+    logger.addHandler(handler)
+    try:
+        with JobExecutor(1, observers=[fail]) as executor:
+            future = executor.submit(Job(function=abs, args=(-1,), pool="process"))
+            assert future.result(timeout=PATIENCE) == 1
+    finally:
+        logger.removeHandler(handler)
+    shown: list[str] = []
+    wait_for(lambda: shown.append(capsys.readouterr().err) or "ZeroDivisionError: an observer failed" in "".join(shown))
 
 
 class Stuck(io.StringIO):
