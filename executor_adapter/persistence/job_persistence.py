@@ -98,7 +98,7 @@ class JobPersistence:
         self._intake = supervisor.intake
         self._readmit = readmit
         self._lack_of_pool = lack_of_pool
-        self._lack_of = supervisor.dispatcher.resources.lack_of
+        self._lack_of = supervisor.dispatcher.resources.machine.lack_of
         self._refused: dict[str, None] = {}
         """The ids of jobs whose refusal was logged, the newest."""
         self.recorder = Recorder(

@@ -169,7 +169,7 @@ class JobFuture(Future[R]):
         """Note that somebody knows how the job ends, whether or not it has ended."""
         self._is_read = True
         if self._unread is not None:
-            self._hub.unread.remove(self._unread)
+            self._hub.unread.failures.pop(self._unread, None)
             self._unread = None
 
     def result(self, timeout: float | None = None) -> R:
@@ -374,16 +374,12 @@ class UnreadFailures:
         """Held until what was taken out is logged: the program may be about to exit."""
 
     def add(self, future: Future[Any], failure: str) -> weakref.ref[Future[Any]] | None:
-        """Note a failed job's future; return what to `remove` when it is read."""
+        """Note a failed job's future; return what to take out of `failures` when it is read."""
         if len(self.failures) >= self._max_kept:
             return None
         noted = weakref.ref(future, self._on_dropped)
         self.failures[noted] = failure[:MAX_MESSAGE_LENGTH]
         return noted
-
-    def remove(self, noted: weakref.ref[Future[Any]]) -> None:
-        """Note that a future was read."""
-        self.failures.pop(noted, None)
 
     def report_dropped(self) -> None:
         """Report the futures that nobody holds any more, each once."""
@@ -395,10 +391,6 @@ class UnreadFailures:
         """Report the futures that nobody holds any more, as the executor closes, and the others at the exit."""
         self.report_dropped()
         _at_exit[:] = [unread for unread in (*_at_exit, self) if unread.failures]
-
-    def report_all(self) -> None:
-        """Report every future that nobody has read."""
-        _log_failures(list(self.failures.values()))
 
 
 def _log_failures(failures: list[str]) -> None:
@@ -415,4 +407,4 @@ if hasattr(os, "register_at_fork"):  # The parent reports them.
 @atexit.register
 def _report_at_exit() -> None:
     for unread in _at_exit:
-        unread.report_all()
+        _log_failures(list(unread.failures.values()))

@@ -133,7 +133,6 @@ class ResourceLedger:
 
     def __init__(self, read_capacity: Callable[[], Capacity], pool_of: Callable[[Job], WorkerPool]) -> None:
         self.machine = Machine(read_capacity)
-        self.lack_of = self.machine.lack_of
         self.kept: set[Hashable] = set()
         """What is kept for the jobs that were tried in this turn."""
         self._pool_of = pool_of
@@ -151,7 +150,7 @@ class ResourceLedger:
             InvalidJobError: this machine never has so much. What a cluster may have is known to its pool.
         """
         resources = job.resources or {}
-        if pool not in LEASING_POOLS and (lack := self.lack_of(resources)) is not None:
+        if pool not in LEASING_POOLS and (lack := self.machine.lack_of(resources)) is not None:
             raise InvalidJobError(lack)
         return {name: units_of(amount) for name, amount in resources.items()}
 

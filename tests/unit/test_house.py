@@ -120,7 +120,7 @@ BUDGETS = {
     "prefect": 6_104,
     "scheduler": 440,
     "store": 1_711,
-    "supervision": 2_497,
+    "supervision": 2_492,
     "worker": 1_803,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
