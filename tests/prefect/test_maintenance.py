@@ -61,8 +61,8 @@ def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump({"lake": "lake", "store": {"url": "sqlite:///jobs.db"}}))
     store = open_store(f"sqlite:///{tmp_path / 'jobs.db'}")
     fill(store, record("old", age=40 * DAY), record("new", age=DAY))
-    old_file = age(tmp_path / "lake" / "raw" / ".tmp-1.parquet", 40)
-    new_file = age(tmp_path / "lake" / "raw" / ".tmp-2.parquet", 1)
+    old_file = age(tmp_path / "lake" / "landing" / ".tmp-1.parquet", 40)
+    new_file = age(tmp_path / "lake" / "landing" / ".tmp-2.parquet", 1)
     part = age(tmp_path / "lake" / "raw" / "part.parquet", 400)
     dead, other = (OutboxFile(f"http://{name}/api") for name in ("dead", "other"))
     for outbox, days in ((dead, 40), (other, 1)):
