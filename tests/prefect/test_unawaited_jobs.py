@@ -114,3 +114,32 @@ def test_a_flow_that_is_interrupted_cancels_its_jobs(api: Api) -> None:
     report = wait_until_recorded(futures[0].state.state_details.flow_run_id)
     assert report.complete, str(report)
     assert api.state_names(futures[0].task_run_id) == ["Pending", "Running", "Cancelled"]
+
+
+@pytest.mark.parametrize("refused", [(1, 2), (2,)], ids=["none", "no further one"])
+def test_a_flow_that_gets_no_thread_for_an_engine_runs_it_in_its_own(
+    refused: tuple[int, ...], mocker: MockerFixture
+) -> None:
+    """Nothing is lost, runs twice, or keeps the flow from its end."""
+    begin, begun, calls = threading.Thread.start, [], []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith("task-engine"):
+            begun.append(thread)
+            if len(begun) in refused:
+                raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    @job_task(pool="thread", retry_attempts=0)
+    def call(x: int) -> int:
+        calls.append(x)
+        return x
+
+    @flow
+    def run() -> list[int]:
+        return [future.result() for future in [call.submit(x) for x in range(3)]]
+
+    mocker.patch.object(threading.Thread, "start", start)
+    with JobExecutor(max_workers=1):
+        assert run() == [0, 1, 2]
+    assert sorted(calls) == [0, 1, 2]

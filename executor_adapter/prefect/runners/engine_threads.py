@@ -12,7 +12,7 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
@@ -70,8 +70,7 @@ class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
         with self._lend_slot():
             if timeout is None:
                 self.wrapped_future.exception()
-            record = self._record()
-            if record is None:
+            if (record := self._record()) is None:
                 return self._future.result(timeout, raise_on_failure)
         raise_if_suspended()
         return record.result
@@ -92,8 +91,7 @@ class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
 
         A job that adds a callback counts as waiting until then, as in `as_completed`, and lends its slot.
         """
-        loan = current_slot_loan.get()
-        if loan is not None and not self.wrapped_future.done():
+        if (loan := current_slot_loan.get()) is not None and not self.wrapped_future.done():
             loan.begin()
             self.wrapped_future.add_done_callback(lambda _: loan.end())
         super().add_done_callback(fn)
@@ -137,7 +135,8 @@ class Gate:
                 self._places += 1
                 return
             start = self._waiting.popleft()
-        start()
+        with contextlib.suppress(RuntimeError):  # No further thread can be started: the next that is free takes it.
+            start()
 
 
 def waits_only_for_slot(options: Mapping[str, Any], task_run: TaskRun) -> bool:
@@ -201,38 +200,38 @@ class EngineThreads:
         run = functools.partial(run_sync, wait_for=wait_for, return_type="state", task_run=task_run)
         engine = functools.partial(context_of_engine().run, run, job_run, parameters)
 
-        def start() -> None:
-            self._threads.submit(self._run, job_run, engine, future)
-
-        if not self._register(job_run, future):
-            job_run.end_early()  # The task run exists by now, so its engine has to record it as Cancelled.
-            self._run(job_run, engine, future)
-        elif waits_only_for_slot(job_run.options, task_run):
-            gate = self._gate_of(executor)
-            job_run.on_started = gate.leave
-            gate.enter(start)
-        else:
-            start()
+        run_once = functools.partial(self._run, job_run, iter((engine,)), future)
+        start = functools.partial(self._threads.submit, run_once)
+        try:
+            if (gate := self._register(job_run, future, executor)) is None:
+                job_run.end_early()  # The task run exists by now, so its engine has to record it as Cancelled.
+                run_once()
+            elif waits_only_for_slot(job_run.options, task_run):
+                job_run.on_started = gate.leave
+                gate.enter(start)
+            else:
+                start()
+        except RuntimeError:  # The system starts no further thread now, so the caller runs it.
+            with lend_slot():
+                run_once()
         return JobTaskFuture(task_run, future)
 
-    def _register(self, job_run: JobRun, future: Future[State[Any]]) -> bool:
-        """Return whether the job may start: the flow run may have ended while the task run was made."""
+    def _register(self, job_run: JobRun, future: Future[State[Any]], executor: JobExecutor) -> Gate | None:
+        """Return the gate of its engine; None if the flow run has ended while the task run was made."""
         with self._lock:
             self._live[job_run] = future
-            return not self._closed
+            return None if self._closed else self._gates.setdefault(executor, Gate())
 
-    def _gate_of(self, executor: JobExecutor) -> Gate:
-        with self._lock:
-            return self._gates.setdefault(executor, Gate())
-
-    def _run(self, job_run: JobRun, engine: Callable[[], State[Any]], future: Future[State[Any]]) -> None:
-        try:
-            future.set_result(engine())
-        except BaseException as error:
-            future.set_exception(error)
-        finally:
-            with self._lock:
-                self._live.pop(job_run, None)
+    def _run(self, job_run: JobRun, once: Iterator[Callable[[], State[Any]]], future: Future[State[Any]]) -> None:
+        """Run the engine in `once`, unless that was done: a pool keeps what it could start no thread for."""
+        for engine in once:
+            try:
+                future.set_result(engine())
+            except BaseException as error:
+                future.set_exception(error)
+            finally:
+                with self._lock:
+                    self._live.pop(job_run, None)
 
     def _refuse(self, name: str) -> NoReturn:
         if self._flow_run_id in cancelled_runs.ids:
