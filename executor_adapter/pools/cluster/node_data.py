@@ -102,7 +102,8 @@ def send(sock: socket.socket, head: Any, value: Any) -> None:
     body, file = values.dump(value, values.checked_dumps)
     flags, fds = (0, []) if file is None else (wire.IN_FILE, [file.fd])
     frame = wire.pack_frame(wire.MESSAGE, flags, body=pickle.dumps(head, 5) + body)
-    sock.sendall(memoryview(frame)[wire.send_fds(sock, frame, fds) :])
+    if rest := memoryview(frame)[wire.send_fds(sock, frame, fds) :]:  # The other side may have answered, and closed it.
+        sock.sendall(rest)
 
 
 def receive(sock: socket.socket) -> tuple[Any, Any]:
@@ -115,8 +116,7 @@ def receive(sock: socket.socket) -> tuple[Any, Any]:
     while not (arrived := reader.read()):
         pass
     _, flags, *_, body = arrived[0]
-    stream = io.BytesIO(body)
-    head, rest = pickle.load(stream), stream.read()
+    head, rest = pickle.load(stream := io.BytesIO(body)), stream.read()
     if not flags & wire.IN_FILE:
         return head, pickle.loads(rest)
     if (fd := reader.fds.popleft()) < 0:

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.pools.cluster import handshake
 from executor_adapter.pools.cluster.engines.agent_process import AgentProcess, DataServer
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor
 from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, advertised, ports_of, prove, relay
-from executor_adapter.pools.cluster.node_data import VARIABLE, Kept, fetch, keep
+from executor_adapter.pools.cluster.node_data import VARIABLE, Kept, fetch, keep, receive, send
+from executor_adapter.worker import wire
 from tests.waiting import wait_for
 
 TOKEN = b"t" * 32
@@ -130,6 +132,25 @@ def test_what_a_node_cannot_give_or_keep_is_said(monkeypatch: pytest.MonkeyPatch
             keep(1, "job", 1)
     finally:
         server.close()
+
+
+def test_a_node_may_answer_before_the_question_has_returned(mocker: MockerFixture) -> None:
+    """On a busy node the answer is there, and the socket closed, before a worker goes on that has sent its question."""
+    ours, theirs = socket.socketpair()
+    send_fds = wire.send_fds
+
+    def answered(sock: socket.socket, *message: Any) -> int:
+        sent = send_fds(sock, *message)
+        mocker.stop(patched)
+        assert receive(theirs) == (("fetch", "it"), None)
+        send(theirs, True, "value")
+        theirs.close()
+        return sent
+
+    patched = mocker.patch.object(wire, "send_fds", answered)
+    with ours:
+        send(ours, ("fetch", "it"), None)
+        assert receive(ours) == (True, "value")
 
 
 def test_an_agent_that_cannot_connect_is_relayed(listening: Listening) -> None:
