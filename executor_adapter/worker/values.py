@@ -49,6 +49,7 @@ class MemoryFile:
         global _open_files
         _open_files += 1
         self._close = weakref.finalize(self, _close_file, fd)
+        self._close.atexit = False  # At the interpreter's end it may still have to be sent.
         self._content: memoryview | None = None
 
     def spare_descriptor(self) -> None:
@@ -130,8 +131,7 @@ def _map(fd: int, size: int) -> memoryview:
 def _read(fd: int, size: int) -> memoryview:
     content = rest = memoryview(bytearray(size))
     while rest.nbytes:  # One call reads at most 2 GiB.
-        count = os.preadv(fd, [rest], size - rest.nbytes)
-        if not count:  # Otherwise this loop would never end; a mapping raises a ValueError too.
+        if not (count := os.preadv(fd, [rest], size - rest.nbytes)):  # A mapping raises a ValueError too.
             raise ValueError(f"the memory file of a value is shorter than its {size} bytes")
         rest = rest[count:]
     return content

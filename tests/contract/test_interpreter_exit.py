@@ -44,6 +44,28 @@ for number in range(3):
 print("the program is over", flush=True)
 """
 
+LARGE_AT_THE_END = """
+import atexit, os
+from contextlib import suppress
+
+def look():
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # That of the listing itself.
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    print(sorted(future.result() for future in futures), sum("eventfd" in link for link in links))
+
+atexit.register(look)  # The last.
+from executor_adapter import Job, JobExecutor
+
+executor = JobExecutor(1)
+futures = [
+    executor.submit(Job(function=len, args=(bytes(9_000_000 + number),), pool="process", fresh_worker=True))
+    for number in range(4)
+]
+futures[0].result()
+"""
+
 SHUT_DOWN_WHEN_DONE = """
 import time
 from executor_adapter import Job, JobExecutor
@@ -198,3 +220,9 @@ def test_a_hook_has_threads_while_the_interpreter_exits(tmp_path: Path) -> None:
     """A hook of a job that runs after the program's end may use `asyncio.to_thread`; then the program exits."""
     ended = run(HOOKS_AFTER_THE_END, tmp_path)
     assert ended.stdout.splitlines() == ["1 pending None", "1 running None", "IN A THREAD", "1 completed None"]
+
+
+def test_what_waits_at_the_end_keeps_its_descriptors_until_it_is_sent(tmp_path: Path) -> None:
+    """Large arguments still reach their workers, and the worker's ends of what is forked then are closed."""
+    ended = run(LARGE_AT_THE_END, tmp_path)
+    assert ended.stdout == "[9000000, 9000001, 9000002, 9000003] 0\n", ended.stderr

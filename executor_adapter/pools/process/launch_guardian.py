@@ -12,8 +12,7 @@ import secrets
 import signal
 import socket
 import subprocess
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError, WorkerUnavailableError
@@ -62,7 +61,9 @@ class _ForkedEnds:
 
     def __init__(self, fds: list[int]) -> None:
         self.fds = tuple(fds)
-        weakref.finalize(self, _close, fds)
+
+    def __del__(self) -> None:  # `weakref.finalize` stops before executors do, at the end of the interpreter.
+        _close(self.fds)
 
 
 class GuardianClient:
@@ -505,6 +506,6 @@ class GuardianPool(ProcessPool):
                 self.workers.shut_down(worker)
 
 
-def _close(fds: list[int]) -> None:
+def _close(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)
