@@ -6,14 +6,17 @@ import asyncio
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import executor_adapter
 from executor_adapter import Job, JobExecutor, Transition
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
@@ -219,6 +222,27 @@ def test_no_job_is_lost_where_the_program_s_logging_raises_for_our_own_lines(
         logger.removeHandler(handler)
     shown: list[str] = []
     wait_for(lambda: shown.append(capsys.readouterr().err) or "ZeroDivisionError: an observer failed" in "".join(shown))
+
+
+def loggers_of_the_package() -> Iterator[str]:
+    """Give the names of the loggers that modules make which may run on the supervisor's thread."""
+    package = Path(executor_adapter.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).parts[0] not in {"cli", "monitoring", "pipeline", "worker"}:
+            yield from re.findall(r'getLogger\("(executor_adapter[^"]*)"\)', path.read_text())
+
+
+def test_all_our_loggers_keep_what_the_program_s_logging_raises_from_the_supervisor() -> None:
+    """No logger is forgotten, but that of jobs: what it raises is for the function that logs."""
+    names = set(loggers_of_the_package()) - {"executor_adapter.job"}
+    raises = Raises()
+    assert len(names) > 5
+    for logger in map(logging.getLogger, names):
+        logger.addFilter(raises)
+        try:
+            logger.warning("of no use")
+        finally:
+            logger.removeFilter(raises)
 
 
 class Stuck(io.StringIO):
