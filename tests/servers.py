@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -218,6 +218,16 @@ class Server:
             return bool(self.call("GET", "/health"))
         except httpx.HTTPError:
             return False
+
+
+def new_venv(folder: Path, *installs: Sequence[str | Path]) -> Path:
+    """Return the interpreter of a new venv, with what each call of `uv pip install` is to install."""
+    uv, python = Path(sys.executable).parent / "uv", folder / "bin" / "python"
+    env = {**os.environ, "UV_SYSTEM_CERTS": "1"}  # As the Makefile has it.
+    subprocess.run([uv, "--quiet", "venv", "--python", sys.executable, folder], env=env, check=True)
+    for packages in installs:
+        subprocess.run([uv, "--quiet", "pip", "install", "--python", python, *packages], env=env, check=True)
+    return python
 
 
 def new_user_env(home: Path, **variables: str) -> dict[str, str]:

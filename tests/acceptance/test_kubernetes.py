@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.servers import ROOT, new_user_env
+from tests.servers import ROOT, new_user_env, new_venv
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.chaos  # It installs a worker and the schemas.
@@ -44,14 +43,7 @@ print(json.dumps([manifest, extra]))
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter with Prefect's worker."""
-    folder = tmp_path_factory.mktemp("worker")
-    uv, python = Path(sys.executable).parent / "uv", folder / "bin" / "python"
-    for command in (
-        ["venv", "--python", sys.executable, folder, "--clear"],
-        ["pip", "install", "--python", python, *PACKAGES],
-    ):
-        subprocess.run([uv, "--quiet", *command], check=True)
-    return python
+    return new_venv(tmp_path_factory.mktemp("worker") / "venv", PACKAGES)
 
 
 def manifest_of(python: Path, folder: Path, template: Any, **values: Any) -> dict[str, Any]:

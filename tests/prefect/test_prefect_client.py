@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from tests.prefect.conftest import Api
-from tests.servers import ROOT, new_user_env
+from tests.servers import ROOT, new_user_env, new_venv
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.chaos  # It installs forty packages.
@@ -60,13 +59,8 @@ def test_a_flow_runs_with_prefect_client_alone(api: Api, prefect_api: str, tmp_p
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [each for each in project["dependencies"] if not each.startswith("prefect>")]
     (prefect,) = set(project["dependencies"]) - set(needed)
-    uv, python = Path(sys.executable).parent / "uv", tmp_path / "venv" / "bin" / "python"
-    for command in (
-        ["venv", "--python", sys.executable, tmp_path / "venv"],
-        ["pip", "install", "--python", python, prefect.replace("prefect", "prefect-client", 1), *needed],
-        ["pip", "install", "--python", python, "--no-deps", ROOT],
-    ):
-        subprocess.run([uv, "--quiet", *command], check=True)
+    client = prefect.replace("prefect", "prefect-client", 1)
+    python = new_venv(tmp_path / "venv", [client, *needed], ["--no-deps", ROOT])
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     env = new_user_env(tmp_path, PREFECT_API_URL=prefect_api)
