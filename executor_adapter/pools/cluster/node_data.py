@@ -8,6 +8,7 @@ Workers import this module, so it needs nothing but `executor_adapter.worker`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -62,9 +63,8 @@ heads: dict[str, Callable[[Kept], Any]] = {}
 
 def open_kept(head: str, name: Any, node: str) -> Any:
     """Return the engine's reference to a result, or what stands for it where the head is not in this process."""
-    kept = Kept(head, name, node)
-    make_reference = heads.get(head)
-    return kept if make_reference is None else make_reference(kept)
+    make_reference: Callable[[Kept], Any] = heads.get(head, lambda kept: kept)
+    return make_reference(Kept(head, name, node))
 
 
 def fetch(name: Any, shown: str) -> Any:
@@ -112,13 +112,13 @@ def receive(sock: socket.socket) -> tuple[Any, Any]:
     Raises:
         EOFError: the other side has gone.
     """
-    reader = wire.FrameReader(sock, bytearray(1 << 16))
-    while not (arrived := reader.read()):
-        pass
-    _, flags, *_, body = arrived[0]
-    head, rest = pickle.load(stream := io.BytesIO(body)), stream.read()
-    if not flags & wire.IN_FILE:
-        return head, pickle.loads(rest)
-    if (fd := reader.fds.popleft()) < 0:
-        raise JobSerializationError("no file descriptor is left for a large value: raise the limit (ulimit -n)")
-    return head, values.MemoryFile(fd, rest).load()
+    with contextlib.closing(wire.FrameReader(sock, bytearray(1 << 16))) as reader:
+        while not (arrived := reader.read()):
+            pass
+        _, flags, *_, body = arrived[0]
+        head, rest = pickle.load(stream := io.BytesIO(body)), stream.read()
+        if not flags & wire.IN_FILE:
+            return head, pickle.loads(rest)
+        if (fd := reader.fds.popleft() if reader.fds else -1) < 0:
+            raise JobSerializationError("no file descriptor came with a large value: raise the limit (ulimit -n)")
+        return head, values.MemoryFile(fd, rest).load()

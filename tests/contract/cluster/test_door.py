@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 import socket
 import threading
@@ -151,6 +152,21 @@ def test_a_node_may_answer_before_the_question_has_returned(mocker: MockerFixtur
     with ours:
         send(ours, ("fetch", "it"), None)
         assert receive(ours) == (True, "value")
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_a_broken_message_of_a_node_leaves_no_descriptor_and_is_said(with_file: bool) -> None:
+    """A value whose head cannot be unpickled closes the file that came with it; one without its file says so."""
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    body = b"no pickle" if with_file else pickle.dumps("head", 5)
+    wire.send_fds(theirs, wire.pack_frame(wire.MESSAGE, wire.IN_FILE, body=body), [writer] if with_file else [])
+    os.close(writer)
+    with ours, theirs, open(reader, "rb") as left:
+        with pytest.raises(pickle.UnpicklingError if with_file else JobSerializationError, match=r"key|descriptor"):
+            receive(ours)
+        assert left.read() == b""
 
 
 def test_an_agent_that_cannot_connect_is_relayed(listening: Listening) -> None:
