@@ -33,7 +33,7 @@ from tests.contract.cluster.hosts import (
 )
 from tests.waiting import PATIENCE, wait_for
 
-pytestmark = [pytest.mark.chaos, pytest.mark.skipif(not CAN_MAKE_HOSTS, reason="it needs root and ip")]
+pytestmark = [pytest.mark.chaos, pytest.mark.skipif(not CAN_MAKE_HOSTS, reason="it needs root, ip and /dev/net/tun")]
 
 LOST_AFTER = 3.0
 AT_ONCE = RetryPolicy(retry_attempts=20, retry_delay=0.0, jitter=0.0)
@@ -120,12 +120,12 @@ def test_three_faults_lose_nothing_and_run_nothing_twice(
 def test_what_passes_in_one_direction_only_keeps_no_job(pool: FarPool, runs: Runs, tmp_path: Path) -> None:
     """A host that hears nothing and one that nobody hears are both lost in time, while the third is slow."""
     with jobs_on_three_hosts(pool, runs, tmp_path / "cluster") as faults:
-        is_slow = slow_down("far1")
+        slow_down("far1")
         dropped_at = time.monotonic()
         make_deaf("far3")
         make_mute("far2")
 
     assert set(faults.lost) == {"far2", "far3"}
     known = {host: max(times) - dropped_at for host, times in faults.lost.items()}
-    print(f"known after {known}; far1 {'was slow' if is_slow else 'was not slow: this kernel has no netem'}")
+    print(f"known after {known}")
     assert max(known.values()) < 1.25 * LOST_AFTER + 2
