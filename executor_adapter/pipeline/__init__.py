@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.collecting import land as land
     from executor_adapter.pipeline.collecting import read_sample as read_sample
     from executor_adapter.pipeline.collecting import rebuild_table as rebuild_table
-    from executor_adapter.pipeline.lake.stored import remove_leftovers as remove_leftovers
     from executor_adapter.pipeline.lake.table import LakeTable as LakeTable
     from executor_adapter.pipeline.lake.table import is_expired as is_expired
     from executor_adapter.pipeline.lake.table import remove_windows as remove_windows
@@ -57,12 +56,12 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.text_rows import REJECTED as REJECTED
     from executor_adapter.pipeline.upkeep import expire_windows as expire_windows
     from executor_adapter.pipeline.upkeep import rejected_rows as rejected_rows
+    from executor_adapter.pipeline.upkeep import remove_leftovers as remove_leftovers
     from executor_adapter.pipeline.upkeep import settle_windows as settle_windows
     from executor_adapter.pipeline.upkeep import status_of as status_of
 
 _NAMES = {
     ".collecting": "collect_window collect_windows find_windows land read_sample rebuild_table",
-    ".lake.stored": "remove_leftovers",
     ".lake.table": "LakeTable is_expired remove_windows",
     ".processing": "Balance balance balances process_window process_windows reject_reasons windows_to_process",
     ".sources.files": "find_files",
@@ -73,7 +72,7 @@ _NAMES = {
     ".storing": "Collected store_landing",
     ".tables": "ConfiguredTable configured_tables import_references processing_order select_tables",
     ".text_rows": "REJECTED",
-    ".upkeep": "expire_windows rejected_rows settle_windows status_of",
+    ".upkeep": "expire_windows rejected_rows remove_leftovers settle_windows status_of",
 }
 
 __getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)

@@ -15,19 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.pipeline.disk import writing
+from executor_adapter.pipeline.disk import TEMPORARY, writing
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.lake.stored import remove_leftovers
+from executor_adapter.pipeline.lake.stored import WRITING
 from executor_adapter.pipeline.lake.table import is_expired, mark_window, remove_windows
 from executor_adapter.pipeline.processing import balance
-from executor_adapter.pipeline.sources.landing import landings_of, outdated_landings
+from executor_adapter.pipeline.sources.landing import landings_of, unneeded
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import READ
 
 PERIODS = {"hourly": 3_600.0, "daily": 86_400.0, "weekly": 604_800.0, "monthly": 2_678_400.0}
 """Seconds within which new rows are expected, by what `expect` of a table says."""
+
+_LEFTOVERS = (
+    f"{WRITING}/*",
+    *(f"{place}{TEMPORARY}*" for place in ("", ".state/**/", "landing/*/*/.days/", "reports/*/")),
+)
+"""Where a writer that died may have left something; not in the folders of the windows, of which there are many."""
 
 _LENGTHS = {"daily": len("2013-01-31"), "monthly": len("2013-01")}
 
@@ -163,21 +169,23 @@ def settle_windows(table: ConfiguredTable, present: Collection[str], at: datetim
     return gone
 
 
-def clean_lake(root: Path, older_than: float) -> tuple[int, int]:
-    """Remove what writers that died have left, and landings in whose place a newer one of the same window came.
+def remove_leftovers(root: Path, *, older_than: float) -> int:
+    """Remove what writers that died have left, and landings that are not needed; return how many of them.
 
     Args:
         root: the folder of the lake.
-        older_than: seconds since they were last written.
-
-    Returns:
-        How many of each were removed.
+        older_than: seconds since the last write. A writer that lives writes all the time.
     """
-    files = remove_leftovers(root, older_than=older_than)
-    landings = outdated_landings(root, time.time() - older_than)
-    for folder in landings:
-        shutil.rmtree(folder, ignore_errors=True)
-    return files, len(landings)
+    before, removed = time.time() - older_than, 0
+    for left in (*unneeded(root), *(path for pattern in _LEFTOVERS for path in root.glob(pattern))):
+        with suppress(FileNotFoundError):
+            if max(path.stat().st_mtime for path in (left, *left.rglob("*"))) < before:
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
+                removed += 1
+    return removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

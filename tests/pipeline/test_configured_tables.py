@@ -38,7 +38,8 @@ from executor_adapter.pipeline import (
 )
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.processing import windows_to_process
-from executor_adapter.pipeline.upkeep import clean_lake, expire_windows, lateness, settle_windows
+from executor_adapter.pipeline.sources.landing import landings_of
+from executor_adapter.pipeline.upkeep import expire_windows, lateness, remove_leftovers, settle_windows
 from executor_adapter.worker.context import JobContext, enter_job, leave_job
 from tests.api_server import Answer, as_json, serving
 from tests.servers import ROOT
@@ -743,7 +744,7 @@ def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
     for _ in range(2):
         collect(orders)
     collect_window(orders, Window(since="0", until="1"))
-    assert clean_lake(orders.lake, older_than=-1.0) == (0, 1)
+    assert remove_leftovers(orders.lake, older_than=-1.0) == 1
     with database.begin() as connection:
         connection.execute(sa.text("DELETE FROM orders"))
     rebuild_table(orders)
@@ -751,12 +752,15 @@ def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_old_landings_go(airports: ConfiguredTable) -> None:
-    """Of each window the newest landing stays, and older ones go after a while."""
+    """Of each window the newest landing stays, without what a reader has left in it; older ones go after a while."""
     collect(airports)
     (airports.lake.parent / "airports.csv").write_text(AIRPORTS.rsplit("A03")[0])
     collect(airports)
-    assert clean_lake(airports.lake, older_than=3600.0) == (0, 0)
-    assert clean_lake(airports.lake, older_than=-1.0) == (0, 1)
+    assert remove_leftovers(airports.lake, older_than=3600.0) == 0
+    (newest,) = landings_of(airports.lake, airports.tool_name, airports.name)
+    (newest.folder / ".tmp-unpacked").touch()
+    assert remove_leftovers(airports.lake, older_than=-1.0) == 2
+    assert not (newest.folder / ".tmp-unpacked").exists()
     assert counts(collect(airports)) == [(0, "already_collected")]
 
 

@@ -21,9 +21,10 @@ from pytest_mock import MockerFixture
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
 from executor_adapter.pipeline.lake import writer
-from executor_adapter.pipeline.lake.stored import ROW_GROUP, WindowEntry, remove_leftovers
+from executor_adapter.pipeline.lake.stored import ROW_GROUP, WindowEntry
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.writer import FileWriter
+from executor_adapter.pipeline.upkeep import remove_leftovers
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
 from tests.waiting import PATIENCE
 
@@ -316,7 +317,7 @@ def test_the_windows_of_tables_are_not_searched_for_leftovers(tmp_path: Path) ->
     """Only the other folders are walked, since a lake has thousands of windows; no writer leaves anything in theirs."""
     table = lake_table(tmp_path)
     write(table, "w", ROWS)
-    left = [tmp_path / ".tmp-a", table.state / ".tmp-b", tmp_path / "landing" / "tool" / "t" / "w" / ".tmp-c"]
+    left = [tmp_path / ".tmp-a", table.state / ".tmp-b", tmp_path / "landing" / "tool" / "t" / ".days" / ".tmp-c"]
     for path in (*left, table.file_of("w").with_name(".tmp-of-others")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

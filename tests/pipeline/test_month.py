@@ -23,7 +23,7 @@ from executor_adapter.pipeline.flows import steps
 from executor_adapter.pipeline.sources import files, functions, sql
 from executor_adapter.pipeline.sources.rest import resource
 from executor_adapter.pipeline.text_rows import READ
-from executor_adapter.pipeline.upkeep import clean_lake
+from executor_adapter.pipeline.upkeep import remove_leftovers
 from tests.api_server import serving
 from tests.pipeline.month import Clock, Windows, World, shown
 
@@ -166,7 +166,7 @@ class Month:
         name, twin = self.chance.choice(("rebuild", "clean", "clean")), self.chance.choice(self.world.twins)
         # A file that a run cannot read ends a rebuild too: it is put right before.
         if name == "clean" or twin.fails():
-            self.note(f"clean: {clean_lake(self.lake, older_than=-1.0)}")
+            self.note(f"clean: {remove_leftovers(self.lake, older_than=-1.0)}")
             return
         self.note(f"rebuild {twin.full_name}")
         _, tables = self.tables()

@@ -134,7 +134,6 @@ def maintenance_flow(keep_days: Days = 30, config: str | None = None) -> None:
     """
     settings = load_config(config)
     logger = get_run_logger()
-    before = maintenance.sizes(settings)
     tables = [table for tool in settings.tools for table in configured_tables(settings, tool)]
     with JobExecutor(settings.executor.max_workers, config=settings):
         parts = [
@@ -150,6 +149,6 @@ def maintenance_flow(keep_days: Days = 30, config: str | None = None) -> None:
             if part.state.is_completed():
                 logger.info("%s", part.result())
     failed = [str(part.state.message) for part in parts if not part.state.is_completed()]
-    logger.info("left: %s", maintenance.what_is_left(before, maintenance.sizes(settings)))
+    logger.info("left: %s", maintenance.what_is_left(settings))
     if failed:
         raise JobsFailedError(f"{len(failed)} of {len(parts)} parts failed: {'; '.join(failed)}")

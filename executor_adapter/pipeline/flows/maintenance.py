@@ -13,7 +13,7 @@ from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobError
 from executor_adapter.job import size_text
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.pipeline.upkeep import clean_lake, expire_windows
+from executor_adapter.pipeline.upkeep import expire_windows, remove_leftovers
 from executor_adapter.prefect import clean_outbox, job_task, sweep
 from executor_adapter.store import open_store
 
@@ -73,8 +73,8 @@ def clean_results(folder: Path, keep_days: int) -> str:
 @job_task(name="clean lake", **UPKEEP)
 def clean_lake_files(root: Path, keep_days: int) -> str:
     """Remove what writers that died have left, and landings that newer ones replaced; tables stay."""
-    files, landings = clean_lake(root, keep_days * SECONDS_PER_DAY)
-    return f"{files} unfinished files and {landings} old landings removed from the lake"
+    removed = remove_leftovers(root, older_than=keep_days * SECONDS_PER_DAY)
+    return f"{removed} unfinished files and old landings removed from the lake"
 
 
 @job_task(name="keep table", task_run_name="keep {table}", **UPKEEP)
@@ -83,15 +83,15 @@ def keep(table: ConfiguredTable) -> str:
     return f"{table}: {expire_windows(table)} old windows removed"
 
 
-def sizes(settings: Settings) -> dict[str, int]:
-    """Return the bytes on this machine's disk of each thing that runs leave there."""
+def what_is_left(settings: Settings) -> str:
+    """Return how large on this machine's disk each thing is that runs leave there."""
     prefect = get_current_settings()
     places = {"lake": settings.lake, "results": results_folder(), "outbox": prefect.home / "executor-adapter"}
     kind, _, file = (settings.store.url or "").partition("?")[0].partition(":///")
-    files = {name: list(place.rglob("*")) for name, place in places.items()}
+    files = {name: place.rglob("*") for name, place in places.items()}
     if kind == "sqlite":
-        files["store"] = [Path(file + suffix) for suffix in ("", "-wal", "-shm")]
-    return {name: sum(map(_size, each)) for name, each in files.items()}
+        files["store"] = (Path(file + suffix) for suffix in ("", "-wal", "-shm"))
+    return "; ".join(f"{name}: {size_text(sum(map(_size, each)))}" for name, each in files.items())
 
 
 def _size(file: Path) -> int:
@@ -99,11 +99,6 @@ def _size(file: Path) -> int:
         return file.stat().st_size if file.is_file() else 0
     except FileNotFoundError:  # Somebody has removed it meanwhile.
         return 0
-
-
-def what_is_left(before: dict[str, int], now: dict[str, int]) -> str:
-    """Return how large each thing is, and how large it was."""
-    return "; ".join(f"{name}: {size_text(size)}, was {size_text(before[name])}" for name, size in now.items())
 
 
 def results_folder() -> Path:

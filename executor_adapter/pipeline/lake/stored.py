@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline.disk import TEMPORARY, explained, writing
+from executor_adapter.pipeline.disk import explained, writing
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
 
@@ -41,10 +40,10 @@ two old deliveries that come again the older one could win."""
 WINDOW = "window"
 """The column that readers get from the names of the folders."""
 
+WRITING = ".writing"
+"""The folder of the lake in which files are written, each writer in one of its own."""
+
 _KEY = b"executor_adapter.window"
-_WRITING = ".writing"
-_LEFTOVERS = (f"{_WRITING}/*", *(f"{place}{TEMPORARY}*" for place in ("", ".state/**/", "landing/**/", "reports/**/")))
-"""Where a writer that died may have left something; not in the folders of the windows, of which there are many."""
 _FILE = "rows.parquet"
 
 Vanished = Literal["keep", "mark", "delete"]
@@ -58,33 +57,13 @@ MOMENT = pa.timestamp("us", "UTC")
 @contextmanager
 def workspace(root: Path) -> Iterator[Path]:
     """Make a folder for what is being written, on the file system of the lake, and remove it when the block ends."""
-    folder = root / _WRITING / uuid.uuid4().hex
+    folder = root / WRITING / uuid.uuid4().hex
     with explained(folder):
         folder.mkdir(parents=True)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_leftovers(root: Path, *, older_than: float) -> int:
-    """Remove what writers that died have left, and return how many of them.
-
-    Args:
-        root: the folder of the lake.
-        older_than: seconds since the last write. A writer that lives writes all the time.
-    """
-    before, removed = time.time() - older_than, 0
-    for left in [path for pattern in _LEFTOVERS for path in root.glob(pattern)]:
-        with suppress(FileNotFoundError):
-            newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
-            if newest < before:
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink()
-                removed += 1
-    return removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline.disk import explained, locked, sync_folder, writing
+from executor_adapter.pipeline.disk import TEMPORARY, explained, locked, sync_folder, writing
 from executor_adapter.pipeline.errors import data_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -286,20 +286,15 @@ def _current(window: Path) -> list[Landing]:
     return current
 
 
-def outdated_landings(root: Path, before: float) -> list[Path]:
-    """Return the folders of landings that are not needed: those in whose place a newer one came, or that have no end.
+def unneeded(root: Path) -> Iterator[Path]:
+    """Yield landings in whose place a newer one came, or that have no end, and what readers have left in the others.
 
-    `before` is the time of their last write, in seconds since the epoch. Those that are newer may still be continued.
+    Those that were written to a moment ago may still be continued.
     """
-    found: list[Path] = []
-    for window in {folder.parent for folder in root.glob("landing/*/*/*/*Z-*")}:
-        current = [each.folder for each in _current(window)]
-        found += [each for each in window.glob("*Z-*") if each not in current and _last_written(each) < before]
-    return found
-
-
-def _last_written(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    for window in root.glob("landing/*/*/*"):
+        current = {each.folder for each in _current(window)}
+        for folder in window.glob("*Z-*"):
+            yield from folder.glob(f"{TEMPORARY}*") if folder in current else (folder,)
 
 
 def read_landing(folder: Path) -> Landing:
