@@ -136,6 +136,20 @@ def test_as_many_slots_go_back_as_others_wait_for(two_nodes: Pool) -> None:
     assert len(two_nodes.released) == 2
 
 
+def test_slots_are_asked_for_again_as_soon_as_nobody_waits_any_more() -> None:
+    """What went back is asked for again when nobody waits at two looks in a row, though nothing else may go back."""
+    pool = Pool(Agent("a", 1))
+    pool.others = {"a": 1}
+    pool.let(MAX_GRANT + 0.5)
+    pool.end_attempt(pool.agents[0])
+    pool.let(0.5)
+    pool.others = {"a": 0}
+    pool.let(0.5)
+    assert () in pool.rests
+    pool.let(0.5)
+    assert () not in pool.rests
+
+
 def test_an_agent_whose_leases_went_back_for_others_stays_for_those_that_follow() -> None:
     """It ends neither while its pool asks for nothing, nor while that waits for leases, and does so afterwards."""
     pool = Pool(Agent("a", 1))

@@ -72,6 +72,7 @@ WORD = struct.Struct("<I")
 BEATS = 6
 """Beats that an agent sends within `lost_after` seconds."""
 
+_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PROTOCOL = 2
 """Changes whenever a head and an agent of different versions would not understand each other."""
 
@@ -90,7 +91,7 @@ def hello(node: str) -> dict[str, Any]:
         "node": node,
         "pid": os.getpid(),
         "protocol": PROTOCOL,
-        "python": _python(),
+        "python": _PYTHON,
         "missing": "" if HAS_GUARDIAN else "its system lacks pidfd, eventfd or memfd, which Linux 5.4 or newer has",
         "time": time.time(),
     }
@@ -100,10 +101,6 @@ def refusal(node: str, said: dict[str, Any]) -> str:
     """Return why an agent cannot be used; "" if it can."""
     if said["protocol"] != PROTOCOL:
         return f"node {node} has another version of prefect-executor-adapter: install the same one on both"
-    if said["python"] != _python():
-        return f"node {node} has Python {said['python']}, and this program {_python()}: use the same on both"
+    if said["python"] != _PYTHON:
+        return f"node {node} has Python {said['python']}, and this program {_PYTHON}: use the same on both"
     return f"node {node} cannot run jobs: {said['missing']}" if said["missing"] else ""
-
-
-def _python() -> str:
-    return f"{sys.version_info[0]}.{sys.version_info[1]}"

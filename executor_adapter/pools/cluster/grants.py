@@ -391,7 +391,7 @@ class LeaseWatch:
 
     A lease that the pool has had for `max_grant` seconds goes back as soon as its attempt ends while others wait for
     its node: tasks of others by the engine's books, or jobs of the pool whose shape has no lease at all. As many go
-    back as are waited for, and no lease of their shape is asked for in the next `max_grant` seconds.
+    back as are waited for, and no lease of their shape is asked for while others wait, for `max_grant` seconds at most.
     """
 
     def __init__(self, pool: LeasesOwner, books: ShapeBooks, lease_idle: float, max_grant: float) -> None:
@@ -431,9 +431,8 @@ class LeaseWatch:
             for shape in over:
                 del self._books.rests[shape]
             self._books.ask_again()
-        if now >= self._ask_others_at and any(
-            self._is_due(lease) for agent in self._pool.agents for lease in agent.leases
-        ):
+        leases = [lease for agent in self._pool.agents for lease in agent.leases]
+        if now >= self._ask_others_at and (self._books.rests or any(map(self._is_due, leases))):
             self._ask_others_at = math.inf
             self._pool.source.look_for_others()
         if not self._books.rests and not is_awaited:
@@ -474,7 +473,10 @@ class LeaseWatch:
             for agent in able[: starving.leases]:
                 wanted[agent.node] += max(1, math.ceil(dict(shape).get(CPU, UNITS) / UNITS))
         # What waits for a moment only is about to get its place.
-        lasting, self._wanted = wanted & self._wanted, wanted
+        lasting, lately, self._wanted = wanted & self._wanted, wanted | self._wanted, wanted
+        if self._books.rests and not lately:
+            self._books.rests.clear()
+            self._books.ask_again()
         self._retire_for_own = lasting.total() > 0 and not any(waiting.values())
         self._retire(lasting)
 

@@ -330,8 +330,7 @@ class ArrivingFiles:
         """Close a file that is not needed."""
         fd = self._fds.pop(seq, -1)
         if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            os.close(fd)
 
     def close(self) -> None:
         """Close all files."""

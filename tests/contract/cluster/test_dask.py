@@ -224,7 +224,7 @@ def test_an_agent_that_cannot_be_used_is_warned_of_once_and_tried_each_second(
 
 REFUSED_AGENTS = {
     "another Python": (
-        "from executor_adapter.pools.cluster import frames; frames._python = lambda: '3.9'",
+        "from executor_adapter.pools.cluster import frames; frames._PYTHON = '3.9'",
         "has Python 3.9, and this program 3",
     ),
     "another token": ("setup['token'] = '00' * 32", "it does not know this agent's token"),
