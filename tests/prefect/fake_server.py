@@ -33,6 +33,8 @@ class FakeServer:
         self.deleted: set[str] = set()
         """Ids of flow runs that it does not have."""
         self._ids: set[str] = set()
+        self._moments: set[tuple[str, str]] = set()
+        """The task runs and times of the recorded states."""
 
     def send(self, bodies: Sequence[bytes]) -> None:
         """Queue events, or fail as the attributes demand."""
@@ -58,6 +60,9 @@ class FakeServer:
 
     def _record(self, event: dict[str, Any]) -> None:
         task_run_id = event["resource"]["prefect.resource.id"].removeprefix("prefect.task-run.")
+        moment = (task_run_id, event["occurred"])
+        assert moment not in self._moments, "a server fails for all events that it records together with this one"
+        self._moments.add(moment)
         name = event["payload"]["validated_state"]["name"]
         at = datetime.fromisoformat(event["occurred"]).timestamp()
         self.states.setdefault(task_run_id, []).append(name)

@@ -189,6 +189,17 @@ def test_events_that_a_killed_server_lost_are_sent_again() -> None:
     assert harness.server.states == {events[0].task_run_id: ["Pending"], events[1].task_run_id: ["Completed"]}
 
 
+def test_events_that_a_slow_server_seems_to_have_lost_are_recorded_once() -> None:
+    """Events that are sent again while the server still has them are the same to it, so that it fails at none."""
+    events = [event(COMPLETED) for _ in range(100)]
+    harness = Harness(events)
+    harness.run(60)
+    assert len(harness.server.queue) > 100
+    harness.run(60, per_second=100)
+    assert (harness.sender.recorded, harness.sender.is_idle) == (100, True)
+    assert set(map(len, harness.server.states.values())) == {1}
+
+
 def test_a_newer_state_set_by_the_server_is_corrected_with_a_newer_time() -> None:
     """A Cancelled state that the server's clean-up set is corrected by an event with a newer time."""
     final = event(COMPLETED)
@@ -303,12 +314,13 @@ def test_inherited_states_of_a_deleted_flow_run_are_dropped(tmp_path: Path) -> N
     assert harness.sender.is_idle
 
 
-def test_an_inherited_event_that_was_lost_is_kept_as_it_is_sent_again(tmp_path: Path) -> None:
-    """A process that is killed after it has sent a lost state again leaves that one, and so none is recorded twice."""
+def test_an_inherited_event_with_a_newer_time_is_kept_as_it_is_sent_again(tmp_path: Path) -> None:
+    """A process that is killed after it has sent a state with a newer time leaves it, so none is recorded twice."""
     old, harness = event(COMPLETED), Harness([])
+    harness.server.known[old.task_run_id] = Recorded("Cancelled", 1_500_000.0, "The parent flow run was cancelled.")
     harness.inherit(tmp_path / "outbox.db", [old])
     harness.run(0.5)
-    harness.server.lose()
+    harness.server.record()
     harness.run(30)
     (sent,) = harness.server.queue
     harness.sender.outbox.file.release()  # As the end of its process does.

@@ -3,7 +3,8 @@
 The format is that of `prefect.utilities.engine.emit_task_run_state_change_event`, which every Prefect 3 client uses:
 the event `prefect.task-run.<name of the state>`, whose id becomes the state's id and whose `occurred` becomes its
 timestamp. The server's recorder updates the task run from the payload where that timestamp is newer than the recorded
-one, and inserts each state once by its id. So sending an event again is safe.
+one, and inserts each state once by its id. So sending an event again is safe; but it fails, with all that it records
+together, for two states of one task run that have one time and two ids.
 
 The JSON is written as text to save time: there is an event for each state of tens of thousands of jobs.
 """
@@ -74,12 +75,14 @@ class StateEvent:
         """The id of the event, which is the state's id too."""
         return str(json.loads(self.body)["id"])
 
-    def renewed(self, at: float) -> StateEvent:
-        """Return the same state with a new id and the time `at`: the server may have seen the old id, and lost it."""
-        fields = json.loads(self.body)
-        fields["id"], fields["occurred"] = uuid7(), iso(at)
-        fields["resource"]["prefect.state-timestamp"] = fields["occurred"]
-        body = json.dumps(fields, separators=(",", ":")).encode()
+    def again(self, at: float) -> StateEvent:
+        """Return the same state to be sent again, with the time `at`; with another time, it has another id."""
+        body = self.body
+        if at != self.at:
+            fields = json.loads(body)
+            fields["id"], fields["occurred"] = uuid7(), iso(at)
+            fields["resource"]["prefect.state-timestamp"] = fields["occurred"]
+            body = json.dumps(fields, separators=(",", ":")).encode()
         return dataclasses.replace(self, at=at, body=body, send_count=self.send_count + 1, fault_count=0)
 
 

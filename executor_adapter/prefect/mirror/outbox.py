@@ -313,8 +313,7 @@ class Outbox:
 
     def store(self, events: list[StateEvent]) -> bool:
         """Write events that then need not stay in memory; return whether they are in the file."""
-        is_stored = self._write(events, is_held=False)
-        if is_stored:
+        if is_stored := self._write(events, is_held=False):
             self.stored += _finals(events)
         return is_stored
 

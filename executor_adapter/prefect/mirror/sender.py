@@ -438,8 +438,7 @@ class EventSender:
         self._look_up_overdue(api)
 
     def _find_arrived(self, api: ServerApi) -> None:
-        in_flight = self._in_flight
-        if not in_flight:
+        if not (in_flight := self._in_flight):
             return
         known = self._call(api.recorded, list({batch.events[-1].task_run_id for batch in in_flight}))
         recorded = [n for n, batch in enumerate(in_flight, 1) if _is_recorded(batch.events[-1], known)]
@@ -499,7 +498,7 @@ class EventSender:
                 self._give_up(event, f"the server has lost it {MAX_SENDS} times")
             else:
                 self.resent += 1
-                events.append(event.renewed(self._resend_time(event, known.get(event.task_run_id))))
+                events.append(event.again(self._resend_time(event, known.get(event.task_run_id))))
         self.outbox.back_up(event for event in events if event.row is not None)  # As they are now.
         self._put_back(events)
 
