@@ -208,21 +208,6 @@ def test_a_shape_of_the_pool_that_has_no_lease_counts_as_others(two_nodes: Pool)
     assert (first.retiring, second.retiring) == (0, 2)
 
 
-@pytest.mark.parametrize(("others", "retiring"), [({}, [0, 0]), ({"a": 1}, [1, 2])])
-def test_nothing_goes_back_for_jobs_that_have_a_lease_by_now(
-    two_nodes: Pool, others: dict[str, int], retiring: list[int]
-) -> None:
-    """What was to go back for a shape of the pool stays once that has a lease, unless others wait as well."""
-    two_nodes.wanted, two_nodes.others = {TWO_CPUS: Starving(1, {"b"})}, others
-    two_nodes.let(MAX_GRANT + 1)
-    assert two_nodes.agents[1].retiring == 2
-    two_nodes.watch.on_granted()
-    assert two_nodes.agents[1].retiring == 2, "the granted lease was of another shape"
-    two_nodes.wanted = {}
-    two_nodes.watch.on_granted()
-    assert [agent.retiring for agent in two_nodes.agents] == retiring
-
-
 def test_nothing_goes_back_for_what_waits_a_moment_only(two_nodes: Pool) -> None:
     """What is not seen to wait at two looks in a row takes nothing."""
     two_nodes.let(MAX_GRANT)

@@ -405,8 +405,6 @@ class LeaseWatch:
         """When the engine may be asked again what others wait for; never while an answer is awaited."""
         self._wanted: Counter[str] = Counter()
         """Slots that others waited for at the last look, by node."""
-        self._retire_for_own = False
-        """Whether leases are to go back for jobs of the pool alone."""
 
     def begin(self) -> None:
         """Look from now on."""
@@ -418,7 +416,6 @@ class LeaseWatch:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
     def _look(self) -> None:
         self._timer = None
@@ -477,14 +474,7 @@ class LeaseWatch:
         if self._books.rests and not lately:
             self._books.rests.clear()
             self._books.ask_again()
-        self._retire_for_own = lasting.total() > 0 and not any(waiting.values())
         self._retire(lasting)
-
-    def on_granted(self) -> None:
-        """Let leases stay that were to go back for jobs of the pool, if those have a lease by now."""
-        if self._retire_for_own and not self._books.starving():
-            self._retire_for_own = False
-            self._retire(Counter())
 
     def _retire(self, counts: Counter[str]) -> None:
         """Let leases of each node go back when their attempts end: so many plain ones, or all of another shape."""

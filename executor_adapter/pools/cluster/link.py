@@ -106,7 +106,6 @@ def tls_context(certificates: Certificates, *, listens: bool) -> ssl.SSLContext:
         context = ssl.create_default_context(purpose, cafile=ca_file)
         assert cert_file is not None
         context.load_cert_chain(cert_file, key_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED

@@ -193,7 +193,6 @@ class RemotePool(LeasingPool):
             self.release(agent, shape)
             return
         self.shapes.serve(shape)
-        self._watch.on_granted()
         if not self.source.keeps_idle:
             self._watch.begin()
 

@@ -7,12 +7,15 @@ do where they may have imported an earlier one. Modules of installed packages ar
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import functools
 import hashlib
 import pickle
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
 
@@ -61,7 +64,7 @@ def _roots(encoded: bytes, names: Iterable[str]) -> list[str]:
 
 
 def _reached(names: list[str], modules: Mapping[str, tuple[ModuleType, str]]) -> Iterator[Source]:
-    """Yield the modules of the program among these, those that their globals show to be imported, and so on."""
+    """Yield the modules of the program among these, those that their `import` statements name, and so on."""
     seen: set[str] = set()
     while names:
         name = names.pop()
@@ -74,11 +77,22 @@ def _reached(names: list[str], modules: Mapping[str, tuple[ModuleType, str]]) ->
                 source = Source(name, file, _content_of(file), hasattr(module, "__path__"))
                 known = _sources[name] = module.__spec__, source
             yield known[1]
+            names += _imports_of(known[1])
         names.append(name.rpartition(".")[0])
-        for value in list(vars(module).values()):
-            found = getattr(value, "__name__" if isinstance(value, ModuleType) else "__module__", None)
-            if isinstance(found, str):
-                names.append(found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _imports_of(source: Source) -> list[str]:
+    """Return what the `import` statements of a module name, those in its functions too: some of it is no module."""
+    package, names = source.name if source.is_package else source.name.rpartition(".")[0], []
+    with contextlib.suppress(SyntaxError, ValueError, ImportError):  # It has no source, or one that was broken since.
+        for node in ast.walk(ast.parse(source.content or b"")):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                parent = resolve_name("." * node.level + (node.module or ""), package)
+                names += [parent, *(f"{parent}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def choose(encoded: bytes, numbers: Iterable[int], sent: Sequence[Source]) -> tuple[bytes, str]:
@@ -102,8 +116,7 @@ def choose(encoded: bytes, numbers: Iterable[int], sent: Sequence[Source]) -> tu
 
 def _content_of(file: str) -> bytes | None:
     """Return what tells whether two files are the same: the text of a source, or a hash; None if it cannot be read."""
-    try:
+    with contextlib.suppress(OSError):
         content = Path(file).read_bytes()
-    except OSError:
-        return None
-    return content if file.endswith(".py") else hashlib.sha256(content).digest()
+        return content if file.endswith(".py") else hashlib.sha256(content).digest()
+    return None

@@ -310,7 +310,7 @@ def old_helper(tmp_path: Path, two_ssh_hosts: SshServer, monkeypatch: pytest.Mon
     """Nodes that have an older version of the helper."""
     folder = tmp_path / "node"
     folder.mkdir()
-    (folder / "helper_of_program.py").write_text("def times(value, step):\n    return 'old'\n")
+    (folder / "helper_of_program.py").write_text("STEP = 0\ndef times(value, step):\n    return 'old'\n")
     python = f"env PYTHONPATH={ROOT}:{folder} {sys.executable}"
     monkeypatch.setattr(SshServer, "python", property(lambda server: python))
 
@@ -355,6 +355,27 @@ def test_a_reloaded_module_replaces_the_earlier_one(
         assert executor.submit(jobs[1]).result(timeout=PATIENCE) == 42, "the program has not reloaded it"
     importlib.reload(sys.modules["helper_of_program"])
     assert executor.submit(jobs[2]).result(timeout=PATIENCE) == program.double(21) == 43
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from helper_of_program import STEP\ndef double(value):\n    return value * STEP\n",
+        "def double(value):\n    from helper_of_program import STEP\n    return value * STEP\n",
+    ],
+    ids=["at the top", "in the function"],
+)
+@pytest.mark.usefixtures("old_helper")
+def test_a_constant_of_another_version_is_the_program_s(
+    make_ssh_executor: MakeSshExecutor, program: ModuleType, tmp_path: Path, text: str
+) -> None:
+    """What a function imports by name alone, such as a number, is that of the program, and not of the node."""
+    for name, content in {"helper_of_program": "STEP = 2\n", "only_here": text}.items():
+        (tmp_path / f"{name}.py").write_text(content)
+        vars(sys.modules[name]).pop("helper", None)
+        importlib.reload(sys.modules[name])
+    executor = make_ssh_executor(1)
+    assert executor.submit(Job(function=program.double, args=(21,), pool="ssh")).result(timeout=PATIENCE) == 42
 
 
 def test_a_module_that_cannot_be_sent_is_named(

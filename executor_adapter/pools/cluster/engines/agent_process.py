@@ -22,8 +22,6 @@ from executor_adapter.worker import interpreter_command
 
 _ANSWER_TIMEOUT = 2.0
 """Seconds that an agent may take to answer."""
-_STDERR = 2
-"""Takes what an agent's Python prints, too."""
 _CREDENTIALS = struct.Struct("3i")
 """What SO_PEERCRED returns: pid, uid and gid."""
 
@@ -116,7 +114,7 @@ class AgentProcess:
             self._process = subprocess.Popen(
                 interpreter_command(agent_program.BOOTSTRAP),
                 stdin=its_words.fileno(),
-                stdout=_STDERR,
+                stdout=2,  # What its Python prints goes to stderr, too.
                 start_new_session=True,
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, VARIABLE: self._data.address},
