@@ -22,6 +22,7 @@ from executor_adapter.config import (
     ClusterSettings,
     DaskSettings,
     ExecutorSettings,
+    RaySettings,
     Settings,
     SshHostSettings,
     SshSettings,
@@ -31,10 +32,12 @@ from executor_adapter.pools.cluster.grants import agent_with_free_lease
 from executor_adapter.store import open_store
 from executor_adapter.worker.process_tree import resident
 from tests.benchmarks.contestants import POLICY
+from tests.benchmarks.figures import Figures
 from tests.benchmarks.functions import nothing
 from tests.insides import supervisor_of
 
 FarPool = Literal["ssh", "dask"]
+AnyPool = Literal["ssh", "dask", "ray"]
 IDLE_SECONDS = 20.0
 JOBS = 20_000
 """No-op jobs of a round, and jobs that are queued."""
@@ -43,13 +46,13 @@ CHOICES = 200
 """Nodes among which one is chosen."""
 
 
-def ssh_nodes(folder: Path, count: int) -> ClusterSettings:
-    """Return the settings of so many hosts, all of which are this machine."""
+def ssh_nodes(folder: Path, count: int, slots: int = 1) -> ClusterSettings:
+    """Return the settings of so many hosts with some slots each, all of which are this machine."""
     command = folder / "ssh"
     command.write_text('#!/bin/sh\nfor command; do :; done\nexec sh -c "$command"\n')
     command.chmod(0o755)
     hosts = tuple(
-        SshHostSettings(host=f"node{number}", slots=1, python=sys.executable, directory=str(Path.cwd()))
+        SshHostSettings(host=f"node{number}", slots=slots, python=sys.executable, directory=str(Path.cwd()))
         for number in range(count)
     )
     return ClusterSettings(ssh=SshSettings(hosts=hosts, command=(str(command),)), lease_idle=3600.0)
@@ -58,6 +61,11 @@ def ssh_nodes(folder: Path, count: int) -> ClusterSettings:
 def dask_nodes(address: str) -> ClusterSettings:
     """Return the settings of a Dask cluster."""
     return ClusterSettings(dask=DaskSettings(address=address), lease_idle=3600.0)
+
+
+def ray_nodes(address: str) -> ClusterSettings:
+    """Return the settings of a Ray cluster."""
+    return ClusterSettings(ray=RaySettings(address=address), lease_idle=3600.0)
 
 
 def settings_with(cluster: ClusterSettings) -> Settings:
@@ -82,6 +90,13 @@ def measure_nodes(pool: FarPool, cluster: ClusterSettings, nodes: int, folder: P
         idle = _cpu_of(lambda: time.sleep(IDLE_SECONDS)) / IDLE_SECONDS
         job = _cpu_of(lambda: _run(executor, pool, JOBS)) / JOBS
         return held | {"idle": idle, "job": job, "choice": _measure_choice(executor, pool)}
+
+
+def measure_cpu(pool: AnyPool, cluster: ClusterSettings, workers: int) -> Figures:
+    """Measure the CPU seconds of this process for a no-op job that so many workers run, in three rounds."""
+    with JobExecutor(workers, config=settings_with(cluster)) as executor:
+        _run(executor, pool, JOBS // 10)
+        return Figures(tuple(_cpu_of(lambda: _run(executor, pool, JOBS)) / JOBS for _ in range(3)))
 
 
 def _measure_choice(executor: JobExecutor, pool: FarPool) -> float:
@@ -139,11 +154,11 @@ def measure_stored_job(
     return {"cpu": cpu / PACED_JOBS, "writes": counted[0], "written": counted[1], "kept": counted[2]}
 
 
-def _submit(executor: JobExecutor, pool: FarPool) -> Any:
+def _submit(executor: JobExecutor, pool: AnyPool) -> Any:
     return executor.submit(Job(function=nothing, pool=pool, max_runtime=60.0, retry=POLICY))
 
 
-def _run(executor: JobExecutor, pool: FarPool, jobs: int) -> None:
+def _run(executor: JobExecutor, pool: AnyPool, jobs: int) -> None:
     wait([_submit(executor, pool) for _ in range(jobs)])
 
 
