@@ -98,8 +98,8 @@ class TableSettings(Section):
     """What becomes of rows that the source has no longer: they stay (keep), stay with the time in `vanished_at` (mark),
     or are removed (delete); null: delete where the source gives all rows each time, else keep with a key. With a
     cursor it is refused."""
-    vanished_windows: Vanished = "keep"
-    """What becomes of windows that the source has no longer, likewise; for files."""
+    vanished_windows: Literal["keep", "delete"] = "keep"
+    """What becomes of windows that the source has no longer; for files."""
     look_back: Number = Field(default=0.0, ge=0)
     """With a cursor: how late rows may come. They are asked for again up to so far before the newest one: seconds for
     moments, days for dates, else a number."""

@@ -79,7 +79,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
 
 def processing_fingerprint(entry: WindowEntry, steps: str, version: str = "") -> str:
     """Return the fingerprint of what the steps make of a window; `steps` is that of the steps."""
-    return digest(entry.fingerprint, entry.collected_at, entry.vanished_at, steps, version)
+    return digest(entry.fingerprint, entry.collected_at, steps, version)
 
 
 def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> str:

@@ -29,8 +29,6 @@ from executor_adapter.pipeline.text_rows import READ, Text, connected
 MAX_WAITING = 500_000
 """Rows of all windows that wait in memory, at most."""
 
-Wanted = Callable[[str], bool]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:

@@ -205,7 +205,6 @@ class ConfiguredTable:
             key=settings.key,
             cursor=self.cursor,
             vanished_rows=settings.vanished_rows or ("delete" if self.is_whole else None),
-            vanished_windows=settings.vanished_windows,
         )
 
     @property

@@ -20,7 +20,7 @@ from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.stored import WRITING
-from executor_adapter.pipeline.lake.table import is_expired, mark_window, remove_windows
+from executor_adapter.pipeline.lake.table import is_expired, remove_windows
 from executor_adapter.pipeline.processing import balance
 from executor_adapter.pipeline.sources.landing import landings_of, unneeded
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -138,7 +138,7 @@ def lateness(table: ConfiguredTable, now: datetime | None = None) -> float | Non
     return late if late > 0 else None
 
 
-def settle_windows(table: ConfiguredTable, present: Collection[str], at: datetime | None = None) -> list[str]:
+def settle_windows(table: ConfiguredTable, present: Collection[str], now: datetime | None = None) -> list[str]:
     """Apply the table's `vanished_windows` to the windows that its source has no longer, and return their names.
 
     Those that it would not be asked for are left alone.
@@ -146,24 +146,19 @@ def settle_windows(table: ConfiguredTable, present: Collection[str], at: datetim
     Args:
         table: a table of files.
         present: the windows that all its files have together.
-        at: when these were asked for, with a zone; None: now.
+        now: the time, with a zone; None: the current one.
 
     Raises:
         DataProcessingException: DATA_ERROR, the source has no window at all, which is not believed.
     """
-    moment, policy = (at or datetime.now(UTC)).astimezone(UTC), table.settings.vanished_windows
-    known = {window: entry.vanished_at for window, entry in table.raw.windows().items() if window not in present}
-    gone = [
-        window for window, vanished_at in known.items() if vanished_at is None and table.wants(window, moment.date())
-    ]
-    if not gone or policy == "keep":
+    today = (now or datetime.now(UTC)).astimezone(UTC).date()
+    gone = [window for window in table.raw.windows() if window not in present and table.wants(window, today)]
+    if not gone or table.settings.vanished_windows == "keep":
         return gone
     if not present:
         said = f"the source lists no window, so {len(gone)} would be gone: check the source, or remove them by hand"
         raise rows_error(f"{table.raw}: {said}", "lake")
-    for window in gone if policy == "mark" else ():
-        mark_window(table.raw, window, moment.isoformat(timespec="microseconds"))
-    for layer in table.layers if policy == "delete" else ():
+    for layer in table.layers:
         remove_windows(layer, [*gone, *(READ + window for window in gone)])
     log("%s: no longer at the source: %s", table.raw, ", ".join(gone))
     return gone

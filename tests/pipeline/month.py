@@ -418,13 +418,8 @@ class Stock(Files):
         return list({row["item"]: row for row in rows}.values()), 0
 
 
-def marked(row: Row, clock: Clock) -> Row:
-    """Return a row that the source has no longer."""
-    return {**row, "vanished_at": row["vanished_at"] or clock.at.date()}
-
-
 class Visits(Files):
-    """Files that are windows of their own; what becomes of those that vanish is one of three ways."""
+    """Files that are windows of their own; those that vanish stay or go."""
 
     name = "visits"
     chances = (
@@ -438,7 +433,7 @@ class Visits(Files):
 
     def __init__(self, clock: Clock, chance: Random, inbox: Path) -> None:
         super().__init__(clock, chance, inbox)
-        self.policy = chance.choice(("keep", "mark", "delete"))
+        self.policy = chance.choice(("keep", "keep", "delete"))
         self.windows: dict[str, list[Row]] = {}
         self.read: dict[str, str] = {}
         self.gone: dict[str, Delivery] = {}
@@ -493,16 +488,10 @@ class Visits(Files):
         for name in set(self.windows) - set(names):
             if self.policy == "delete":
                 del self.windows[name], self.unfit[name]
-            elif self.policy == "mark":
-                rows = self.windows[name]
-                self.windows[name] = [
-                    {**row, "vanished_at": row["vanished_at"] or self.clock.at.date()} for row in rows
-                ]
 
     def _read(self, name: str) -> None:
         fit = [line for line in self.landed[name].lines if line["times"] != "often"]
-        extra = {"vanished_at": None} if self.policy == "mark" else {}
-        self.windows[name] = [{**line, **extra} for line in fit]
+        self.windows[name] = fit
         self.unfit[name] = len(self.landed[name].lines) - len(fit)
 
     def rebuilt(self) -> None:

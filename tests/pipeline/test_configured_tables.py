@@ -256,9 +256,9 @@ def test_a_file_without_a_row_that_fits_is_read_once(airports: ConfiguredTable) 
     assert [each["records_collected"] for each in collect(airports) + collect(airports)] == [1, 0]
 
 
-@pytest.mark.parametrize(("policy", "left"), [("keep", ["-5", "-6"]), ("mark", ["-5", "-6"]), ("delete", ["-5"])])
+@pytest.mark.parametrize(("policy", "left"), [("keep", ["-5", "-6"]), ("delete", ["-5"])])
 def test_windows_that_vanish_are_settled(airports: ConfiguredTable, policy: str, left: list[str]) -> None:
-    """A window that the file has no longer is kept, marked or deleted, in all layers."""
+    """A window that the file has no longer is kept or deleted, in all layers."""
     file = airports.lake.parent / "airports.csv"
     table = of_file(file.parent, partition="tz", vanished_windows=policy)
     file.write_text("faa,lon,tz\nA,-75,-5\nB,-80,-6\n")
@@ -270,8 +270,6 @@ def test_windows_that_vanish_are_settled(airports: ConfiguredTable, policy: str,
     process(table)
     assert sorted(table.raw.windows()) == sorted(table.processed.windows()) == left
     assert balance("map", [table]).holds
-    if policy == "mark":
-        assert table.raw.windows()["-6"].vanished_at is not None
 
 
 # --- APIs ---

@@ -95,22 +95,14 @@ def test_old_windows_expire(tmp_path: Path) -> None:
     assert [row["n"] for row in with_polars(table.folder)] == [7]
 
 
-@pytest.mark.parametrize(("policy", "rows"), [("keep", 5), ("mark", 5), ("delete", 4)])
+@pytest.mark.parametrize(("policy", "rows"), [("keep", 5), ("delete", 4)])
 def test_windows_that_vanished_are_settled(tmp_path: Path, policy: Any, rows: int) -> None:
-    """They are kept, marked with the time or deleted; a window that comes back is written again."""
+    """They are kept or deleted; a window that was not selected is left alone."""
     selected = days(tmp_path, vanished_windows=policy, windows=DAYS)
     assert settle_windows(selected, ["2013-01-01", "2013-01-03", "2013-02-01"], at(1)) == ["2013-01-02"]
     table = selected.raw
-    found = with_pyarrow(table.folder)
-    assert len(found) == rows
-    marks = {row["n"]: row.get("vanished_at") for row in found}
-    assert marks.get(2) == (at(1) if policy == "mark" else None)
-    assert [marks[n] for n in (1, 3, 4, 5)] == [None] * 4
+    assert len(with_pyarrow(table.folder)) == rows
     assert (table.find("2013-01-02", "v1") is not None) == (policy == "keep")
-    if policy == "mark":
-        assert settle_windows(selected, ["2013-01-01", "2013-01-03", "2013-02-01", "other"], at(2)) == []
-        write(table, "2013-01-02", pa.table({"n": [2]}))
-        assert {row["vanished_at"] for row in with_pyarrow(table.folder)} == {None}
 
 
 def test_a_source_without_any_window_is_not_believed(tmp_path: Path) -> None:

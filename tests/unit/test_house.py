@@ -110,7 +110,7 @@ BUDGETS = {
     "modules": 467,
     "monitoring": 728,
     "persistence": 1_110,
-    "pipeline": 4_842,
+    "pipeline": 4_818,
     "pools": 570,
     "pools/cluster": 3_434,
     "pools/in_process": 633,

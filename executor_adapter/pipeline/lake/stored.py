@@ -47,8 +47,8 @@ _KEY = b"executor_adapter.window"
 _FILE = "rows.parquet"
 
 Vanished = Literal["keep", "mark", "delete"]
-"""What becomes of rows or windows that the source has no longer: they stay, stay with the time at which they were
-missed, or are removed."""
+"""What becomes of rows that the source has no longer: they stay, stay with the time at which they were missed, or are
+removed."""
 VANISHED_AT = "vanished_at"
 """The column that is added to tables whose policy is "mark"."""
 MOMENT = pa.timestamp("us", "UTC")
@@ -101,8 +101,6 @@ class WindowEntry:
     """Rows of the input that steps left out, and that are in no table."""
     merged: int = 0
     """Rows of the input that steps made other rows of; negative where there are more of these."""
-    vanished_at: str | None = None
-    """When the source was seen to have the window no longer; None: it has it."""
 
     @property
     def collected_at(self) -> str:
@@ -222,8 +220,6 @@ class StoredTable:
     """The column by which the source is asked for what is new."""
     vanished_rows: Vanished | None = None
     """What becomes of rows that the source has no longer; None: "keep" with a key, "delete" without."""
-    vanished_windows: Vanished = "keep"
-    """What becomes of windows that the source has no longer: see `settle_windows`."""
     lock_timeout: float = 300.0
     """Seconds to wait for another job that writes to the table."""
 
@@ -288,8 +284,7 @@ class StoredTable:
     @property
     def extra_columns(self) -> pa.Schema:
         """The columns that the lake adds to those of the rows."""
-        marks = "mark" in (self.policy, self.vanished_windows)
-        return pa.schema([(VANISHED_AT, MOMENT)] if marks else [])
+        return pa.schema([(VANISHED_AT, MOMENT)] if self.policy == "mark" else [])
 
     def windows(self) -> dict[str, WindowEntry]:
         """Return the windows that the table has, by name, in the order of the names of their folders.
@@ -311,15 +306,12 @@ class StoredTable:
         return {entry.window: entry for _, entry in found.values()}
 
     def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
-        """Return what is known of a window, None where the table has none; a given `fingerprint` must match too.
-
-        A window that has vanished at the source matches no fingerprint, so that it is written again when it comes back.
-        """
+        """Return what is known of a window, None where the table has none; a given `fingerprint` must match too."""
         try:
             found = _read_entry(self.file_of(window))
         except FileNotFoundError:
             return None
-        return None if fingerprint is not None and (found.fingerprint != fingerprint or found.vanished_at) else found
+        return found if fingerprint in (None, found.fingerprint) else None
 
     def get(self, window: str) -> WindowEntry:
         """Return what is known of a window.

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-
-import pyarrow as pa
 
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import explained, locked, sync_folder
-from executor_adapter.pipeline.lake.merging import marked, since_of
-from executor_adapter.pipeline.lake.stored import VANISHED_AT, Range, StoredTable, WindowEntry, workspace
-from executor_adapter.pipeline.lake.writer import FileWriter, Writer, copy_window, publish
+from executor_adapter.pipeline.lake.merging import since_of
+from executor_adapter.pipeline.lake.stored import Range, StoredTable, WindowEntry, workspace
+from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.text_rows import READ
 
 _DATED = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
@@ -124,19 +122,3 @@ def is_between(window: str, since: str | None, until: str | None) -> bool:
         return True
     last = until and (datetime.fromisoformat(until) - timedelta(microseconds=1)).isoformat()
     return (since is None or window >= since[: len(window)]) and (last is None or window <= last[: len(window)])
-
-
-def mark_window(table: LakeTable, window: str, at: str) -> None:
-    """Mark the rows of a window that its source has no longer with the time at which that was seen."""
-    with workspace(table.root) as space, table.exclusive():
-        found, schema = table.find(window), table.schema()
-        if found is None or schema is None:
-            return
-
-        def mark(rows: pa.Table) -> pa.Table:
-            return marked(rows, rows[VANISHED_AT].is_null(), at)
-
-        file = FileWriter(space / "marked.parquet", schema)
-        path = table.file_of(window)
-        copy_window(path, file, replace(found, vanished_at=at), mark)
-        publish(file.path, path)

@@ -7,7 +7,7 @@ change, all of its windows are written anew, one after another, before the rows 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -95,13 +95,11 @@ def publish(temporary: Path, target: Path) -> None:
         sync_folder(target.parent.parent)
 
 
-def copy_window(
-    path: Path, file: FileWriter, entry: WindowEntry, change: Callable[[pa.Table], pa.Table] = lambda rows: rows
-) -> None:
-    """Write the rows of a window, each table of them changed by `change`, and close the file."""
+def copy_window(path: Path, file: FileWriter, entry: WindowEntry) -> None:
+    """Write the rows of a window, and close the file."""
     try:
         for rows in rows_in(path):
-            file.add(change(rows))
+            file.add(rows)
         file.close(entry)
     finally:
         file.discard()
