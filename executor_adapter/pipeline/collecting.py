@@ -49,7 +49,7 @@ def find_windows(
     Raises:
         DataCollectionException: see `find_files`.
     """
-    today = _today(now)
+    today = (now or datetime.now(UTC)).astimezone(UTC).date()
     if isinstance(table.tool, FilesTool):
         return [replace(each, since=_start(since), until=_start(until)) for each in find_files(table.tool, table.name)]
     if isinstance(table.tool, RestTool) and table.is_dated:
@@ -270,10 +270,6 @@ def _check_selected(table: ConfiguredTable, landing: Landing, done: Collected) -
             f"window {missing[0]!r} is not in {landing.files[0].origin}: the windows are "
             f"{', '.join(sorted((*done.windows, *done.unwanted)))}"
         )
-
-
-def _today(now: datetime | None = None) -> date:
-    return (now or datetime.now(UTC)).astimezone(UTC).date()
 
 
 def _known_parents(table: ConfiguredTable, window: Window) -> frozenset[str]:

@@ -57,8 +57,6 @@ class Loader:
         self._seen = set[str]()
         self.rows = 0
         """Rows that were typed or rejected."""
-        self.rejected = 0
-        """Rows that were rejected."""
 
     def load(self, text: Text) -> Iterator[Loaded]:
         """Yield the typed rows of a text, and pass on its rejects.
@@ -86,7 +84,6 @@ class Loader:
                     rows, windows = rows.filter(right), windows.filter(right)
                 yield Loaded(rows, windows)
             for some in aside.sql("FROM unfit").to_arrow_reader(BATCH_ROWS):
-                self.rejected += some.num_rows
                 said = [pa.repeat(pa.scalar(each), some.num_rows) for each in ("type", self._delivery)]
                 lines = text.lines_of(pc.subtract(some["number"], before))
                 self._on_rejects(pa.RecordBatch.from_arrays([*said, lines, *some.columns], schema=REJECTED))

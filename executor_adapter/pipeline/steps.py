@@ -79,10 +79,6 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
     """
     if isinstance(spec, str):
         spec = {"function": spec} if ":" in spec else {spec: {}}
-    if "stage" in spec:
-        name, options = spec["stage"], {each: value for each, value in spec.items() if each != "stage"}
-        new = {"validate": {"check": options.get("schema")}}.get(str(name), {str(name): options})
-        raise ConfigurationError(f"{key}: {dict(spec)!r} is written {new!r} now")
     kind = next((each for each in spec if each in BUILT_IN), None)
     if kind is None:
         wrong = next(iter(spec), "")
@@ -119,8 +115,7 @@ def _check_options(kind: str, options: dict[str, Any], key: str) -> None:
             raise ConfigurationError(f"{key}: {kind}: {name}: must be at least one column")
     table = options.get("table")
     if table is not None and not re.fullmatch(r"[^./]+\.[^./]+", str(table)):
-        new = ".".join(Path(str(table)).parts[-2:])
-        raise ConfigurationError(f"{key}: {kind}: table: {table!r} is not a table: must be tool.table, such as {new}")
+        raise ConfigurationError(f"{key}: {kind}: table: {table!r} is not allowed: must be tool.table")
     if "sql" in options:
         options["sql"] = _read_sql(str(options["sql"]), key)
 

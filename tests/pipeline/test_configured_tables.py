@@ -781,7 +781,6 @@ def test_a_table_is_late_when_new_rows_are_expected(airports: ConfiguredTable) -
     [
         (["checkx"], "did you mean check?"),
         ([{"key": "id"}], "'key' is not a step"),
-        ([{"stage": "validate", "schema": "nowhere:RULES"}], "is written {'check': 'nowhere:RULES'} now"),
     ],
 )
 def test_steps_are_checked_before_anything_starts(tmp_path: Path, steps: Any, message: str) -> None:

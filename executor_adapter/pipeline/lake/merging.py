@@ -37,18 +37,11 @@ def judged(
     gone = pc.and_(is_asked, pc.invert(replaced))
     if VANISHED_AT in old.column_names:
         gone = pc.and_(gone, pc.is_null(old[VANISHED_AT].combine_chunks()))
-    rows = marked(old, gone, asked.collected_at) if table.policy == "mark" else old
+    if table.policy == "mark":
+        marks = pc.if_else(gone, pa.scalar(datetime.fromisoformat(asked.collected_at), MOMENT), old[VANISHED_AT])
+        old = old.set_column(old.schema.get_field_index(VANISHED_AT), VANISHED_AT, marks)
     leaves = pc.or_(replaced, gone) if table.policy == "delete" else replaced
-    return rows, pc.invert(leaves), replaced.true_count
-
-
-def marked(rows: pa.Table, mask: pa.Array, at: str) -> pa.Table:
-    """Return the rows with the time `at` in those of the mask."""
-    moment = pa.scalar(datetime.fromisoformat(at), MOMENT)
-    before = rows[VANISHED_AT] if VANISHED_AT in rows.column_names else pa.nulls(rows.num_rows, MOMENT)
-    marks = pc.if_else(mask, moment, before)
-    place = rows.schema.get_field_index(VANISHED_AT)
-    return rows.append_column(VANISHED_AT, marks) if place < 0 else rows.set_column(place, VANISHED_AT, marks)
+    return old, pc.invert(leaves), replaced.true_count
 
 
 def key_texts(rows: pa.Table, key: Sequence[str]) -> pa.Array:

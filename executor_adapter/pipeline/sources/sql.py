@@ -24,7 +24,6 @@ from executor_adapter.pipeline.sources.landing import Landing, Window, land_batc
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import check_names, text_array
 
-_CONFIGURATION_ERRORS = (exc.ProgrammingError, exc.NoSuchModuleError)
 _REFUSALS = (
     "authentication failed",
     "no password supplied",
@@ -150,7 +149,7 @@ def _explained(tool: SqlTool) -> Iterator[None]:
         raise configuration_error(f"{_said(tool, f'there is no table {error}')}: correct table") from None
     except exc.ArgumentError as error:
         raise configuration_error(f"{_said(tool, error)}: write it as kind://user@host/database") from None
-    except _CONFIGURATION_ERRORS as error:
+    except (exc.ProgrammingError, exc.NoSuchModuleError) as error:
         raise configuration_error(_said(tool, error)) from None
     except (ModuleNotFoundError, exc.NoSuchColumnError) as error:
         raise configuration_error(f"{_said(tool, error)}: install the driver of the database") from None

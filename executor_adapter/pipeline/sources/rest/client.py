@@ -37,8 +37,6 @@ MAX_ANSWER = 1 << 20
 """Bytes of an answer with a token, at most."""
 DEFAULT_LIFETIME = 300.0
 """Seconds for which a token is taken to be valid whose server does not say."""
-LOCK_TIMEOUT = 60.0
-"""Seconds to wait for the lock of the rate's file, which nobody holds for more than a moment."""
 STEP = 0.5
 """Seconds of a wait that cannot be interrupted, at most."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -295,7 +293,7 @@ class RequestRate:
     def take(self, now: float) -> float:
         """Take the next free moment at or after `now`, and return it; both on the monotonic clock."""
         interval = 1 / self._rate if self._rate else 0.0
-        with locked(self._file, timeout=LOCK_TIMEOUT):
+        with locked(self._file):
             boot, _, free = self._file.read_text().partition(" ")
             moment = max(now, float(free)) if boot == _boot() and free else now
             self._file.write_text(f"{_boot()} {moment + interval!r}")
