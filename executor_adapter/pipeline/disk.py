@@ -77,6 +77,15 @@ def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
             sync_folder(path.parent)
 
 
+def publish(temporary: Path, target: Path) -> None:
+    """Put a whole file in its place; readers see the old one or the new one, also after a crash of the machine."""
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(target)
+        sync_folder(target.parent)
+        sync_folder(target.parent.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Write the names in a folder to the disk, which a rename alone does not."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,7 +1,8 @@
 """What is stored of a table: where its files are, and what each says of itself in its footer.
 
     <lake>/<layer>/<tool>/<table>/window=<window>/rows.parquet   the rows; nothing else is in the table's folder
-    <lake>/.state/<layer>/<tool>/<table>/                        its lock, its index, and its columns
+    <lake>/.state/<layer>/<tool>/<table>/                        its lock, its index and its columns; while
+                                                                 they change, all windows with the new ones
     <lake>/.writing/                                             files that are being written
 
 So every reader of Parquet reads the folder of a table as it stands, with `window` as a column. Rows and what is known
@@ -27,8 +28,9 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline.disk import explained, writing
+from executor_adapter.pipeline.disk import explained, locked, publish, writing
 from executor_adapter.pipeline.errors import rows_error
+from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
 
 ROW_GROUP = 250_000
@@ -254,6 +256,28 @@ class StoredTable:
         """The file of the table's columns."""
         return self.state / "columns"
 
+    @property
+    def changed(self) -> Path:
+        """The folder of windows with other columns, all of them, from which they are put in their places."""
+        return self.state / "changed"
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the table's lock, to change it; a change of its columns that was cut short is finished before."""
+        with locked(self.state / ".lock", timeout=self.lock_timeout):
+            if self.changed.exists():
+                log("%s: the process that changed its columns was killed on the way: all windows get them now", self)
+                self.finish_change()
+            yield
+
+    def finish_change(self) -> None:
+        """Put the windows that have other columns in their places; the caller holds the lock."""
+        for path in self.changed.glob(f"{WINDOW}=*"):
+            publish(path, self.folder / path.name / _FILE)
+        with suppress(FileNotFoundError):  # It may have been killed after that.
+            publish(self.changed / self.columns.name, self.columns)
+        self.changed.rmdir()
+
     def file_of(self, window: str) -> Path:
         """Return where the rows of a window are."""
         # A window can be any value of a column: "America/New_York" must not become two folders, nor ".." one up.
@@ -291,6 +315,10 @@ class StoredTable:
 
         The index has what the footers say, so that a footer is opened once after its file was written.
         """
+        with explained(self.state):
+            if self.changed.exists():  # Files that are mixed may be refused by readers.
+                with self.exclusive():
+                    pass
         index, known, found = self.state / "index.json", dict[str, Any](), dict[str, Any]()
         with suppress(FileNotFoundError, ValueError), explained(index):
             known = _INDEX.validate_json(index.read_bytes())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.pipeline.disk import explained, locked, sync_folder
+from executor_adapter.pipeline.disk import explained, sync_folder
 from executor_adapter.pipeline.lake.merging import since_of
 from executor_adapter.pipeline.lake.stored import Range, StoredTable, WindowEntry, workspace
 from executor_adapter.pipeline.lake.writer import Writer
@@ -86,10 +86,6 @@ class LakeTable(StoredTable):
         if found is None or found.watermark is None or self.cursor is None or schema is None:
             return start
         return since_of(found.watermark, schema.field(self.cursor).type, look_back, start)
-
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Hold the table's lock, to change it."""
-        return locked(self.state / ".lock", timeout=self.lock_timeout)
 
 
 def remove_windows(table: LakeTable, windows: Collection[str]) -> None:

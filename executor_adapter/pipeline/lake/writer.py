@@ -1,7 +1,8 @@
 """Writes windows: their rows as they come, and, when they are all there, each window with what it had before.
 
 Files have row groups of even size and checksums, and are complete or not there at all. Where the columns of a table
-change, all of its windows are written anew, one after another, before the rows come that need it.
+change, all of its windows are written anew, one after another, before the rows come that need it. A process that is
+killed while it puts them in their places leaves the rest to the next one that looks at the table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataProcessingException
-from executor_adapter.pipeline.disk import explained, sync_folder, writing
+from executor_adapter.pipeline.disk import explained, publish, writing
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake import merging
@@ -84,25 +85,6 @@ class FileWriter:
             with explained(self.path):
                 self._opened().write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
                 self._waiting, self.waiting = [], 0
-
-
-def publish(temporary: Path, target: Path) -> None:
-    """Put a whole file in its place; readers see the old one or the new one, also after a crash of the machine."""
-    with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.rename(target)
-        sync_folder(target.parent)
-        sync_folder(target.parent.parent)
-
-
-def copy_window(path: Path, file: FileWriter, entry: WindowEntry) -> None:
-    """Write the rows of a window, and close the file."""
-    try:
-        for rows in rows_in(path):
-            file.add(rows)
-        file.close(entry)
-    finally:
-        file.discard()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,8 +204,7 @@ class Writer:
             log("%s: column %s", self._table, change)
         if changes:
             self._change_columns(schema)
-        if schema != before:
-            # Not before: who changes the columns after this process has died begins anew.
+        elif schema != before:
             with writing(self._table.columns) as columns:
                 columns.write(schema.serialize())
         self._write(found, schema, kind)
@@ -247,15 +228,18 @@ class Writer:
 
     def _change_columns(self, schema: pa.Schema) -> None:
         """Give all windows other columns. None is put in place before all are written: a value may not fit."""
-        written, windows = [], self._table.windows()
-        if any(pq.read_schema(self._table.file_of(window)).remove_metadata() == schema for window in windows):
-            log("%s: the process that changed its columns was killed on the way: all windows get them now", self._table)
-        for number, each in enumerate(windows.values()):
-            path, file = self._table.file_of(each.window), self._new_file(f"changed{number}", schema)
-            copy_window(path, file, each)
-            written.append((file.path, path))
-        for new, path in written:
-            publish(new, path)
+        folder = self._space / "changed"
+        folder.mkdir()
+        for window, entry in self._table.windows().items():
+            path = self._table.file_of(window)
+            file = FileWriter(folder / path.parent.name, schema)
+            for rows in rows_in(path):
+                file.add(rows)
+            file.close(entry)
+        with writing(folder / self._table.columns.name) as columns:
+            columns.write(schema.serialize())
+        publish(folder, self._table.changed)
+        self._table.finish_change()
 
     def _new_file(self, name: str, schema: pa.Schema) -> FileWriter:
         return FileWriter(self._space / f"{name}.parquet", schema)
