@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from executor_adapter import JobExecutor
+from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.supervision import Supervisor
 
 
@@ -22,3 +22,9 @@ def is_asleep(executor: JobExecutor) -> bool:
 def count_as_short(executor: JobExecutor, function: Callable[..., Any]) -> None:
     """Let an executor take a function for one that ends at once, however long it took. On the supervisor's thread."""
     executor._supervisor._run_times.of(function).seconds = 0.0
+
+
+def cancel_queued(job: Job) -> None:
+    """Let a queued job be cancelled, as the supervisor does it."""
+    job.advance(JobStatus.CANCELLED)
+    job.live.wants_slot = False

@@ -160,8 +160,11 @@ _UNITS_OF_MEMORY = {"": 1, "B": 1} | {
 }
 
 
+_REFERENCE = re.compile(r"[\w.]+:[\w.]+")
+
+
 def _check_function(value: Any) -> Any:
-    if callable(value) or (isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value)):
+    if callable(value) or (isinstance(value, str) and _REFERENCE.fullmatch(value)):
         return value
     raise ValueError(f"{value!r} is not callable: pass a function or 'package.module:function'")
 
@@ -184,7 +187,7 @@ def size_in_bytes(value: Any) -> Any:
     return int(size)
 
 
-def _check_memory_limit(value: Any) -> Any:
+def _check_memory(value: Any) -> Any:
     return _check_holds_python(size_in_bytes(value)) if isinstance(value, str) else no_bool(value)
 
 
@@ -200,10 +203,7 @@ def _check_holds_python(size: int) -> int:
 FunctionField = Annotated[Any, BeforeValidator(_check_function)]
 """A callable, or its reference `package.module:function`."""
 
-MemoryLimit = Annotated[
-    Annotated[int, AfterValidator(_check_holds_python)] | None,
-    BeforeValidator(_check_memory_limit),
-]
+MemoryLimit = Annotated[Annotated[int, AfterValidator(_check_holds_python)] | None, BeforeValidator(_check_memory)]
 """Bytes, or text such as "512MiB"; None for no limit."""
 
 

@@ -63,7 +63,6 @@ class JobDriver:
         """The future of the live job with the same dedupe_key: that one runs, and this driver has nothing to do."""
         self.applies_max_runtime = applies_max_runtime
         self.on_message = on_message
-        self.wants_slot = False
         self.waits_for_worker = True
         """Whether `acquire` resolves only when a worker can run the attempt, and not while its process starts."""
         self._supervisor = supervisor
@@ -140,7 +139,7 @@ class JobDriver:
             request(*args)
 
     def _acquire(self) -> None:
-        self.wants_slot = True
+        self.job.live.wants_slot = True
         self._supervisor.dispatcher.push(self.job)
 
     def _attempt(self, prepare: Callable[[Assignment], None]) -> None:
@@ -161,7 +160,7 @@ class JobDriver:
 
     def take_slot(self) -> None:
         """Take the slot that was asked for; it can be used once `slot_granted` is called."""
-        self.wants_slot = False
+        self.job.live.wants_slot = False
         self._holds_slot = True
 
     @property
@@ -187,7 +186,7 @@ class JobDriver:
         """End the job while no attempt runs: the outstanding or next request of its driver raises this error."""
         if self._aborted is None:
             self._aborted = outcome
-            self.wants_slot = False
+            self.job.live.wants_slot = False
             self.attempt_failed(outcome)
 
     def expect_end(self, outcome: Outcome) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
-from executor_adapter.job import TERMINAL, Job, Shape
+from executor_adapter.job import Job, Shape
 
 LineKey = tuple[str, Shape | None, str | None]
 """A pool, the shape of what each attempt needs beside a slot, and a tool whose limits count; None for none."""
@@ -29,6 +29,8 @@ class Line:
     """By priority."""
     priorities: list[int] = field(default_factory=list)
     """The priorities of the jobs, lowest first."""
+    first: Job = field(init=False)
+    """The job that starts next."""
     count: int = 0
     place: object = None
     """Its place among the lines whose first job may be tried; None while that one is held back."""
@@ -39,17 +41,6 @@ class Line:
         for priority in reversed(self.priorities):
             yield from self.jobs[priority]
 
-    @property
-    def first(self) -> Job:
-        """The job that starts next."""
-        return self.jobs[self.priorities[-1]][0]
-
     def turn(self) -> Turn:
         """Return what comes first among lines."""
         return -self.first.priority, self.first.live.queued_at
-
-
-def needs_no_slot(job: Job) -> bool:
-    """Return whether a queued job needs no slot any more: it has ended, or its driver wants none."""
-    live = job.live
-    return job.state.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot)

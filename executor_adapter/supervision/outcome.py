@@ -241,7 +241,7 @@ class FollowUp:
             self._discard.add(assignment, outcome)
         try:
             if outcome.ending is Ending.RETURNED:
-                record_attempt(assignment, None, self._loop.now())
+                record_attempt(assignment, None, self._loop.now)
                 if job.live.driver is not None:
                     job.live.driver.resolve(outcome.body)
                 else:
@@ -251,7 +251,7 @@ class FollowUp:
                 outcome = stopped(job, reason, assignment.position)
             elif outcome.error.is_a(SoftTimeoutError):
                 outcome = _past_soft_timeout(job, outcome.error)
-            record_attempt(assignment, outcome.error, self._loop.now())
+            record_attempt(assignment, outcome.error, self._loop.now)
             self._fail_attempt(job, outcome)
         except BaseException as fault:  # Otherwise nothing would end the job.
             self.fail_undecided(job, fault)
@@ -342,6 +342,7 @@ class FollowUp:
         future, live.future = live.future, None
         if live.driver is not None or not (live.is_plain and outcome.body.is_plain):
             self._discard.add(future, live.payload, live.scope, live.driver, outcome)
+        live.wants_slot = False
         live.payload = live.assignment = live.timers = live.checkpoint = live.scope = None
         future.settle(outcome)
         if self._intake.closed and not self._intake.jobs:
@@ -369,10 +370,10 @@ def _report_retry(job: Job, delay: float) -> None:
     )
 
 
-def record_attempt(assignment: Assignment, error: ErrorFacts | None, now: float) -> None:
-    """Record a finished attempt in its job; `now` counts as its end if the pool did not report one."""
+def record_attempt(assignment: Assignment, error: ErrorFacts | None, now: Callable[[], float]) -> None:
+    """Record a finished attempt in its job; `now` is asked for its end if the pool did not report one."""
     job, live = assignment.job, assignment.job.live
-    ended_at = assignment.ended_at or now
+    ended_at = assignment.ended_at or now()
     started_at = assignment.started_at or ended_at
     asked_at = assignment.stop_asked_at
     record = (  # In the order of Attempt's fields.

@@ -8,16 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import (
-    CPU,
-    GPU,
-    LEASING_POOLS,
-    Job,
-    Shape,
-    amount_text,
-    did_you_mean,
-    units_of,
-)
+from executor_adapter.job import CPU, GPU, LEASING_POOLS, Job, Shape, amount_text, did_you_mean, units_of
 from executor_adapter.pools import GpuShares, LeasingPool, WorkerPool
 from executor_adapter.supervision.line import Line
 

@@ -11,9 +11,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from executor_adapter.job import LEASING_POOLS, TERMINAL, Job, ToolLimit, shape_of
+from executor_adapter.job import LEASING_POOLS, Job, ToolLimit, shape_of
 from executor_adapter.pools import LeasingPool, MemoryGuard, WorkerPool
-from executor_adapter.supervision.line import Line, LineKey, needs_no_slot
+from executor_adapter.supervision.line import Line, LineKey
 from executor_adapter.supervision.resources import Capacity, ResourceLedger
 from executor_adapter.supervision.tools import RateLimiter
 from executor_adapter.worker import lease_time
@@ -43,6 +43,10 @@ class SlotLimits:
         return self.of_pool.get(pool, self.total)
 
 
+Place = tuple[int, float, int, Line]
+"""What lines are sorted by, a number that no other place has, and the line."""
+
+
 class ReadyQueue:
     """Holds all jobs that wait for a slot, in lines; the line whose first job has the highest priority is first.
 
@@ -53,7 +57,7 @@ class ReadyQueue:
     def __init__(self) -> None:
         self.lines: dict[LineKey, Line] = {}
         """The lines that hold jobs."""
-        self.pools: defaultdict[str, list[tuple[int, float, int, Line]]] = defaultdict(list)
+        self.pools: defaultdict[str, list[Place]] = defaultdict(list)
         """The lines of each pool that may be tried, as a heap. A place that is not its line's own any more is void."""
         self._numbers = itertools.count()
 
@@ -68,16 +72,18 @@ class ReadyQueue:
             jobs = line.jobs[job.priority] = deque()
         jobs.appendleft(job) if front else jobs.append(job)
         line.count += 1
-        if line.count == 1 or (line.place is not None and line.jobs[line.priorities[-1]][0] is job):
-            self.enter(line)
+        if line.jobs[line.priorities[-1]][0] is job:
+            line.first = job
+            if line.count == 1 or line.place is not None:
+                self.enter(line)
 
     def enter(self, line: Line) -> None:
         """Let the first job of a line be tried when its turn comes."""
-        job = line.jobs[line.priorities[-1]][0]
         places = self.pools[line.pool]
-        if len(places) > 2 * len(self.lines) + 8:  # Each job that came first has left a void one.
+        if len(places) > 2 * len(self.lines) + 8:  # Each job that was pushed and came first has left a void one.
             places[:] = [place for place in places if place[-1].place is place]
             heapq.heapify(places)
+        job = line.first
         line.place = place = (-job.priority, job.live.queued_at, next(self._numbers), line)
         heapq.heappush(places, place)
 
@@ -88,17 +94,16 @@ class ReadyQueue:
             if pool in full:
                 continue
             while places:
-                line = places[0][-1]
-                if line.place is not places[0]:
+                place = places[0]
+                line = place[-1]
+                if line.place is not place:
                     heapq.heappop(places)
-                    continue
-                job = line.jobs[line.priorities[-1]][0]
-                if job.state.status in TERMINAL or (job.live.driver is not None and not job.live.driver.wants_slot):
+                elif not line.first.live.wants_slot:
                     self.pop(line)
-                    continue
-                if first is None or places[0] < first:
-                    first = places[0]
-                break
+                else:
+                    if first is None or place < first:
+                        first = place
+                    break
         return first and first[-1]
 
     def pop(self, line: Line) -> None:
@@ -108,8 +113,12 @@ class ReadyQueue:
         if not jobs:
             del line.jobs[line.priorities.pop()]
         line.count -= 1
+        places = self.pools[line.pool]
+        if places and places[0] is line.place:
+            heapq.heappop(places)
         line.place = line.wanted = None
         if line.count:
+            line.first = line.jobs[line.priorities[-1]][0]
             self.enter(line)
         else:
             del self.lines[line.pool, line.shape, line.tool]
@@ -117,15 +126,15 @@ class ReadyQueue:
     def ready(self) -> list[Line]:
         """Return the lines that may be tried, each with a first job that needs a slot."""
         for line in list(self.lines.values()):
-            while line.place is not None and needs_no_slot(line.first):
+            while line.place is not None and not line.first.live.wants_slot:
                 self.pop(line)
         return [line for line in self.lines.values() if line.place is not None]
 
     def count(self, line: Line, most: int) -> int:
         """Return how many jobs of a line that is ready need a slot, up to `most`."""
-        if any(map(needs_no_slot, itertools.islice(line, most))):
+        if not all(job.live.wants_slot for job in itertools.islice(line, most)):
             # They would be counted until they come to the head of the line.
-            wanting = [job for job in line if not needs_no_slot(job)]
+            wanting = [job for job in line if job.live.wants_slot]
             line.jobs = {each: deque(jobs) for each, jobs in itertools.groupby(wanting, lambda job: job.priority)}
             line.priorities, line.count = sorted(line.jobs), len(wanting)
         return min(line.count, most)
@@ -308,7 +317,6 @@ class Dispatcher:
         full: set[str] = set()
         memory_is_short = self.memory_guard is not None and self.memory_guard.holds
         while (line := queue.first(full)) is not None:
-            job = line.jobs[line.priorities[-1]][0]
             busy = self.reserved - len(self.lent)
             for pool in pools:
                 busy += pool.busy
@@ -317,7 +325,7 @@ class Dispatcher:
             if busy < limits.total and (not limits.of_pool or self._has_slot(line.pool)):
                 if not self._try(line, start, busy):
                     return ()
-            elif not (limiter.is_used and limiter.limits(job)) and queue_behind(job):
+            elif not (limiter.is_used and limiter.limits(line.first)) and queue_behind(line.first):
                 queue.pop(line)
             elif self._has_leased and (leased := self._make_room()) is not None:
                 self._try(leased, start, busy)
@@ -332,23 +340,25 @@ class Dispatcher:
 
         Return False where it waits until none of the `busy` attempts runs, and nothing may start before it.
         """
-        job = line.jobs[line.priorities[-1]][0]
+        job = line.first
         if line.shape is not None and not self.resources.fits(line):
             line.place = None
             self._short.append(line)
             return True
         if busy and job.live.alone:
             return False
-        line.place = None
-        if not self.rate_limiter.is_used or self.rate_limiter.start(job, line):
-            self.queue.pop(line)
-            if line.shape is not None:
-                self.resources.give(job, line.shape)
-            if job.live.alone:
-                self.exclusive = job
-            start(job)
-            if self._short:
-                self._put_back()  # A start that failed has freed what it took.
+        if self.rate_limiter.is_used:
+            line.place = None
+            if not self.rate_limiter.start(job, line):
+                return True
+        self.queue.pop(line)
+        if line.shape is not None:
+            self.resources.give(job, line.shape)
+        if job.live.alone:
+            self.exclusive = job
+        start(job)
+        if self._short:
+            self._put_back()  # A start that failed has freed what it took.
         return True
 
     def _put_back(self) -> None:

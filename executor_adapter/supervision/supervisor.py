@@ -162,6 +162,7 @@ class Supervisor:
             live.pool, live.payload, live.resources = pool, payload, resources
             live.memory_limit, live.is_plain = job.memory_limit, _is_plain(job)
             live.driver, live.scope, live.queued_at = driver, scope, queued_at
+            live.wants_slot = driver is None
 
         future = JobFuture(job, self.futures)
         future = self.intake.enter(job, future, timeout, is_new=waited is None, prepare=prepare, stored=stored)
@@ -534,5 +535,5 @@ def _is_plain(job: Job) -> bool:
             return False
     elif type(function) is not str and type(function) is not BuiltinFunctionType:
         return False
-    is_plain = not job.args or all(type(argument) in PLAIN_TYPES for argument in job.args)
+    is_plain = not job.args or PLAIN_TYPES.issuperset(map(type, job.args))
     return is_plain and not job.kwargs and not job.metadata

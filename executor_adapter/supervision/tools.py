@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from executor_adapter.job import Job, ToolLimit
 from executor_adapter.store import SharedTools, ToolAsk, ToolControl, ToolShare
-from executor_adapter.supervision.line import Line, needs_no_slot
+from executor_adapter.supervision.line import Line
 
 logger = logging.getLogger("executor_adapter")
 
@@ -455,7 +455,7 @@ class RateLimiter:
         held, tool.lines = tool.lines, []
         for line in held:
             # A job that has ended is dropped in the queue. Here it would be counted among those that wait.
-            if opens_at <= now or needs_no_slot(line.first):
+            if opens_at <= now or not line.first.live.wants_slot:
                 self._release(line)
             else:
                 tool.lines.append(line)

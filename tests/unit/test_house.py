@@ -106,7 +106,7 @@ BUDGETS = {
     "config": 1_036,
     "exceptions": 170,
     "executor": 1_169,
-    "job": 1_102,
+    "job": 1_101,
     "modules": 467,
     "monitoring": 728,
     "persistence": 1_110,
@@ -120,7 +120,7 @@ BUDGETS = {
     "prefect": 6_104,
     "scheduler": 440,
     "store": 1_711,
-    "supervision": 2_492,
+    "supervision": 2_490,
     "worker": 1_803,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

@@ -13,6 +13,7 @@ from executor_adapter.job.validation import ToolLimit
 from executor_adapter.supervision.line import Line
 from executor_adapter.supervision.scheduling import Dispatcher, ReadyQueue, SlotLimits
 from executor_adapter.supervision.tools import RateLimiter
+from tests.insides import cancel_queued
 
 
 class LimitedTools:
@@ -233,7 +234,7 @@ def test_a_job_cancelled_while_held_back_blocks_none() -> None:
     tools = LimitedDispatcher(2, api=ToolLimit(max_concurrent=1))
     jobs = [job() for _ in range(4)]
     tools.submit(*jobs)
-    jobs[1].advance(JobStatus.CANCELLED)  # while it is held back
+    cancel_queued(jobs[1])  # while it is held back
     tools.end(jobs[0])
     assert tools.running == [jobs[2]]
 
@@ -250,7 +251,7 @@ def test_a_job_cancelled_after_its_release_blocks_none() -> None:
     tools.submit(first, second, third)
     tools.submit(job("other"))
     tools.end(first)  # `second` is released and waits for the slot
-    second.advance(JobStatus.CANCELLED)
+    cancel_queued(second)
     tools.end(tools.running[0])
     assert tools.running == [third]
 
@@ -279,7 +280,7 @@ def test_jobs_of_a_tool_start_in_order(data: st.DataObject) -> None:
             case "end" if tools.running:
                 tools.end(data.draw(st.sampled_from(tools.running)))
             case "cancel" if waiting := [each for each in tools.submitted if each.status is JobStatus.PENDING]:
-                data.draw(st.sampled_from(waiting)).advance(JobStatus.CANCELLED)
+                cancel_queued(data.draw(st.sampled_from(waiting)))
                 tools.turn()
             case "advance":
                 tools.advance(tools.time + data.draw(st.sampled_from([0.01, 0.5, 3.0])))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from executor_adapter import Job, JobStatus
 from executor_adapter.supervision.line import LineKey
 from executor_adapter.supervision.scheduling import ReadyQueue
+from tests.insides import cancel_queued
 
 KEYS: list[LineKey] = [("thread", None, None), ("thread", None, "api"), ("process", None, None)]
 
@@ -39,7 +40,7 @@ def test_the_first_job_is_that_of_the_highest_priority_then_the_oldest(data: st.
                 queue.push(job, key, front=True)
                 lists[key].insert(0, job)
             case "cancel" if pending := [job for job in lists[key] if job.status is JobStatus.PENDING]:
-                data.draw(st.sampled_from(pending)).advance(JobStatus.CANCELLED)
+                cancel_queued(data.draw(st.sampled_from(pending)))
             case "hold back" if key in queue.lines and key not in held:
                 queue.lines[key].place = None
                 held.add(key)
