@@ -69,8 +69,8 @@ class Assignment:
     """Variables of the environment that the function sees."""
     memory_limit: int | None = None
     """Resident bytes that the attempt's process tree may hold, if its pool `can_limit_memory`."""
-    short: bool = False
-    """Whether the function is known to be so quick that other assignments may be queued behind it."""
+    max_behind: int = 0
+    """How many other assignments may be queued behind it; none where its function is not known to be quick."""
     worker: Any = None
     pid: int | None = None
     node: str | None = None

@@ -48,6 +48,8 @@ logger = logging.getLogger("executor_adapter")
 
 SHORT_RUN_SECONDS = 0.002
 """Functions that take less than this on average may have other jobs queued behind them in their worker."""
+MAX_BEHIND, MAX_SECONDS_BEHIND = 32, 0.016
+"""How many jobs may be queued behind one, and the seconds that those before the last of them may take together."""
 
 MAX_FUNCTIONS = 1024
 """Functions whose run time is remembered."""
@@ -339,7 +341,7 @@ class Supervisor:
             return False
         try:
             assignment = self._assign(job, job.state.attempt + 1)
-            if assignment.short and pool.queue_behind(assignment):
+            if assignment.max_behind and pool.queue_behind(assignment):
                 if self.pools.next_check_at == NEVER:
                     self.pools.expect_overdue()
                 return True
@@ -364,7 +366,10 @@ class Supervisor:
         assignment.checkpoint = live.checkpoint
         assignment.memory_limit = live.memory_limit
         assignment.run_time = run_time = self._run_times.of(job.function)
-        assignment.short = run_time.seconds <= SHORT_RUN_SECONDS and live.resources is None and not job.fresh_worker
+        seconds = run_time.seconds
+        if seconds <= SHORT_RUN_SECONDS and live.resources is None and not job.fresh_worker:
+            all_fit = MAX_BEHIND * seconds <= MAX_SECONDS_BEHIND
+            assignment.max_behind = MAX_BEHIND if all_fit else int(MAX_SECONDS_BEHIND / seconds)
         if live.resources is not None and (gpus := self.dispatcher.resources.machine.gpus_of(job)):
             assignment.environment = gpu_environment(gpus)
         if live.scope is not None:

@@ -26,7 +26,7 @@ from tests.waiting import wait_for
 
 PACKAGE = "/executor_adapter/"
 BOUNDS = {
-    "process": {"files": 23, "changes": 50, "caller": 21.5, "supervisor": 38, "worker": 24.5},
+    "process": {"files": 23, "changes": 50, "caller": 21.5, "supervisor": 33, "worker": 24.5},
     "thread": {"files": 17, "changes": 39, "caller": 20.5, "supervisor": 27.5},
 }
 """Of one job, on an idle executor: files of the package that its threads enter, and changes from one to another.

@@ -66,7 +66,7 @@ class SimulatedPool(WorkerPool):
 
     def queue_behind(self, assignment: Assignment) -> bool:
         for worker in self.workers:
-            if len(worker.assigned) <= MAX_QUEUED_BEHIND and not worker.stopping and worker.assigned[0].short:
+            if len(worker.assigned) <= MAX_QUEUED_BEHIND and not worker.stopping and worker.assigned[0].max_behind:
                 self._assign(worker, assignment)
                 return True
         return False

@@ -17,7 +17,6 @@ from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.pools.in_process import thread
 from executor_adapter.pools.transport.envelope import Ending
-from executor_adapter.supervision.supervisor import RunTime
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.contract.process_pool.harness import Harness, harness
@@ -137,8 +136,6 @@ def test_the_end_of_one_does_not_undo_the_stop_of_the_one_behind_it(threads: Har
     """A late report of the first job does not undo the stop of the job behind it."""
     gate, started = threading.Event(), threading.Event()
     first, second = threads.submit(hold, gate, short=True), threads.submit(ignore_stop, started, short=True)
-    first.run_time = RunTime()
-    first.run_time.learn(0.0)
     threads.turn(0)
     assert not threads.pending
     gate.set()

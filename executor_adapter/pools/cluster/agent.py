@@ -245,7 +245,7 @@ class Agent:
             # Where a plain one comes first, all those with a lease of their own have started.
             if assignment.is_on_lease or self._pool.busy - self._on_lease < self.slots:
                 self._pool.start(self.queue.popleft())
-            elif assignment.short and self._pool.queue_behind(assignment):
+            elif assignment.max_behind and self._pool.queue_behind(assignment):
                 self.queue.popleft()
                 self._relieve_at = min(self._relieve_at, now + MAX_QUEUED_BEHIND_SECONDS)
             else:

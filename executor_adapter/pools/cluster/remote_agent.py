@@ -213,7 +213,7 @@ class RemoteAgent:
         held.most = max(held.most, held.used)
         if lease is not None:
             self._on_lease[seq] = lease
-        self._long += lease is None and not assignment.short
+        self._long += lease is None and not assignment.max_behind
         if payload.file is None:
             self.link.send(call)
         else:
@@ -246,8 +246,8 @@ class RemoteAgent:
         if self.plain <= self.slots:
             return False
         for assignment in self.live.values():
-            if assignment.short and assignment.started_at is not None and assignment.started_at <= before:
-                assignment.short = False
+            if assignment.max_behind and assignment.started_at is not None and assignment.started_at <= before:
+                assignment.max_behind = 0
                 self._long += 1
         if self.room_behind <= 0 and self._long:
             self._send_now(wire.pack_frame(frames.GIVE_BACK))
@@ -357,7 +357,7 @@ class RemoteAgent:
         self._given.discard(seq)
         lease = self._on_lease.pop(seq, None)
         assignment.worker = None
-        self._long -= lease is None and not assignment.short
+        self._long -= lease is None and not assignment.max_behind
         shape = () if lease is None else lease.shape
         self.held[shape].used -= 1
         self._owner.on_room(self, shape)

@@ -14,6 +14,9 @@ from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload
 from executor_adapter.worker import values, wire
 
+MAX_BEHIND = 8
+"""How many calls may be queued behind a short one on a node, which does not know how short it is."""
+
 
 class RemoteAttempt(Assignment):
     """An attempt that a head has sent."""
@@ -24,7 +27,7 @@ class RemoteAttempt(Assignment):
         job: Any = SimpleNamespace(job_id=job_id)  # All that this process knows of it.
         super().__init__(job, number, payload)
         self.seq = seq
-        self.short = bool(flags & frames.SHORT)
+        self.max_behind = MAX_BEHIND if flags & frames.SHORT else 0
         self.is_on_lease = bool(flags & frames.ON_LEASE)
         """Whether it takes none of the agent's slots."""
         self.is_told = False
@@ -38,7 +41,7 @@ def pack_call(assignment: Assignment, seq: int, of_attempt: bytes, *, on_lease: 
     payload: Payload = assignment.payload
     sizes = b"" if payload.file is None else payload.file.sizes
     part = frames.CALL_PART.pack(assignment.memory_limit or 0, len(sizes)) + sizes
-    flags = payload.flags | (frames.SHORT if assignment.short else 0) | (frames.ON_LEASE if on_lease else 0)
+    flags = payload.flags | (frames.SHORT if assignment.max_behind else 0) | (frames.ON_LEASE if on_lease else 0)
     size, function = len(part) + len(payload.body) + len(of_attempt), payload.function.number
     header = wire.HEADER.pack(
         size, wire.CALL, flags, assignment.number & 0xFFFF, seq, function, payload.max_runtime, 0.0

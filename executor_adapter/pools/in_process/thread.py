@@ -29,11 +29,6 @@ from executor_adapter.pools.transport.envelope import STOPPED, Outcome, raised
 
 logger = logging.getLogger("executor_adapter.thread")
 
-MAX_JOBS_BEHIND = 32
-"""Short jobs that may be queued behind a running one."""
-MAX_SECONDS_BEHIND = 0.016
-"""Seconds that the jobs of one thread may take together, for another to be queued behind them."""
-
 RAISE_INTERVAL = 0.02
 """Seconds after which a thread that took a lock is looked at again, to raise an exception in it."""
 THREAD_STOP_TIMEOUT = 0.2
@@ -131,7 +126,7 @@ class ThreadPool(StartingPool["WorkerThread"]):
 
         So an exception that is raised in its thread cannot reach another function, if it ends just now.
         """
-        running.short = False
+        running.max_behind = 0
         # The last one goes first, since each goes to the front of the queue.
         for assignment in reversed(tuple(worker.assigned)):
             if assignment is not running and worker.take_back(assignment):
@@ -218,13 +213,7 @@ class WorkerThread:
 
     def has_room(self) -> bool:
         """Return whether another short job may be queued behind those it has."""
-        running, count = self.assigned[0], len(self.assigned)
-        return (
-            running.short
-            and count <= MAX_JOBS_BEHIND
-            and count * running.run_time.seconds <= MAX_SECONDS_BEHIND
-            and self.stopping is None
-        )
+        return len(self.assigned) <= self.assigned[0].max_behind and self.stopping is None
 
     def take_back(self, assignment: Assignment) -> bool:
         """Take back an assignment. Return False if it has started."""

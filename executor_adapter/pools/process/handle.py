@@ -26,9 +26,6 @@ from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.pools.transport.send_buffer import SendBuffer, SharedPath
 from executor_adapter.worker import CALL_MAIN, interpreter_command, own_presence, wire
 
-MAX_CALLS_BEHIND = 8
-"""Short calls that may be queued behind a running one."""
-
 MAX_FUNCTIONS = 512
 """Functions that a worker keeps. When it has so many, it forgets all, and is sent again what it needs."""
 
@@ -296,11 +293,10 @@ class WorkerHandle:
         """Return whether another short call may be queued behind those it has."""
         queue = self.queue
         return (
-            len(queue) <= MAX_CALLS_BEHIND
+            len(queue) <= queue[0].max_behind
+            and len(queue) <= queue[-1].max_behind
             and self.ready
             and not (self.retired or self.dropping)
-            and queue[-1].short
-            and queue[0].short
             and queue[0].memory_limit is None
             and self.jobs_done + len(queue) < max_jobs
         )

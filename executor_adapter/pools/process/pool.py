@@ -324,7 +324,7 @@ class ProcessPool(StartingPool[WorkerHandle]):
         return ((worker, worker.queue) for worker in self._busy_workers)
 
     def hand_back_behind(self, worker: WorkerHandle, running: Assignment) -> None:
-        running.short = False
+        running.max_behind = 0
         _, removed = worker.take_back(running, or_those_behind=True)
         self._release_if_empty(worker, removed)
         self._hand_back(removed)

@@ -21,6 +21,9 @@ from executor_adapter.pools.kinds import pool_kinds
 from executor_adapter.pools.transport.envelope import Ending, Outcome
 from tests.waiting import PATIENCE
 
+MAX_BEHIND = 8
+"""How many attempts may be queued behind a short one."""
+
 
 class DueCall:
     """A call that `call_at` was asked for."""
@@ -113,7 +116,7 @@ class Harness:
         job = Job(function=function, args=args, pool=self._kind.name, **fields)
         job.live.payload = self._kind.prepare(job)
         assignment = Assignment(job, 1, job.live.payload)
-        assignment.short = short
+        assignment.max_behind = MAX_BEHIND if short else 0
         for name, value in of_assignment.items():
             setattr(assignment, name, value)
         self.pending.append(assignment)
@@ -151,7 +154,7 @@ class Harness:
             if self.pool.busy < self.pool.max_workers:
                 self.pending.popleft()
                 self.pool.start(first)
-            elif first.short and self.pool.queue_behind(first):
+            elif first.max_behind and self.pool.queue_behind(first):
                 self.pending.popleft()
             else:
                 return

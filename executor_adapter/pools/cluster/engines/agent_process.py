@@ -94,11 +94,7 @@ class AgentProcess:
     """
 
     def __init__(
-        self,
-        head: dict[str, Any],
-        node: str,
-        store: DataStore,
-        report: Callable[[AgentProcess, str | None], object],
+        self, head: dict[str, Any], node: str, store: DataStore, report: Callable[[AgentProcess, str | None], object]
     ) -> None:
         self._lock = threading.Lock()
         self._released: dict[int, threading.Event] = {}
