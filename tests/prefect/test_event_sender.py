@@ -189,15 +189,33 @@ def test_events_that_a_killed_server_lost_are_sent_again() -> None:
     assert harness.server.states == {events[0].task_run_id: ["Pending"], events[1].task_run_id: ["Completed"]}
 
 
-def test_events_that_a_slow_server_seems_to_have_lost_are_recorded_once() -> None:
-    """Events that are sent again while the server still has them are the same to it, so that it fails at none."""
+@pytest.mark.parametrize("minutes", [1, 60])
+def test_a_server_that_records_nothing_for_long_gets_no_more_events(minutes: int) -> None:
+    """While it records nothing only the last event is sent again; then each is recorded once."""
     events = [event(COMPLETED) for _ in range(100)]
     harness = Harness(events)
-    harness.run(60)
-    assert len(harness.server.queue) > 100
+    harness.run(60 * minutes, step=1.0)
+    assert harness.server.requests[0] == 100
+    assert set(harness.server.requests[1:]) == {1}
+    assert harness.sender.progress_at < 1.0
     harness.run(60, per_second=100)
-    assert (harness.sender.recorded, harness.sender.is_idle) == (100, True)
+    assert (harness.sender.recorded, harness.sender.given_up, harness.sender.is_idle) == (100, [], True)
     assert set(map(len, harness.server.states.values())) == {1}
+
+
+def test_what_a_server_has_lost_is_found_behind_what_it_has_not() -> None:
+    """Of the events of a server that lost the first ones in silence, those are sent again, and no others."""
+    states = [event(PENDING), *(event(COMPLETED) for _ in range(99))]
+    harness = Harness(states)
+    harness.run(0.5)
+    for _ in range(40):
+        harness.server.queue.popleft()
+    harness.run(30)
+    harness.run(60, per_second=100)
+    asked = len(harness.server.requests) - 2
+    assert (harness.sender.recorded, harness.sender.resent, harness.sender.is_idle) == (99, 39 + asked, True)
+    assert set(map(len, harness.server.states.values())) == {1}
+    assert len(harness.server.states) == 100
 
 
 def test_a_newer_state_set_by_the_server_is_corrected_with_a_newer_time() -> None:
@@ -322,7 +340,7 @@ def test_an_inherited_event_with_a_newer_time_is_kept_as_it_is_sent_again(tmp_pa
     harness.run(0.5)
     harness.server.record()
     harness.run(30)
-    (sent,) = harness.server.queue
+    sent = harness.server.queue[0]
     harness.sender.outbox.file.release()  # As the end of its process does.
     (left,) = OutboxFile("server", tmp_path / "outbox.db").take_over(10)
     assert left.id == sent["id"] != old.id
@@ -421,12 +439,15 @@ def test_characters_that_a_server_cannot_store_are_replaced() -> None:
 
 
 def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:
-    """A state that the server loses each time is sent a limited number of times."""
-    harness = Harness([event(COMPLETED)])
-    for _ in range(4_000):
+    """A state that the server loses each time, while it records others, is sent a limited number of times."""
+    bad, harness = event(FAILED), Harness([])
+    harness.events.append(bad)
+    for _ in range(100):
+        harness.events.append(event(COMPLETED))
         harness.run(0.5)
-        harness.server.lose()
-    assert len(harness.sender.given_up) == 1
+        harness.server.queue = deque(each for each in harness.server.queue if "Failed" not in each["event"])
+        harness.run(4, per_second=100)
+    assert (harness.sender.given_up, harness.sender.recorded) == ([bad.job_id], 100)
     assert harness.sender.is_idle
 
 

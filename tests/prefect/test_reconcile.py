@@ -13,7 +13,7 @@ from prefect.transactions import transaction
 from pytest_mock import MockerFixture
 
 from executor_adapter.prefect import job_task, wait_until_recorded
-from executor_adapter.prefect.mirror import runs, sender
+from executor_adapter.prefect.mirror import sender
 from executor_adapter.prefect.mirror.server import ServerApi
 from tests.prefect.conftest import Api
 
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 def events_lost(mocker: MockerFixture) -> Iterator[None]:
     """Drop every event silently, as a server with a full queue does."""
     mocker.patch.object(sender, "RECORDING_STALL_TIMEOUT", 1.0)
-    mocker.patch.object(runs, "FLOW_END_STALL_TIMEOUT", 0.5)
     mocker.patch.object(ServerApi, "send")
     try:
         yield

@@ -7,8 +7,11 @@
 The server answers before it has recorded an event. It keeps unrecorded events in queues that drop what exceeds their
 limit (10,000 messages, shared by all clients), and works through them in order. So a batch has arrived when its last
 event is recorded. Then its final states are counted: that is cheap for the server, and exact, because the ids are
-given. Where the count is short for a while, or the server makes no progress, each event is looked up. An event that the
-server has lost, because it was restarted or its queue was full, goes back to the outbox.
+given. Where the count is short for a while, each event is looked up. An event that the server has lost, because it was
+restarted or its queue was full, goes back to the outbox.
+
+A server that records nothing for a while has lost the events or is only slow. So the last one in flight is sent once
+more: once that is recorded, each one before it is recorded or lost.
 """
 
 from __future__ import annotations
@@ -85,14 +88,8 @@ LISTING_STALL_TIMEOUT = 15.0
 
 # --- what is lost ---
 
-RECORDING_STALL_TIMEOUT = 15.0
-"""Seconds without progress after which each event in flight is looked up."""
-
-MAX_RECORDING_STALL_TIMEOUT = 120.0
-"""The same after repeated look-ups without progress, each of which doubles the time to the next."""
-
-STALL_TIMEOUT_AFTER_OUTAGE = 4.0
-"""The same after an outage: the server may have been restarted without its queues."""
+RECORDING_STALL_TIMEOUT = 10.0
+"""Seconds without progress after which the last event in flight is sent once more."""
 
 SHORT_COUNT_TIMEOUT = 3.0
 """Seconds after which the events of a batch whose count is short are looked up: recorders overtake one another."""
@@ -215,6 +212,8 @@ class EventBatch:
     filled_window: bool
     """Whether the window, and not a lack of events, ended the sending after this batch."""
     arrived_at: float = math.inf
+    may_be_lost: bool = False
+    """Whether the server recorded nothing for a while after it was sent: then each event is looked up at the end."""
 
     @property
     def has_arrived(self) -> bool:
@@ -253,8 +252,7 @@ class EventSender:
         """The batches that the server may not have recorded whole, in the order of their requests."""
         self._answers = 0
         """The number of requests that the server has answered."""
-        self._checked_at = -math.inf
-        self._stall_timeout = RECORDING_STALL_TIMEOUT
+        self._checked_at = self._asked_at = -math.inf
         self._last_accepted: StateEvent | None = None
         """An event that the server has accepted. It accepts it again, unless the server itself is in trouble."""
         self._deleted: set[str] = set()
@@ -314,13 +312,9 @@ class EventSender:
             httpx.HTTPError: the server cannot be reached; no event is lost by that.
         """
         before = self._answers
-        try:
-            if self.seconds_until_check() <= 0.0:
-                self._check(api)
-            self._send(api)
-        except httpx.HTTPError:
-            self._stall_timeout = STALL_TIMEOUT_AFTER_OUTAGE
-            raise
+        if self.seconds_until_check() <= 0.0:
+            self._check(api)
+        self._send(api)
         return self._answers > before
 
     def _call(self, request: Callable[..., Any], *args: Any) -> Any:
@@ -432,7 +426,7 @@ class EventSender:
     def _check(self, api: ServerApi) -> None:
         self._checked_at = self._clock()
         self._find_arrived(api)
-        arrived = [batch for batch in self._batches if batch.has_arrived]
+        arrived = [batch for batch in self._batches if batch.has_arrived and not batch.may_be_lost]
         if self._all_counted(api, arrived):
             self._confirm(arrived)
         self._look_up_overdue(api)
@@ -445,11 +439,10 @@ class EventSender:
         if recorded:
             now, arrived = self._clock(), in_flight[: recorded[-1]]
             since = max(self.progress_at, arrived[0].sent_at)
-            self._window.on_recorded(arrived, since, now, is_dry=len(arrived) == len(in_flight))
+            self._window.on_recorded(arrived, since, now, is_dry=arrived == in_flight)
             for batch in arrived:
                 batch.arrived_at = now
             self.progress_at = now
-            self._stall_timeout = RECORDING_STALL_TIMEOUT
 
     def _all_counted(self, api: ServerApi, batches: Iterable[EventBatch]) -> bool:
         by_name: defaultdict[str, set[str]] = defaultdict(set)
@@ -464,27 +457,37 @@ class EventSender:
 
     def _look_up_overdue(self, api: ServerApi) -> None:
         now = self._clock()
-        if self._in_flight and now - self.progress_at > self._stall_timeout:
-            self._stall_timeout = min(MAX_RECORDING_STALL_TIMEOUT, 2 * self._stall_timeout)
+        if self._in_flight and now - max(self.progress_at, self._asked_at) > RECORDING_STALL_TIMEOUT:
+            self._asked_at = now
+            self._set_aside_deleted(api, [event for batch in self._in_flight for event in batch.events])
             self._look_up(api, self._in_flight)
-        overdue = [batch for batch in self._batches if now - batch.arrived_at > SHORT_COUNT_TIMEOUT]
+            if in_flight := self._in_flight:
+                self._last_accepted = in_flight[-1].events[-1]
+                self.resent += self._accepts_another(api, 1) and self._last_accepted.is_final
+        arrived = [batch for batch in self._batches if batch.has_arrived]
+        overdue = [batch for batch in arrived if now - batch.arrived_at > SHORT_COUNT_TIMEOUT and not batch.may_be_lost]
         self._confirm([batch for batch in overdue if self._all_counted(api, [batch])])
-        if short := [batch for batch in overdue if batch in self._batches]:
+        if short := [batch for batch in self._batches if batch in overdue or (batch in arrived and batch.may_be_lost)]:
             self._look_up(api, short)
 
     def _look_up(self, api: ServerApi, batches: list[EventBatch]) -> None:
-        """Look up each event of the batches, and resend those that the server does not have."""
-        ids = dict.fromkeys(event.task_run_id for batch in batches for event in batch.events)
-        known = self._call(api.recorded, list(ids))
+        """Look up each event of the batches. Resend those that the server has lost, or has a newer state than.
+
+        An event in flight that it does not have stays in flight: it may record it yet.
+        """
+        known = self._call(api.recorded, list({event.task_run_id for batch in batches for event in batch.events}))
         lost: list[StateEvent] = []
         for batch in batches:
-            self._batches.remove(batch)
-            for event in batch.events:
-                if not _is_recorded(event, known):
+            events, batch.events, batch.may_be_lost = batch.events, [], True
+            for event in events:
+                newest = known.get(event.task_run_id)
+                if _is_recorded(event, known):
+                    self._mark_recorded(event)
+                elif batch.has_arrived or (newest is not None and newest.at >= event.at):
                     lost.append(event)
                 else:
-                    self._mark_recorded(event)
-        self.progress_at = self._clock()
+                    batch.events.append(event)
+        self._batches = [batch for batch in self._batches if batch.events]
         if lost:
             self._resend(lost, known)
 
