@@ -95,10 +95,10 @@ def kill_host_in_chaos_run(seed: int, tmp_path: Path, seconds: float) -> float:
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as host:
         wait_for(lambda: len(marked_by([mark.encode()])) > 5)
         time.sleep(seconds)
-        assert host.poll() is None
+        wait_for(lambda: len(marked_by([mark.encode()])) > 5)  # Its workers are killed all the time, and replaced.
         below = len(marked_by([mark.encode()])) - 1
+        assert host.poll() is None, "the run was over: the end of the host proves nothing"
         host.kill()
-    assert below >= 5, "the run was over: the end of the host proves nothing"
     took = seconds_until(lambda: not marked_by([mark.encode()]) and lingering() <= before, seconds=PATIENCE)
     print(f"host killed with {below} processes below it: all ended after {took:.2f} s")
     return took
