@@ -27,6 +27,9 @@ REPORTER = "executor_adapter.prefect.crashes.reporter"
 MAX_REPLACEMENTS = 3
 """Sentinels that are started for others that have died. One that cannot live here is not started for ever."""
 
+_SEND_TIMEOUT = 5.0
+"""Seconds for which a flow waits at most for a sentinel that reads nothing, because a signal stopped it."""
+
 _EXIT_TIMEOUT = 1.0
 """Seconds for which the exit of this process waits for the sentinel's, which takes a millisecond."""
 
@@ -67,8 +70,7 @@ class SentinelClient:
         `run_count` is the number of the flow run's current run. `environment` holds the variables that a new process
         needs to reach the flow run's server, besides those of this process.
         """
-        known = self._announced.get(flow_run_id)
-        if known is not None and known["run_count"] == run_count:
+        if self._announced.get(flow_run_id, {}).get("run_count") == run_count:
             return
         message = {"flow_run": flow_run_id, "run_count": run_count, "environment": dict(environment)}
         with self._lock:
@@ -91,17 +93,15 @@ class SentinelClient:
         """Start a sentinel, and send it all messages."""
         try:
             self._process, self._socket = _start_process()
+            self._send(*self._announced.values())
         except OSError as error:
             self._warn(f"cannot be started ({error})")
-        else:
-            for message in list(self._announced.values()):
-                self._send(message)
 
-    def _send(self, message: dict[str, object]) -> None:
+    def _send(self, *messages: dict[str, object]) -> None:
         if self._socket is None:
             return
         try:
-            self._socket.send(json.dumps(message).encode() + b"\n", wire.NO_SIGNAL)
+            self._socket.sendall(b"".join(json.dumps(each).encode() + b"\n" for each in messages), wire.NO_SIGNAL)
         except OSError as error:
             self._replace(error)
 
@@ -124,7 +124,9 @@ class SentinelClient:
         )
 
     def _close(self) -> None:
-        if self._socket is not None:
+        if self._process is not None and self._socket is not None:
+            self._process.kill()  # If it lives, it would take the end of its input for the death of this process.
+            self._process.wait()
             self._socket.close()
         self._process = self._socket = None
 
@@ -169,7 +171,7 @@ def _start_process() -> tuple[subprocess.Popen[bytes], socket.socket]:
         except OSError:
             ours.close()
             raise
-    ours.setblocking(False)  # A sentinel that a signal stopped must not block a flow.
+    ours.settimeout(_SEND_TIMEOUT)
     return process, ours
 
 

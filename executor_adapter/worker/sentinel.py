@@ -29,8 +29,9 @@ from typing import Any
 MAX_FLOW_RUNS = 1_000
 """Flow runs that are remembered, the newest ones: a program may run any number of flows, one after another."""
 
-_REPORTER_TIMEOUT = 120.0
-"""Seconds after which a reporter is killed. It limits its own time, unless something stops it."""
+_REPORTER_TIMEOUT = 600.0
+"""Seconds after which a reporter is killed. It limits its own time, unless something stops it, and notes then what it
+could not report: its imports alone take most of a minute where much else runs."""
 
 
 def main(setup: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """A host with a sentinel: `python -m tests.unit.sentinel_host HOW FILE`. It prints its sentinel's process id.
 
 HOW is what it does after it has announced its flow runs: `exit`, `sleep`, `fork`, where a child sleeps too, `lose`: it
-kills its sentinel, announces one more, and sleeps, or `watch`: the same, but it looks after its sentinel instead.
+kills its sentinel, announces one more, and sleeps, `watch`: the same, but it looks after its sentinel instead, `many`:
+as `watch`, after many more flow runs, or `stop`: it stops its sentinel, and announces many more.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ def main(how: str, file: str) -> None:
     print(sentinel.sentinel_client.pid, flush=True)
     if how == "fork" and os.fork() == 0:
         print(os.getpid(), sentinel.sentinel_client.pid, flush=True)
-    if how in ("lose", "watch"):
+    if how == "stop":
+        assert sentinel.sentinel_client.pid is not None
+        os.kill(sentinel.sentinel_client.pid, signal.SIGSTOP)
+    if how in ("many", "stop"):
+        for number in range(600):
+            sentinel.sentinel_client.announce(f"more-{number}", 1, {"SERVER": "two"})
+    if how == "stop":
+        print(sentinel.sentinel_client.pid, flush=True)
+    if how in ("lose", "watch", "many"):
         kill_sentinel()
         if how == "lose":
             sentinel.sentinel_client.announce("third", 1, {"SERVER": "one"})

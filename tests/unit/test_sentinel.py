@@ -111,6 +111,21 @@ def test_a_killed_sentinel_is_replaced(tmp_path: Path, how: str, more: dict[str,
     assert reports(file) == [("one", {"first": 2} | more), ("two", {"second": 1})]
 
 
+@pytest.mark.parametrize("how", ["many", "stop"])
+def test_the_sentinel_of_many_flow_runs_is_replaced(tmp_path: Path, how: str) -> None:
+    """One that is killed, or stopped, has one successor that knows all flow runs, and reports no death of its own."""
+    file = tmp_path / "report"
+    with host(how, file) as process:
+        first, second = pid_from(process), pid_from(process)
+        assert first != second
+        assert not is_alive(first)
+        assert reports(file) == []
+        process.kill()
+        wait_for(lambda: not is_alive(second))
+    (_, one), (_, two) = reports(file)
+    assert (one, two["second"], len(two)) == ({"first": 2}, 1, 601)
+
+
 def test_a_sentinel_that_always_dies_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     """A few replacements are tried, and then one warning says what is lost and which command mends it."""
     client = SentinelClient()

@@ -42,8 +42,8 @@ PAGE_BYTES = 4096
 MAX_TRANSACTION_EVENTS = 1_000
 """Events that are written at once: about a megabyte, and for so long a caller waits who closes the mirror."""
 
-BUSY_TIMEOUT = 2.0
-"""Seconds to wait for the transaction of another process."""
+BUSY_TIMEOUT = 15.0
+"""Seconds to wait for the transactions of other processes: many may leave their states here at once, as a host ends."""
 BUSY_INTERVAL = 0.01
 
 _SCHEMA = """
