@@ -48,7 +48,6 @@ def test_a_paused_program_does_not_kill_its_guardian(
     make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_guardian_paused_too: bool
 ) -> None:
     """A program that is paused for longer than its guardian may take to answer keeps the guardian and all jobs."""
-    monkeypatch.setattr(launch_guardian, "_EXIT_REPORT_TIMEOUT", 0.4)
     executor = make_executor(2)
     neighbour = executor.submit(Job(function=nap, args=(60, str(tmp_path / "neighbour")), pool="process"))
     victim = executor.submit(Job(function=nap, args=(60, str(tmp_path / "victim")), pool="process", retry=ONCE))
@@ -56,8 +55,10 @@ def test_a_paused_program_does_not_kill_its_guardian(
     guardian = guardian_of(executor)
     dying = victim.job.live.assignment.worker
     os.kill(guardian.pid, signal.SIGSTOP)
-    os.kill(dying.process.pid, signal.SIGKILL)
-    wait_for(lambda: dying.retired)  # The host waits for the guardian's report from now on.
+    with monkeypatch.context() as quick:
+        quick.setattr(launch_guardian, "_REPLY_TIMEOUT", 0.4)
+        os.kill(dying.process.pid, signal.SIGKILL)
+        wait_for(lambda: dying.retired)  # The host waits for the guardian's report from now on.
 
     def pause() -> None:
         if not is_guardian_paused_too:

@@ -115,7 +115,7 @@ BUDGETS = {
     "pools/cluster": 3_431,
     "pools/in_process": 625,
     "pools/memory": 414,
-    "pools/process": 1_535,
+    "pools/process": 1_534,
     "pools/transport": 562,
     "prefect": 6_104,
     "scheduler": 440,

@@ -43,11 +43,12 @@ _OWN_EXIT = -1
 _EXIT_TIMEOUT = 1.0
 """Seconds after which a guardian that was asked to exit is killed."""
 _REPLY_TIMEOUT = 7.0
-"""Seconds to wait for the answer to a request. The guardian itself tries a fork for 5 seconds."""
+"""Seconds to wait for the guardian's report of a fork, which it tries for 5 seconds, or of a death that the host saw.
+
+What the worker has left may be gigabytes, and takes seconds to die on a busy machine.
+"""
 _FORK_SECONDS = 0.1
 """Seconds that the fork of a worker may take, for those that are asked for next."""
-_EXIT_REPORT_TIMEOUT = 2.0
-"""Seconds to wait for the report of a death that the host has seen; the worker may have left many processes."""
 _SWEEP_INTERVAL = 0.005
 _MIN_CLEAN_SWEEPS = 3
 """Sweeps in a row that must find no process: one sweep may miss a process that a dying parent starts meanwhile."""
@@ -130,7 +131,7 @@ class GuardianClient:
 
     def fork(self, number: int, fds: list[int]) -> None:
         """Ask for a worker with these descriptors, which are closed once they are sent."""
-        self.expect_report(number, _REPLY_TIMEOUT)
+        self.expect_report(number)
         self._send(guardian.FORK, number, forked=_ForkedEnds(fds))
 
     def terminate_worker(self, number: int) -> None:
@@ -139,7 +140,7 @@ class GuardianClient:
 
     def kill_worker(self, number: int) -> None:
         """Send SIGKILL to a worker without a pidfd. The guardian must report its exit in time."""
-        self.expect_report(number, _REPLY_TIMEOUT)
+        self.expect_report(number)
         self._send(guardian.KILL, number)
 
     def set_lease(self, until: float) -> None:
@@ -173,15 +174,15 @@ class GuardianClient:
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._expect(_OWN_EXIT, _EXIT_TIMEOUT, "it did not exit when it was asked to")
 
-    def expect_report(self, number: int, seconds: float) -> None:
-        """Kill the guardian if it has not reported on this worker in so many seconds, whatever it says of others.
+    def expect_report(self, number: int) -> None:
+        """Kill the guardian if it has not reported on this worker in time, whatever it says of others.
 
         It may be stopped by a signal. It forks one worker after another, so those asked for before add to the time.
         Before it is ready there is no limit, since its imports may take any time.
         """
         if self.is_ready:
-            reason = f"it did not report on a worker for {seconds:.0f} s"
-            self._expect(number, seconds + _FORK_SECONDS * len(self._due), reason)
+            reason = f"it did not report on a worker for {_REPLY_TIMEOUT:.0f} s"
+            self._expect(number, _REPLY_TIMEOUT + _FORK_SECONDS * len(self._due), reason)
         else:
             self._due[number] = None
 
@@ -239,7 +240,7 @@ class GuardianClient:
         self.is_ready = True
         self._launcher.on_guardian_ready(self)
         for number in tuple(self._due):
-            self.expect_report(number, _REPLY_TIMEOUT)
+            self.expect_report(number)
 
     # --- exit ---
 
@@ -406,7 +407,7 @@ class GuardianLauncher(Launcher):
     def _on_death_seen(self, worker: WorkerHandle, process: ForkedProcess) -> None:
         process.stop_watching()
         self._workers.retire(worker)
-        process.guardian.expect_report(worker.number, _EXIT_REPORT_TIMEOUT)
+        process.guardian.expect_report(worker.number)
 
     def on_worker_forked(self, number: int, pid: int, pidfd: int) -> None:
         """Take note of a worker's process, and take over `pidfd`.
