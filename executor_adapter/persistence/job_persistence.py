@@ -221,7 +221,12 @@ class JobPersistence:
             record = _with_attempt_cut_off(record)
             job = _pending_job(record, self._functions.unpickle)
             if record.crashes > 0 and record.crashes > job.policy.crash_attempts:
-                self._end(record, "WORKER_CRASHED", f"its host died {record.crashes} times while it ran", True)
+                self._end(
+                    record,
+                    "WORKER_CRASHED",
+                    f"its host died, or lost its lease, {record.crashes} times while it ran",
+                    True,
+                )
                 self._intake.quarantined[record.job_id] = self._functions.to_job(record)
                 return None
             self._readmit(job, max(0.0, time.time() - record.created_at))
@@ -231,7 +236,7 @@ class JobPersistence:
             explained = isinstance(error, (InvalidJobError, JobSerializationError, ValueError))
             why = text_of(error) if explained else repr_of(error)
             code = "CONFIGURATION_ERROR" if record.unreadable is None else "DATA_ERROR"
-            self._end(record, code, f"its host has died, and it cannot run here: {why}", False)
+            self._end(record, code, f"its host has gone, and it cannot run here: {why}", False)
             return None
         return job
 
@@ -279,7 +284,7 @@ def _with_attempt_cut_off(record: JobRecord) -> JobRecord:
         queue_seconds=0.0,
         run_seconds=0.0,
         error_code="WORKER_CRASHED",
-        error_message="its host died",
+        error_message="its host died, or lost its lease",
     )
     values = tuple(getattr(attempt, field.name) for field in fields(attempt))
     crashes = record.crashes + (pool not in PROCESS_POOLS)

@@ -49,16 +49,17 @@ class Lease:
         """Seconds since it was renewed."""
         return 0.0 if self._renewed_at is None else lease_time() - self._renewed_at
 
-    def is_about_to_expire(self) -> bool:
-        """Return whether other hosts may soon take this host for dead, although it is alive.
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until this host stops its jobs, since others may soon take it for dead, although it is alive.
 
         Hosts of the same machine see that it lives. Others, in other containers too, see nothing but its lease.
         """
-        return self._expires and self.age > self.seconds * GIVE_UP_SHARE
+        return self.seconds * GIVE_UP_SHARE - self.age
 
     def announce(self, *, is_needed: bool) -> None:
         """Announce until when jobs may run. `is_needed`: whether there are any."""
-        if not is_needed or not self._expires or self._renewed_at is None or self.is_about_to_expire():
+        if not is_needed or not self._expires or self._renewed_at is None or self.seconds_left <= 0:
             until = None
         else:
             until = self._renewed_at + self.seconds * _ANNOUNCED_SHARE

@@ -58,6 +58,11 @@ class PendingWrites:
         """Whether every job that was admitted is in the store, with its latest transition."""
         return not len(self) and not self._unwritten
 
+    @property
+    def is_requeuing(self) -> bool:
+        """Whether jobs are to be recorded for another host that no host can find yet."""
+        return bool(self._requeued)
+
     def on_transition(self, transition: Transition) -> None:
         """Receive a transition, on the supervisor's thread."""
         self._received.append(transition)
@@ -116,6 +121,7 @@ class PendingWrites:
         ended = 0
         for job in jobs:
             due = self._due.pop(job, None)
+            self._requeued.discard(job)
             if job.status not in TERMINAL:
                 self._disowned.add(job)
             elif due is not None:

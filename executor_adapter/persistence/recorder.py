@@ -35,6 +35,7 @@ from executor_adapter.persistence.serialization import (
     refuse_unstorable_texts,
     stored_call,
 )
+from executor_adapter.pools import LoopTimer
 from executor_adapter.store import (
     Host,
     JobRecord,
@@ -69,7 +70,7 @@ MAX_PENDING_WRITES = 100_000
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 5.0
 """Seconds between tries while the store cannot be written; the delay doubles with each."""
 SHUTDOWN_TIMEOUT = 30.0
-"""Seconds for which a shutdown tries to write what is pending."""
+"""Seconds for which a shutdown tries to write what is pending. It waits twice as long for a call that has begun."""
 
 
 class _Request(NamedTuple):
@@ -114,11 +115,15 @@ class Recorder:
         self._recover = recover
         self._recover_every = recover_every if store.durable else None
         self._host: Host | None = None
-        self._lease = Lease(lease, expires=store.durable, announce=supervisor.set_lease)
+        self._lease = Lease(lease, expires=store.durable, announce=self._announce)
+        self._next_watch: LoopTimer | None = None
+        """The supervisor's timer for the end of the lease."""
+        self._is_in_turn = False
+        """Whether the recorder's thread may be waiting for the store."""
         self._pending = PendingWrites(
             supervisor, queue, is_durable=store.durable, requeue_on_shutdown=requeue_on_shutdown
         )
-        self._stopping: list[Job] = []
+        self._stopping: dict[Job, None] = {}
         """Jobs that other hosts may run, and of which an attempt may still run here."""
         self._is_handing_over = False
         """Whether to look for jobs that were handed over but that perhaps no host took."""
@@ -255,17 +260,50 @@ class Recorder:
                 with self._lock:
                     self._start()
 
+    def _watch_lease(self) -> None:
+        """Stop the stored jobs before the lease ends. The recorder's own thread may be waiting for a store that hangs.
+
+        Where it is not, this process was stopped itself, and the recorder is about to find out what has become of it.
+        """
+        if self._next_watch is not None:
+            self._next_watch.cancel()
+        left = self._lease.seconds_left
+        if left <= 0 and (self._is_down or self._is_in_turn):
+            self._stop_before_expiry()
+        elif self._supervisor.intake.jobs:
+            due = self._supervisor.now() + (left if left > 0 else CHECK_INTERVAL)
+            self._next_watch = self._supervisor.call_at(due, self._watch_lease)
+
+    def _stop_before_expiry(self) -> None:
+        self._supervisor.set_lease(None)  # What no other host can know of runs on.
+        intake = self._supervisor.intake
+        known = [job for job in list(intake.jobs.values()) if job not in intake.unwritten]
+        if known and not self._is_handing_over:
+            self._is_handing_over = True
+            text = "%s could not be written for %.0f s, so the lease on it ends: %d jobs are stopped here and run again"
+            logger.error(text, self.store.url, self._lease.age, len(known))
+            self._pending.requeue(known)
+            self._stop(known)
+
     def close(self) -> None:
-        """Write what is pending and end the lease."""
+        """Write what is pending and end the lease, unless the store does not answer."""
         with self._lock:
             self._closing.set()
         self._hurry.set()
         self._wake.set()
         stop_capturing(self._lines)
-        if self._thread is not None:
-            self._thread.join()
+        left = -1
+        while self._thread is not None and self._thread.is_alive() and left != len(self._pending):
+            left = len(self._pending)
+            self._thread.join(2 * SHUTDOWN_TIMEOUT)
+        if self._thread is not None and self._thread.is_alive():
+            logger.error("%d jobs could not be recorded: %s does not answer", left, self.store.url)
 
     # --- on the recorder's thread ---
+
+    def _announce(self, until: float | None) -> None:
+        self._supervisor.set_lease(until)
+        self._supervisor.call_soon(self._watch_lease)
 
     def host(self) -> Host:
         """Return this executor as a host of the store, with its lease begun.
@@ -320,6 +358,7 @@ class Recorder:
     def _turn(self) -> bool:
         """Write and answer all that is due; return whether that has succeeded."""
         number, began = len(self._requests), time.monotonic()
+        self._is_in_turn = True
         try:
             self._pending.collect()
             # Before the collected transitions, so that a reader who sees a job's end finds its whole log.
@@ -335,6 +374,8 @@ class Recorder:
             self._on_lease_lost()
         except Exception:
             logger.exception("the recorder failed in one turn and continues")
+        finally:
+            self._is_in_turn = False
         return False
 
     def _answer(self, number: int) -> None:
@@ -389,8 +430,6 @@ class Recorder:
             self._requests = deque(request for request in self._requests if request.may_wait)
         for request in failed:
             request.done.set_exception(self._unavailable())
-        if self._lease.is_about_to_expire():
-            self._stop_before_expiry()
 
     def _on_lease_lost(self) -> None:
         """Stop all stored jobs; the next turn registers this executor as a new host, which answers the requests."""
@@ -400,20 +439,10 @@ class Recorder:
             self._lease.renew(None)
         self._losses += 1
         self._supervisor.call_soon(self._limiter.on_lease_lost)
-        if known := self._known_jobs():
+        if known := self._pending.known_to_store(list(self._supervisor.intake.jobs.values())):
             self._is_handing_over = True
             self._give_away(known)
         self._wake.set()
-
-    def _stop_before_expiry(self) -> None:
-        """Stop all stored jobs in time, since another host may soon run them."""
-        known = self._known_jobs()
-        if known and not self._is_handing_over:
-            self._is_handing_over = True
-            text = "%s could not be written for %.0f s, so the lease on it ends: %d jobs are stopped here and run again"
-            logger.error(text, self.store.url, self._lease.age, len(known))
-            self._pending.requeue(known)
-            self._stop(known)
 
     def _give_away(self, jobs: list[Job]) -> None:
         """Stop jobs that another host has taken over, and record nothing more of them."""
@@ -427,22 +456,21 @@ class Recorder:
         )
         self._stop(live)
 
-    def _known_jobs(self) -> list[Job]:
-        return self._pending.known_to_store(list(self._supervisor.intake.jobs.values()))
-
     def _stop(self, jobs: list[Job]) -> None:
-        self._stopping += jobs
+        self._stopping.update(dict.fromkeys(jobs))
         for job in jobs:
             self._supervisor.release_job(job)
 
     def _is_stopping(self) -> bool:
-        """Return whether a job that was handed over still runs here.
+        """Return whether a job that was handed over still runs here, or is not in the store as one to be claimed.
 
-        If it were claimed now, it would be ignored as a job that is live here, and then be lost.
+        If it were claimed while it runs, it would be ignored as a job that is live here, and then be lost.
         """
         live = self._supervisor.intake.jobs
-        self._stopping = [job for job in self._stopping if live.get(job.job_id) is job]
-        return bool(self._stopping)
+        for job in list(self._stopping):  # The supervisor may add to them meanwhile.
+            if live.get(job.job_id) is not job:
+                del self._stopping[job]
+        return bool(self._stopping) or self._pending.is_requeuing
 
     # --- writing ---
 

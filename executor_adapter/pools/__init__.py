@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from executor_adapter.pools.in_process.slot_loan import lend_slot as lend_slot
     from executor_adapter.pools.kinds import PoolKinds as PoolKinds
     from executor_adapter.pools.kinds import pool_kinds as pool_kinds
+    from executor_adapter.pools.loop import LoopTimer as LoopTimer
     from executor_adapter.pools.loop import SupervisorLoop as SupervisorLoop
     from executor_adapter.pools.memory.available import AvailableMemory as AvailableMemory
     from executor_adapter.pools.memory.available import MemoryLevel as MemoryLevel
@@ -51,7 +52,7 @@ _NAMES = {
     ".in_process.coroutine": "COROUTINE_STOP_TIMEOUT",
     ".in_process.slot_loan": "SlotLoan current_slot_loan lend_slot",
     ".kinds": "PoolKinds pool_kinds",
-    ".loop": "SupervisorLoop",
+    ".loop": "LoopTimer SupervisorLoop",
     ".memory.available": "AvailableMemory MemoryLevel",
     ".memory.control_groups": "processor_quota",
     ".memory.guard": "MemoryGuard",

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import MAX_QUARANTINED, TERMINAL, JobStatus, check_age
-from executor_adapter.store.base import JobStore, LeaseLostError, Written
+from executor_adapter.store.base import JobStore, Written
 from executor_adapter.store.host import Host
 from executor_adapter.store.pickles import SignedPickles
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, SEARCHED, JobFilter, JobRecord, LogLine, Page
@@ -35,7 +35,6 @@ class MemoryStore(JobStore):
         self._now = clock
         self._lock = threading.Lock()
         self._records: dict[str, JobRecord] = {}
-        self._leases: dict[str, float] = {}
         self._to_cancel: set[str] = set()
         self._lines: dict[str, deque[LogLine]] = {}
 
@@ -113,7 +112,7 @@ class MemoryStore(JobStore):
     # --- for hosts ---
 
     def register(self, host: Host, *, lease: float) -> None:
-        self._leases[host.host_id] = self._now() + lease
+        pass  # No other process could take its jobs.
 
     def write(
         self,
@@ -125,9 +124,6 @@ class MemoryStore(JobStore):
         asks: Sequence[ToolAsk] = (),
     ) -> Written:
         with self._lock:
-            if host_id not in self._leases:
-                raise LeaseLostError(host_id)
-            self._leases[host_id] = self._now() + lease
             taken = [record.job_id for record in changed if not self._change(host_id, record)]
             taken += [record.job_id for record in new if not self._put(host_id, record)]
         self._drop_surplus()
@@ -139,22 +135,12 @@ class MemoryStore(JobStore):
                 self._lines.setdefault(line.job_id, deque(maxlen=MAX_LOG_LINES)).append(line)
 
     def leave(self, host_id: str) -> None:
-        self._leases.pop(host_id, None)
+        pass
 
     def claim(
         self, host: Host, *, queue: str, limit: int = 100, refuse: Callable[[JobRecord], str | None] | None = None
     ) -> list[JobRecord]:
-        with self._lock:
-            if host.host_id not in self._leases:
-                raise LeaseLostError(host.host_id)
-            for host_id in [known for known, until in self._leases.items() if until < self._now()]:
-                del self._leases[host_id]
-            orphans = (r for r in self._records.values() if r.queue == queue and self._is_orphan(r))
-            if refuse is not None:
-                orphans = (record for record in orphans if refuse(record) is None)
-            claimed = [replace(record, host=host.host_id) for record in itertools.islice(orphans, limit)]
-            self._records.update((record.job_id, record) for record in claimed)
-            return claimed
+        return []
 
     def hosts(self) -> list[Host]:
         return []  # All are this process's.
@@ -187,9 +173,6 @@ class MemoryStore(JobStore):
             record = replace(record, function=known.function, call=known.call, pickled=known.pickled, job=known.job)
         self._records[record.job_id] = record  # One that holds its job is whole.
         return True
-
-    def _is_orphan(self, record: JobRecord) -> bool:
-        return record.status not in TERMINAL and (record.host is None or record.host not in self._leases)
 
     def _matching(self, wanted: JobFilter) -> Iterable[JobRecord]:
         with self._lock:

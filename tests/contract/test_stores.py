@@ -32,6 +32,10 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield url
 
 
+has_leases = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+"""Selects the stores that other processes can open."""
+
+
 @pytest.fixture
 def store(url: str) -> Iterator[JobStore]:
     """An empty store."""
@@ -365,6 +369,7 @@ def test_cancel_requests_reach_the_host_of_a_job(store: JobStore, host: Host) ->
     assert store.claim(host, queue="") == []
 
 
+@has_leases
 def test_an_enqueued_job_is_claimed_by_the_next_host_of_its_queue(store: JobStore, host: Host) -> None:
     """An enqueued job is claimed once, by a host of its queue; its id cannot be enqueued again."""
     record = make(None, JobStatus.PENDING, queue="collection")
@@ -379,6 +384,7 @@ def test_an_enqueued_job_is_claimed_by_the_next_host_of_its_queue(store: JobStor
 # --- leases ---
 
 
+@has_leases
 def test_jobs_of_a_host_with_a_lease_cannot_be_claimed(store: JobStore, host: Host) -> None:
     """Jobs cannot be claimed while their host has its lease, and can once it has left."""
     other = elsewhere()
@@ -389,6 +395,7 @@ def test_jobs_of_a_host_with_a_lease_cannot_be_claimed(store: JobStore, host: Ho
     assert len(store.claim(host, queue="")) == 1
 
 
+@has_leases
 def test_a_host_with_an_expired_lease_loses_its_jobs_and_cannot_write(store: JobStore, host: Host) -> None:
     """After its lease has expired and its jobs were claimed, a host's writes and claims raise LeaseLostError."""
     other = elsewhere()
@@ -407,6 +414,7 @@ def test_a_host_with_an_expired_lease_loses_its_jobs_and_cannot_write(store: Job
     assert store.counts()[JobStatus.RUNNING] == 1
 
 
+@has_leases
 def test_a_write_renews_the_lease(store: JobStore, host: Host) -> None:
     """A write renews its host's lease."""
     other = elsewhere()
@@ -416,6 +424,7 @@ def test_a_write_renews_the_lease(store: JobStore, host: Host) -> None:
     assert store.claim(host, queue="") == []
 
 
+@has_leases
 def test_a_claim_takes_at_most_its_limit(store: JobStore, host: Host) -> None:
     """A claim takes at most `limit` jobs."""
     for _ in range(5):
@@ -423,6 +432,7 @@ def test_a_claim_takes_at_most_its_limit(store: JobStore, host: Host) -> None:
     assert [len(store.claim(host, queue="", limit=2)) for _ in range(4)] == [2, 2, 1, 0]
 
 
+@has_leases
 def test_two_hosts_never_claim_the_same_job(store: JobStore) -> None:
     """Hosts that claim at the same time never get the same job."""
     for _ in range(200):

@@ -34,7 +34,7 @@ def open_sql_store(url: str) -> JobStore:
 
 
 UPGRADE_TIMEOUT = 60.0
-"""Seconds that opening a SQLite file waits for a program that creates or upgrades its schema."""
+"""Seconds that opening a store waits for a program that creates or upgrades its schema."""
 _LOCK = 0x657865637574
 """PostgreSQL's advisory lock that is held while the schema is changed."""
 
@@ -60,6 +60,7 @@ def _migrate(engine: Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with _alembic_lock, engine.execution_options(writes=True, busy_timeout=UPGRADE_TIMEOUT).begin() as connection:
         if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SET LOCAL lock_timeout = '{UPGRADE_TIMEOUT:.0f}s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         if (found := _revision(connection)) != REVISION:
             config.attributes["connection"] = connection

@@ -22,13 +22,15 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store.base import StoreUnavailableError
 
 BUSY_TIMEOUT = 5.0
-"""Seconds that a write waits for another one before the store counts as unavailable."""
+"""Seconds that a write waits for the locks of others before the store counts as unavailable."""
 BUSY_INTERVAL = 0.002
 """Seconds between the tries to begin a write. SQLite's own grow to 100 ms, in which others would write many times."""
 CHECKPOINT_PAGES = 2000
 """Pages in SQLite's write-ahead log past which a commit moves them to the file and waits for the disk. A transaction
 takes another number from the execution option `checkpoint_pages`: with fewer pages, transactions that may wait do the
 checkpoint before those that may not."""
+SILENCE_TIMEOUT = 15
+"""Seconds after which a server whose machine does not answer counts as unavailable; Linux itself waits 15 minutes."""
 IDLE_TRANSACTION_TIMEOUT = 30.0
 """Seconds that a program may be idle within a transaction before PostgreSQL ends it."""
 SECRET_PARAMETERS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
@@ -175,8 +177,15 @@ def _execute_when_free(connection: sqlite3.Connection, statement: str, timeout: 
 
 
 def _postgresql(url: URL) -> Engine:
+    probes = {
+        "keepalives_idle": SILENCE_TIMEOUT // 3,
+        "keepalives_interval": SILENCE_TIMEOUT // 3,
+        "keepalives_count": 2,
+    }
+    defaults = {"connect_timeout": 10, "tcp_user_timeout": SILENCE_TIMEOUT * 1000, **probes}
+    given = {name: value for name, value in defaults.items() if name not in url.query}
     # hide_parameters keeps the arguments of jobs out of logs.
-    options: dict[str, Any] = {"connect_args": {"connect_timeout": 10}, "hide_parameters": True}
+    options: dict[str, Any] = {"connect_args": given, "hide_parameters": True}
     try:
         engine = create_engine(url.set(drivername="postgresql+psycopg"), **options)
     except ModuleNotFoundError as error:
@@ -190,6 +199,9 @@ def _postgresql(url: URL) -> Engine:
 def _prepare_postgresql(connection: Any, _: Any) -> None:
     # Otherwise a program that loses its power or network within a transaction would hold its locks for hours.
     connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_TIMEOUT:.0f}s'")
+    connection.execute(
+        f"SET lock_timeout = '{BUSY_TIMEOUT:.0f}s'"
+    )  # A lock that others keep is no reason to be silent.
     connection.commit()
 
 

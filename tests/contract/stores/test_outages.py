@@ -6,21 +6,29 @@ import contextlib
 import gc
 import logging
 import os
+import re
+import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError, QueueFullError
+from executor_adapter.job import PoolName
 from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
+from executor_adapter.store.sql.engines import make_engine
 from tests.contract.stores import store_jobs
+from tests.contract.stores.databases import postgresql_url
 from tests.waiting import PATIENCE, wait_for
 
 JOBS = 300
@@ -192,6 +200,20 @@ class PrivatePostgreSQL:
         finally:
             self.start()
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all its processes, as a machine that hangs would: connections stay open, and nothing answers."""
+        postmaster = (self._cluster / "postmaster.pid").read_text().split()[0]
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        pids = [int(pid) for pid in (postmaster, *children)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
     def _call(self, program: str, *args: str) -> None:
         command = [str(self._bin / program), *args]
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
@@ -218,6 +240,58 @@ def test_jobs_stop_before_a_lease_expires_that_cannot_be_renewed(postgresql: Pri
     run_through_a_lease(postgresql.url, postgresql.stopped, tmp_path / "runs")
 
 
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_jobs_stop_before_a_lease_expires_whose_store_hangs(
+    postgresql: PrivatePostgreSQL, pool: PoolName, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host whose store answers nothing at all stops its jobs in time and says so, those in its threads too."""
+    run_through_a_lease(postgresql.url, postgresql.frozen, tmp_path / "runs", pool)
+    assert " s, so the lease on it ends: 1 jobs are stopped here and run again" in caplog.text
+
+
+def test_a_shutdown_does_not_wait_for_a_store_that_hangs(
+    postgresql: PrivatePostgreSQL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shutdown gives a call that has begun some time, and then says what is not recorded."""
+    monkeypatch.setattr("executor_adapter.persistence.recorder.SHUTDOWN_TIMEOUT", 0.1)
+    with contextlib.closing(open_store(postgresql.url)) as store:
+        executor = JobExecutor(1, config=Settings(), store=store)
+        executor.run(Job(function=store_jobs.give, args=(0,)))
+        assert executor.flush()
+        with postgresql.frozen():
+            executor.run(Job(function=store_jobs.give, args=(1,)))
+            executor.shutdown()
+        wait_for(lambda: "executor-recorder" not in [thread.name for thread in threading.enumerate()])
+    assert re.search(r"1 jobs could not be recorded: postgresql\S* does not answer", caplog.text)
+
+
+def test_a_lock_that_others_keep_counts_as_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs finish while another program locks the table, the log says why nothing is recorded, and nothing is lost."""
+    monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 1)
+
+    @contextlib.contextmanager
+    def locked_table(url: str) -> Iterator[None]:
+        with psycopg.connect(url) as connection:
+            connection.execute("LOCK TABLE executor_adapter_jobs")
+            yield
+
+    with postgresql_url() as url:
+        assert_logged_once(run_through(url, lambda: locked_table(url), "canceling statement due to lock timeout"))
+
+
+def test_a_connection_notices_that_its_network_was_cut(postgresql: PrivatePostgreSQL) -> None:
+    """The kernel gives a silent connection up after seconds, unless the URL says otherwise."""
+    options = {"connect_timeout=3&tcp_user_timeout=7000": (7000, 5), "": (15_000, 5)}
+    for query, expected in options.items():
+        engine = make_engine(f"{postgresql.url}?{query}")
+        with engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            with socket.socket(fileno=os.dup(driver.fileno())) as copy:
+                names = (socket.TCP_USER_TIMEOUT, socket.TCP_KEEPIDLE)
+                assert tuple(copy.getsockopt(socket.IPPROTO_TCP, name) for name in names) == expected
+        engine.dispose()
+
+
 def test_jobs_stop_before_a_lease_on_a_file_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,10 +302,15 @@ def test_jobs_stop_before_a_lease_on_a_file_expires(
     assert " s, so the lease on it ends: 1 jobs are stopped here and run again" in caplog.text
 
 
-def run_through_a_lease(url: str, outage: Callable[[], contextlib.AbstractContextManager[None]], file: Path) -> None:
-    config = Settings(store=StoreSettings(lease=1.5))
+def run_through_a_lease(
+    url: str,
+    outage: Callable[[], contextlib.AbstractContextManager[None]],
+    file: Path,
+    pool: PoolName = "process",
+) -> None:
+    config = Settings(store=StoreSettings(lease=1.5, recover_every=None))
     with JobExecutor(1, config=config, store=url) as executor:
-        job = executor.submit(Job(function=store_jobs.count_run, args=(str(file), 600), pool="process")).job
+        job = executor.submit(Job(function=store_jobs.count_run, args=(str(file), 600), pool=pool)).job
         wait_for(file.exists)
         assert executor.flush()
         with outage():

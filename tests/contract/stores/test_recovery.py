@@ -49,7 +49,7 @@ def test_live_jobs_of_a_gone_host_run_again(
     assert (again.status, again.created_at) == (JobStatus.COMPLETED, record.created_at)
     assert again.attempt == record.attempt + 1
     cut_off = [attempt.error_message for attempt in again.attempts if attempt.error_code == "WORKER_CRASHED"]
-    assert cut_off == ["its host died"] * (status is JobStatus.RUNNING)
+    assert cut_off == ["its host died, or lost its lease"] * (status is JobStatus.RUNNING)
 
 
 @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
