@@ -14,6 +14,7 @@ from uuid import UUID
 import httpx
 import pytest
 from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun
@@ -187,6 +188,43 @@ def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
         assert another() == "still here"
     assert hooks == ["Cancelled"]
     ended(ids[0])
+
+
+@pytest.mark.parametrize("below", [0, 1], ids=["a flow", "a subflow"])
+def test_a_flow_is_interrupted_while_the_server_stalls(
+    prefect_api: str, api: Api, ended: Callable[[UUID], None], mocker: Any, below: int
+) -> None:
+    """It ends although the server answers nothing more of its cancel, and is Cancelled once the server answers."""
+    ids: list[UUID] = []
+    answers, asked = threading.Event(), threading.Event()
+    real = SyncPrefectClient.read_flow_run
+
+    def read(client: SyncPrefectClient, flow_run_id: UUID) -> Any:
+        if not answers.is_set() and threading.current_thread().name == "cancelled-flow-run":
+            asked.set()
+            raise httpx.ReadTimeout("stalled")
+        return real(client, flow_run_id)
+
+    mocker.patch.object(SyncPrefectClient, "read_flow_run", read)
+
+    @flow
+    def run(below: int) -> None:
+        ids.append(own_id())
+        if below:
+            run(below - 1)
+            return
+        slow.submit()
+        cancel_soon(prefect_api, ids[0])
+        threading.Event().wait(PATIENCE)
+        pytest.fail("it was not interrupted")
+
+    with JobExecutor(2), pytest.raises(CancelledRun):
+        run(below)
+    assert asked.wait(PATIENCE)
+    assert flow_run_state(api, ids[0]) == "Cancelling"
+    answers.set()
+    ended(ids[-1])
+    wait_for(lambda: flow_run_state(api, ids[0]) == "Cancelled")
 
 
 def test_no_job_starts_after_the_cancel(prefect_api: str, ended: Callable[[UUID], None]) -> None:

@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/memory": 414,
     "pools/process": 1_534,
     "pools/transport": 562,
-    "prefect": 6_104,
+    "prefect": 6_102,
     "scheduler": 440,
     "store": 1_707,
     "supervision": 2_490,

@@ -8,24 +8,30 @@ that goes on with something else is interrupted. Once the flow has ended, or was
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from contextvars import copy_context
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
+import httpx
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Cancelling
 from prefect.utilities.asyncutils import run_coro_as_sync
 
+from executor_adapter.error_codes import error_code_of
 from executor_adapter.executor import signal_watch
 from executor_adapter.prefect.child.logs import RunLogger
+from executor_adapter.prefect.mirror.events import PERMANENT_ERROR_CODES
+from executor_adapter.prefect.mirror.mirror import RECONNECT_INTERVAL
+from executor_adapter.prefect.mirror.server import ServerApi
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -33,20 +39,14 @@ INTERRUPT_TIMEOUT = 4.0
 """Seconds for a cancelled flow to end by itself, before it is interrupted: a little more than its jobs have."""
 
 END_TIMEOUT = 60.0
-"""Seconds for an interrupted flow to end, before its run is set to Cancelled anyway."""
+"""Seconds for an interrupted flow to end, before its run is set to Cancelled anyway; and for the server at the exit."""
 
 QUIET_SECONDS = 2.0
 """A flow run whose end is not reported counts as ended once none of its jobs has run for this long."""
 
 MESSAGE = "Flow run was cancelled."
 
-_ACCEPTABLE_ENDS = (StateType.CANCELLED, StateType.COMPLETED)
-
-OWN_CLIENT_SETTINGS: dict[str, Any] = {}
-"""HTTP settings that make `get_client` return a new client. An empty dictionary is enough.
-
-Without settings `get_client` returns the flow's client, which is closed when the flow ends.
-"""
+_OTHERS = frozenset(StateType) - {StateType.CANCELLING}
 
 
 class FlowRunEnding:
@@ -63,7 +63,9 @@ class FlowRunEnding:
         """The open watches that last until the flow run has ended."""
         self._had_full_watch = False
         self._jobs_finished = False
-        self._context = _context_of(flow_run_id)
+        context = FlowRunContext.get()
+        is_own = context is not None and context.flow_run is not None and context.flow_run.id == flow_run_id
+        self._flow, self._flow_run = (context.flow, context.flow_run) if context and is_own else (None, None)
         self._made_in = copy_context()
         """With the settings of the flow run, so that its own server is told: others may hold where it is ended."""
         self._in_main_thread = threading.current_thread() is threading.main_thread()
@@ -89,11 +91,10 @@ class FlowRunEnding:
             self._full_watches -= until_flow_ends
             flow_has_ended = until_flow_ends and not self._full_watches
             self._changed.notify_all()
-        if flow_has_ended and self._context is not None and self._has_no_runner([self.flow_run_id]):
-            flow_run = self._context.flow_run
-            # The server has refused the engine's final state: it accepts only Cancelled now.
-            if flow_run is not None and flow_run.state is not None and flow_run.state.is_cancelling():
-                self._made_in.copy().run(set_cancelled, self.flow_run_id)
+        state = self._flow_run.state if self._flow_run is not None else None
+        # The server has refused the engine's final state then: it accepts only Cancelled now.
+        if flow_has_ended and state and state.is_cancelling() and self._has_no_runner([self.flow_run_id]):
+            self._start(set_cancelled, self.flow_run_id)
 
     def _has_ended(self) -> bool:
         return not self._full_watches if self._had_full_watch else not self._open_watches
@@ -106,33 +107,33 @@ class FlowRunEnding:
         A runner ends them itself, and never tells their process the state that the engine logs at its end.
         """
         if not self._has_no_runner(lineage):
-            if self._context is not None and self._context.flow_run is not None:
-                self._context.flow_run.state = Cancelling(message=MESSAGE)
+            if self._flow_run is not None:
+                self._flow_run.state = Cancelling(message=MESSAGE)
             return
-        context = self._made_in.copy()
+        self._start(self._end_flow)  # Apart from what the server is told, which may not answer.
+        self._start(self._end_runs, lineage)
+
+    def _start(self, work: Callable[..., object], *args: Any) -> None:
         # Not a daemon thread: the interpreter must not exit before the server knows.
-        threading.Thread(target=context.run, args=(self._end, lineage), name="cancelled-flow-run").start()
+        run = functools.partial(self._made_in.copy().run, work, *args)
+        threading.Thread(target=run, name="cancelled-flow-run").start()
 
     @staticmethod
     def _has_no_runner(lineage: list[UUID]) -> bool:
         """Return whether the flow run was started by hand: a runner names its flow run in the environment."""
         return os.environ.get("PREFECT__FLOW_RUN_ID") != str(lineage[-1])
 
-    def _end(self, lineage: list[UUID]) -> None:
-        try:
-            for subflow in lineage[:-1]:
-                _propose(subflow, Cancelling(message=MESSAGE), unless=(StateType.CANCELLING, StateType.CANCELLED))
-            if not self._wait_for_end(INTERRUPT_TIMEOUT):
-                self._interrupt()
-                self._wait_for_end(END_TIMEOUT)
-            if not self._had_full_watch or len(lineage) > 1:
-                threading.Event().wait(QUIET_SECONDS)
-            for each in lineage:
-                set_cancelled(each)
-            if len(lineage) > 1:
-                self._correct_states(lineage)
-        except Exception:
-            logger.exception("cannot end a cancelled flow run", extra={"flow_run_id": self.flow_run_id})
+    def _end_runs(self, lineage: list[UUID]) -> None:
+        """Set the flow runs to Cancelled once the flow has ended."""
+        for subflow in lineage[:-1]:
+            _propose(subflow, Cancelling(message=MESSAGE), (StateType.CANCELLING, StateType.CANCELLED))
+        self._wait_for_end(INTERRUPT_TIMEOUT + END_TIMEOUT)
+        if not self._had_full_watch or len(lineage) > 1:
+            threading.Event().wait(QUIET_SECONDS)
+        for each in lineage:
+            set_cancelled(each)
+        if len(lineage) > 1:
+            self._correct_states(lineage)
 
     def _correct_states(self, lineage: list[UUID]) -> None:
         """Set Cancelled where the server has accepted another final state.
@@ -141,40 +142,35 @@ class FlowRunEnding:
         their end here; if they end only now, the server accepts their state.
         """
         threading.Event().wait(QUIET_SECONDS)
-        _propose(self.flow_run_id, Cancelled(message=MESSAGE), unless=_ACCEPTABLE_ENDS, force=True)
+        _propose(self.flow_run_id, Cancelled(message=MESSAGE), (StateType.CANCELLED, StateType.COMPLETED), force=True)
         for parent in lineage[1:]:
-            _propose(parent, Cancelled(message=MESSAGE), unless=(StateType.CANCELLED,), force=True)
+            _propose(parent, Cancelled(message=MESSAGE), (StateType.CANCELLED,), force=True)
 
     def _wait_for_end(self, seconds: float) -> bool:
         with self._changed:
             return self._changed.wait_for(self._has_ended, seconds)
 
-    def _interrupt(self) -> None:
-        """Raise an exception in the flow, if it runs in the main thread or in an event loop."""
+    def _end_flow(self) -> None:
+        """Raise an exception in a flow that does not end, if it runs in the main thread or in an event loop."""
+        if self._wait_for_end(INTERRUPT_TIMEOUT):
+            return
         with self._changed:
             reachable = self._had_full_watch and (self._in_main_thread or self._task)
             if self._has_ended() or self._jobs_finished or not reachable:
                 return
-        state = self._set_cancelled_before_interrupt()
+        if self._flow_run is not None:
+            # The engine would mark an interrupted flow without a final state as Crashed.
+            self._flow_run.state = Cancelled(message=MESSAGE)
+            hooks = (self._flow and self._flow.on_cancellation_hooks) or []
+            call_hooks(hooks, logger, self._flow, self._flow_run, self._flow_run.state)
         with self._changed:
             # Under the lock the flow cannot end meanwhile: the interrupt would hit the code after it.
             if self._has_ended() or self._jobs_finished:
                 return
             if self._loop is not None and self._task is not None:
                 self._loop.call_soon_threadsafe(self._task.cancel)
-            elif state is not None:
+            elif self._flow_run is not None:
                 signal_watch.interrupt_main_thread(signal.SIGINT, signal.SIGTERM)
-
-    def _set_cancelled_before_interrupt(self) -> State[Any] | None:
-        """Set the final state first: the engine would mark an interrupted flow without one as Crashed."""
-        flow_run = self._context.flow_run if self._context is not None else None
-        if self._context is None or flow_run is None:
-            return None
-        flow_run.state = Cancelled(message=MESSAGE)
-        flow = self._context.flow
-        call_hooks((flow and flow.on_cancellation_hooks) or [], logger, flow, flow_run, flow_run.state)
-        set_cancelled(self.flow_run_id)
-        return flow_run.state
 
 
 def call_hooks(hooks: Iterable[Callable[..., Any]], log: RunLogger, *args: Any) -> None:
@@ -190,28 +186,29 @@ def call_hooks(hooks: Iterable[Callable[..., Any]], log: RunLogger, *args: Any) 
 
 def set_cancelled(flow_run_id: UUID) -> None:
     """Set a flow run that is Cancelling to Cancelled. A flow run in another state stays as it is."""
-    _propose(flow_run_id, Cancelled(message=MESSAGE), only=StateType.CANCELLING)
+    _propose(flow_run_id, Cancelled(message=MESSAGE), _OTHERS)
 
 
-def _propose(
-    flow_run_id: UUID,
-    state: State[Any],
-    *,
-    only: StateType | None = None,
-    unless: tuple[StateType, ...] = (),
-    force: bool = False,
-) -> None:
-    """Set the state of a flow run, if its type now is `only`, where that is given, and not one of `unless`."""
-    with get_client(sync_client=True, httpx_settings=OWN_CLIENT_SETTINGS) as client:
-        current = client.read_flow_run(flow_run_id).state
-        if current is not None and current.type not in unless and only in (None, current.type):
-            client.set_flow_run_state(flow_run_id, state, force=force)
+def _propose(flow_run_id: UUID, state: State[Any], unless: Collection[StateType], *, force: bool = False) -> None:
+    """Set the state of a flow run, if its type now is not one of `unless`.
 
-
-def _context_of(flow_run_id: UUID) -> FlowRunContext | None:
-    context = FlowRunContext.get()
-    is_own = context is not None and context.flow_run is not None and context.flow_run.id == flow_run_id
-    return context if is_own else None
+    A server that does not answer is asked again. Once the main thread has ended, the process waits for it no longer
+    than END_TIMEOUT. What prevents the change is logged.
+    """
+    until = time.monotonic() + END_TIMEOUT
+    while True:
+        try:
+            with ServerApi.connected() as api:
+                current = api.client.read_flow_run(flow_run_id).state
+                if current is not None and current.type not in unless:
+                    api.client.set_flow_run_state(flow_run_id, state, force=force)
+            return
+        except Exception as error:
+            is_over = time.monotonic() > until and not threading.main_thread().is_alive()
+            if is_over or not isinstance(error, httpx.HTTPError) or error_code_of(error) in PERMANENT_ERROR_CODES:
+                logger.exception("cannot set the cancelled flow run %s to %s", flow_run_id, state.name)
+                return
+        time.sleep(RECONNECT_INTERVAL)
 
 
 def _asyncio_task() -> tuple[asyncio.AbstractEventLoop | None, asyncio.Task[Any] | None]:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.utilities.engine import capture_sigterm
@@ -29,7 +28,7 @@ from prefect.utilities.engine import capture_sigterm
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import ending_handlers, sentinel_client, signal_watch
-from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, FlowRunEnding
+from executor_adapter.prefect.cancellation.flow_end import FlowRunEnding
 from executor_adapter.prefect.crashes.records import FlowRunRecord, Records
 from executor_adapter.prefect.crashes.sweep import sweep_earlier_runs
 from executor_adapter.prefect.mirror.server import ServerApi, server_name
@@ -219,8 +218,8 @@ class _Watcher:
         while True:
             try:
                 # The client is kept while the server answers: making one takes longer than a request.
-                with get_client(sync_client=True, httpx_settings=OWN_CLIENT_SETTINGS) as client:
-                    self._poll(Records(ServerApi(client)), server)
+                with ServerApi.connected() as api:
+                    self._poll(Records(api), server)
             except Exception as error:
                 logger.debug("cannot ask the server for flow runs: %r", error)
                 cancelled_runs.answer(server, cancelled_runs.questions)
