@@ -245,10 +245,8 @@ def _is_free(lock: Path) -> bool:
     try:
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except OSError:  # It is locked, or cannot be looked into.
-        return False
+    except OSError as error:  # It is locked, or cannot be looked into.
+        return isinstance(error, FileNotFoundError)
     return True
 
 
@@ -339,9 +337,11 @@ class Outbox:
         self.delete_ended()
         ids: dict[bool, list[str]] = {True: self.job_ids(), False: []}
         self.lost += max(0, self.stored - len(ids[True]))
-        left, is_writable = iter(finals), True
+        left, until = iter(finals), time.monotonic() + BUSY_TIMEOUT
         while part := list(itertools.islice(left, MAX_TRANSACTION_EVENTS)):
-            is_writable = is_writable and self._write([each for each in part if each.row is None], is_held=False)
+            # A full disk may take a smaller part; a file that others hold is not waited for again and again.
+            if not self.has_failed or time.monotonic() < until:
+                self._write([each for each in part if each.row is None], is_held=False)
             for each in part:
                 if not each.is_inherited:
                     ids[each.row is not None].append(each.job_id)
@@ -371,7 +371,7 @@ class Outbox:
             return work(*args)
         except (OSError, sqlite3.Error) as error:
             if not self.has_failed:
-                logger.error("cannot write final states to %s, so they stay in memory: %s", self.file.path, error)
+                logger.error("cannot use %s for final states that the server does not take: %s", self.file.path, error)
             self.has_failed = True
             return None
 
