@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -15,7 +16,16 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.results import Progress
 from executor_adapter.job.status import JobStatus
-from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, LeaseLostError, Page, open_store
+from executor_adapter.store import (
+    Host,
+    JobFilter,
+    JobRecord,
+    JobStore,
+    LeaseLostError,
+    Page,
+    StoreUnavailableError,
+    open_store,
+)
 from executor_adapter.store.host import close_host, new_host
 from executor_adapter.store.sql import SqlStore, cleanup
 from executor_adapter.store.sql.engines import make_engine
@@ -430,6 +440,30 @@ def test_a_claim_takes_at_most_its_limit(store: JobStore, host: Host) -> None:
     for _ in range(5):
         store.enqueue(make(None, JobStatus.PENDING))
     assert [len(store.claim(host, queue="", limit=2)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+@has_leases
+def test_a_claim_whose_answer_is_lost_is_made_by_the_next_one(
+    store: JobStore, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs whose claim was committed although it failed are returned by the host's next claim, and by that alone."""
+    record = make(None, JobStatus.PENDING)
+    store.enqueue(record)
+
+    @contextlib.contextmanager
+    def cut_off() -> Iterator[None]:
+        yield
+        raise StoreUnavailableError("the connection was closed after the commit")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("executor_adapter.store.sql.store.translate_errors", cut_off)
+        with pytest.raises(StoreUnavailableError):
+            store.claim(host, queue="")
+    other = elsewhere()
+    store.register(other, lease=LEASE)
+    assert store.claim(other, queue="") == []
+    assert store.claim(host, queue="") == [dataclasses.replace(record, host=host.host_id)]
+    assert store.claim(host, queue="") == []
 
 
 @has_leases

@@ -119,7 +119,7 @@ BUDGETS = {
     "pools/transport": 562,
     "prefect": 6_102,
     "scheduler": 440,
-    "store": 1_707,
+    "store": 1_713,
     "supervision": 2_490,
     "worker": 1_803,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -50,6 +51,8 @@ class SqlStore(JobStore):
         self.url = engine.url.difference_update_query(SECRET_PARAMETERS).render_as_string(hide_password=True)
         self._engine = engine
         self._writer = JobWriter(engine.dialect)
+        self._unanswered: defaultdict[str, list[str]] = defaultdict(list)
+        """By host the jobs of its last claims, until a commit is answered: one that fails may have been made."""
 
     # --- reading ---
 
@@ -169,9 +172,13 @@ class SqlStore(JobStore):
         self, host: Host, *, queue: str, limit: int = 100, refuse: Callable[[JobRecord], str | None] | None = None
     ) -> list[JobRecord]:
         with self._changing() as connection:
-            claimed = leases.claim(connection, host, queue, limit, refuse)
-            rows = select(jobs).where(jobs.c.job_id.in_(claimed)).order_by(jobs.c.created_at, jobs.c.job_id)
-            return list(map(record_of, connection.execute(rows).mappings()))
+            claimed = self._unanswered[host.host_id]
+            claimed += leases.claim(connection, host, queue, limit, refuse)
+            mine = (jobs.c.job_id.in_(claimed), is_live, jobs.c.host == host.host_id)
+            rows = connection.execute(select(jobs).where(*mine).order_by(jobs.c.created_at, jobs.c.job_id)).mappings()
+            records = list(map(record_of, rows))
+        del self._unanswered[host.host_id]
+        return records
 
     def hosts(self) -> list[Host]:
         with self._reading() as connection:
