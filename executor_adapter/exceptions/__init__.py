@@ -114,6 +114,7 @@ class MemoryLimitError(WorkerCrashedError):
 class NodeLostError(WorkerCrashedError):
     """The node that ran the attempt was lost: cut off from the network, stopped, or switched off.
 
+    So is one whose guardian has died, the process that starts its workers: this machine, too.
     Nothing of the attempt runs any more. The job is not suspected of anything: it counts as no crash.
     """
 

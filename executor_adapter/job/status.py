@@ -79,7 +79,10 @@ class ErrorCode(StrEnum):
     WORKER_UNAVAILABLE = "WORKER_UNAVAILABLE"
     """No worker could be started: its set-up hangs, or the system refuses a process, a thread or a descriptor."""
     NODE_LOST = "NODE_LOST"
-    """The node that ran the attempt was lost: cut off, stopped or switched off. It counts as no crash of the job."""
+    """The node that ran the attempt was lost: cut off, stopped or switched off, or the guardian of its workers died.
+
+    It counts as no crash of the job.
+    """
     MEMORY_LIMIT = "MEMORY_LIMIT"
     """The process tree of the attempt exceeded memory_limit, or memory ran out and it held the most."""
     CANCELLED = "CANCELLED"

@@ -87,7 +87,7 @@ def test_a_result_that_arrived_during_a_pause_is_in_time(make_executor: MakeExec
 
 
 def test_the_victims_of_a_guardian_are_told_of_it(make_executor: MakeExecutor, tmp_path: Path) -> None:
-    """A job that ends with its guardian fails with an error that names the guardian, and not memory."""
+    """A job that ends with its guardian is NODE_LOST, no crash; the error names the guardian, and not memory."""
     executor = make_executor(1)
     future = executor.submit(Job(function=nap, args=(60, str(tmp_path / "started")), pool="process", retry=ONCE))
     wait_for((tmp_path / "started").exists)
@@ -96,3 +96,4 @@ def test_the_victims_of_a_guardian_are_told_of_it(make_executor: MakeExecutor, t
     error = future.exception(timeout=PATIENCE)
     assert f"the guardian (process {guardian.pid}) ended with code -9" in str(error)
     assert "memory" not in str(error)
+    assert (future.job.error_code, future.job.state.crashes) == ("NODE_LOST", 0)

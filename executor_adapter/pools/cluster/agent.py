@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from executor_adapter.exceptions import JobSerializationError, NodeLostError, WorkerCrashedError
+from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.pools.base import Assignment, Recall
 from executor_adapter.pools.cluster import frames, portable
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
@@ -25,7 +25,7 @@ from executor_adapter.pools.kinds import pool_kinds
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.memory.available import AvailableMemory
 from executor_adapter.pools.memory.guard import MemoryGuard
-from executor_adapter.pools.transport.envelope import Ending, Outcome, crashed, failed, packed
+from executor_adapter.pools.transport.envelope import Ending, Outcome, failed, packed
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.worker import lease_time, values, wire
 
@@ -300,9 +300,6 @@ class Agent:
             self.link.send(frame)
 
     def _report_end(self, seq: int, outcome: Outcome, assignment: RemoteAttempt | None = None) -> None:
-        error = outcome.body.exception()
-        if isinstance(error, WorkerCrashedError) and "guardian" in error.context:
-            outcome = crashed(NodeLostError(f"the node lost the process that starts its workers: {error}"))
         self.link.send(wire.pack_frame(frames.ENDED, seq=seq, body=pack_end(outcome, assignment)))
 
     def handed_back(self, assignment: Assignment) -> None:

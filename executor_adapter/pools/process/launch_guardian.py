@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError, WorkerUnavailableError
+from executor_adapter.exceptions import MemoryLimitError, NodeLostError, WorkerUnavailableError
 from executor_adapter.pools.base import REFUSED_TIMEOUT, Assignment, PoolSupervisor, unavailable
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess, start_interpreter
@@ -475,7 +475,7 @@ class GuardianLauncher(Launcher):
         logger.log(level, "%s, and its %d workers with it", message, len(workers))
         for worker in workers:
             worker.exit_expected = lost.is_ready
-            worker.crash_cause = worker.crash_cause or lost.failure() or WorkerCrashedError(message, guardian=lost.pid)
+            worker.crash_cause = worker.crash_cause or lost.failure() or NodeLostError(message)
             self.on_worker_exit(worker.number, -signal.SIGKILL)
 
 

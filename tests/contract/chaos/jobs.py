@@ -19,8 +19,8 @@ RETRY_KILLS_ONLY = RetryPolicy(
     rules=(RetryRule(codes=("TIMEOUT_ERROR", "MEMORY_LIMIT", "EXECUTION_ERROR"), action="fail"),),
 )
 """Retries a job whose worker is killed from outside, but not one that fails by itself."""
-RETRY_ONCE = RetryPolicy(retry_attempts=1, crash_attempts=1, retry_delay=0.005)
-"""The policy of jobs that kill their own worker."""
+RETRY_ONCE = RetryPolicy(retry_attempts=200, crash_attempts=1, retry_delay=0.005, max_delay=0.05)
+"""The policy of jobs that kill their own worker: one retry, besides those after the death of its guardian."""
 
 
 @dataclass(frozen=True, slots=True)
