@@ -103,7 +103,8 @@ class _Worker:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def serve(self, agent: Agent) -> None:
-        """Pass on what worker and head tell of leases while the agent runs."""
+        """Pass on what worker and head tell of leases while the agent runs, which is connected."""
+        self.tell({"connected": True})
         agent.on_released = lambda lease: self.tell({"released": lease})
         agent.watch(self._socket.fileno(), lambda: self._read(agent))
 

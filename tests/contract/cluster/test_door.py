@@ -20,7 +20,7 @@ from executor_adapter.pools.cluster.engines.ray_node import NodeActor
 from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, advertised, ports_of, prove, relay
 from executor_adapter.pools.cluster.node_data import VARIABLE, Kept, fetch, keep, receive, send
 from executor_adapter.worker import wire
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 TOKEN = b"t" * 32
 
@@ -195,6 +195,43 @@ def test_an_agent_that_nobody_relays_says_so() -> None:
     wait_for(lambda: words)
     refused = "at 127.0.0.1, port 1 ([Errno 111] Connection refused), nor through its cluster: "
     assert words[0].startswith(f"the agent cannot reach its head {refused}")
+
+
+@pytest.mark.parametrize("is_needed", [True, False])
+def test_an_agent_that_takes_long_to_connect_is_killed_where_nobody_waits_for_it(*, is_needed: bool) -> None:
+    """When a lease ends, an agent that has not connected may take any time to do so for the sake of another one."""
+    words: list[str | None] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = {"address": list(server.getsockname()), "token": TOKEN.hex(), "lost_after": 0.0}
+        agent = AgentProcess(head, "node7", OneValue(), lambda _, why: words.append(why))
+        agent.hold(1)
+        if is_needed:
+            agent.hold(2)
+        agent.end_if_stuck(1)
+        if is_needed:
+            server.accept()[0].close()
+        wait_for(lambda: words)
+        agent.link.close()
+    assert ("the agent cannot reach its head" if is_needed else "the agent ended with code -9") in (words[0] or "")
+
+
+@pytest.mark.parametrize(("answers_after", "is_killed"), [(14.0, False), (16.0, True)])
+def test_an_agent_is_killed_when_it_is_silent_for_as_long_as_a_lost_node(
+    listening: Listening, mocker: MockerFixture, answers_after: float, *, is_killed: bool
+) -> None:
+    """One that answers about a lease within `lost_after` seconds keeps its jobs; one that does not is ended."""
+    words: list[str | None] = []
+    head = {"address": list(listening.door.address), "token": TOKEN.hex(), "lost_after": 15.0}
+    agent = AgentProcess(head, "node7", OneValue(), lambda _, why: words.append(why))
+    assert agent.hold(-1).wait(PATIENCE)  # It answers, so it is connected.
+    mocker.patch.object(agent, "hold").return_value.wait = lambda seconds: seconds >= answers_after
+    agent.end_if_stuck(1)
+    mocker.stopall()
+    if not is_killed:
+        assert agent.hold(-2).wait(PATIENCE)
+        listening.accepted[0].shutdown(socket.SHUT_WR)
+    wait_for(lambda: words)
+    assert words == ["the agent ended with code -9, and does not say why" if is_killed else ""]
 
 
 def test_idle_connections_take_few_descriptors_and_keep_nobody_out(listening: Listening) -> None:

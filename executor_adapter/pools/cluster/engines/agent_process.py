@@ -20,8 +20,6 @@ from executor_adapter.pools.cluster.handshake import connections
 from executor_adapter.pools.cluster.node_data import FETCH, VARIABLE, Kept, receive, send
 from executor_adapter.worker import interpreter_command
 
-_ANSWER_TIMEOUT = 2.0
-"""Seconds that an agent may take to answer."""
 _CREDENTIALS = struct.Struct("3i")
 """What SO_PEERCRED returns: pid, uid and gid."""
 
@@ -88,9 +86,10 @@ class DataServer:
 class AgentProcess:
     """An agent's process: it is told which leases are held here, and says which are given back.
 
-    `head`: the address at which the head listens, and its token. `node`: what the agent calls itself. `store`: where
-    its workers find the engine's data. In another thread, `report(agent, None)` is called where the agent cannot
-    connect to its head, whose stream is that of `link` then, and `report(agent, why)` when the process has `ended`.
+    `head`: the address at which the head listens, its token, and the seconds that it waits for a lost node. `node`:
+    what the agent calls itself. `store`: where its workers find the engine's data. In another thread,
+    `report(agent, None)` is called where the agent cannot connect to its head, whose stream is that of `link` then, and
+    `report(agent, why)` when the process has `ended`.
     """
 
     def __init__(
@@ -100,8 +99,8 @@ class AgentProcess:
         self._released: dict[int, threading.Event] = {}
         self.ended: str | None = None
         """Why it takes no further lease; "" where it was told to end; None while it takes some."""
-        self._is_leaving = False
-        self._report = report
+        self._is_connected = self._is_leaving = False
+        self._head, self._report = head, report
         self.link, theirs = socket.socketpair()
         self._words, its_words = socket.socketpair()
         self._data = DataServer(store)
@@ -139,8 +138,13 @@ class AgentProcess:
                 self._tell({"leaving": True})
 
     def end_if_stuck(self, lease: int) -> None:
-        """Kill the agent if it does not answer: it hangs, or a signal has stopped it. `lease`: one that has ended."""
-        if not self.hold(-lease).wait(_ANSWER_TIMEOUT):
+        """Kill the agent if it does not answer for as long as a lost node is waited for: a signal has stopped it.
+
+        While other leases wait for it, that time begins when it is connected. `lease`: one that has ended.
+        """
+        was_connected = self._is_connected
+        answers = self.hold(-lease).wait(self._head["lost_after"])
+        if not answers and (was_connected or not self._released.keys() - {lease, -lease}):
             self._process.kill()
 
     def why_ended(self, lease: int) -> str:
@@ -157,6 +161,7 @@ class AgentProcess:
             for line in self._words.makefile("rb"):
                 message = json.loads(line)
                 why = message.get("failed", why)
+                self._is_connected |= "connected" in message
                 if message.get("relay"):
                     self._report(self, None)
                 elif "relay" in message:

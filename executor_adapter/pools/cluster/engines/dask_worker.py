@@ -60,10 +60,9 @@ def hold_lease(head: dict[str, Any], lease: int, gpus: float = 0) -> str:
 
 def _gpus_of(worker: Any) -> GpuShares:
     """Return the GPUs of a worker. Dask counts them, and not which ones they are."""
-    gpus = _gpus.get(worker)
-    if gpus is None:
-        gpus = _gpus[worker] = GpuShares(gpu_ids(int(worker.state.total_resources.get(GPU, 0))))
-    return gpus
+    if worker not in _gpus:
+        _gpus[worker] = GpuShares(gpu_ids(int(worker.state.total_resources.get(GPU, 0))))
+    return _gpus[worker]
 
 
 def _hold(worker: Any, head: dict[str, Any], lease: int, environment: dict[str, str]) -> str:

@@ -82,8 +82,9 @@ class Engine(ABC):
 
     @abstractmethod
     def ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
-        """Let an agent on some node hold a lease. `head`: the address at which this program listens, and its token.
+        """Let an agent on some node hold a lease.
 
+        `head`: the address at which this program listens, its token, and the seconds that it waits for a lost node.
         `needs`: what the lease takes of its node, in place of the amounts that plain leases take.
 
         Raises:
@@ -271,7 +272,8 @@ class EngineLeases(LeaseSource):
         if self._door is None or lease not in self._shapes.asked or self._pool.is_closing:
             return
         door = self._door.address
-        head = {"address": advertised(self._cluster.advertise, *door), "door": door, "token": self._token.hex()}
+        address, lost_after = advertised(self._cluster.advertise, *door), self._cluster.lost_after
+        head = {"address": address, "door": door, "token": self._token.hex(), "lost_after": lost_after}
         needs = amounts_of(self._shapes.asked[lease])
         self._commands.put(lambda: self._try_to_ask(head, lease, needs))
 
