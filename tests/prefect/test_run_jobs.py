@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import logging
 import os
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from uuid import UUID, uuid5
 import pytest
 from prefect import flow, get_run_logger, tags
 from prefect.runtime import flow_run, task_run
+from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor, JobResult, JobStatus, RetryPolicy, current_job
 from executor_adapter.exceptions import InvalidJobError
@@ -42,6 +45,13 @@ def fail(attempts: int) -> str:
     if current_job().attempt <= attempts:
         raise ConnectionError("down")
     return "up"
+
+
+def ignore_sigterm(path: str) -> None:
+    """Run until SIGKILL."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(path).touch()
+    time.sleep(PATIENCE)
 
 
 def write_output(lines: int, end: str = "") -> None:
@@ -314,6 +324,25 @@ def test_an_exception_ends_the_jobs_of_the_run_as_cancelled(api: Api, executor: 
     assert {live.job_id for live in executor.jobs()} <= {other.job.job_id}
     assert Counter(run["state_name"] for run in api.task_runs(seen[0])) == {"Cancelled": 10}
     assert other.result() is None
+
+
+def test_an_exception_waits_for_a_job_that_takes_long_to_end(
+    executor: JobExecutor, mocker: MockerFixture, tmp_path: Path
+) -> None:
+    """However long a cancelled job takes to be dead, as on a node that is silent, its end is not called lost."""
+    module = importlib.import_module("executor_adapter.prefect.bulk.run_jobs")
+    # Any limit of time passes before the job has ended.
+    mocker.patch.object(module, "wait", lambda futures, timeout=None: timeout or wait(futures))
+    job = Job(function=ignore_sigterm, args=(str(tmp_path / "runs"),), pool="process")
+
+    def jobs() -> Iterator[Job]:
+        yield job
+        wait_for((tmp_path / "runs").exists)
+        raise KeyError("the source is broken")
+
+    with pytest.raises(KeyError):
+        run_in_flow(jobs)
+    assert job.status is JobStatus.CANCELLED
 
 
 def test_arun_jobs_does_not_block_the_event_loop(api: Api) -> None:

@@ -53,9 +53,6 @@ from executor_adapter.worker.facts import facts_of
 MAX_LIVE_JOBS = 2_000
 """Jobs in progress at once, and so the most that are Pending; further jobs are drawn as these end."""
 
-CANCEL_TIMEOUT = 10.0
-"""Seconds for which a run that ends with an exception waits for its jobs to be dead."""
-
 
 def run_jobs(
     jobs: Iterable[Job],
@@ -323,11 +320,9 @@ class _BulkRun:
             if group is not None:
                 group.remove()  # The job is another call's, and may go on.
         cancelled_runs.ask()  # The jobs say why they end.
-        live = [future for future in self._live.values() if not future.done()]
-        for future in live:
-            future.cancel()
+        live = [future for future in self._live.values() if future.cancel()]
         try:
-            wait(live, timeout=CANCEL_TIMEOUT)
+            wait(live)
         finally:
             (self._mirror.close if self._owns_mirror else self._mirror.drain)(remaining_close_seconds(began))
 
