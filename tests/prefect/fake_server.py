@@ -26,6 +26,8 @@ class FakeServer:
         """The name of a state that it does not take; "" for all."""
         self.requests: list[int] = []
         """The number of events in each request."""
+        self.looked_up: list[int] = []
+        """The number of task runs, or of flow runs, that each question is about."""
         self.most_queued = 0
         self.unlisted: deque[str] | None = None
         """Ids of events that its list does not contain yet; None if it lists each event at once."""
@@ -75,6 +77,7 @@ class FakeServer:
 
     def recorded(self, task_run_ids: Sequence[str]) -> dict[str, Recorded]:
         """Return the states of the known task runs."""
+        self.looked_up.append(len(task_run_ids))
         return {task_run_id: self.known[task_run_id] for task_run_id in task_run_ids if task_run_id in self.known}
 
     def list_some(self, limit: int) -> None:
@@ -89,6 +92,7 @@ class FakeServer:
 
     def deleted_flow_runs(self, ids: Sequence[str]) -> set[str]:
         """Return those of the flow runs that it does not have."""
+        self.looked_up.append(len(ids))
         return self.deleted.intersection(ids)
 
     def count(self, task_run_ids: Sequence[str], state_name: str) -> int:

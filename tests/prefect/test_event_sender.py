@@ -191,10 +191,11 @@ def test_events_that_a_killed_server_lost_are_sent_again() -> None:
 
 @pytest.mark.parametrize("minutes", [1, 60])
 def test_a_server_that_records_nothing_for_long_gets_no_more_events(minutes: int) -> None:
-    """While it records nothing only the last event is sent again; then each is recorded once."""
-    events = [event(COMPLETED) for _ in range(100)]
+    """While it records nothing it is asked for one event alone, and gets that again; then each is recorded once."""
+    events = [event(COMPLETED, flow_run_id=("one", "another")[n % 2]) for n in range(100)]
     harness = Harness(events)
     harness.run(60 * minutes, step=1.0)
+    assert harness.server.looked_up == [2, *[1] * (len(harness.server.looked_up) - 1)]
     assert harness.server.requests[0] == 100
     assert set(harness.server.requests[1:]) == {1}
     assert harness.sender.progress_at < 1.0

@@ -16,6 +16,7 @@ more: once that is recorded, each one before it is recorded or lost.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -205,20 +206,12 @@ class EventFeed:
 
 @dataclass(slots=True, eq=False)
 class EventBatch:
-    """The events of one request. It has arrived once its last event is recorded."""
+    """The events of one request, in flight. It has arrived once its last event is recorded."""
 
     events: list[StateEvent]
     sent_at: float
     filled_window: bool
     """Whether the window, and not a lack of events, ended the sending after this batch."""
-    arrived_at: float = math.inf
-    may_be_lost: bool = False
-    """Whether the server recorded nothing for a while after it was sent: then each event is looked up at the end."""
-
-    @property
-    def has_arrived(self) -> bool:
-        """Whether the server has recorded its last event."""
-        return self.arrived_at < math.inf
 
 
 class EventSender:
@@ -248,19 +241,17 @@ class EventSender:
         self._lock, self._clock, self._wall = lock, clock, wall
         self._window = SendWindow()
         self._feed = EventFeed(clock)
-        self._batches: list[EventBatch] = []
-        """The batches that the server may not have recorded whole, in the order of their requests."""
+        self._in_flight: list[EventBatch] = []
+        """The batches that have not arrived, in the order of their requests."""
+        self._arrived: list[tuple[list[StateEvent], float]] = []
+        """Events that are recorded or lost, each group with the time from which its events are looked up one by one."""
         self._answers = 0
         """The number of requests that the server has answered."""
-        self._checked_at = self._asked_at = -math.inf
+        self._checked_at = self._probed_at = -math.inf
         self._last_accepted: StateEvent | None = None
         """An event that the server has accepted. It accepts it again, unless the server itself is in trouble."""
         self._deleted: set[str] = set()
         """The flow runs that the server does not have any more."""
-
-    @property
-    def _in_flight(self) -> list[EventBatch]:
-        return [batch for batch in self._batches if not batch.has_arrived]
 
     @property
     def _events_in_flight(self) -> int:
@@ -268,12 +259,13 @@ class EventSender:
 
     def _events(self) -> Iterator[StateEvent]:
         """Yield the events that were taken from the outbox, or go back to it, and are not known to be recorded."""
-        return itertools.chain(*(batch.events for batch in self._batches), self.outbox.resend)
+        in_flight = (batch.events for batch in self._in_flight)
+        return itertools.chain(*in_flight, *(events for events, _ in self._arrived), self.outbox.resend)
 
     @property
     def is_idle(self) -> bool:
         """Whether all events in memory are recorded, inherited ones included."""
-        return not (self._batches or self.outbox.resend)
+        return not (self._in_flight or self._arrived or self.outbox.resend)
 
     @property
     def has_own_events(self) -> bool:
@@ -298,7 +290,7 @@ class EventSender:
 
     def seconds_until_check(self) -> float:
         """Return the seconds until `run_once` asks the server what it has recorded; infinite if nothing was sent."""
-        if not self._batches:
+        if not (self._in_flight or self._arrived):
             return math.inf
         now = self._clock()
         return self._checked_at + self._window.check_interval(self._events_in_flight, now - self.progress_at) - now
@@ -342,17 +334,17 @@ class EventSender:
 
     def _post(self, api: ServerApi, events: list[StateEvent], *, filled_window: bool) -> None:
         batch = EventBatch(events, self._clock(), filled_window=filled_window)
-        self._batches.append(batch)
+        self._in_flight.append(batch)
         try:
             self._set_aside_deleted(api, events)
             if not events:
                 return
             self._call(api.send, [event.body for event in events])
         except RejectedError as error:
-            self._batches.remove(batch)
+            self._in_flight.remove(batch)
             self._bisect(api, events, error)
         except BaseException:
-            self._batches.remove(batch)
+            self._in_flight.remove(batch)
             self._put_back(events)
             raise
         else:
@@ -365,7 +357,7 @@ class EventSender:
         self.outbox.resend.extendleft(reversed(events))
 
     def _set_aside_deleted(self, api: ServerApi, events: list[StateEvent]) -> None:
-        """Drop the events of deleted flow runs: `events`, which are in a batch, and those in flight.
+        """Drop the events of deleted flow runs, if one of `events`, which are in flight, is of another one.
 
         Asked before each request: the server's recorder fails for all that it gets together with one of these, plain
         tasks of others included, and tries it again and again.
@@ -382,9 +374,9 @@ class EventSender:
             return
         if self._last_accepted is not None and self._last_accepted.flow_run_id in self._deleted:
             self._last_accepted = None
-        for batch in self._batches:
-            batch.events[:] = list(self.without_deleted(batch.events))
-        self._batches = [batch for batch in self._batches if batch.events]
+        for each in (*(batch.events for batch in self._in_flight), *(events for events, _ in self._arrived)):
+            each[:] = list(self.without_deleted(each))
+        self._in_flight = [batch for batch in self._in_flight if batch.events]
 
     def _bisect(self, api: ServerApi, events: list[StateEvent], error: RejectedError) -> None:
         """Send the events in halves, so that one that the server cannot take does not hold up the others.
@@ -399,14 +391,14 @@ class EventSender:
             return
         (event,) = events
         self.outbox.resend.append(event)  # Behind the others, which show whether the server rejects this one only.
-        if not self._accepts_another(api, event.fault_count + 1):
+        if not self._accepts_earlier(api, event.fault_count + 1):
             raise httpx.NetworkError(f"the server accepts no events: {error}")
         event.fault_count += 1
         if event.fault_count >= MAX_FAULTS:
             self.outbox.resend.remove(event)
             self._give_up(event, error)
 
-    def _accepts_another(self, api: ServerApi, times: int) -> bool:
+    def _accepts_earlier(self, api: ServerApi, times: int) -> bool:
         """Return whether the server accepts an earlier event again, so many times in a row.
 
         Another number of times for each fault, since a load balancer may alternate between servers of which one is in
@@ -426,70 +418,58 @@ class EventSender:
     def _check(self, api: ServerApi) -> None:
         self._checked_at = self._clock()
         self._find_arrived(api)
-        arrived = [batch for batch in self._batches if batch.has_arrived and not batch.may_be_lost]
-        if self._all_counted(api, arrived):
-            self._confirm(arrived)
-        self._look_up_overdue(api)
+        for group in list(self._arrived):
+            events, look_up_at = group
+            if self._checked_at >= look_up_at:
+                known = self._call(api.recorded, list({event.task_run_id for event in events}))
+                lost = [event for event in events if not _is_recorded(event, known)]
+            elif self._all_counted(api, events):
+                known, lost = {}, []
+            else:
+                continue
+            self._arrived.remove(group)
+            for event in set(events).difference(lost):
+                self._mark_recorded(event)
+            if lost:
+                self._resend(lost, known)
 
     def _find_arrived(self, api: ServerApi) -> None:
         if not (in_flight := self._in_flight):
             return
         known = self._call(api.recorded, list({batch.events[-1].task_run_id for batch in in_flight}))
         recorded = [n for n, batch in enumerate(in_flight, 1) if _is_recorded(batch.events[-1], known)]
+        now = self._clock()
         if recorded:
-            now, arrived = self._clock(), in_flight[: recorded[-1]]
+            arrived, self._in_flight = in_flight[: recorded[-1]], in_flight[recorded[-1] :]
             since = max(self.progress_at, arrived[0].sent_at)
-            self._window.on_recorded(arrived, since, now, is_dry=arrived == in_flight)
-            for batch in arrived:
-                batch.arrived_at = now
+            self._window.on_recorded(arrived, since, now, is_dry=not self._in_flight)
+            # A server that stood still has lost intermediate states too, which a count does not show.
+            look_up_at = -math.inf if arrived[0].sent_at < self._probed_at else now + SHORT_COUNT_TIMEOUT
+            self._arrived.append(([event for batch in arrived for event in batch.events], look_up_at))
             self.progress_at = now
+        elif now - max(self.progress_at, self._probed_at) > RECORDING_STALL_TIMEOUT:
+            self._probed_at = now
+            self._probe(api, in_flight[-1].events, known)
 
-    def _all_counted(self, api: ServerApi, batches: Iterable[EventBatch]) -> bool:
+    def _probe(self, api: ServerApi, events: list[StateEvent], known: dict[str, Recorded]) -> None:
+        """Send the last of `events` once more; with a newer time where the server has a newer state of its task run."""
+        event = events[-1]
+        self._set_aside_deleted(api, [event])
+        if event.flow_run_id in self._deleted:
+            return
+        at = self._resend_time(event, known.get(event.task_run_id))
+        if at != event.at:
+            event = events[-1] = event.again(at)
+            self._back_up([event])
+        with contextlib.suppress(RejectedError):
+            self._call(api.send, [event.body])
+            self.resent += event.is_final
+
+    def _all_counted(self, api: ServerApi, events: list[StateEvent]) -> bool:
         by_name: defaultdict[str, set[str]] = defaultdict(set)
-        for event in (event for batch in batches for event in batch.events if event.is_final):
+        for event in (event for event in events if event.is_final):
             by_name[event.name].add(event.task_run_id)
         return all(self._call(api.count, list(ids), name) == len(ids) for name, ids in by_name.items())
-
-    def _confirm(self, batches: list[EventBatch]) -> None:
-        for event in (event for batch in batches for event in batch.events):
-            self._mark_recorded(event)
-        self._batches = [batch for batch in self._batches if batch not in batches]
-
-    def _look_up_overdue(self, api: ServerApi) -> None:
-        now = self._clock()
-        if self._in_flight and now - max(self.progress_at, self._asked_at) > RECORDING_STALL_TIMEOUT:
-            self._asked_at = now
-            self._set_aside_deleted(api, [event for batch in self._in_flight for event in batch.events])
-            self._look_up(api, self._in_flight)
-            if in_flight := self._in_flight:
-                self._last_accepted = in_flight[-1].events[-1]
-                self.resent += self._accepts_another(api, 1) and self._last_accepted.is_final
-        arrived = [batch for batch in self._batches if batch.has_arrived]
-        overdue = [batch for batch in arrived if now - batch.arrived_at > SHORT_COUNT_TIMEOUT and not batch.may_be_lost]
-        self._confirm([batch for batch in overdue if self._all_counted(api, [batch])])
-        if short := [batch for batch in self._batches if batch in overdue or (batch in arrived and batch.may_be_lost)]:
-            self._look_up(api, short)
-
-    def _look_up(self, api: ServerApi, batches: list[EventBatch]) -> None:
-        """Look up each event of the batches. Resend those that the server has lost, or has a newer state than.
-
-        An event in flight that it does not have stays in flight: it may record it yet.
-        """
-        known = self._call(api.recorded, list({event.task_run_id for batch in batches for event in batch.events}))
-        lost: list[StateEvent] = []
-        for batch in batches:
-            events, batch.events, batch.may_be_lost = batch.events, [], True
-            for event in events:
-                newest = known.get(event.task_run_id)
-                if _is_recorded(event, known):
-                    self._mark_recorded(event)
-                elif batch.has_arrived or (newest is not None and newest.at >= event.at):
-                    lost.append(event)
-                else:
-                    batch.events.append(event)
-        self._batches = [batch for batch in self._batches if batch.events]
-        if lost:
-            self._resend(lost, known)
 
     def _resend(self, lost: list[StateEvent], known: dict[str, Recorded]) -> None:
         logger.info("the server has lost %d states; sending them again", len(lost))
@@ -502,8 +482,12 @@ class EventSender:
             else:
                 self.resent += 1
                 events.append(event.again(self._resend_time(event, known.get(event.task_run_id))))
-        self.outbox.back_up(event for event in events if event.row is not None)  # As they are now.
+        self._back_up(events)
         self._put_back(events)
+
+    def _back_up(self, events: list[StateEvent]) -> None:
+        """Write the events of the outbox's file anew, as they are now."""
+        self.outbox.back_up(event for event in events if event.row is not None)
 
     def _resend_time(self, event: StateEvent, recorded: Recorded | None) -> float:
         """Return the event's own time, or a newer one where the server has a newer state and would ignore this one."""
