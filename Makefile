@@ -90,7 +90,7 @@ LOWEST_TESTS := tests/prefect/test_states.py tests/prefect/test_blocks.py tests/
     tests/prefect/test_bootstrap.py tests/prefect/test_artifacts.py tests/contract/stores/test_schema.py \
     tests/contract/stores/test_logs.py tests/contract/test_tracing.py tests/cli/test_config_commands.py \
     tests/cli/test_jobs.py tests/cli/test_doctor.py tests/unit/test_config.py tests/unit/test_job.py \
-    tests/unit/test_metrics.py tests/pipeline/test_progress_table.py
+    tests/unit/test_metrics.py tests/pipeline/test_report.py
 
 lock: $(DEV) ## write requirements-dev.lock: exact versions of everything for development
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header --output-file \

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -47,6 +48,12 @@ _AS_A_TASK = JobTaskSettings(max_runtime=None, retry_attempts=0)
 """What a task of Prefect's has where it has no options."""
 
 
+def _folder(value: object) -> object:
+    if "://" in str(value):  # As a path it would be a folder named "s3:" beside the configuration.
+        raise PydanticCustomError("place", "must be a local folder: a sink of yours can copy its tables elsewhere")
+    return value
+
+
 class DotEnvSource(DotEnvSettingsSource):
     """Reads the variables of a `.env` file that are settings of this package."""
 
@@ -73,8 +80,8 @@ class Settings(BaseSettings, Section):
     prefect: PrefectSettings = PrefectSettings()
     tools: dict[Name, ToolSettings] = Field(default_factory=dict)
     """Tools by name."""
-    lake: Path = Path("data")
-    """Directory of the demo's data."""
+    lake: Annotated[Path, BeforeValidator(_folder)] = Path("data")
+    """Local folder of the pipeline's tables."""
 
     @classmethod
     def from_sources(cls, written: Mapping[str, Any]) -> Settings:

@@ -201,11 +201,17 @@ def _declared_extras() -> set[str]:
 
 
 def test_a_file_that_is_named_exists() -> None:
-    """A path of this clone that README or a page names in its text is there."""
+    """A path of this clone that README, a page, ARCHITECTURE.md or the Makefile names is there."""
+    folders = "deployments|flows|tasks|docs|tests"
     named = {
         (page.name, path)
-        for page in PAGES
-        for path in re.findall(r"`((?:deployments|flows|tasks|docs|tests)/[\w./-]+)`", page.read_text())
+        for page in (*PAGES, ROOT / "ARCHITECTURE.md")
+        for path in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text())
     }
+    package = {f"/{path.relative_to(ROOT)}" for path in (ROOT / "executor_adapter").rglob("*")}
+    for path in re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "ARCHITECTURE.md").read_text()):
+        if not any(each.endswith(f"/{path.rstrip('/')}") for each in package):
+            named.add(("ARCHITECTURE.md", path))
+    named |= {("Makefile", path) for path in re.findall(rf"(?:{folders})/[\w./-]+", (ROOT / "Makefile").read_text())}
     assert named
     assert sorted((page, path) for page, path in named if not os.path.exists(ROOT / path)) == []

@@ -232,6 +232,7 @@ def test_settings_are_frozen() -> None:
             "tools.x: resources.r.for_each: 's' is not one of r",
         ),
         ("a: [\n b: {", "line 2, column 6: expected the node content, but found '<stream end>'"),
+        ("lake: s3://bucket/lake", "lake: must be a local folder: a sink of yours can copy its tables elsewhere"),
         ("lake: a\nlake: b", "line 2, column 1: 'lake' is a duplicate key: remove one"),
         (
             "job: &a {max_runtime: 5}\ncall: {<<: *a, x: 1, x: 2}",
