@@ -17,7 +17,6 @@ more: once that is recorded, each one before it is recorded or lost.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import logging
 import math
@@ -80,9 +79,6 @@ With 1 it records 2 to 6 % less. Where it is checked ever more often instead, a 
 
 MAX_UNLISTED_EVENTS = 8_000
 """Events that were sent and may not be in the server's list of events, which has a queue of its own."""
-
-MIN_LISTED_EVENTS = 1_000
-"""Events that must have been listed before more are sent, so that one request asks for as many."""
 
 LISTING_STALL_TIMEOUT = 15.0
 """Seconds without progress after which the server is taken to keep no list."""
@@ -154,56 +150,6 @@ class SendWindow:
         return min(MAX_CHECK_INTERVAL, max(MIN_CHECK_INTERVAL, expected / CHECKS))
 
 
-class EventFeed:
-    """Counts the sent events that the server's list may not contain yet: its queue drops what is too much.
-
-    A recorder that writes many events at once is much faster than the list, so what it has recorded shows nothing about
-    the list.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._batches: deque[tuple[StateEvent, int]] = deque()
-        """The last event of each unlisted request, and the number of its events."""
-        self._unlisted = 0
-        self._checked_at = self._progress_at = -math.inf
-
-    def on_sent(self, events: list[StateEvent]) -> None:
-        """Count the events of a request. Requests must be counted in the order in which they were sent."""
-        if not self._batches:
-            self._progress_at = self._clock()
-        self._batches.append((events[-1], len(events)))
-        self._unlisted += len(events)
-
-    def has_room(self, is_listed: Callable[[StateEvent], bool]) -> bool:
-        """Whether more events may be sent; `is_listed` asks the server.
-
-        Raises:
-            httpx.HTTPError: the server cannot be reached.
-        """
-        now = self._clock()
-        if self._unlisted > MAX_UNLISTED_EVENTS and now >= self._checked_at + MAX_CHECK_INTERVAL:
-            self._checked_at = now
-            self._check(is_listed, now)
-        return self._unlisted <= MAX_UNLISTED_EVENTS
-
-    def _check(self, is_listed: Callable[[StateEvent], bool], now: float) -> None:
-        batches = events = 0
-        while events < self._unlisted - (MAX_UNLISTED_EVENTS - MIN_LISTED_EVENTS):
-            events += self._batches[batches][1]
-            batches += 1
-        if is_listed(self._batches[batches - 1][0]):
-            self._progress_at = now
-            self._drop(batches)
-        elif now - self._progress_at > LISTING_STALL_TIMEOUT:
-            logger.debug("the server's list of events makes no progress; no longer waiting for it")
-            self._drop(len(self._batches))
-
-    def _drop(self, batches: int) -> None:
-        for _ in range(batches):
-            self._unlisted -= self._batches.popleft()[1]
-
-
 @dataclass(slots=True, eq=False)
 class EventBatch:
     """The events of one request, in flight. It has arrived once its last event is recorded."""
@@ -240,14 +186,15 @@ class EventSender:
         """The monotonic time at which the server last recorded something."""
         self._lock, self._clock, self._wall = lock, clock, wall
         self._window = SendWindow()
-        self._feed = EventFeed(clock)
+        self._unlisted: deque[tuple[StateEvent, int]] = deque()
+        """The last event of each request that the server's list may not contain, and the number of its events."""
         self._in_flight: list[EventBatch] = []
         """The batches that have not arrived, in the order of their requests."""
         self._arrived: list[tuple[list[StateEvent], float]] = []
         """Events that are recorded or lost, each group with the time from which its events are looked up one by one."""
         self._answers = 0
         """The number of requests that the server has answered."""
-        self._checked_at = self._probed_at = -math.inf
+        self._checked_at = self._probed_at = self._listing_asked_at = self._listed_at = -math.inf
         self._last_accepted: StateEvent | None = None
         """An event that the server has accepted. It accepts it again, unless the server itself is in trouble."""
         self._deleted: set[str] = set()
@@ -323,7 +270,7 @@ class EventSender:
 
     def _send(self, api: ServerApi) -> None:
         while (room := self._window.size - self._events_in_flight) >= self._window.batch_size:
-            if not (self._window.is_hurried or self._feed.has_room(functools.partial(self._call, api.is_listed))):
+            if not self._window.is_hurried and self._is_list_behind(api):
                 return
             # One request of inherited events at a time, so that new events never wait behind more of them.
             inherits = not (self._in_flight or self._window.is_hurried)
@@ -331,6 +278,30 @@ class EventSender:
             if not events:
                 return
             self._post(api, events, filled_window=room - len(events) < self._window.batch_size)
+
+    def _is_list_behind(self, api: ServerApi) -> bool:
+        """Return whether the server's list of events, which has a queue of its own, has to be waited for.
+
+        That queue drops what is too much. What is recorded shows nothing about it: a recorder that writes many events
+        at once is much faster. A list that makes no progress holds up no states, nor does one that does not answer.
+        """
+        while sum(count for _, count in self._unlisted) > MAX_UNLISTED_EVENTS:
+            if self._clock() < self._listing_asked_at + MAX_CHECK_INTERVAL:
+                return True
+            try:
+                is_listed = self._call(api.is_listed, self._unlisted[0][0])
+            except httpx.HTTPError:
+                is_listed = False
+            now = self._clock()
+            if is_listed:
+                self._unlisted.popleft()
+                self._listed_at = now
+            elif now - self._listed_at > LISTING_STALL_TIMEOUT:
+                logger.debug("the server's list of events makes no progress; no longer waiting for it")
+                self._unlisted.clear()
+            else:
+                self._listing_asked_at = now
+        return False
 
     def _post(self, api: ServerApi, events: list[StateEvent], *, filled_window: bool) -> None:
         batch = EventBatch(events, self._clock(), filled_window=filled_window)
@@ -351,7 +322,9 @@ class EventSender:
             if len(self._in_flight) == 1:
                 self.progress_at = self._clock()  # Until now there was nothing that the server could have recorded.
             self._last_accepted = events[-1]
-            self._feed.on_sent(events)
+            if not self._unlisted:
+                self._listed_at = self._clock()
+            self._unlisted.append((events[-1], len(events)))
 
     def _put_back(self, events: list[StateEvent]) -> None:
         self.outbox.resend.extendleft(reversed(events))
