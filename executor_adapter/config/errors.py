@@ -143,7 +143,7 @@ def _key_and_message(error: ErrorDetails, path: str) -> tuple[list[str], str]:
     context = error.get("ctx", {})
     match error["type"]:
         case "unknown_key":
-            return [context["key"]], f" is not a key: {_nearest(context['key'], context['allowed'])}"
+            return [context["key"]], f" is not a key: {nearest_of(context['key'], context['allowed'])}"
         case "missing_key":
             return [context["key"]], f" is missing: must be {context['wanted']}"
         case "union_tag_not_found":
@@ -168,7 +168,8 @@ def _rule(error: ErrorDetails) -> str:
     return rule_text(error)
 
 
-def _nearest(key: str, allowed: list[str]) -> str:
+def nearest_of(key: str, allowed: list[str]) -> str:
+    """Return what is allowed, and the nearest of it first."""
     near = nearest(key, allowed)
     hint = f"did you mean {near}? " if near else ""
     return f"{hint}allowed are {', '.join(allowed)}"

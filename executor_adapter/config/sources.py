@@ -13,11 +13,10 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from executor_adapter.config.errors import describe, one_line, read_yaml, top_level_keys
+from executor_adapter.config.errors import describe, nearest_of, one_line, read_yaml, top_level_keys
 from executor_adapter.config.sections import Section
 from executor_adapter.config.settings import ENV_PREFIX, DotEnvSource, Settings
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job import nearest
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 """The variable of the environment, or of `.env`, that names the file."""
@@ -115,11 +114,8 @@ def _is_of_another_program(file: Path) -> bool:
         return False
     fields = Settings.model_fields
     sections = [kind for field in fields.values() if isinstance(kind := field.annotation, type)]
-    inner = {key for kind in sections if issubclass(kind, Section) for key in kind.model_fields}
-    distinct = {key for key in inner if "_" in key}
-    return not any(
-        key in distinct or difflib.get_close_matches(key, fields, n=1, cutoff=MIN_SIMILARITY) for key in keys
-    )
+    inner = {key for kind in sections if issubclass(kind, Section) for key in kind.model_fields if "_" in key}
+    return not any(key in inner or difflib.get_close_matches(key, fields, n=1, cutoff=MIN_SIMILARITY) for key in keys)
 
 
 def _refuse_unknown(place: str, variables: Iterable[str]) -> None:
@@ -128,7 +124,5 @@ def _refuse_unknown(place: str, variables: Iterable[str]) -> None:
     for name in variables:
         key = name.upper()
         if key.startswith(ENV_PREFIX) and key not in OTHER_VARIABLES and key.partition("__")[0] not in allowed:
-            near = nearest(key.partition("__")[0], allowed)
-            hint = f"did you mean {near}? " if near else ""
-            message = f"{hint}allowed are {', '.join(allowed)}, and the keys in them"
-            raise ConfigurationError(f"{place}: {key} is not a key: {message}")
+            which = nearest_of(key.partition("__")[0], allowed)
+            raise ConfigurationError(f"{place}: {key} is not a key: {which}, and the keys in them")

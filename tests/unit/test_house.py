@@ -103,7 +103,7 @@ MAY_IMPORT = {
 }
 BUDGETS = {
     "cli": 1_887,
-    "config": 1_036,
+    "config": 1_035,
     "exceptions": 170,
     "executor": 1_169,
     "job": 1_101,
