@@ -658,10 +658,21 @@ class States(Days):
     def settings(self) -> Row:
         return super().settings() | {"path": "/states", "params": {"person": "{id}"}, "for_each": "people"}
 
+    def asked_for(self, day: date) -> list[str] | None:
+        """Return the people of a day of whom no state is known; None: it cannot be found out who came."""
+        name = day.isoformat()
+        if day in self.people.asked() and not self.people.is_down(name):
+            found = [row["id"] for row in self.api.people_of(day)]
+        elif name in self.people.found:
+            found = self.people.found[name]
+        else:
+            return None
+        known = {row["parent_id"] for row in self.days.get(name, {}).values()}
+        return [each for each in found if each not in known]
+
     def fails(self) -> bool:
-        asked = self.asked()
-        unknown = [day for day in asked if day.isoformat() not in self.people.found]
-        return bool(asked) and (self.is_down() or any(self.people.is_down(day.isoformat()) for day in unknown))
+        ids = [self.asked_for(day) for day in self.asked()]
+        return None in ids or (self.is_down() and any(ids))
 
     def rebuilt(self) -> None:
         """Without landings of its own, it asks again for all days that it had rows of."""
@@ -673,11 +684,14 @@ class States(Days):
         days = self.asked()
         self.first = self.first or days[0]
         for day in days:
-            if not self.is_down() and day.isoformat() in self.people.found:
+            ids = self.asked_for(day)
+            if ids is None or (ids and self.is_down()):
+                continue
+            states = [{**state, "parent_id": person} for person in ids for state in states_of(person)]
+            self.days.setdefault(day.isoformat(), {}).update({row["id"]: row for row in states})
+            # As long as people may still come, states of theirs may.
+            if day in self.people.final:
                 self.note_final(day)
-        for day, found in self.people.found.items() if not self.is_down() else ():
-            states = [{**state, "parent_id": person} for person in found for state in states_of(person)]
-            self.days.setdefault(day, {}).update({row["id"]: row for row in states})
 
 
 class Prices(Resource):

@@ -240,6 +240,21 @@ def live(folder: Path, clock: Clock, seed: int, days: int) -> None:
         month.live(days)
 
 
+def test_a_resource_that_is_down_fails_where_it_is_asked_for_something(tmp_path: Path, clock: Clock) -> None:
+    """States are asked for people of whom none is known: where nobody came, or all are known, none can fail."""
+    month = Month(tmp_path, clock, seed=0)
+    down, today, failed = month.world.api.down, clock.at.isoformat(), []
+    with serving(lambda path, body: month.world.api(path, body)) as (month.url, _):
+        for who, is_down in (("", True), ("p1", True), ("", False), ("", True), ("p2", True)):
+            if who:
+                month.world.api.people[who] = {"id": who, "came": today, "age": "1"}
+            down.update({"/states"} if is_down else ())
+            month.run()
+            failed.append("club.states" in month.log[-1])
+            down.clear()
+    assert failed == [False, True, False, False, True]
+
+
 def test_a_week_leaves_the_lake_as_it_has_to_be(tmp_path: Path, clock: Clock) -> None:
     """Late files, corrections, days without a run and sources that are down: each row is where it has to be."""
     live(tmp_path, clock, seed=3, days=7)
