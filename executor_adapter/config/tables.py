@@ -14,7 +14,6 @@ from executor_adapter.config.sections import Names, Section
 from executor_adapter.job import Count, Number
 
 Vanished = Literal["keep", "mark", "delete"]
-Measure = Literal["count", "sum", "min", "max", "mean"]
 
 _READS = re.compile(r"(?is)(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*+(?:select|with)\b")
 
@@ -90,10 +89,6 @@ class TableSettings(Section):
     deduplicate, enrich, check, function) to its options."""
     version: str = ""
     """Change it where the code of a step has changed: the table is then processed again."""
-    group_by: Names = ()
-    """The columns whose values make the groups of the measures; none: all rows are one group."""
-    measures: dict[str, tuple[str, Measure]] = Field(default_factory=dict)
-    """Measures of the rows that went through the steps: name: [column, count, sum, min, max or mean]."""
     vanished_rows: Vanished | None = None
     """What becomes of rows that the source has no longer: they stay (keep), stay with the time in `vanished_at` (mark),
     or are removed (delete); null: delete where the source gives all rows each time, else keep with a key. With a

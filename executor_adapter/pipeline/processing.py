@@ -1,4 +1,4 @@
-"""Processes a window: steps over its rows; what comes out, the rejects and the measures go into the lake."""
+"""Processes a window: steps over its rows; what comes out and the rejects go into the lake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from executor_adapter.pipeline.job_log import do_each, log, progress
 from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
 from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.lake.writer import Writer
-from executor_adapter.pipeline.steps import Processed, Run, digest, fingerprint_of, measures_query
+from executor_adapter.pipeline.steps import Processed, Run, digest, fingerprint_of
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, ROW, connected
 
@@ -39,7 +39,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
     """
     steps, source, target, rejects = table.read_steps, table.raw, table.processed, table.rejects
     entry = source.get(window)
-    fingerprint = processing_fingerprint(entry, fingerprint_of(steps, table.lake), table.version)
+    fingerprint = processing_fingerprint(entry, fingerprint_of(steps, table.lake), table.settings.version)
     if not again and target.find(window, fingerprint) is not None:
         log("%s %s: already processed", target, window)
         return Processed(status="already_processed")
@@ -62,14 +62,6 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
                 _write(put_aside, database, f"{query} ORDER BY row")
         else:
             remove_windows(rejects, [window])
-        if measures := table.settings.measures:
-            query = measures_query(run.rows, run.columns(run.rows), table.settings.group_by, measures)
-            writer = stack.enter_context(table.aggregates.writing(window, fingerprint=fingerprint))
-            try:
-                _write(writer, database, query)
-            except duckdb.ConversionException as error:
-                said = f"measures: a sum does not fit into 64 bits: declare its column as decimal: {error}"
-                raise rows_error(said, "measures") from None
     said = "%s %s: %d rows given, %d kept, %d rejected, %d dropped, %d merged into others"
     log(said, target, window, done.given, done.kept, done.rejected, done.dropped, done.merged)
     for reason, number in done.reasons:
@@ -204,7 +196,7 @@ def _made(table: ConfiguredTable) -> Iterator[tuple[str, int, WindowEntry | None
     processed = table.processed.windows()
     for window, entry in table.raw.windows().items():
         done = processed.get(window)
-        is_current = done and done.fingerprint == processing_fingerprint(entry, steps, table.version)
+        is_current = done and done.fingerprint == processing_fingerprint(entry, steps, table.settings.version)
         yield window, entry.rows, done if is_current else None
 
 

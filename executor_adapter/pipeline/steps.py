@@ -39,7 +39,6 @@ MISTAKES = (LookupError, TypeError, ValueError, AttributeError, NameError, Arith
 MAX_REASONS = 10
 """Reasons that `Processed` names."""
 
-_INTEGERS = {"BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 _TABLE = re.compile(r"\{table:([^{}]+)\}")
 _OPTIONS = {
     "deduplicate": ({"key"}, {"order_by", "keep", "reject"}),
@@ -435,33 +434,6 @@ def _place_of(step: Step, error: Exception) -> str:
     file = inspect.getsourcefile(inspect.unwrap(import_object(step.name, "steps")))
     own = [each for each in traceback.extract_tb(error.__traceback__) if each.filename == file]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-
-
-def measures_query(rows: str, columns: Mapping[str, str], by: Sequence[str], measures: Mapping[str, Any]) -> str:
-    """Return the query of the measures of the rows, a row for each group, in the order of the groups.
-
-    Args:
-        rows: the view of the rows.
-        columns: its columns, with their types in SQL.
-        by: the columns whose values make the groups; none: all rows are one group.
-        measures: name -> (column, count, sum, min, max or mean).
-
-    Raises:
-        DataProcessingException: DATA_ERROR, a column is not there.
-    """
-    for name in (*by, *(column for column, _ in measures.values())):
-        if name not in columns:
-            raise rows_error(f"measures: there is no column {name}: the columns are {_shown(columns)}", "measures")
-    parts = []
-    for name, (column, how) in measures.items():
-        value = f"{'avg' if how == 'mean' else how}({quoted(column)})"
-        # A sum of integers is an integer, or an error where 64 bits do not hold it.
-        is_integer = how == "sum" and columns[column] in _INTEGERS
-        parts.append(f"{f'CAST({value} AS BIGINT)' if is_integer else value} AS {quoted(name)}")
-    if not by:
-        return f"SELECT {', '.join(parts)} FROM {rows}"
-    group, order = ", ".join(map(quoted, by)), ", ".join(f"{quoted(each)} NULLS LAST" for each in by)
-    return f"SELECT {', '.join([group, *parts])} FROM {rows} GROUP BY {group} ORDER BY {order}"
 
 
 def digest(*parts: Any) -> str:

@@ -1,9 +1,8 @@
 """A table as the configuration describes it, and the tables of the lake that hold its rows.
 
-raw         rows as the source had them, in their declared types
-rejected    what is not a row, does not fit its types, or was rejected by a step, with the reasons
-processed   rows that went through the steps
-aggregates  the measures of each window
+raw        rows as the source had them, in their declared types
+rejected   what is not a row, does not fit its types, or was rejected by a step, with the reasons
+processed  rows that went through the steps
 """
 
 from __future__ import annotations
@@ -143,13 +142,8 @@ class ConfiguredTable:
         settings = self.settings
         for spec in settings.steps:
             read_step(spec, f"{self.key}.steps")
-        if settings.group_by and not settings.measures:
-            raise ConfigurationError(f"{self.key}: with group_by, measures must have at least one entry")
         if isinstance(settings, FileTable) and settings.period is not None and len(settings.partition) != 1:
             raise ConfigurationError(f"{self.key}: with period, partition must be one column, a date")
-        twice = next((name for name in settings.measures if name in settings.group_by), None)
-        if twice is not None:
-            raise ConfigurationError(f"{self.key}.measures: {twice} is a column of group_by: give it another name")
         _ = self.raw  # It checks itself.
         if self.cursor is None:
             return
@@ -191,12 +185,6 @@ class ConfiguredTable:
         return {name for step in self.read_steps for name in step.reads}
 
     @property
-    def version(self) -> str:
-        """Changes with whatever the result of processing depends on beside the rows and the steps."""
-        settings = self.settings
-        return json.dumps([settings.version, settings.group_by, settings.measures])
-
-    @property
     def raw(self) -> LakeTable:
         """The rows as the source had them."""
         settings = self.settings
@@ -224,14 +212,9 @@ class ConfiguredTable:
         return self._layer("rejected")
 
     @property
-    def aggregates(self) -> LakeTable:
-        """The measures of each window."""
-        return self._layer("aggregates")
-
-    @property
     def layers(self) -> list[LakeTable]:
         """All of these."""
-        return [self.raw, self.processed, self.rejects, self.aggregates]
+        return [self.raw, self.processed, self.rejects]
 
     def _layer(self, layer: str, **options: Any) -> LakeTable:
         return LakeTable(root=self.lake, layer=layer, tool=self.tool_name, name=self.name, **options)

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.flights ours|pandas|rejects SOURCE LAKE
 
 All read the CSV files in SOURCE, keep their rows by month as Parquet, check them by the same pandera schema, leave out
-repeated ones, and write what is right, what is not and the measures of each month. The script `pandas` lets read_csv
-give the columns their types, so a value that is not of its type ends it. The script `rejects` reads text, and puts such
+repeated ones, and write what is right and what is not. The script `pandas` lets read_csv give the columns
+their types, so a value that is not of its type ends it. The script `rejects` reads text, and puts such
 rows aside, as the pipeline does. What only the pipeline does: it lands the bytes with their checksums, publishes each
 window at once and synced to the disk, and does nothing twice.
 """
@@ -42,12 +42,6 @@ INTEGERS = (
 )
 TEXTS = ("carrier", "tailnum", "origin", "dest")
 KEY = ("year", "month", "day", "carrier", "flight", "sched_dep_time", "origin")
-MEASURES: dict[str, tuple[str, Any]] = {
-    "flights": ("flight", "count"),
-    "departed": ("dep_delay", "count"),
-    "dep_delay_sum": ("dep_delay", "sum"),
-    "dep_delay_max": ("dep_delay", "max"),
-}
 
 
 def write_source(folder: Path, years: int) -> None:
@@ -152,11 +146,7 @@ def script(source: Path, lake: Path, read: Callable[[Path], tuple[pd.DataFrame, 
         repeated = checked.duplicated(list(KEY))
         again = rows.loc[checked.index[repeated]].assign(reason="another row has this key")
         write("rejected", pd.concat([rejected, again]))
-        processed = normalise(checked[~repeated])
-        write("processed", processed)
-        named = {name: pd.NamedAgg(*measure) for name, measure in MEASURES.items()}
-        measures = processed.groupby(["year", "month", "origin"], as_index=False).agg(**named)
-        write("measures", measures)
+        write("processed", normalise(checked[~repeated]))
 
 
 # --- the pipeline ---
@@ -192,7 +182,7 @@ def collect(source: Path, lake: Path, window: Window) -> Collected:
 
 
 def process(source: Path, lake: Path, window: str) -> Processed:
-    """Check, normalise and measure the rows of a month."""
+    """Check and normalise the rows of a month."""
     from executor_adapter.pipeline import process_window
 
     return process_window(_table(source, lake), window)
@@ -212,8 +202,6 @@ def _tool(source: Path) -> FilesTool:
             {"deduplicate": {"key": list(KEY), "keep": "first", "reject": True}},
             "tests.benchmarks.flights:normalise",
         ],
-        "group_by": ["year", "month", "origin"],
-        "measures": MEASURES,
     }
     return FilesTool.model_validate({"source": "files", "directory": source, "tables": {"flights": table}})
 

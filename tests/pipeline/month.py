@@ -225,8 +225,6 @@ class Sales(Files):
                 {"sql": "select * from {rows} where item <> 'void'"},
                 {"enrich": {"table": "shop.stock", "on": "item", "columns": ["price"]}},
             ],
-            "group_by": "item",
-            "measures": {"sales": ["id", "count"], "total": ["amount", "sum"]},
         }
 
     def line(self, day: date) -> Row:

@@ -69,8 +69,6 @@ def of_file(folder: Path, **settings: Any) -> ConfiguredTable:
         "file": "airports.csv",
         "schema": {"columns": {"faa": "text", "lon": "float", "tz": "integer"}},
         "steps": [f"{__name__}:reject_asia"],
-        "group_by": "tz",
-        "measures": {"airports": ["faa", "count"]},
     }
     (table,) = tables(folder / "lake", source="files", directory=folder, tables={"airports": described | settings})
     return table
@@ -236,7 +234,7 @@ def test_what_was_made_of_a_window_that_is_empty_now_goes(airports: ConfiguredTa
     collect(airports)
     assert windows_to_process(airports) == {"all": 0}
     process(airports)
-    assert [layer.read("all").num_rows for layer in (airports.raw, airports.processed, airports.aggregates)] == [0] * 3
+    assert [layer.read("all").num_rows for layer in (airports.raw, airports.processed)] == [0] * 2
     assert airports.rejects.windows() == windows_to_process(airports) == {}
 
 
@@ -614,13 +612,12 @@ def test_a_window_is_processed_once(airports: ConfiguredTable) -> None:
     assert process(of_file(airports.lake.parent, version="2"))[0][1] == "processed"
 
 
-def test_rows_rejects_and_measures_are_in_tables(airports: ConfiguredTable) -> None:
+def test_rows_and_rejects_are_in_tables(airports: ConfiguredTable) -> None:
     """Each has a table of its own in the lake."""
     collect(airports)
     process(airports)
     assert airports.processed.read("all")["faa"].to_pylist() == ["A00", "A02", "A03"]
     assert airports.rejects.read("all")["row"].to_pylist() == [2]
-    assert airports.aggregates.read("all").to_pylist() == [{"tz": -5, "airports": 3}]
 
 
 def test_lost_rows_are_counted_as_dropped(airports: ConfiguredTable) -> None:
@@ -820,18 +817,10 @@ def test_tables_are_selected_by_name(tmp_path: Path) -> None:
         select_tables(Settings())
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"partition": ["a", "b"], "period": "month"}, "with period, partition must be one column, a date"),
-        ({"measures": {}}, "with group_by, measures must have at least one entry"),
-        ({"measures": {"tz": ["faa", "count"]}}, "measures: tz is a column of group_by"),
-    ],
-)
-def test_settings_that_contradict_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_settings_that_contradict_are_refused(tmp_path: Path) -> None:
     """Before anything is collected."""
-    with pytest.raises(ConfigurationError, match=message):
-        of_file(tmp_path, **settings).check()
+    with pytest.raises(ConfigurationError, match="with period, partition must be one column, a date"):
+        of_file(tmp_path, partition=["a", "b"], period="month").check()
 
 
 def test_sql_files_are_relative_to_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,8 +189,6 @@ class Month:
             rejects = {name: len(rows) for name, rows in rejected.items() if not name.startswith(READ)}
             assert unfit == dict(expected.unfit), self.said(f"{twin.full_name} unfit: {unfit} not {expected.unfit}")
             assert rejects == dict(expected.rejected), self.said(f"{twin.full_name} {rejects} not {expected.rejected}")
-            if table.settings.measures:
-                self.same(f"{twin.full_name} measures", rows_of(table.aggregates), measures(expected.processed))
             found = balance(twin.full_name, [table])
             assert (found.holds, found.unprocessed) == (True, 0), self.said(found)
 
@@ -219,16 +217,6 @@ def rows_of(table: LakeTable) -> Windows:
                 row["vanished_at"] = row["vanished_at"].date()
         if rows:
             found[window] = rows
-    return found
-
-
-def measures(processed: Windows) -> Windows:
-    """Return the measures of sales."""
-    found: Windows = {}
-    for window, rows in processed.items():
-        items = sorted({row["item"] for row in rows})
-        of = {item: [row["amount"] for row in rows if row["item"] == item] for item in items}
-        found[window] = [{"item": item, "sales": len(amounts), "total": sum(amounts)} for item, amounts in of.items()]
     return found
 
 

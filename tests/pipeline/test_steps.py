@@ -43,7 +43,7 @@ def orders(root: Path, **settings: Any) -> ConfiguredTable:
 
 
 def tables(root: Path) -> dict[str, LakeTable]:
-    return dict(zip(("raw", "processed", "rejects", "aggregates"), orders(root).layers, strict=True))
+    return dict(zip(("raw", "processed", "rejects"), orders(root).layers, strict=True))
 
 
 def process(root: Path, steps: list[Spec], rows: list[dict[str, Any]] = ORDERS, **settings: Any) -> Processed:
@@ -314,17 +314,15 @@ STEPS: list[Spec] = [
 
 
 def test_a_window_is_processed(tmp_path: Path) -> None:
-    """Rows, rejects and measures are in the lake; each row is accounted for."""
+    """Rows and rejects are in the lake; each row is accounted for."""
     lake = tables(tmp_path)
-    measures = {"orders": ("id", "count"), "mean": ("price", "mean")}
-    done = process(tmp_path, STEPS, group_by=["city"], measures=measures)
+    done = process(tmp_path, STEPS)
     assert (done.status, done.given, done.kept, done.rejected, done.dropped) == ("processed", 5, 1, 2, 2)
     assert lake["processed"].read("w").to_pylist() == [{"id": 1, "city": "ROME", "price": 9.5}]
     rejects = lake["rejects"].read("w")
     assert rejects.schema == REJECTED
     found = {row["row"]: (row["step"], json.loads(row["text"])) for row in rejects.to_pylist()}
     assert found == {2: ("check", ORDERS[1]), 5: ("check", ORDERS[4])}
-    assert lake["aggregates"].read("w").to_pylist() == [{"city": "ROME", "orders": 1, "mean": 9.5}]
 
 
 def test_a_window_is_processed_once(tmp_path: Path) -> None:
@@ -374,26 +372,6 @@ def test_windows_are_processed_in_the_process_pool(tmp_path: Path) -> None:
         job = Job(function=process_window, args=(table, "w"), pool="process")
         done = executor.run(job)
     assert (done.given, done.kept, done.rejected, done.dropped) == (5, 1, 2, 2)
-
-
-def test_measures_are_exact_and_skip_what_has_no_value(tmp_path: Path) -> None:
-    """A group without values has no minimum and no mean; a sum that does not fit is an error."""
-    lake = tables(tmp_path)
-    measures: Any = {name: ("n", name) for name in ("count", "sum", "min", "max", "mean")}
-    rows = pa.table({"g": ["a", "b", None, "a", "b"], "n": pa.array([1, None, 4, 2, None])})
-    write(lake["raw"], "w", rows)
-    process(tmp_path, [], group_by=["g"], measures=measures)
-    nothing = {"count": 0, "sum": None, "min": None, "max": None, "mean": None}
-    assert lake["aggregates"].read("w").to_pylist() == [
-        {"g": "a", "count": 2, "sum": 3, "min": 1, "max": 2, "mean": 1.5},
-        {"g": "b"} | nothing,
-        {"g": None, "count": 1, "sum": 4, "min": 4, "max": 4, "mean": 4.0},
-    ]
-    write(lake["raw"], "w", pa.table({"n": [2**63 - 1, 1]}), fingerprint="v2")
-    with pytest.raises(DataProcessingException, match="a sum does not fit into 64 bits"):
-        process(tmp_path, [], measures={"total": ("n", "sum")})
-    with pytest.raises(DataProcessingException, match="measures: there is no column m: the columns are g, n"):
-        process(tmp_path, [], measures={"total": ("m", "sum")})
 
 
 # --- properties ---

@@ -103,14 +103,14 @@ MAY_IMPORT = {
 }
 BUDGETS = {
     "cli": 1_887,
-    "config": 1_035,
+    "config": 1_032,
     "exceptions": 170,
     "executor": 1_169,
     "job": 1_101,
     "modules": 467,
     "monitoring": 728,
     "persistence": 1_142,
-    "pipeline": 4_818,
+    "pipeline": 4_784,
     "pools": 571,
     "pools/cluster": 3_431,
     "pools/in_process": 625,
