@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +22,7 @@ from executor_adapter.config import FilesTool
 from executor_adapter.pipeline import ConfiguredTable, expire_windows, remove_windows, settle_windows
 from executor_adapter.pipeline.lake.table import LakeTable
 from tests.pipeline.lakes import at, lake_table, write
+from tests.waiting import PATIENCE
 
 Rows = list[dict[str, Any]]
 
@@ -36,10 +40,11 @@ def with_polars(folder: Path) -> Rows:
     return pl.scan_parquet(folder).collect().to_dicts()
 
 
-def with_duckdb(folder: Path) -> Rows:
+def with_duckdb(folder: Path, options: str = "") -> Rows:
     with duckdb.connect() as connection:
         connection.execute("set timezone = 'UTC'")
-        return connection.sql("select * from read_parquet(?)", params=[str(folder)]).to_arrow_table().to_pylist()
+        query = f"select * from read_parquet(?{options})"
+        return connection.sql(query, params=[str(folder)]).to_arrow_table().to_pylist()
 
 
 READERS = (with_pyarrow, with_pandas, with_polars, with_duckdb)
@@ -71,6 +76,55 @@ def test_a_drifted_table_is_read_as_it_stands(tmp_path: Path, read: Callable[[Pa
 
 
 DAYS = ("2013-01-01", "2013-01-02", "2013-01-03", "2013-02-01")
+
+
+def with_polars_through_pyarrow(folder: Path) -> Rows:
+    rows = pl.from_arrow(ds.dataset(folder, partitioning="hive").to_table())
+    assert isinstance(rows, pl.DataFrame)
+    return rows.to_dicts()
+
+
+def with_duckdb_by_name(folder: Path) -> Rows:
+    return with_duckdb(folder, ", union_by_name = true")
+
+
+def test_readers_see_whole_windows_while_they_are_replaced(tmp_path: Path) -> None:
+    """Who reads while windows are replaced, and get a column, sees all rows of one version of each."""
+    table, rows, has_begun, is_over = (
+        lake_table(tmp_path),
+        100,
+        threading.Barrier(5, timeout=PATIENCE),
+        threading.Event(),
+    )
+    names = [f"2013-{month:02d}" for month in range(1, 7)]
+
+    def replace(version: int) -> None:
+        for name in names:
+            columns = {"id": list(range(rows)), "version": [version] * rows}
+            new = {f"new {version}": ["x"] * rows} if version % 6 == 5 else {}
+            write(table, name, pa.table(columns | new), fingerprint=str(version))
+
+    def read_on(read: Callable[[Path], Rows]) -> int:
+        has_begun.wait()
+        times = 0
+        while not is_over.is_set() or not times:
+            found = Counter((row["window"], row["version"]) for row in read(table.folder))
+            assert set(found.values()) == {rows}
+            assert sorted(window for window, _ in found) == names
+            times += 1
+        return times
+
+    replace(0)
+    readers = (with_pyarrow, with_pandas, with_duckdb_by_name, with_polars_through_pyarrow)
+    with ThreadPoolExecutor(len(readers)) as threads:
+        reading = [threads.submit(read_on, read) for read in readers]
+        has_begun.wait()
+        try:
+            for version in range(1, 13):
+                replace(version)
+        finally:
+            is_over.set()
+        assert all(each.result() for each in reading)
 
 
 def days(root: Path, **settings: Any) -> ConfiguredTable:
