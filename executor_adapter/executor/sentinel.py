@@ -7,6 +7,7 @@ of memory.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ _SEND_TIMEOUT = 5.0
 """Seconds for which a flow waits at most for a sentinel that reads nothing, because a signal stopped it."""
 
 _EXIT_TIMEOUT = 1.0
-"""Seconds for which the exit of this process waits for the sentinel's, which takes a millisecond."""
+"""Seconds for which this process waits for the sentinel's exit, which takes a millisecond."""
 
 
 class SentinelClient:
@@ -126,7 +127,9 @@ class SentinelClient:
     def _close(self) -> None:
         if self._process is not None and self._socket is not None:
             self._process.kill()  # If it lives, it would take the end of its input for the death of this process.
-            self._process.wait()
+            # One that the kernel holds up, as in a file system that is away, does nothing more either.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_EXIT_TIMEOUT)
             self._socket.close()
         self._process = self._socket = None
 
@@ -136,11 +139,9 @@ class SentinelClient:
             if self._process is None or self._socket is None:
                 return
             self._announced.clear()
-            try:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._socket.send(json.dumps({"exits": True}).encode() + b"\n", wire.NO_SIGNAL)
                 self._process.wait(_EXIT_TIMEOUT)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                logger.debug("the sentinel does not exit: %r", error)
             self._close()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
 from executor_adapter.executor.sentinel import MAX_REPLACEMENTS, SentinelClient
 from executor_adapter.prefect.crashes.reporter import wait_for_workers
@@ -142,6 +143,24 @@ def test_a_sentinel_that_always_dies_is_given_up(caplog: pytest.LogCaptureFixtur
         atexit.unregister(client.stop)
     assert caplog.text.count("starting another one") == MAX_REPLACEMENTS
     assert caplog.text.count("executor-adapter prefect sweep") == 1
+
+
+def test_a_sentinel_that_the_kernel_holds_up_is_not_waited_for(mocker: MockerFixture) -> None:
+    """One that is killed and does not go, as in a file system that is away, holds up no flow and no exit."""
+    client, waited_for = SentinelClient(), list[subprocess.Popen[bytes]]()
+
+    def wait_in_vain(process: subprocess.Popen[bytes], timeout: float | None = None) -> None:
+        waited_for.append(process)
+        assert timeout is not None, "this would not end"
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    atexit.unregister(client.stop)
+    client.announce("first", 1, {})
+    mocker.patch.object(subprocess.Popen, "wait", wait_in_vain)
+    client.stop()
+    assert client.pid is None
+    mocker.stopall()
+    waited_for[0].wait(PATIENCE)
 
 
 @contextmanager
