@@ -161,7 +161,6 @@ class HookedDriver(JobDriver):
 
     def abort(self, outcome: Outcome) -> None:
         self.expect_end(outcome)
-        self.job.live.wants_slot = False
         # Later, not now: a supervisor that has failed aborts its jobs too, and ends them itself.
         if self._call is None:
             self._supervisor.call_soon(self._end_aborted)

@@ -73,4 +73,4 @@ class LiveState:
     """The `supervision.messages.JobScope` around each attempt."""
     timers: dict[str, Any] | None = None
     wants_slot: bool = True
-    """Whether a slot is of use to it, where it is queued: it has not ended, and its driver has asked for one."""
+    """Whether a slot is of use to it, where it is queued: it has not ended, and is not being ended by its driver."""

@@ -139,7 +139,6 @@ class JobDriver:
             request(*args)
 
     def _acquire(self) -> None:
-        self.job.live.wants_slot = True
         self._supervisor.dispatcher.push(self.job)
 
     def _attempt(self, prepare: Callable[[Assignment], None]) -> None:
@@ -160,7 +159,6 @@ class JobDriver:
 
     def take_slot(self) -> None:
         """Take the slot that was asked for; it can be used once `slot_granted` is called."""
-        self.job.live.wants_slot = False
         self._holds_slot = True
 
     @property
@@ -186,7 +184,6 @@ class JobDriver:
         """End the job while no attempt runs: the outstanding or next request of its driver raises this error."""
         if self._aborted is None:
             self._aborted = outcome
-            self.job.live.wants_slot = False
             self.attempt_failed(outcome)
 
     def expect_end(self, outcome: Outcome) -> None:

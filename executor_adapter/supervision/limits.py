@@ -158,6 +158,7 @@ class Stopping:
         """End a job without a running attempt."""
         driver = job.live.driver
         if driver is not None:
+            job.live.wants_slot = False
             driver.abort(outcome)
         else:
             self._follow_up.fail_job(job, outcome)

@@ -58,17 +58,17 @@ _UNKNOWN = float("inf")
 _NEW_SHARE = 0.3
 
 
-def _log_safely(handle: Callable[[logging.LogRecord], object], record: logging.LogRecord) -> None:
-    """Show what a handler or filter of the program raises: to its caller, a job might be lost by it."""
+def _show_errors(call: Callable[..., object], *args: Any) -> None:
+    """Show what a handler or filter of the program's logging raises: to its caller, a job might be lost by it."""
     try:
-        handle(record)
+        call(*args)
     except Exception:
-        program_output.write("stderr", traceback.format_exc(), may_omit=True)
+        program_output.write("stderr", traceback.format_exc(), may_omit=True)  # Stderr may be closed, or block.
 
 
 for _name in ("", ".cluster", ".coroutine", ".loop", ".memory", ".prefect", ".process", ".store", ".thread"):
     _logger = logging.getLogger(f"executor_adapter{_name}")
-    _logger.handle = functools.partial(_log_safely, _logger.handle)  # type: ignore[method-assign]
+    _logger.handle = functools.partial(_show_errors, _logger.handle)  # type: ignore[method-assign]
 
 MessageListener = Callable[[Assignment, str, Any], object]
 
@@ -164,7 +164,6 @@ class Supervisor:
             live.pool, live.payload, live.resources = pool, payload, resources
             live.memory_limit, live.is_plain = job.memory_limit, _is_plain(job)
             live.driver, live.scope, live.queued_at = driver, scope, queued_at
-            live.wants_slot = driver is None
 
         future = JobFuture(job, self.futures)
         future = self.intake.enter(job, future, timeout, is_new=waited is None, prepare=prepare, stored=stored)
@@ -465,30 +464,30 @@ class Supervisor:
 
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         """Receive a message of a running function. What its receiver raises costs nothing that comes behind it."""
-        try:
-            if assignment is None:
-                self.unclaimed.receive(None, topic, content)
-                return
-            live = assignment.job.live
-            if topic == "progress":
-                assignment.job.report_progress(Progress(*content))
-                self._running.note_progress(assignment, self.now())
-            elif topic == "checkpoint":
-                live.checkpoint = content
-            elif topic == "position":
-                assignment.position = content
-                return
-            else:
-                for listener in self.message_listeners:
-                    listener(assignment, topic, content)
-            if live.scope is not None and live.scope.receives:
-                live.scope.on_message(assignment, topic, content)
-            elif live.driver is not None and live.driver.on_message is not None:
-                live.driver.on_message(topic, content)
-            else:
-                self.unclaimed.receive(assignment, topic, content)
-        except Exception:  # A filter or handler of the program's logging has raised.
-            program_output.write("stderr", traceback.format_exc(), may_omit=True)  # Stderr may be closed, or block.
+        _show_errors(self._receive, assignment, topic, content)
+
+    def _receive(self, assignment: Assignment | None, topic: str, content: Any) -> None:
+        if assignment is None:
+            self.unclaimed.receive(None, topic, content)
+            return
+        live = assignment.job.live
+        if topic == "progress":
+            assignment.job.report_progress(Progress(*content))
+            self._running.note_progress(assignment, self.now())
+        elif topic == "checkpoint":
+            live.checkpoint = content
+        elif topic == "position":
+            assignment.position = content
+            return
+        else:
+            for listener in self.message_listeners:
+                listener(assignment, topic, content)
+        if live.scope is not None and live.scope.receives:
+            live.scope.on_message(assignment, topic, content)
+        elif live.driver is not None and live.driver.on_message is not None:
+            live.driver.on_message(topic, content)
+        else:
+            self.unclaimed.receive(assignment, topic, content)
 
     def _report_unread(self) -> None:
         if self.futures.unread.failures:

@@ -105,7 +105,7 @@ BUDGETS = {
     "cli": 1_887,
     "config": 1_032,
     "exceptions": 170,
-    "executor": 1_169,
+    "executor": 1_168,
     "job": 1_101,
     "modules": 467,
     "monitoring": 728,
@@ -120,7 +120,7 @@ BUDGETS = {
     "prefect": 6_074,
     "scheduler": 440,
     "store": 1_713,
-    "supervision": 2_490,
+    "supervision": 2_486,
     "worker": 1_803,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
