@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 
 import pytest
-from prefect.states import exception_to_failed_state
+from prefect.states import AwaitingRetry, Retrying, exception_to_failed_state
 
 from executor_adapter.exceptions import (
     DataCollectionException,
@@ -16,7 +15,7 @@ from executor_adapter.exceptions import (
     WorkerCrashedError,
 )
 from executor_adapter.job.status import ErrorCode, JobStatus
-from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message, retrying, state_kind
+from executor_adapter.prefect.mirror.states import awaiting_retry_message, failure_kind, failure_message, state_kind
 from executor_adapter.worker.facts import facts_of
 
 
@@ -92,16 +91,14 @@ def test_a_failure_message_is_prefects_unless_the_code_says_more() -> None:
     assert failure_message(facts_of(OddCollectionError("bad row"))) == "COLLECTION_ERROR: OddCollectionError: bad row"
 
 
-def test_awaiting_retry_has_the_failed_attempt_and_the_time_of_the_next() -> None:
-    """AwaitingRetry has the error in its message and the time of the next attempt in its details."""
-    due = datetime(2026, 1, 2, tzinfo=UTC)
-    state = awaiting_retry(facts_of(ConnectionError("refused")), attempt=1, attempts=4, scheduled_time=due)
-    assert (state.type, state.name) == ("SCHEDULED", "AwaitingRetry")
-    assert state.message == "attempt 1 of 4: NETWORK_ERROR: ConnectionError: refused"
-    assert state.state_details.scheduled_time == due
+def test_the_message_of_awaiting_retry_has_the_failed_attempt() -> None:
+    """It counts the attempts, and has the error of the one that failed."""
+    message = awaiting_retry_message(facts_of(ConnectionError("refused")), attempt=1, attempts=4)
+    assert message == "attempt 1 of 4: NETWORK_ERROR: ConnectionError: refused"
 
 
-def test_a_later_attempt_is_running_under_another_name() -> None:
-    """A later attempt has a state of type RUNNING and name Retrying."""
-    state = retrying()
-    assert (state.type, state.name) == ("RUNNING", "Retrying")
+def test_the_states_of_retries_that_engines_enter_are_those_of_the_table() -> None:
+    """An engine takes them from Prefect, and the mirror of an executor takes them from the table."""
+    waiting, again = AwaitingRetry(), Retrying()
+    assert (waiting.type, waiting.name) == state_kind(JobStatus.RETRYING)
+    assert (again.type, again.name) == state_kind(JobStatus.RUNNING, attempt=2)

@@ -31,7 +31,7 @@ from prefect.results import (  # type: ignore[attr-defined]  # Prefect exports t
     should_persist_result,
 )
 from prefect.settings import get_current_settings
-from prefect.states import Completed
+from prefect.states import Completed, Retrying
 from prefect.task_engine import SyncTaskRunEngine
 from prefect.telemetry.run_telemetry import RunTelemetry
 from prefect.transactions import Transaction
@@ -47,7 +47,6 @@ from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.results import JobResultStore
 from executor_adapter.prefect.mirror.events import is_final
 from executor_adapter.prefect.mirror.runs import TaskRunReporter
-from executor_adapter.prefect.mirror.states import retrying
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.worker.facts import facts_of
 
@@ -162,7 +161,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
             decision = FORBIDDEN
         self._log_failure(exc_or_state, decision)
         if not decision.retry:
-            self.job_run.set_failure(exc_or_state)
+            self.job_run.failure = exc_or_state if isinstance(exc_or_state, BaseException) else None
             return False
         awaiting = self.job_run.start_retry(decision)
         self.retries += 1
@@ -197,7 +196,8 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
         except Exception as error:
             self.job_run.refuse(error)  # Raised by call_task_fn, where the engine expects errors.
             return
-        self.set_state(retrying(self.job_run.skipped_state), force=True)
+        skipped = self.job_run.skipped_state
+        self.set_state(Retrying(message=skipped and skipped.message), force=True)
         self.call_hooks()
 
     # --- states ---

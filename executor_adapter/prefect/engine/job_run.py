@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prefect import Task
 from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.exceptions import FailedRun
+from prefect.states import AwaitingRetry
 
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
@@ -25,7 +26,7 @@ from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.runs import TaskRunReporter
-from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message
+from executor_adapter.prefect.mirror.states import awaiting_retry_message, failure_kind, failure_message
 from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
 from executor_adapter.worker.facts import facts_of
 
@@ -177,11 +178,10 @@ class JobRun:
         assert self._last_error is not None, "a retry follows an error"
         job = self.driver.job
         self._retry_due = self.driver.retry(decision)
-        awaiting = awaiting_retry(
-            facts_of(self._last_error),
-            attempt=job.attempt,
-            attempts=job.policy.retry_attempts + 1,
+        attempts = job.policy.retry_attempts + 1
+        awaiting: State[Any] = AwaitingRetry(
             scheduled_time=datetime.now(UTC) + timedelta(seconds=decision.delay),
+            message=awaiting_retry_message(facts_of(self._last_error), attempt=job.attempt, attempts=attempts),
         )
         self.skipped_state = None if decision.delay > 0 else awaiting
         return awaiting if decision.delay > 0 else None
@@ -207,10 +207,6 @@ class JobRun:
             raise JobCancelledError(FLOW_RUN_ENDED)
 
     # --- the end ---
-
-    def set_failure(self, failure: BaseException | State[Any]) -> None:
-        """Record that no attempt follows: an error names the final state, a state that was returned stays as it is."""
-        self.failure = failure if isinstance(failure, BaseException) else None
 
     def name_failure(self, state: State[Any]) -> State[Any]:
         """Return `state`, with the type, name and message of this job's failure if it is the state of that failure."""

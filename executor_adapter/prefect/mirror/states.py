@@ -15,10 +15,9 @@ CANCELLED                                     CANCELLED Cancelled
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from prefect.client.schemas.objects import State, StateDetails, StateType
+from prefect.client.schemas.objects import StateType
 
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobError
@@ -94,20 +93,3 @@ def _is_unclassified(error: ErrorFacts) -> bool:
 def awaiting_retry_message(error: ErrorFacts, *, attempt: int, attempts: int) -> str:
     """Return the message of an AwaitingRetry state: which attempt failed, and why."""
     return f"attempt {attempt} of {attempts}: {_described(error)}"
-
-
-def awaiting_retry(error: ErrorFacts, *, attempt: int, attempts: int, scheduled_time: datetime) -> State[Any]:
-    """Return the state of a job whose `attempt` of `attempts` failed with `error`, until the next one starts."""
-    return State(
-        **state_kind(JobStatus.RETRYING)._asdict(),
-        message=awaiting_retry_message(error, attempt=attempt, attempts=attempts),
-        state_details=StateDetails(scheduled_time=scheduled_time),
-    )
-
-
-def retrying(awaited: State[Any] | None = None) -> State[Any]:
-    """Return the state of a job whose second or later attempt starts.
-
-    `awaited` is an AwaitingRetry state that was not entered, because there is no delay; its message is taken over.
-    """
-    return State(**state_kind(JobStatus.RUNNING, attempt=2)._asdict(), message=awaited.message if awaited else None)
