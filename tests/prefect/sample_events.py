@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.prefect.mirror.events import FlowRunFacts, StateEvent, related_resource
+from executor_adapter.prefect.mirror.events import FlowRunFacts, StateEvent, related_flow_run
 from executor_adapter.prefect.mirror.timeline import JobHistory, Step
 from executor_adapter.worker.facts import facts_of
 from tests.waiting import PATIENCE
@@ -20,9 +20,7 @@ def event(
     status: JobStatus, at: float = 1_000_000.0, task_run_id: str | None = None, flow_run_id: str = "", error: str = ""
 ) -> StateEvent:
     """Return an event of a new task run, or of the given one."""
-    flow = (
-        FlowRunFacts(flow_run_id, related_resource("flow-run", flow_run_id, "name")) if flow_run_id else FlowRunFacts()
-    )
+    flow = FlowRunFacts(flow_run_id, related_flow_run(flow_run_id, "name")) if flow_run_id else FlowRunFacts()
     history = JobHistory(Job(function=dict), task_run_id or str(uuid4()))
     history.add(Step(status, at, 1, facts_of(OSError(error)) if error else None, None))
     return history.next_event(flow)

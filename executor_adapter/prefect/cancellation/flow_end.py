@@ -62,7 +62,8 @@ class FlowRunEnding:
         self._full_watches = 0
         """The open watches that last until the flow run has ended."""
         self._had_full_watch = False
-        self._jobs_finished = False
+        self.jobs_finished = False
+        """Whether its jobs have finished, and their states are being recorded: then the flow is not interrupted."""
         context = FlowRunContext.get()
         is_own = context is not None and context.flow_run is not None and context.flow_run.id == flow_run_id
         self._flow, self._flow_run = (context.flow, context.flow_run) if context and is_own else (None, None)
@@ -79,10 +80,6 @@ class FlowRunEnding:
             self._open_watches += 1
             self._full_watches += until_flow_ends
             self._had_full_watch |= until_flow_ends
-
-    def on_jobs_finished(self) -> None:
-        """Do not interrupt the flow any more: its jobs have finished, and their states are being recorded."""
-        self._jobs_finished = True
 
     def on_watch_closed(self, *, until_flow_ends: bool) -> None:
         """Count a closed watch. With the last full one the flow run has ended: a Cancelling run becomes Cancelled."""
@@ -156,7 +153,7 @@ class FlowRunEnding:
             return
         with self._changed:
             reachable = self._had_full_watch and (self._in_main_thread or self._task)
-            if self._has_ended() or self._jobs_finished or not reachable:
+            if self._has_ended() or self.jobs_finished or not reachable:
                 return
         if self._flow_run is not None:
             # The engine would mark an interrupted flow without a final state as Crashed.
@@ -165,7 +162,7 @@ class FlowRunEnding:
             call_hooks(hooks, logger, self._flow, self._flow_run, self._flow_run.state)
         with self._changed:
             # Under the lock the flow cannot end meanwhile: the interrupt would hit the code after it.
-            if self._has_ended() or self._jobs_finished:
+            if self._has_ended() or self.jobs_finished:
                 return
             if self._loop is not None and self._task is not None:
                 self._loop.call_soon_threadsafe(self._task.cancel)

@@ -120,10 +120,6 @@ class FlowRunWatch:
         except Exception:
             logger.exception("a flow run was cancelled, but not all of its jobs could be cancelled")
 
-    def report_jobs_finished(self) -> None:
-        """Report that all jobs have finished and are being recorded, so that the flow is not interrupted any more."""
-        self.run.end.on_jobs_finished()
-
     def close(self) -> None:
         """End the watch. Closing a watch with `until_flow_ends` reports that the flow run has ended."""
         _watcher.close(self)

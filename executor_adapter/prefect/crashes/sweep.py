@@ -44,7 +44,7 @@ from executor_adapter.prefect.mirror.events import (
     iso,
     previous_state,
     quoted,
-    related_resource,
+    related_flow_run,
 )
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.outbox import OutboxFile
@@ -204,7 +204,7 @@ class Closing:
             quoted(run["name"]),
             json.dumps(task_run),
         )
-        return event_body(run["id"], change, related_resource("flow-run", flow_run.id, flow_run.name))
+        return event_body(run["id"], change, related_flow_run(flow_run.id, flow_run.name))
 
     def _when(self, died_at: float | None, ended_at: float) -> str:
         if died_at is not None:
@@ -325,7 +325,7 @@ def sweep_earlier_runs(flow_run: FlowRun) -> None:
     ).start()
 
 
-def _sweep_earlier_runs(flow_id: str, run_id: str, start: Start, wall: Callable[[], float] = time.time) -> None:
+def _sweep_earlier_runs(flow_id: str, run_id: str, start: Start) -> None:
     try:
         with ServerApi.connected() as api:
             closing = Closing(api, time.monotonic() + EARLIER_RUNS_TIMEOUT)
@@ -333,7 +333,7 @@ def _sweep_earlier_runs(flow_id: str, run_id: str, start: Start, wall: Callable[
                 closing.end_task_runs(closing.records.flow_runs([run_id]), None, before=start)
                 if closing.ended:
                     logger.info("ended %d task runs of earlier starts of this flow run", len(closing.ended))
-            for swept in _end_all(closing, lambda records: find_earlier_runs(records, flow_id, wall())):
+            for swept in _end_all(closing, lambda records: find_earlier_runs(records, flow_id, time.time())):
                 logger.info("ended %d task runs of the crashed flow run %s", swept.task_runs, swept.name)
     except UNREACHABLE_ERRORS as error:  # The process may be exiting, and its server with it. The next one tries again.
         logger.info("cannot look for flow runs that crashed earlier: %r", error)

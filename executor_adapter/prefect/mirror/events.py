@@ -187,13 +187,10 @@ def event_body(run_id: str, change: Change, related: str) -> bytes:
     return text.encode()
 
 
-def related_resource(kind: str, object_id: object, name: str) -> str:
-    """Return a related resource as JSON, with its kind as its role."""
-    labels = {
-        "prefect.resource.id": f"prefect.{kind}.{object_id}",
-        "prefect.resource.role": kind,
-        "prefect.resource.name": name,
-    }
+def related_flow_run(flow_run_id: object, name: str) -> str:
+    """Return a flow run as a related resource, as JSON."""
+    resource_id = f"prefect.flow-run.{flow_run_id}"
+    labels = {"prefect.resource.id": resource_id, "prefect.resource.role": "flow-run", "prefect.resource.name": name}
     return json.dumps(labels)
 
 
@@ -214,7 +211,7 @@ def flow_run_facts() -> FlowRunFacts:
     if context is None or context.flow_run is None:
         return FlowRunFacts(tags=tags)
     run = context.flow_run
-    related = related_resource("flow-run", run.id, run.name)
+    related = related_flow_run(run.id, run.name)
     return FlowRunFacts(str(run.id), related=related, tags=tags, run_count=run.run_count)
 
 

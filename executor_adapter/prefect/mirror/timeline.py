@@ -178,9 +178,6 @@ class JobHistory(TaskRunHistory[Step]):
 
     def skip(self, step: Step) -> None:
         """Add the step to the task run's times, without an event."""
-        self._advance(step)
-
-    def _advance(self, step: Step) -> None:
         # The server ignores a state that is not newer than the last one, and a clock may be set back.
         at = self._last_at = round(max(step.at, self._last_at + CLOCK_RESOLUTION_SECONDS), 6)
         if self._running_since is not None:
@@ -194,7 +191,7 @@ class JobHistory(TaskRunHistory[Step]):
     def change_of(self, step: Step, flow: FlowRunFacts) -> Change:
         """Return the change that a step is, with the task run's times up to it."""
         left = self._kind
-        self._advance(step)
+        self.skip(step)
         assert self._kind is not None
         (kind, name), at, message = self._kind, iso(self._last_at), quoted(self.message_of(step)[:MAX_MESSAGE_LENGTH])
         due_at = step.retry_at if step.status is JobStatus.RETRYING else None

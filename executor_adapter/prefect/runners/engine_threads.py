@@ -272,7 +272,7 @@ class EngineThreads:
             self._threads.shutdown(wait=False)
             with contextlib.ExitStack() as last:
                 if self._watch is not None:
-                    self._watch.report_jobs_finished()
+                    self._watch.run.end.jobs_finished = True
                     last.callback(self._watch.close)
                 between()
                 last.callback(self._finish_mirror, interrupted)
