@@ -147,11 +147,6 @@ class ConfiguredTable:
         _ = self.raw  # It checks itself.
         if self.cursor is None:
             return
-        if settings.vanished_rows is not None:
-            raise ConfigurationError(
-                f"{self.key}: vanished_rows does not go with cursor: an answer from there on does not say which older "
-                "rows are gone"
-            )
         if isinstance(settings, RestResource) and (
             settings.for_each is not None or self.bounds != {"since"} or self.start is None
         ):

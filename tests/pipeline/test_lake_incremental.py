@@ -47,15 +47,13 @@ def test_of_repeated_rows_the_last_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["keep", "mark", "delete"])
 def test_rows_that_vanished_are_settled(tmp_path: Path, policy: Any) -> None:
-    """Of the range that was asked for they are kept, marked or deleted; outside of it nothing is."""
-    table = lake_table(tmp_path, key=("id",), cursor="at", vanished_rows=policy)
-    write_rows(table, "w", [row("a", 1), row("b", 5), row("c", 6), row("d", 9)])
-    write_rows(table, "w", [row("c", 6, "new"), row("e", 7)], since="5", until="9", collected_at=None)
+    """They are kept, marked or deleted; those that come again are rows as others."""
+    table = lake_table(tmp_path, key=("id",), vanished_rows=policy)
+    write_rows(table, "w", [row("b", 5), row("c", 6)])
+    write_rows(table, "w", [row("c", 6, "new"), row("e", 7)])
     found = {each["id"]: each.get("vanished_at") is not None for each in all_rows(table)}
-    assert found == {"a": False, "c": False, "d": False, "e": False} | (
-        {} if policy == "delete" else {"b": policy == "mark"}
-    )
-    write_rows(table, "w", [row("b", 5, "again"), row("c", 6), row("e", 7)], since="5", until="9")
+    assert found == {"c": False, "e": False} | ({} if policy == "delete" else {"b": policy == "mark"})
+    write_rows(table, "w", [row("b", 5, "again"), row("c", 6), row("e", 7)])
     assert {each.get("vanished_at") for each in all_rows(table)} == {None}
     assert ("b", "again") in notes(table)
 
@@ -145,18 +143,19 @@ def test_a_bound_that_is_no_value_is_refused(tmp_path: Path) -> None:
 
 
 def test_runs_that_overtake_one_another(tmp_path: Path) -> None:
-    """The answer that was asked for later wins in its range; one that is partly older has to be asked for again."""
-    table = lake_table(tmp_path, key=("id",), cursor="at", vanished_rows="delete")
+    """The row that was asked for later wins; without a key an older answer has to be asked for again."""
+    table = lake_table(tmp_path, key=("id",), cursor="at")
     write_rows(table, "w", [row("a", 1), row("b", 5)], collected_at=at(1))
     write_rows(table, "w", [row("b", 5, "new"), row("c", 6)], since="5", collected_at=at(4))
-    assert write_rows(table, "w", [row("b", 5, "old")], since="5", collected_at=at(3)).status == "overtaken"
-    assert write_rows(table, "w", [row("c", 6, "old")], since="6", until="7", collected_at=at(3)).status == "overtaken"
+    late = write_rows(table, "w", [row("b", 5, "old"), row("d", 4)], since="4", collected_at=at(3))
+    assert (late.status, late.added) == ("written", 1)
+    write_rows(table, "w", [row("a", 1, "back")], since="0", until="4", collected_at=at(3))
+    assert notes(table) == [("a", "back"), ("b", "new"), ("c", ""), ("d", "")]
+    table = lake_table(tmp_path / "without key", cursor="at")
+    write_rows(table, "w", [row("b", 5, "new")], collected_at=at(4))
     with pytest.raises(DataCollectionException, match="collect it again") as caught:
-        write_rows(table, "w", [row("b", 5, "old")], since="4", collected_at=at(3))
+        write_rows(table, "w", [row("b", 5, "old")], since="5", collected_at=at(3))
     assert caught.value.error_code == "LOCKED"
-    backfill = write_rows(table, "w", [row("a", 1, "back")], since="0", until="4", collected_at=at(3))
-    assert backfill.status == "written"
-    assert notes(table) == [("a", "back"), ("b", "new"), ("c", "")]
 
 
 # --- properties ---
@@ -165,13 +164,12 @@ LATE = 3
 """How much later than its cursor's order a row may come, in the unit of the cursor."""
 
 
-@given(data=st.data(), key=st.booleans(), policy=st.sampled_from(["keep", "mark", "delete", None]))
+@given(data=st.data(), key=st.booleans())
 @settings(max_examples=25)
-def test_no_row_is_skipped_whatever_the_order_of_arrival(data: st.DataObject, key: bool, policy: Any) -> None:
+def test_no_row_is_skipped_whatever_the_order_of_arrival(data: st.DataObject, key: bool) -> None:
     """Rows come at most `LATE` late, runs come at any time, fail, and overtake one another: all rows are there once."""
     with TemporaryDirectory() as folder:
-        keyed: dict[str, Any] = {"key": ("id",), "vanished_rows": policy} if key else {}
-        table = lake_table(Path(folder), cursor="at", **keyed)
+        table = lake_table(Path(folder), cursor="at", key=("id",) if key else ())
         source: list[dict[str, Any]] = []
         pending: list[tuple[str | None, list[dict[str, Any]], datetime]] = []
         clock = 0

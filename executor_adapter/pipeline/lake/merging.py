@@ -1,6 +1,6 @@
 """Rows that were collected again: the newer replaces the older by its key, and those that vanished are settled.
 
-Runs may overtake one another: of each part of a window it is known which answer of the source is the newer one.
+Runs may overtake one another: of each row of a window it is known when the source was asked for it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,19 @@ def judged(
 
     `new_keys` are the keys of the rows that were collected now; None without a key.
     """
-    everywhere = pa.repeat(pa.scalar(True), old.num_rows)
-    is_asked = everywhere if table.cursor is None else is_within(old[table.cursor].combine_chunks(), asked)
+    nothing = pa.repeat(pa.scalar(False), old.num_rows)
     if new_keys is None:
         # Without a key no row can be found again: those of the range are replaced altogether.
-        return old, pc.invert(is_asked), is_asked.true_count
+        stay = nothing if table.cursor is None else pc.invert(is_within(old[table.cursor].combine_chunks(), asked))
+        return old, stay, old.num_rows - stay.true_count
     replaced = pc.is_in(key_texts(old, table.key), new_keys)
-    gone = pc.and_(is_asked, pc.invert(replaced))
-    if VANISHED_AT in old.column_names:
-        gone = pc.and_(gone, pc.is_null(old[VANISHED_AT].combine_chunks()))
+    if table.policy == "delete":
+        return old, nothing, replaced.true_count
     if table.policy == "mark":
+        gone = pc.and_(pc.invert(replaced), pc.is_null(old[VANISHED_AT].combine_chunks()))
         marks = pc.if_else(gone, pa.scalar(datetime.fromisoformat(asked.collected_at), MOMENT), old[VANISHED_AT])
         old = old.set_column(old.schema.get_field_index(VANISHED_AT), VANISHED_AT, marks)
-    leaves = pc.or_(replaced, gone) if table.policy == "delete" else replaced
-    return old, pc.invert(leaves), replaced.true_count
+    return old, pc.invert(replaced), replaced.true_count
 
 
 def key_texts(rows: pa.Table, key: Sequence[str]) -> pa.Array:
@@ -109,22 +108,20 @@ def _check_cursor(value: Any, column: str) -> None:
         raise rows_error(f"{column}: {text} {said}", "lake")
 
 
-Bound = tuple[int, Any]
-"""A bound of a range, as it is compared: -1 and 1 are below and above every value, and 0 comes with a value."""
-
-
-def is_overtaken(new: Range, known: tuple[Range, ...], kind: pa.DataType | None) -> bool:
-    """Return whether a newer answer for the whole of `new` is in the lake already.
+def is_overtaken(asked: Range, table: StoredTable, known: Sequence[Range]) -> bool:
+    """Return whether a newer answer is in the lake already, in whose place this one must not come.
 
     Raises:
-        DataCollectionException: LOCKED, there is one for a part of it only: it has to be collected again.
+        DataCollectionException: LOCKED, it may be a newer answer for a part of it only: it has to be collected again.
     """
-    newer = [each for each in known if each.origin == new.origin and _is_older(new, each, kind)]
-    if newer and not any(_covers(each, new, kind) for each in newer):
+    is_newer = any(each.origin == asked.origin and each.collected_at > asked.collected_at for each in known)
+    if table.cursor is None or not is_newer:
+        return is_newer
+    if not table.key:
         raise DataCollectionException(
-            "a part of the window was collected again by another run meanwhile: collect it again", error_code="LOCKED"
+            "the window was collected again by another run meanwhile: collect it again", error_code="LOCKED"
         )
-    return bool(newer)
+    return False  # Its rows are merged below those that are newer.
 
 
 def newer_than(asked: Range, known: Sequence[Range]) -> pa.Array:
@@ -132,18 +129,18 @@ def newer_than(asked: Range, known: Sequence[Range]) -> pa.Array:
     return pa.concat_arrays([pa.repeat(each.collected_at > asked.collected_at, each.rows) for each in known])
 
 
-def with_range(new: Range, known: Sequence[Range], stay: pa.Array, kind: pa.DataType | None) -> tuple[Range, ...]:
+def with_range(new: Range, known: Sequence[Range], stay: pa.Array) -> tuple[Range, ...]:
     """Return what is known of a window whose new rows were written before those of the older ones that `stay`."""
-    ranges, start = [new], 0
+    found, start = [new], 0
     for each in known:
         rows = stay.slice(start, each.rows).true_count
         start += each.rows
-        if rows or each.origin != new.origin or not _covers(new, each, kind):
-            ranges.append(replace(each, rows=rows))
-    if len(ranges) > MAX_RANGES:
-        newer, older = ranges[-2:]
-        ranges[-2:] = [replace(newer, rows=newer.rows + older.rows)]
-    return tuple(ranges)
+        if rows or each.origin != new.origin or each.collected_at > new.collected_at:
+            found.append(replace(each, rows=rows))
+    if len(found) > MAX_RANGES:
+        newer, older = found[-2:]
+        found[-2:] = [replace(newer, rows=newer.rows + older.rows)]
+    return tuple(found)
 
 
 def highest_of(values: pa.ChunkedArray, column: str, before: Any) -> Any:
@@ -185,20 +182,3 @@ def _in_unit_of(value: Any, amount: float) -> timedelta | float:
     if isinstance(value, date):
         return timedelta(seconds=amount) if isinstance(value, datetime) else timedelta(days=amount)
     return int(amount) if amount == int(amount) else amount
-
-
-def _low(bounds: Range, kind: pa.DataType | None) -> Bound:
-    return (-1, None) if bounds.since is None or kind is None else (0, typed(bounds.since, kind).as_py())
-
-
-def _high(bounds: Range, kind: pa.DataType | None) -> Bound:
-    return (1, None) if bounds.until is None or kind is None else (0, typed(bounds.until, kind).as_py())
-
-
-def _is_older(new: Range, known: Range, kind: pa.DataType | None) -> bool:
-    overlap = _low(known, kind) < _high(new, kind) and _low(new, kind) < _high(known, kind)
-    return known.collected_at > new.collected_at and overlap
-
-
-def _covers(one: Range, other: Range, kind: pa.DataType | None) -> bool:
-    return _low(one, kind) <= _low(other, kind) and _high(other, kind) <= _high(one, kind)

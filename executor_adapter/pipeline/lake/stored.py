@@ -236,6 +236,11 @@ class StoredTable:
                 raise ConfigurationError(
                     f"{field}: {value!r} is not allowed: must be a name without /, that begins with neither . nor _"
                 )
+        if self.vanished_rows is not None and self.cursor is not None:
+            raise ConfigurationError(
+                f"{self}: vanished_rows does not go with cursor: an answer from there on does not say which older rows "
+                "are gone"
+            )
         if self.vanished_rows in ("keep", "mark") and not self.key:
             raise ConfigurationError(
                 f"{self}: vanished_rows: {self.vanished_rows!r} needs a key: name the columns that identify a row"

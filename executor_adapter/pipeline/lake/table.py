@@ -55,7 +55,7 @@ class LakeTable(StoredTable):
         Raises:
             DataProcessingException: CONFIGURATION_ERROR, a column would be narrowed; DATA_ERROR, two columns have the
                 same name, the key is missing, or there are rows outside the range.
-            DataCollectionException: LOCKED, somebody else writes for too long, or has overtaken a part of the range.
+            DataCollectionException: LOCKED, somebody else writes for too long, or has overtaken the range.
         """
         if (since, until) != (None, None) and self.cursor is None:
             raise ConfigurationError(f"{self}: since and until need a cursor: name the column that they bound")

@@ -189,7 +189,7 @@ class Writer:
         found, before = self._table.find(self._entry.window), self._table.schema()
         schema, changes = self._schema_after(before)
         kind = None if self._table.cursor is None else schema.field(self._table.cursor).type
-        if found is not None and merging.is_overtaken(self._asked, found.ranges, kind):
+        if found is not None and merging.is_overtaken(self._asked, self._table, found.ranges):
             log("%s: a newer answer of another run is there already", self._entry.window)
             self._result = Written(status="overtaken", rows=found.rows)
             return
@@ -207,7 +207,7 @@ class Writer:
         elif schema != before:
             with writing(self._table.columns) as columns:
                 columns.write(schema.serialize())
-        self._write(found, schema, kind)
+        self._write(found, schema)
 
     def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
         if not self._parts:
@@ -244,7 +244,7 @@ class Writer:
     def _new_file(self, name: str, schema: pa.Schema) -> FileWriter:
         return FileWriter(self._space / f"{name}.parquet", schema)
 
-    def _write(self, found: WindowEntry | None, schema: pa.Schema, kind: pa.DataType | None) -> None:
+    def _write(self, found: WindowEntry | None, schema: pa.Schema) -> None:
         keys = pa.concat_arrays(self._keys) if self._keys else None
         last = None if keys is None else merging.last_of_each(keys)
         if found is not None and keys is not None:
@@ -262,7 +262,7 @@ class Writer:
             if found is not None:
                 replaced, stay = self._add_old(file, found, keys)
         known = () if found is None else found.ranges
-        entry = file.close(replace(self._entry, ranges=merging.with_range(new, known, stay, kind)))
+        entry = file.close(replace(self._entry, ranges=merging.with_range(new, known, stay)))
         publish(file.path, self._table.file_of(self._entry.window))
         added = max(0, new.rows - replaced)
         self._result = Written(status="written", rows=entry.rows, added=added, replaced=replaced)
