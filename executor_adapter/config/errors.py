@@ -147,7 +147,7 @@ def _key_and_message(error: ErrorDetails, path: str) -> tuple[list[str], str]:
         case "missing_key":
             return [context["key"]], f" is missing: must be {context['wanted']}"
         case "union_tag_not_found":
-            return ["source"], " is missing: must be 'files' or 'rest'"
+            return ["source"], " is missing: must be 'files', 'rest', 'sql' or 'function'"
         case "union_tag_invalid":
             return ["source"], f": {_short(context['tag'])} is not allowed: must be {context['expected_tags']}"
         case "together":

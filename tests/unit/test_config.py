@@ -208,7 +208,7 @@ def test_settings_are_frozen() -> None:
         ),
         ("collection: {jobs_timeout: 5}", "collection.jobs_timeout is not a key: did you mean job_timeout? allowed"),
         ("tools: {../up: {source: files}}", "tools.../up: '../up' is not allowed: must be letters, digits"),
-        ("tools: {x: {package: p}}", "tools.x.source is missing: must be 'files' or 'rest'"),
+        ("tools: {x: {package: p}}", "tools.x.source is missing: must be 'files', 'rest', 'sql' or 'function'"),
         ("tools: {x: {source: ftp}}", "tools.x.source: 'ftp' is not allowed: must be 'files', 'rest'"),
         ("tools: {x: {source: files, package: p}}", "tools.x.tables is missing: must be a mapping of table names"),
         (
