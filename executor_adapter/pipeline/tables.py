@@ -28,7 +28,7 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import did_you_mean
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable, is_expired
-from executor_adapter.pipeline.steps import Spec, Step, read_step
+from executor_adapter.pipeline.steps import Step, read_step
 
 PARENT_ID = "parent_id"
 """The column of a resource with `for_each`: the id for which an object was asked."""
@@ -140,11 +140,9 @@ class ConfiguredTable:
             ConfigurationError: they contradict one another.
         """
         settings = self.settings
-        for spec in settings.steps:
-            read_step(spec, f"{self.key}.steps")
+        _ = self.read_steps, self.raw  # They check themselves.
         if isinstance(settings, FileTable) and settings.period is not None and len(settings.partition) != 1:
             raise ConfigurationError(f"{self.key}: with period, partition must be one column, a date")
-        _ = self.raw  # It checks itself.
         if self.cursor is None:
             return
         if isinstance(settings, RestResource) and (
@@ -163,16 +161,12 @@ class ConfiguredTable:
         return settings.keep_days is None or not is_expired(window, today - timedelta(days=settings.keep_days))
 
     @property
-    def steps(self) -> list[Spec]:
-        """The steps of its rows; the first one is the check of the schema, where it has one."""
+    def read_steps(self) -> list[Step]:
+        """The steps of its rows: see `read_step`; the first one is the check of the schema, where it has one."""
         settings = self.settings
         check = None if settings.table_schema is None else settings.table_schema.check
-        return [*([] if check is None else [{"check": check}]), *settings.steps]
-
-    @property
-    def read_steps(self) -> list[Step]:
-        """The steps, as they are known to fit: see `read_step`."""
-        return [read_step(spec) for spec in self.steps]
+        first = [] if check is None else [read_step({"check": check}, f"{self.key}.schema")]
+        return first + [read_step(spec, f"{self.key}.steps") for spec in settings.steps]
 
     @property
     def reads(self) -> set[str]:

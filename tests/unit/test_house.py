@@ -110,7 +110,7 @@ BUDGETS = {
     "modules": 467,
     "monitoring": 728,
     "persistence": 1_142,
-    "pipeline": 4_775,
+    "pipeline": 4_771,
     "pools": 571,
     "pools/cluster": 3_431,
     "pools/in_process": 625,
