@@ -240,6 +240,7 @@ class Dispatcher:
         running_of: Callable[[str], Iterable[Job]] = lambda tool: (),
     ) -> None:
         self.limits = limits
+        """No attempt starts beyond these slots. Any thread may replace it."""
         self.queue = ReadyQueue()
         self.resources = ResourceLedger(read_capacity, pool_of or (lambda job: pools[job.live.pool]))
         self.rate_limiter = RateLimiter(
@@ -268,10 +269,6 @@ class Dispatcher:
         self._full_since: dict[str, float] = {}
         """Since when jobs of a pool wait for a slot, or, for ALL_POOLS, jobs of any pool."""
         self._reported: set[str] = set()
-
-    def set_limits(self, limits: SlotLimits) -> None:
-        """Start no attempt beyond these slots. Any thread may call it."""
-        self.limits = limits
 
     def set_lease(self, until: float) -> None:
         """Start nothing from this `lease_time` on, unless a later one is set by then."""
@@ -322,7 +319,7 @@ class Dispatcher:
                 busy += pool.busy
             if (self.exclusive and self._one_runs_alone()) or (busy and memory_is_short):
                 return ()
-            if busy < limits.total and (not limits.of_pool or self._has_slot(line.pool)):
+            if busy < limits.total and (not limits.of_pool or self._busy_in(line.pool) < limits.of(line.pool)):
                 if not self._try(line, start, busy):
                     return ()
             elif not (limiter.is_used and limiter.limits(line.first)) and queue_behind(line.first):
@@ -366,10 +363,6 @@ class Dispatcher:
         self.resources.kept.clear()
         while self._short:
             self.queue.enter(self._short.pop())
-
-    def _has_slot(self, pool: str) -> bool:
-        """Return whether a slot of a pool is free, whatever is busy elsewhere."""
-        return self._busy_in(pool) < self.limits.of(pool)
 
     def _busy_in(self, name: str) -> int:
         pool = self._pools.get(name)

@@ -193,7 +193,7 @@ class Supervisor:
 
     def resize(self, limits: SlotLimits) -> None:
         """Let so many attempts run at once from now on: no further one starts beyond that once this has returned."""
-        self.dispatcher.set_limits(limits)
+        self.dispatcher.limits = limits
         self.call_soon(self.pools.resize, limits)
 
     def count_jobs(self) -> int:

@@ -120,7 +120,7 @@ BUDGETS = {
     "prefect": 6_054,
     "scheduler": 440,
     "store": 1_713,
-    "supervision": 2_486,
+    "supervision": 2_482,
     "worker": 1_803,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
