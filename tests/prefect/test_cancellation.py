@@ -138,8 +138,10 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
     mocker.stopall()
     cancelled_runs.ask()  # From now on the watcher polls as before.
     assert {job.error_message for job in jobs} == {"its flow run was cancelled"}
-    messages = {run["state"]["message"] for run in api.task_runs(ids[-1])}
-    assert messages == {"CANCELLED: its flow run was cancelled"}
+    runs = api.task_runs(ids[-1])
+    assert {run["state"]["message"] for run in runs} == {"CANCELLED: its flow run was cancelled"}
+    said = "Job cancelled: its flow run was cancelled"
+    wait_for(lambda: sum(said in api.messages(run["id"]) for run in runs) == 2)  # The third one never started.
 
 
 def test_a_flow_whose_runner_ends_it_knows_that_it_was_cancelled(

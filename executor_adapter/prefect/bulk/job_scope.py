@@ -102,9 +102,12 @@ class BulkJobScope:
             self.flow.write(self.history, log_message, topic, content, log_prints=self.flow.log_prints)
 
     def log_failure(self, transition: Transition) -> None:
-        """Log how an attempt failed and what follows."""
+        """Log how an attempt failed or was cancelled, and what follows."""
         job, error = transition.job, transition.error
-        if transition.status is JobStatus.CANCELLED or error is None:
+        if error is None or (transition.status is JobStatus.CANCELLED and not job.state.attempt):
+            return
+        if transition.status is JobStatus.CANCELLED:
+            self.flow.write(self.history, PrefectLogAdapter.warning, "Job cancelled: %s", error.text)
             return
         delay = None if job.state.retry_at is None else max(0.0, job.state.retry_at - transition.at)
         self.flow.write(self.history, log_failed_attempt, error.text, error, delay=delay)
