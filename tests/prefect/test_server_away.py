@@ -19,9 +19,11 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL, temporary_s
 from executor_adapter.prefect import MirrorReport, PrefectMirror
 from executor_adapter.prefect.mirror.events import StateEvent
 from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
+from executor_adapter.prefect.mirror.server import server_name
 from executor_adapter.prefect.mirror.timeline import JobHistory
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import FakeCloud, at_cloud
+from tests.prefect.fake_server import FakeServer
 from tests.prefect.sample_events import jobs_in, outbox_of
 from tests.prefect.server_proxy import ServerProxy, answering
 from tests.prefect.test_mirror import jobs, run_mirrored
@@ -144,16 +146,41 @@ def test_a_forked_child_leaves_its_parents_states_alone(tmp_path: Path) -> None:
         assert len(mirror.close(timeout=0.1).kept) == 20
 
 
-def test_memory_is_bounded_while_a_request_gets_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a server keeps a request waiting, what exceeds a number of task runs goes to disk."""
-    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.MAX_IN_MEMORY", 200)
+class StandingServer(FakeServer):
+    """Accepts all events, and records none."""
+
+    def record(self, limit: int | None = None) -> None:
+        pass
+
+
+def test_a_program_that_is_killed_beside_a_slow_server_leaves_its_states(tmp_path: Path) -> None:
+    """All final states that are not recorded are on disk, those in flight too: the server may be killed as well."""
+    count, outbox = 1_000, outbox_of(tmp_path)
+    with at_cloud(StandingServer()) as cloud:
+        given = {each.name: str(each.value()) for each in (PREFECT_API_URL, PREFECT_CLOUD_API_URL)}
+        command = [sys.executable, "-m", "tests.prefect.mirrored_jobs", str(count)]
+        env = os.environ | given | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_KEY": "pnu_key"}
+        with subprocess.Popen(command, cwd=ROOT, env=env) as process:
+            try:
+                wait_for(lambda: len(jobs_in(outbox)) == count)
+            finally:
+                process.kill()
+        assert sum(cloud.events.requests) >= 300
+        cloud.events = FakeServer()
+        with PrefectMirror(outbox=OutboxFile(server_name(), outbox)) as later:
+            wait_for(lambda: later.drain() and not jobs_in(outbox))
+    assert [names.count("Completed") for names in cloud.events.states.values()] == [1] * count
+
+
+def test_memory_is_bounded_while_a_request_gets_no_answer(tmp_path: Path) -> None:
+    """While a server keeps a request waiting, all states are on disk, and what is not in that request there alone."""
     before = count_objects(JobHistory, StateEvent)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         with temporary_settings({PREFECT_API_URL: url}):
             mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db"))
             run_mirrored(mirror, jobs(3_000, "unheard"))
-            wait_for(lambda: len(jobs_in(tmp_path / "outbox.db")) >= 2_000)
+            wait_for(lambda: len(jobs_in(tmp_path / "outbox.db")) == 3_000)
             wait_for(lambda: count_objects(JobHistory, StateEvent) - before < 1_000)
             assert len(mirror.close(timeout=0.1).kept) == 3_000
 
@@ -179,7 +206,7 @@ def test_states_that_neither_server_nor_disk_takes_are_dropped_with_a_count(
 
 def test_a_server_that_is_far_behind_gets_all_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits in memory for a slow server is bounded: the rest waits on disk, and none is lost or sent twice."""
-    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.MAX_IN_MEMORY", 100)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.STORE_INTERVAL", 0.01)
     stored: list[int] = []
     store = Outbox.store
     monkeypatch.setattr(Outbox, "store", lambda self, events: stored.append(len(events)) or store(self, events))

@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/memory": 414,
     "pools/process": 1_534,
     "pools/transport": 562,
-    "prefect": 6_054,
+    "prefect": 6_045,
     "scheduler": 440,
     "store": 1_713,
     "supervision": 2_482,

@@ -153,11 +153,11 @@ INHERITED_SECONDS = 5.0
 THREAD_EXIT_TIMEOUT = 0.5
 """Seconds for the thread to end. The interpreter may be about to exit, and cannot stop a thread in a request."""
 
-MAX_IN_MEMORY = 20_000
-"""Finished task runs that wait in memory for a server, about 20 MB; older ones wait in the file."""
+STORE_INTERVAL = 1.0
+"""Seconds after which a final state that the server has not recorded is in the outbox's file too."""
 
 MAX_WITHOUT_FILE = 100_000
-"""The same where the file cannot be written; older ones are dropped, and counted."""
+"""Finished task runs that wait in memory where the file cannot be written; older ones are dropped, and counted."""
 
 
 _living: weakref.WeakSet[SenderThread] = weakref.WeakSet()
@@ -197,8 +197,6 @@ class SenderThread:
         self.troubles: set[int | str] = set()
         """What has kept the server from answering since it last did: each is logged once."""
         self._thread: threading.Thread | None = None
-        self._is_storing = False
-        """Whether a thread of its own stores changes, because this one waits for an answer of the server."""
         self._start_lock = threading.Lock()
         self.adopt_flow_run()
         _living.add(self)
@@ -228,9 +226,6 @@ class SenderThread:
             self._wake.set()
             if self._thread is None:
                 self.start()
-        if self._unsent.inbox_size > MAX_IN_MEMORY and not self._is_storing:
-            self._is_storing = True
-            threading.Thread(target=self._store_inbox, name="prefect-outbox", daemon=True).start()
 
     def start(self) -> None:
         """Start the thread, unless it has started or is closed."""
@@ -240,6 +235,8 @@ class SenderThread:
                 run, self._had_own_events_at = self._context.copy().run, time.monotonic()
                 self._thread = threading.Thread(target=run, args=(self._run,), name="prefect-mirror", daemon=True)
                 self._thread.start()
+                # A thread of its own: the other one may be waiting for an answer of the server.
+                threading.Thread(target=self._store_on, name="prefect-outbox", daemon=True).start()
         self._wake.set()
 
     def hurry(self) -> None:
@@ -311,14 +308,12 @@ class SenderThread:
                 self._on_unreachable(error)
             except Exception:
                 logger.exception("cannot send job states to the Prefect server; retrying")
-                self._save()
             self._closed.wait(RECONNECT_INTERVAL)
 
     def _send_until_closed(self, api: ServerApi) -> None:
         self._flow = read_flow_run_facts(self._flow)
         while not self.is_closed:
             self._wake.clear()
-            self._store(keep=MAX_IN_MEMORY)
             with self._lock:
                 self._send_once(api)
             self._round_done.set()
@@ -334,6 +329,7 @@ class SenderThread:
             logger.info("the Prefect server at %s answers again", server_address())
             self.troubles.clear()
         self.outbox.delete_ended()
+        self._unsent.stored = self.outbox.stored
 
     def _wait_for_work(self) -> None:
         """Wait until there is something to do, and then a little longer for more, unless it is in a hurry."""
@@ -347,39 +343,30 @@ class SenderThread:
             self.troubles.add(trouble)
             where = server_address()
             logger.warning("cannot send job states to the Prefect server at %s; retrying: %s", where, trouble_of(error))
-        self._save()
 
-    def _save(self) -> None:
-        """Write the final states of this mirror to the file, because the server is away: the process may be killed."""
-        with self._lock:
-            if not self.is_closed:
-                self.outbox.back_up(event for event in self.sender.unrecorded() if event.row is None)
-        self._store(keep=0)
+    def _store_on(self) -> None:
+        """Write the final states of this mirror that are not recorded to the file, since the process may be killed.
 
-    def _store_inbox(self) -> None:
-        self._store(keep=MAX_IN_MEMORY)
-        self._is_storing = False
-
-    def _store(self, keep: int) -> None:
-        """Move the oldest finished task runs from memory to the file, but for the newest `keep`.
-
-        The lock is released now and then, since a caller who closes the mirror waits for it.
+        Those that are in flight stay in memory too. The lock is released now and then, since others wait for it.
         """
-        is_more = True
-        while is_more:
+        while not self._closed.wait(STORE_INTERVAL):
             with self._lock:
-                is_more = not self.is_closed and self._store_some(keep)
+                self.outbox.back_up(event for event in self.sender.unrecorded() if event.row is None)
+            is_more = True
+            while is_more:
+                with self._lock:
+                    is_more = not self.is_closed and self._store_some()
 
-    def _store_some(self, keep: int) -> bool:
-        """Return whether there may be more to store."""
-        excess = min(len(self._unsent.finished()) - keep, MAX_TRANSACTION_EVENTS)
-        if excess <= 0:
+    def _store_some(self) -> bool:
+        """Move the oldest finished task runs from memory to the file; return whether there may be more."""
+        events = list(self.sender.without_deleted(self._unsent.take_finished(self._flow, MAX_TRANSACTION_EVENTS)))
+        if not events:
             return False
-        events = list(self.sender.without_deleted(self._unsent.take_finished(self._flow, excess)))
         if not self.outbox.store(events):
             self.outbox.resend.extend(events)
             self._drop()
             return False
+        self._unsent.stored = self.outbox.stored
         return True
 
     def _drop(self) -> None:

@@ -381,6 +381,8 @@ class UnsentChanges:
         """Intermediate states that were skipped, because their jobs had finished."""
         self.is_hurried = False
         """Whether only finished jobs are sent, with few intermediate states, because the process is about to end."""
+        self.stored = 0
+        """Finished task runs that wait elsewhere, and were here before."""
         self._history = history
         self._clock = clock
         self._inbox: deque[tuple[TaskRunHistory[Any], Any]] = deque()
@@ -446,11 +448,6 @@ class UnsentChanges:
             self._finished.pop(history, None)
         return events
 
-    @property
-    def inbox_size(self) -> int:
-        """The number of changes that are not sorted in yet."""
-        return len(self._inbox)
-
     def finished(self) -> Collection[TaskRunHistory[Any]]:
         """Return the task runs whose final state is not sent."""
         self.take_in()
@@ -467,7 +464,7 @@ class UnsentChanges:
 
     def _skip_if_behind(self, history: TaskRunHistory[Any]) -> None:
         """Skip the intermediate states of a finished job, if the mode and the number of unsent changes ask for it."""
-        is_behind = self._count > (HURRIED_UNSENT_LIMIT if self.is_hurried else UNSENT_LIMIT)
+        is_behind = self._count + self.stored > (HURRIED_UNSENT_LIMIT if self.is_hurried else UNSENT_LIMIT)
         if self._history == "final" or (self._history == "auto" and is_behind):
             self._skip_intermediate(history)
 
