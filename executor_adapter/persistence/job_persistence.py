@@ -101,6 +101,8 @@ class JobPersistence:
         self._lack_of = supervisor.dispatcher.resources.machine.lack_of
         self._refused: dict[str, None] = {}
         """The ids of jobs whose refusal was logged, the newest."""
+        self._claimed: set[str] = set()
+        """The ids of jobs that the store has given to this host, as far as it knows, and that do not run here yet."""
         self.recorder = Recorder(
             self.store,
             supervisor,
@@ -181,17 +183,22 @@ class JobPersistence:
         """Claim the jobs that no host runs; return those that run here from now on.
 
         Raises:
-            StoreUnavailableError, LeaseLostError: the jobs claimed by then run here; the others wait.
+            StoreUnavailableError, LeaseLostError: the jobs claimed by then run here; the others wait for the next call.
         """
-        if not self.store.durable:
+        if not self.store.durable or self.recorder.is_stopping():
             return []
         host = self.recorder.host()
         self._load_quarantined()
         recovered: list[Job] = []
         claimed: list[JobRecord] | None = None
-        while claimed is None or len(claimed) == CLAIM_SIZE or self._functions.import_unknown():
-            claimed = self.store.claim(host, queue=self.recorder.queue, limit=CLAIM_SIZE, refuse=self._refuse)
-            recovered += [job for record in claimed if (job := self._run_again(record)) is not None]
+        while claimed is None or len(claimed) >= CLAIM_SIZE or self._functions.import_unknown():
+            claimed = self.store.claim(
+                host, queue=self.recorder.queue, limit=CLAIM_SIZE, refuse=self._refuse, again=tuple(self._claimed)
+            )
+            self._claimed = {record.job_id for record in claimed}
+            for record in claimed:
+                recovered += self._run_again(record)
+                self._claimed.discard(record.job_id)
         if recovered:
             logger.info("recovered %d jobs that no host ran", len(recovered))
         return recovered
@@ -206,6 +213,8 @@ class JobPersistence:
             self._refused[record.job_id] = None
             message = "job %s of the store is left there and does not run: %s"
             logger.warning(message, record.job_id, reason, extra={"job_id": record.job_id})
+        if reason is None:
+            self._claimed.add(record.job_id)  # Noted before the claim is made, since its answer may be lost.
         return reason
 
     def _load_quarantined(self) -> None:
@@ -214,9 +223,9 @@ class JobPersistence:
             if record.job_id not in self._intake.quarantined:
                 self._intake.quarantined[record.job_id] = self._functions.to_job(record)
 
-    def _run_again(self, record: JobRecord) -> Job | None:
+    def _run_again(self, record: JobRecord) -> list[Job]:
         if record.job_id in self._intake.jobs:
-            return None  # The claim made it this host's again, and it runs here already.
+            return []  # The claim made it this host's again, and it runs here already.
         try:
             record = _with_attempt_cut_off(record)
             job = _pending_job(record, self._functions.unpickle)
@@ -228,7 +237,7 @@ class JobPersistence:
                     True,
                 )
                 self._intake.quarantined[record.job_id] = self._functions.to_job(record)
-                return None
+                return []
             self._readmit(job, max(0.0, time.time() - record.created_at))
         except (StoreUnavailableError, LeaseLostError, ExecutorClosedError):
             raise
@@ -237,8 +246,8 @@ class JobPersistence:
             why = text_of(error) if explained else repr_of(error)
             code = "CONFIGURATION_ERROR" if record.unreadable is None else "DATA_ERROR"
             self._end(record, code, f"its host has gone, and it cannot run here: {why}", False)
-            return None
-        return job
+            return []
+        return [job]
 
     def _end(self, record: JobRecord, code: str, message: str, quarantine: bool) -> None:
         logger.error("job %s: %s", record.job_id, message, extra={"job_id": record.job_id})

@@ -123,10 +123,8 @@ class Recorder:
         self._pending = PendingWrites(
             supervisor, queue, is_durable=store.durable, requeue_on_shutdown=requeue_on_shutdown
         )
-        self._stopping: dict[Job, None] = {}
-        """Jobs that other hosts may run, and of which an attempt may still run here."""
-        self._is_handing_over = False
-        """Whether to look for jobs that were handed over but that perhaps no host took."""
+        self._handed_over: dict[Job, None] = {}
+        """Jobs that other hosts may run, until a recovery has looked for those that no host took."""
         self._limiter = supervisor.dispatcher.rate_limiter
         self._tools_wanted: ToolRequest | None = None
         """What the rate limiter asks for: one thing at a time. While the store is down, it waits."""
@@ -277,9 +275,8 @@ class Recorder:
     def _stop_before_expiry(self) -> None:
         self._supervisor.set_lease(None)  # What no other host can know of runs on.
         intake = self._supervisor.intake
-        known = [job for job in list(intake.jobs.values()) if job not in intake.unwritten]
-        if known and not self._is_handing_over:
-            self._is_handing_over = True
+        known = [job for job in list(intake.jobs.values()) if not (job in intake.unwritten or job in self._handed_over)]
+        if known:
             text = "%s could not be written for %.0f s, so the lease on it ends: %d jobs are stopped here and run again"
             logger.error(text, self.store.url, self._lease.age, len(known))
             self._pending.requeue(known)
@@ -440,37 +437,34 @@ class Recorder:
         self._losses += 1
         self._supervisor.call_soon(self._limiter.on_lease_lost)
         if known := self._pending.known_to_store(list(self._supervisor.intake.jobs.values())):
-            self._is_handing_over = True
             self._give_away(known)
         self._wake.set()
 
     def _give_away(self, jobs: list[Job]) -> None:
         """Stop jobs that another host has taken over, and record nothing more of them."""
         ended = self._pending.disown(jobs)
-        live = [job for job in jobs if job.status not in TERMINAL]
         logger.warning(
             "another host has taken over %d jobs: %d are stopped here, %d had finished here and may run twice",
             len(jobs),
-            len(live),
+            sum(job.status not in TERMINAL for job in jobs),
             ended,
         )
-        self._stop(live)
+        self._stop(jobs)
 
     def _stop(self, jobs: list[Job]) -> None:
-        self._stopping.update(dict.fromkeys(jobs))
+        self._handed_over.update(dict.fromkeys(jobs))
         for job in jobs:
             self._supervisor.release_job(job)
 
-    def _is_stopping(self) -> bool:
+    def is_stopping(self) -> bool:
         """Return whether a job that was handed over still runs here, or is not in the store as one to be claimed.
 
         If it were claimed while it runs, it would be ignored as a job that is live here, and then be lost.
         """
         live = self._supervisor.intake.jobs
-        for job in list(self._stopping):  # The supervisor may add to them meanwhile.
-            if live.get(job.job_id) is not job:
-                del self._stopping[job]
-        return bool(self._stopping) or self._pending.is_requeuing
+        # Copied, since the supervisor may add to them meanwhile.
+        runs_here = any(live.get(job.job_id) is job for job in list(self._handed_over))
+        return runs_here or self._pending.is_requeuing
 
     # --- writing ---
 
@@ -589,11 +583,13 @@ class Recorder:
     def _recover_if_due(self) -> None:
         if self._is_recovery_due():
             self._recovered_at = time.monotonic()
-            self._is_handing_over = False
+            looked_for = list(self._handed_over)
             self._recover()
+            for job in looked_for:
+                del self._handed_over[job]
 
     def _is_recovery_due(self) -> bool:
-        if self._supervisor.intake.closed or self._is_stopping():
+        if self._supervisor.intake.closed or self.is_stopping():
             return False
         is_time = self._recover_every is not None and time.monotonic() >= self._recovered_at + self._recover_every
-        return is_time or self._is_handing_over
+        return is_time or bool(self._handed_over)

@@ -15,7 +15,7 @@ and all that ran for it are gone. A host whose lease was taken writes nothing an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from executor_adapter.job import JobStatus, ToolLimit
@@ -23,6 +23,9 @@ from executor_adapter.store.host import Host
 from executor_adapter.store.pickles import SignedPickles
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
 from executor_adapter.store.tools import SharedTools, ToolAsk, ToolShare
+
+Refuse = Callable[[JobRecord], str | None]
+"""Returns why a job must be left to other hosts; None if it may be claimed."""
 
 
 class StoreUnavailableError(Exception):
@@ -171,13 +174,14 @@ class JobStore(ABC):
 
     @abstractmethod
     def claim(
-        self, host: Host, *, queue: str, limit: int = 100, refuse: Callable[[JobRecord], str | None] | None = None
+        self, host: Host, *, queue: str, limit: int = 100, refuse: Refuse | None = None, again: Collection[str] = ()
     ) -> list[JobRecord]:
         """Take over live jobs of `queue` that no host runs, because their host died or they never had one.
 
-        Each record is as its former host left it, except for `host`. No two hosts ever get the same job. Jobs for which
-        `refuse` returns a text are left for other hosts. Those that never started show the text as their error, unless
-        it is "", which means that it is not known yet.
+        Of the ids in `again` the live jobs are returned too that belong to this host: a claim that has failed may have
+        taken them. Each record is as its former host left it, except for `host`. No two hosts ever get the same job.
+        Jobs for which `refuse` returns a text are left for other hosts. Those that never started show the text as their
+        error, unless it is "", which means that it is not known yet.
 
         Raises:
             LeaseLostError: another host has taken this host's own lease.

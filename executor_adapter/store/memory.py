@@ -6,13 +6,13 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import MAX_QUARANTINED, TERMINAL, JobStatus, check_age
-from executor_adapter.store.base import JobStore, Written
+from executor_adapter.store.base import JobStore, Refuse, Written
 from executor_adapter.store.host import Host
 from executor_adapter.store.pickles import SignedPickles
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, SEARCHED, JobFilter, JobRecord, LogLine, Page
@@ -138,7 +138,7 @@ class MemoryStore(JobStore):
         pass
 
     def claim(
-        self, host: Host, *, queue: str, limit: int = 100, refuse: Callable[[JobRecord], str | None] | None = None
+        self, host: Host, *, queue: str, limit: int = 100, refuse: Refuse | None = None, again: Collection[str] = ()
     ) -> list[JobRecord]:
         return []
 

@@ -109,7 +109,7 @@ BUDGETS = {
     "job": 1_101,
     "modules": 467,
     "monitoring": 728,
-    "persistence": 1_142,
+    "persistence": 1_148,
     "pipeline": 4_771,
     "pools": 571,
     "pools/cluster": 3_431,
@@ -119,7 +119,7 @@ BUDGETS = {
     "pools/transport": 562,
     "prefect": 6_045,
     "scheduler": 440,
-    "store": 1_713,
+    "store": 1_707,
     "supervision": 2_482,
     "worker": 1_803,
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from sqlalchemy import (
     ColumnElement,
@@ -30,16 +30,13 @@ from sqlalchemy import (
     update,
 )
 
-from executor_adapter.store.base import LeaseLostError
+from executor_adapter.store.base import LeaseLostError, Refuse
 from executor_adapter.store.host import Host
-from executor_adapter.store.records import JobRecord
 from executor_adapter.store.sql.queries import has_no_host, is_live
 from executor_adapter.store.sql.rows import record_of
 from executor_adapter.store.sql.schema import hosts, jobs
 
 _COLUMNS = [column.name for column in hosts.columns if column.name != "expires_at"]
-Refuse = Callable[[JobRecord], str | None]
-"""Returns why a job must be left to other hosts; None if it may be claimed."""
 
 
 def register(connection: Connection, host: Host, lease: float) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import JobStatus, ToolLimit, check_age
-from executor_adapter.store.base import JobStore, LeaseLostError, Written
+from executor_adapter.store.base import JobStore, LeaseLostError, Refuse, Written
 from executor_adapter.store.host import Host
 from executor_adapter.store.pickles import SignedPickles
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
@@ -51,8 +50,6 @@ class SqlStore(JobStore):
         self.url = engine.url.difference_update_query(SECRET_PARAMETERS).render_as_string(hide_password=True)
         self._engine = engine
         self._writer = JobWriter(engine.dialect)
-        self._unanswered: defaultdict[str, list[str]] = defaultdict(list)
-        """By host the jobs of its last claims, until a commit is answered: one that fails may have been made."""
 
     # --- reading ---
 
@@ -169,16 +166,13 @@ class SqlStore(JobStore):
             leases.end(connection, host_id)
 
     def claim(
-        self, host: Host, *, queue: str, limit: int = 100, refuse: Callable[[JobRecord], str | None] | None = None
+        self, host: Host, *, queue: str, limit: int = 100, refuse: Refuse | None = None, again: Collection[str] = ()
     ) -> list[JobRecord]:
         with self._changing() as connection:
-            claimed = self._unanswered[host.host_id]
-            claimed += leases.claim(connection, host, queue, limit, refuse)
+            claimed = [*again, *leases.claim(connection, host, queue, limit, refuse)]
             mine = (jobs.c.job_id.in_(claimed), is_live, jobs.c.host == host.host_id)
             rows = connection.execute(select(jobs).where(*mine).order_by(jobs.c.created_at, jobs.c.job_id)).mappings()
-            records = list(map(record_of, rows))
-        del self._unanswered[host.host_id]
-        return records
+            return list(map(record_of, rows))
 
     def hosts(self) -> list[Host]:
         with self._reading() as connection:

@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +20,10 @@ from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.ids import uuid7
-from executor_adapter.store import Host, JobRecord, JobStore
+from executor_adapter.store import Host, JobRecord, JobStore, StoreUnavailableError
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, leases_here, record_in, wait_for_end
+from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
 Orphan = Callable[..., JobRecord]
@@ -50,6 +53,47 @@ def test_live_jobs_of_a_gone_host_run_again(
     assert again.attempt == record.attempt + 1
     cut_off = [attempt.error_message for attempt in again.attempts if attempt.error_code == "WORKER_CRASHED"]
     assert cut_off == ["its host died, or lost its lease"] * (status is JobStatus.RUNNING)
+
+
+@pytest.mark.parametrize("call", ["claim", "write"])
+def test_a_claimed_job_runs_although_the_store_fails(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs run at the next recovery that were claimed when the answer was lost, or another job could not be ended."""
+    first, broken, last = orphan(call=GIVE), orphan(call='{"function": "no.such.module:function"}'), orphan(call=GIVE)
+    executor = make_stored()
+    failing = executor.store
+    real = getattr(failing, call)
+
+    def fail_once(*args: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        if call == "claim":
+            assert len(real(*args, **options)) == 3
+        raise StoreUnavailableError("the connection was closed")
+
+    monkeypatch.setattr(failing, call, fail_once)
+    with pytest.raises(StoreUnavailableError):
+        executor.recover()
+    executor.recover()
+    assert wait_for_end(store, broken.job_id).error_code == "CONFIGURATION_ERROR"
+    for record in (first, last):
+        assert wait_for_end(store, record.job_id).attempt == 2
+
+
+def test_a_job_that_is_still_being_stopped_is_not_lost_to_a_recovery(
+    make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path
+) -> None:
+    """A recovery on request, while a job of a lost lease still runs here, takes it over only once it has ended."""
+    executor, runs = make_stored(settings={"recover_every": None}), tmp_path / "runs"
+    executor.submit(Job(function=store_jobs.count_run, args=(str(runs), 600), pool="process"))
+    wait_for(runs.exists)
+    assert executor.flush()
+    ends = threading.Event()
+    supervisor_of(executor).call_soon(ends.wait)
+    store.leave(*leases_here(url))
+    assert executor.recover() == []
+    ends.set()
+    wait_for(lambda: runs.stat().st_size == 2)
 
 
 @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
