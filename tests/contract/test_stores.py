@@ -27,7 +27,7 @@ from executor_adapter.store import (
     open_store,
 )
 from executor_adapter.store.host import close_host, new_host
-from executor_adapter.store.sql import SqlStore, cleanup
+from executor_adapter.store.sql import SqlStore, cleanup, leases
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import hosts, jobs
 from tests.contract.stores.databases import url_of
@@ -434,6 +434,20 @@ def test_a_write_renews_the_lease(store: JobStore, host: Host) -> None:
     assert store.claim(host, queue="") == []
 
 
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_host_that_is_cut_off_within_a_claim_holds_no_other_one_up(store: JobStore, host: Host, url: str) -> None:
+    """Leases are renewed while a claim is not committed that has ended those of gone hosts."""
+    gone, other = elsewhere(), elsewhere()
+    store.register(gone, lease=-1)
+    store.register(other, lease=LEASE)
+    engine = make_engine(url)
+    with engine.begin() as connection:
+        assert leases.claim(connection, host, "", 100) == []
+        store.write(other.host_id, lease=LEASE)
+    engine.dispose()
+    assert {each.host_id for each in store.hosts()} == {host.host_id, other.host_id}
+
+
 @has_leases
 def test_a_claim_takes_at_most_its_limit(store: JobStore, host: Host) -> None:
     """A claim takes at most `limit` jobs."""
@@ -446,7 +460,7 @@ def test_a_claim_takes_at_most_its_limit(store: JobStore, host: Host) -> None:
 def test_a_claim_whose_answer_was_lost_can_be_made_again(
     store: JobStore, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs whose claim was committed although it failed are returned to the host that asks for them, and to no other."""
+    """Jobs whose claim was committed although it failed are returned to their host when it asks, and to no other."""
     record = make(None, JobStatus.PENDING)
     store.enqueue(record)
 

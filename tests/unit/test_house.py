@@ -109,7 +109,7 @@ BUDGETS = {
     "job": 1_101,
     "modules": 467,
     "monitoring": 728,
-    "persistence": 1_148,
+    "persistence": 1_147,
     "pipeline": 4_771,
     "pools": 571,
     "pools/cluster": 3_431,
@@ -119,7 +119,7 @@ BUDGETS = {
     "pools/transport": 562,
     "prefect": 6_045,
     "scheduler": 440,
-    "store": 1_707,
+    "store": 1_708,
     "supervision": 2_482,
     "worker": 1_803,
 }

@@ -114,12 +114,13 @@ def _lock_row(connection: Connection, host_id: str) -> bool:
 def end_leases_of_gone_hosts(connection: Connection, me: str) -> None:
     """End the leases of all hosts but `me` that are gone."""
     query = select(hosts, (hosts.c.expires_at < now(connection)).label("is_expired")).where(hosts.c.host_id != me)
-    # Locked rows are skipped: such a lease is being renewed or ended, or the connection of its host was cut within a
-    # transaction, which the database may notice only much later.
-    for row in connection.execute(query.with_for_update(skip_locked=True)).mappings().all():
-        if host_of(row).is_over:
-            as_seen = (hosts.c.host_id == row["host_id"], hosts.c.expires_at == row["expires_at"])
-            connection.execute(delete(hosts).where(*as_seen))
+    gone = [row for row in connection.execute(query).mappings().all() if host_of(row).is_over]
+    as_seen = tuple_(hosts.c.host_id, hosts.c.expires_at).in_([(row["host_id"], row["expires_at"]) for row in gone])
+    # No other rows are locked: if this host were cut off now, the database would keep them for long, and no host
+    # could renew its lease. Locked rows are skipped: such a lease is being renewed or ended, or its host was cut off.
+    to_end = select(hosts.c.host_id).where(as_seen).with_for_update(skip_locked=True)
+    if gone:
+        connection.execute(delete(hosts).where(hosts.c.host_id.in_(to_end)))
 
 
 def known(connection: Connection) -> list[Host]:
