@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -227,6 +229,27 @@ def test_a_flow_is_interrupted_while_the_server_stalls(
     answers.set()
     ended(ids[-1])
     wait_for(lambda: flow_run_state(api, ids[0]) == "Cancelled")
+
+
+def test_a_program_that_ends_waits_once_for_a_server_that_is_away(mocker: Any) -> None:
+    """The end of a flow run and those above it has one limit for all requests once the main thread has ended."""
+    asked: list[str] = []
+    seconds = itertools.count()
+
+    def refuse() -> Any:
+        asked.append(threading.current_thread().name)
+        raise httpx.ConnectError("refused")
+
+    mocker.patch.object(flow_end.ServerApi, "connected", refuse)
+    mocker.patch.multiple(flow_end, RECONNECT_INTERVAL=0, QUIET_SECONDS=0, END_TIMEOUT=200)
+    mocker.patch.object(flow_end, "time", SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None))
+    mocker.patch.object(threading, "main_thread", return_value=SimpleNamespace(is_alive=lambda: False))
+    ending = flow_end.FlowRunEnding(uuid4())
+    ending.begin([ending.flow_run_id, uuid4(), uuid4()])
+    for thread in threading.enumerate():
+        if thread.name == "cancelled-flow-run":
+            thread.join(PATIENCE)
+    assert 8 <= asked.count("cancelled-flow-run") < 300
 
 
 def test_no_job_starts_after_the_cancel(prefect_api: str, ended: Callable[[UUID], None]) -> None:

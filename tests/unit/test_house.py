@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/memory": 414,
     "pools/process": 1_534,
     "pools/transport": 562,
-    "prefect": 6_045,
+    "prefect": 6_044,
     "scheduler": 440,
     "store": 1_708,
     "supervision": 2_482,

@@ -104,13 +104,12 @@ class BulkJobScope:
     def log_failure(self, transition: Transition) -> None:
         """Log how an attempt failed or was cancelled, and what follows."""
         job, error = transition.job, transition.error
-        if error is None or (transition.status is JobStatus.CANCELLED and not job.state.attempt):
-            return
         if transition.status is JobStatus.CANCELLED:
-            self.flow.write(self.history, PrefectLogAdapter.warning, "Job cancelled: %s", error.text)
-            return
-        delay = None if job.state.retry_at is None else max(0.0, job.state.retry_at - transition.at)
-        self.flow.write(self.history, log_failed_attempt, error.text, error, delay=delay)
+            if error is not None and job.state.attempt:
+                self.flow.write(self.history, PrefectLogAdapter.warning, "Job cancelled: %s", error.text)
+        elif error is not None:
+            delay = None if job.state.retry_at is None else max(0.0, job.state.retry_at - transition.at)
+            self.flow.write(self.history, log_failed_attempt, error.text, error, delay=delay)
 
     def why_cancelled(self) -> str | None:
         """Return that the flow run was cancelled, where this process knows it."""

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import math
 import os
 import signal
 import threading
@@ -67,6 +68,8 @@ class FlowRunEnding:
         context = FlowRunContext.get()
         is_own = context is not None and context.flow_run is not None and context.flow_run.id == flow_run_id
         self._flow, self._flow_run = (context.flow, context.flow_run) if context and is_own else (None, None)
+        self._exits_since = math.inf
+        """The monotonic time at which the main thread was first seen to have ended."""
         self._made_in = copy_context()
         """With the settings of the flow run, so that its own server is told: others may hold where it is ended."""
         self._in_main_thread = threading.current_thread() is threading.main_thread()
@@ -91,7 +94,7 @@ class FlowRunEnding:
         state = self._flow_run.state if self._flow_run is not None else None
         # The server has refused the engine's final state then: it accepts only Cancelled now.
         if flow_has_ended and state and state.is_cancelling() and self._has_no_runner([self.flow_run_id]):
-            self._start(set_cancelled, self.flow_run_id)
+            self._start(self._propose, self.flow_run_id, Cancelled(message=MESSAGE), _OTHERS)
 
     def _has_ended(self) -> bool:
         return not self._full_watches if self._had_full_watch else not self._open_watches
@@ -123,12 +126,12 @@ class FlowRunEnding:
     def _end_runs(self, lineage: list[UUID]) -> None:
         """Set the flow runs to Cancelled once the flow has ended."""
         for subflow in lineage[:-1]:
-            _propose(subflow, Cancelling(message=MESSAGE), (StateType.CANCELLING, StateType.CANCELLED))
+            self._propose(subflow, Cancelling(message=MESSAGE), (StateType.CANCELLING, StateType.CANCELLED))
         self._wait_for_end(INTERRUPT_TIMEOUT + END_TIMEOUT)
         if not self._had_full_watch or len(lineage) > 1:
             threading.Event().wait(QUIET_SECONDS)
         for each in lineage:
-            set_cancelled(each)
+            self._propose(each, Cancelled(message=MESSAGE), _OTHERS)
         if len(lineage) > 1:
             self._correct_states(lineage)
 
@@ -139,9 +142,11 @@ class FlowRunEnding:
         their end here; if they end only now, the server accepts their state.
         """
         threading.Event().wait(QUIET_SECONDS)
-        _propose(self.flow_run_id, Cancelled(message=MESSAGE), (StateType.CANCELLED, StateType.COMPLETED), force=True)
+        self._propose(
+            self.flow_run_id, Cancelled(message=MESSAGE), (StateType.CANCELLED, StateType.COMPLETED), force=True
+        )
         for parent in lineage[1:]:
-            _propose(parent, Cancelled(message=MESSAGE), (StateType.CANCELLED,), force=True)
+            self._propose(parent, Cancelled(message=MESSAGE), (StateType.CANCELLED,), force=True)
 
     def _wait_for_end(self, seconds: float) -> bool:
         with self._changed:
@@ -169,6 +174,30 @@ class FlowRunEnding:
             elif self._flow_run is not None:
                 signal_watch.interrupt_main_thread(signal.SIGINT, signal.SIGTERM)
 
+    def _propose(
+        self, flow_run_id: UUID, state: State[Any], unless: Collection[StateType], *, force: bool = False
+    ) -> None:
+        """Set the state of a flow run, if its type now is not one of `unless`.
+
+        A server that does not answer is asked again. Once the main thread has ended, the process waits for it no longer
+        than END_TIMEOUT, for all flow runs together. What prevents the change is logged.
+        """
+        while True:
+            try:
+                with ServerApi.connected() as api:
+                    current = api.client.read_flow_run(flow_run_id).state
+                    if current is not None and current.type not in unless:
+                        api.client.set_flow_run_state(flow_run_id, state, force=force)
+                return
+            except Exception as error:
+                if not threading.main_thread().is_alive():
+                    self._exits_since = min(self._exits_since, time.monotonic())
+                is_over = time.monotonic() > self._exits_since + END_TIMEOUT
+                if is_over or not isinstance(error, httpx.HTTPError) or error_code_of(error) in PERMANENT_ERROR_CODES:
+                    logger.exception("cannot set the cancelled flow run %s to %s", flow_run_id, state.name)
+                    return
+            time.sleep(RECONNECT_INTERVAL)
+
 
 def call_hooks(hooks: Iterable[Callable[..., Any]], log: RunLogger, *args: Any) -> None:
     """Call the hooks of a run with its flow or task, itself and its state, as Prefect's engines do."""
@@ -179,33 +208,6 @@ def call_hooks(hooks: Iterable[Callable[..., Any]], log: RunLogger, *args: Any) 
                 run_coro_as_sync(result)
         except Exception:
             log.exception("An error was encountered while running hook %r", hook)
-
-
-def set_cancelled(flow_run_id: UUID) -> None:
-    """Set a flow run that is Cancelling to Cancelled. A flow run in another state stays as it is."""
-    _propose(flow_run_id, Cancelled(message=MESSAGE), _OTHERS)
-
-
-def _propose(flow_run_id: UUID, state: State[Any], unless: Collection[StateType], *, force: bool = False) -> None:
-    """Set the state of a flow run, if its type now is not one of `unless`.
-
-    A server that does not answer is asked again. Once the main thread has ended, the process waits for it no longer
-    than END_TIMEOUT. What prevents the change is logged.
-    """
-    until = time.monotonic() + END_TIMEOUT
-    while True:
-        try:
-            with ServerApi.connected() as api:
-                current = api.client.read_flow_run(flow_run_id).state
-                if current is not None and current.type not in unless:
-                    api.client.set_flow_run_state(flow_run_id, state, force=force)
-            return
-        except Exception as error:
-            is_over = time.monotonic() > until and not threading.main_thread().is_alive()
-            if is_over or not isinstance(error, httpx.HTTPError) or error_code_of(error) in PERMANENT_ERROR_CODES:
-                logger.exception("cannot set the cancelled flow run %s to %s", flow_run_id, state.name)
-                return
-        time.sleep(RECONNECT_INTERVAL)
 
 
 def _asyncio_task() -> tuple[asyncio.AbstractEventLoop | None, asyncio.Task[Any] | None]:

@@ -134,8 +134,8 @@ def log_wait(found: MirrorReport, limit: str, *, is_away: bool) -> None:
         log = get_logger("executor_adapter") if is_away else get_run_logger()
     except MissingContextError:
         log = get_logger("executor_adapter")
-    recorded = f"{found.recorded:,} of {found.jobs:,} recorded"
-    log.info("%swaiting for the Prefect server%s: %s (%s)", over, away, recorded, limit)
+    text = "%swaiting for the Prefect server%s: %s of %s recorded (%s)"
+    log.info(text, over, away, f"{found.recorded:,}", f"{found.jobs:,}", limit)
 
 
 GATHER_SECONDS = 0.05
@@ -223,9 +223,7 @@ class SenderThread:
     def wake(self) -> None:
         """Send the unsent changes, and start the thread if it has not started."""
         if not self._wake.is_set():
-            self._wake.set()
-            if self._thread is None:
-                self.start()
+            self.start()
 
     def start(self) -> None:
         """Start the thread, unless it has started or is closed."""
@@ -352,22 +350,19 @@ class SenderThread:
         while not self._closed.wait(STORE_INTERVAL):
             with self._lock:
                 self.outbox.back_up(event for event in self.sender.unrecorded() if event.row is None)
-            is_more = True
-            while is_more:
-                with self._lock:
-                    is_more = not self.is_closed and self._store_some()
+            while self._store_some():
+                pass
 
     def _store_some(self) -> bool:
         """Move the oldest finished task runs from memory to the file; return whether there may be more."""
-        events = list(self.sender.without_deleted(self._unsent.take_finished(self._flow, MAX_TRANSACTION_EVENTS)))
-        if not events:
-            return False
-        if not self.outbox.store(events):
-            self.outbox.resend.extend(events)
-            self._drop()
-            return False
-        self._unsent.stored = self.outbox.stored
-        return True
+        with self._lock:
+            taken = [] if self.is_closed else self._unsent.take_finished(self._flow, MAX_TRANSACTION_EVENTS)
+            events = list(self.sender.without_deleted(taken))
+            if not self.outbox.store(events):
+                self.outbox.resend.extend(events)
+                self._drop()
+                return False
+            return bool(taken)
 
     def _drop(self) -> None:
         """Drop the oldest final states of those that can be neither sent nor written."""
