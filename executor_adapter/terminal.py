@@ -1,4 +1,4 @@
-"""Prints to the terminal, and escapes there what it did not write itself.
+"""Prints to the terminal, and escapes there, and in Markdown, what it did not write itself.
 
 What a job logs, raises or is called could otherwise rewrite the screen, run commands of the terminal, pass for a line
 of the program's own, or fail to be encoded.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from html import escape
 from typing import Any, Self
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -34,6 +35,22 @@ def escaped(text: str) -> str:
 def escaped_lines(text: str) -> str:
     """Return the same for a text of several lines: its line ends, as line feeds, and its tabs stay."""
     return text.replace("\r\n", "\n").translate(_ESCAPED_IN_LINES) if _MAY_NEED_IT.search(text) else text
+
+
+_MARKUP = re.compile(r"[\\`*\[\]|~]|://|www\.", re.I)
+"""What begins or ends markup, and what makes a link of a bare address."""
+
+
+def markdown_cell(text: str) -> str:
+    """Return the text as a cell of a Markdown table, in which nothing of it is markup.
+
+    Otherwise `<class 'dict'>` would disappear as HTML, and a job's error could show images, which browsers load.
+    """
+    return _MARKUP.sub(_escaped_markup, escape(" ".join(text.split()), quote=False))
+
+
+def _escaped_markup(markup: re.Match[str]) -> str:
+    return "&#58;//" if markup[0] == "://" else f"{markup[0][:-1]}\\{markup[0][-1]}"
 
 
 class SafeText(Text):

@@ -129,13 +129,27 @@ def expire_windows(table: ConfiguredTable, now: datetime | None = None) -> int:
 
 
 def lateness(table: ConfiguredTable, now: datetime | None = None) -> float | None:
-    """Return for how many seconds new rows have been expected; None: they are not late, or none are expected."""
+    """Return for how many seconds new rows have been expected; None: they are not late, or none are expected.
+
+    A table that never got a row is late from the first run on that expected some.
+    """
     given = [entry.collected_at for entry in table.raw.windows().values() if entry.rows]
-    if table.settings.expect is None or not given:
+    if table.settings.expect is None or not (given or _expected(table).exists()):
         return None
-    last = datetime.fromisoformat(max(given))
-    late = ((now or datetime.now(UTC)) - last).total_seconds() - PERIODS[table.settings.expect]
+    last = datetime.fromisoformat(max(given)).timestamp() if given else _expected(table).stat().st_mtime
+    late = (now or datetime.now(UTC)).timestamp() - last - PERIODS[table.settings.expect]
     return late if late > 0 else None
+
+
+def expect_rows(table: ConfiguredTable) -> None:
+    """Note that a run expects rows of the table from now on, if none did so before."""
+    if table.settings.expect is not None and not _expected(table).exists():
+        _expected(table).parent.mkdir(parents=True, exist_ok=True)
+        _expected(table).touch()
+
+
+def _expected(table: ConfiguredTable) -> Path:
+    return table.raw.state / "expected"
 
 
 def settle_windows(table: ConfiguredTable, present: Collection[str], now: datetime | None = None) -> list[str]:

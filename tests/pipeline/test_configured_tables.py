@@ -39,7 +39,7 @@ from executor_adapter.pipeline import (
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.processing import windows_to_process
 from executor_adapter.pipeline.sources.landing import landings_of
-from executor_adapter.pipeline.upkeep import expire_windows, lateness, remove_leftovers, settle_windows
+from executor_adapter.pipeline.upkeep import expect_rows, expire_windows, lateness, remove_leftovers, settle_windows
 from executor_adapter.worker.context import JobContext, enter_job, leave_job
 from tests.api_server import Answer, as_json, serving
 from tests.servers import ROOT
@@ -768,6 +768,24 @@ def test_a_table_is_late_when_new_rows_are_expected(airports: ConfiguredTable) -
     late = lateness(table, datetime.now(UTC) + timedelta(days=2))
     assert late is not None
     assert 86_300 < late < 86_500
+
+
+def test_a_table_that_never_got_a_row_is_late(airports: ConfiguredTable) -> None:
+    """From the first run on that expected rows, also where a delivery came without any."""
+    file = airports.lake.parent / "airports.csv"
+    file.write_text(AIRPORTS.partition("\n")[0] + "\n")
+    table, in_two_days = of_file(airports.lake.parent, expect="daily"), datetime.now(UTC) + timedelta(days=2)
+    assert lateness(table, in_two_days) is None
+    expect_rows(table)
+    collect(table)
+    expect_rows(table)
+    assert lateness(table) is None
+    late = lateness(table, in_two_days)
+    assert late is not None
+    assert 86_300 < late < 86_500
+    file.write_text(AIRPORTS)
+    collect(table)
+    assert lateness(table, datetime.now(UTC) + timedelta(hours=23)) is None
 
 
 # --- the configuration ---

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import base64
-import re
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from executor_adapter.job import Job, JobStatus, Transition
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pipeline.processing import Balance
-from executor_adapter.terminal import escaped
+from executor_adapter.terminal import escaped, markdown_cell
 
 TRANSITION_TIMEOUT = 5.0
 """Seconds to wait for a job's last transition after its future is done."""
@@ -149,7 +147,7 @@ def markdown(
     """
     parts = [f"# {title}"]
     if failures := failure_sentences(jobs):
-        parts += ["## Failures", _items(map(_in_cell, failures))]
+        parts += ["## Failures", _items(map(markdown_cell, failures))]
     parts += ["## Rows", _items(rows)]
     if rejects:
         parts += ["## Rejected rows, by reason", _reject_table(rejects)]
@@ -163,7 +161,7 @@ def markdown(
 
 def _reject_table(rejects: Counter[tuple[str, str, str]]) -> str:
     listed = [
-        f"| {_in_cell(tool)} | {_in_cell(table)} | {_in_cell(reason)} | {rows:,} |"
+        f"| {markdown_cell(tool)} | {markdown_cell(table)} | {markdown_cell(reason)} | {rows:,} |"
         for (tool, table, reason), rows in rejects.most_common(MAX_REASONS)
     ]
     left_out = len(rejects) - len(listed)
@@ -175,15 +173,3 @@ def _reject_table(rejects: Counter[tuple[str, str, str]]) -> str:
 
 def _items(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
-
-
-def _in_cell(text: str) -> str:
-    """Return the text as a cell of a Markdown table, in which nothing of it is markup: no HTML, image or link."""
-    return _MARKUP.sub(_escaped, escape(" ".join(text.split()), quote=False))
-
-
-_MARKUP = re.compile(r"[\\`*\[\]|~]|://|www\.", re.I)
-
-
-def _escaped(markup: re.Match[str]) -> str:
-    return "&#58;//" if markup[0] == "://" else f"{markup[0][:-1]}\\{markup[0][-1]}"

@@ -23,7 +23,7 @@ from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.processing import process_windows, windows_to_process
 from executor_adapter.pipeline.sources.landing import Window
 from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables
-from executor_adapter.pipeline.upkeep import lateness, settle_windows, summarise_tables
+from executor_adapter.pipeline.upkeep import expect_rows, lateness, settle_windows, summarise_tables
 from executor_adapter.prefect import job_task
 
 MAX_BYTES = 64 << 20
@@ -232,6 +232,7 @@ def materialise(table: LakeTable, origins: Iterable[Asset | str], rows: int) -> 
 
 
 def _tell_if_late(table: ConfiguredTable) -> None:
+    expect_rows(table)
     if (late := lateness(table)) is not None:
         name = table.full_name
         emit_event(

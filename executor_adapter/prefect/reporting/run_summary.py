@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
-from html import escape
 from typing import NamedTuple
 
 from executor_adapter.job import JobStatus, Transition
 from executor_adapter.prefect.mirror.states import state_kind
+from executor_adapter.terminal import markdown_cell
 
 MAX_LISTED_FAILURES = 20
 MAX_ERROR_LENGTH = 200
@@ -129,7 +128,8 @@ class RunSummary:
 
     def _failure_rows(self) -> str:
         return "\n".join(
-            f"| {_in_cell(each.tool)} | {_in_cell(_error(each))} | {_in_cell(each.job_id)} |" for each in self.failures
+            f"| {markdown_cell(each.tool)} | {markdown_cell(_error(each))} | {markdown_cell(each.job_id)} |"
+            for each in self.failures
         )
 
     def _failed(self) -> int:
@@ -139,19 +139,3 @@ class RunSummary:
 def _error(failure: JobSnapshot) -> str:
     text = f"{failure.error_code}: {failure.error_message or ''}"
     return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}…"
-
-
-def _in_cell(text: str) -> str:
-    """Return the text as a cell of a Markdown table, in which nothing of it is markup.
-
-    Otherwise `<class 'dict'>` would disappear as HTML, and a job's error could show images, which browsers load.
-    """
-    return _MARKUP.sub(_escaped, escape(" ".join(text.split()), quote=False))
-
-
-_MARKUP = re.compile(r"[\\`*\[\]|~]|://|www\.", re.I)
-"""What begins or ends markup, and what makes a link of a bare address."""
-
-
-def _escaped(markup: re.Match[str]) -> str:
-    return "&#58;//" if markup[0] == "://" else f"{markup[0][:-1]}\\{markup[0][-1]}"
