@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 from executor_adapter.worker import lease_time
 
@@ -23,21 +24,22 @@ class Lease:
 
     Args:
         seconds: its length.
-        expires: whether other hosts may take the jobs once it is over; in the memory of one process none may.
-        announce: called with the `lease_time` by which jobs must have ended in any case; None for no such time.
+        jobs: the live jobs that other hosts may take once it is over.
+        announce: called with the `lease_time` by which jobs must have ended in any case; infinite for no such time.
     """
 
-    def __init__(self, seconds: float, *, expires: bool, announce: Callable[[float | None], object]) -> None:
+    def __init__(self, seconds: float, jobs: Sized, announce: Callable[[float], object]) -> None:
         self.seconds = seconds
         self._renewed_at: float | None = None
         """The `lease_time` at which it was last renewed; None: there is none."""
-        self._expires = expires
+        self._jobs = jobs
         self._announce = announce
-        self._announced: float | None = None
+        self._announced = math.inf
 
     def renew(self, at: float | None) -> None:
         """Note that a write which began at the `lease_time` `at` has renewed it; None: another host has taken it."""
         self._renewed_at = at
+        self.announce()
 
     @property
     def due_at(self) -> float:
@@ -57,17 +59,11 @@ class Lease:
         """
         return self.seconds * GIVE_UP_SHARE - self.age
 
-    def announce(self, *, is_needed: bool) -> None:
-        """Announce until when jobs may run. `is_needed`: whether there are any."""
-        if not is_needed or not self._expires or self._renewed_at is None or self.seconds_left <= 0:
-            until = None
-        else:
+    def announce(self) -> None:
+        """Announce until when jobs may run, if that has changed: it was renewed, or the first job has come."""
+        until = math.inf
+        if self._jobs and self._renewed_at is not None and self.seconds_left > 0:
             until = self._renewed_at + self.seconds * _ANNOUNCED_SHARE
-        before = self._announced
-        if until is None or before is None:
-            is_news = until is not before
-        else:
-            is_news = until - before >= self.seconds * _ANNOUNCE_STEP
-        if is_news:
+        if until < self._announced or until - self._announced >= self.seconds * _ANNOUNCE_STEP:
             self._announced = until
             self._announce(until)

@@ -43,6 +43,8 @@ class PendingWrites:
         self._keeps_jobs = not is_durable
         self._quarantined = supervisor.intake.quarantined
         self._unwritten: dict[Job, StoredCall] = supervisor.intake.unwritten
+        self._offered: set[Job] = set()
+        """Those of them that the store was given; it may have them, although it has not answered."""
         self._received: deque[Transition] = deque()
         self._due: dict[Job, Transition] = {}
         self._running: dict[Job, Progress | None] = {}
@@ -102,6 +104,7 @@ class PendingWrites:
             record = self._record(transition, call, host_id)
             (batch.changed if call is None else batch.new).append(record)
             batch.jobs.append(job)
+        self._offered.update(batch.jobs)
         return batch
 
     def mark_written(self, jobs: Iterable[Job]) -> None:
@@ -109,6 +112,7 @@ class PendingWrites:
         for job in jobs:
             transition = self._due.pop(job)
             self._unwritten.pop(job, None)
+            self._offered.discard(job)
             if transition.status in TERMINAL:
                 self._requeued.discard(job)
 
@@ -128,8 +132,12 @@ class PendingWrites:
                 ended += 1
         return ended
 
+    def may_be_stored(self, job: Job) -> bool:
+        """Return whether another host may find the job in the store. Any thread may ask."""
+        return job not in self._unwritten or job in self._offered
+
     def known_to_store(self, jobs: Iterable[Job]) -> list[Job]:
-        """Return which of `jobs` and of the due jobs have been written before."""
+        """Return which of `jobs` and of the due jobs the store is known to have."""
         return [job for job in {*jobs, *self._due} if job not in self._unwritten]
 
     def _record(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -115,7 +116,7 @@ class Recorder:
         self._recover = recover
         self._recover_every = recover_every if store.durable else None
         self._host: Host | None = None
-        self._lease = Lease(lease, expires=store.durable, announce=self._announce)
+        self._lease = Lease(lease, supervisor.intake.jobs if store.durable else (), self._announce)
         self._next_watch: LoopTimer | None = None
         """The supervisor's timer for the end of the lease."""
         self._is_in_turn = False
@@ -273,9 +274,9 @@ class Recorder:
             self._next_watch = self._supervisor.call_at(due, self._watch_lease)
 
     def _stop_before_expiry(self) -> None:
-        self._supervisor.set_lease(None)  # What no other host can know of runs on.
-        intake = self._supervisor.intake
-        known = [job for job in list(intake.jobs.values()) if not (job in intake.unwritten or job in self._handed_over)]
+        self._supervisor.set_lease(math.inf)  # What no other host can know of runs on.
+        live = list(self._supervisor.intake.jobs.values())
+        known = [job for job in live if self._pending.may_be_stored(job) and job not in self._handed_over]
         if known:
             text = "%s could not be written for %.0f s, so the lease on it ends: %d jobs are stopped here and run again"
             logger.error(text, self.store.url, self._lease.age, len(known))
@@ -298,7 +299,7 @@ class Recorder:
 
     # --- on the recorder's thread ---
 
-    def _announce(self, until: float | None) -> None:
+    def _announce(self, until: float) -> None:
         self._supervisor.set_lease(until)
         self._supervisor.call_soon(self._watch_lease)
 
@@ -334,8 +335,10 @@ class Recorder:
                 self._hurry.wait(ASK_DELAY)
             self._wake.clear()
             self._hurry.clear()
+            if self._lease.seconds_left > 0:  # Otherwise this process may have been stopped: the turn finds it out.
+                self._lease.announce()
             self._turn()
-            self._lease.announce(is_needed=bool(self._supervisor.intake.jobs))
+            self._lease.announce()
             self._hurry.wait(self._retry_delay if self._is_down else BATCH_INTERVAL)
         until = time.monotonic() + SHUTDOWN_TIMEOUT
         while not self._turn() and time.monotonic() < until:
@@ -433,22 +436,19 @@ class Recorder:
         if self._host is not None:
             close_host(self._host)
             self._host = None
-            self._lease.renew(None)
         self._losses += 1
         self._supervisor.call_soon(self._limiter.on_lease_lost)
         if known := self._pending.known_to_store(list(self._supervisor.intake.jobs.values())):
             self._give_away(known)
+        self._lease.renew(None)
         self._wake.set()
 
     def _give_away(self, jobs: list[Job]) -> None:
         """Stop jobs that another host has taken over, and record nothing more of them."""
         ended = self._pending.disown(jobs)
-        logger.warning(
-            "another host has taken over %d jobs: %d are stopped here, %d had finished here and may run twice",
-            len(jobs),
-            sum(job.status not in TERMINAL for job in jobs),
-            ended,
-        )
+        live = sum(job.status not in TERMINAL for job in jobs)
+        text = "another host has taken over %d jobs: %d are stopped here, %d had finished here and may run twice"
+        logger.warning(text, len(jobs), live, ended)
         self._stop(jobs)
 
     def _stop(self, jobs: list[Job]) -> None:

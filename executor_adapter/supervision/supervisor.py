@@ -178,12 +178,12 @@ class Supervisor:
         """End a live job here, because another host is to run it."""
         self._request_end(job, StopReason.HANDOVER)
 
-    def set_lease(self, until: float | None) -> None:
-        """Start no attempt after this `lease_time`, and let guardians end those that run; None for no such time.
+    def set_lease(self, until: float) -> None:
+        """Start no attempt after this `lease_time`, and let guardians end those that run; infinite for no such time.
 
         It is set anew each time that the lease is renewed. So it passes only if this process was stopped.
         """
-        self.call_soon(self._set_lease, NEVER if until is None else until)
+        self.call_soon(self._set_lease, until)
 
     def _request_end(self, job: Job, reason: StopReason) -> bool:
         if job.state.status in TERMINAL or self.thread.belongs_to_parent or not self.intake.holds(job):

@@ -320,6 +320,30 @@ def run_through_a_lease(
         executor.shutdown(timeout=0)
 
 
+@pytest.mark.parametrize("call", ["write", "cancel_requests"])
+def test_a_job_stops_in_time_that_the_store_has_just_got(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that hangs once it has a new job, with its answer to that or right after it, is known to have it."""
+    file = tmp_path / "runs"
+    config = Settings(store=StoreSettings(lease=1.5, recover_every=None))
+    with JobExecutor(1, config=config, store=f"sqlite:///{tmp_path}/jobs.db") as executor:
+        goes_on = threading.Event()
+        real = getattr(executor.store, call)
+
+        def hang_after(*args: Any, **options: Any) -> Any:
+            answer = real(*args, **options)
+            goes_on.wait(PATIENCE)
+            return answer
+
+        monkeypatch.setattr(executor.store, call, hang_after)
+        job = executor.submit(Job(function=store_jobs.count_run, args=(str(file), 600), pool="process")).job
+        wait_for(lambda: job.status is JobStatus.CANCELLED)
+        goes_on.set()
+        wait_for(lambda: file.stat().st_size == 2)
+        executor.shutdown(timeout=0)
+
+
 def run_without_end(executor: JobExecutor) -> None:
     while True:
         executor.run(Job(function=store_jobs.give, args=(1,)))
