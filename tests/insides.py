@@ -14,6 +14,12 @@ def supervisor_of(executor: JobExecutor) -> Supervisor:
     return executor._supervisor
 
 
+def callers_of_store(executor: JobExecutor) -> int:
+    """Return how many callers of an executor wait for its store."""
+    assert executor._persistence is not None
+    return len(executor._persistence.recorder._waiting)
+
+
 def is_asleep(executor: JobExecutor) -> bool:
     """Return whether the supervisor of an executor waits for something to do."""
     return bool(executor._supervisor._loop._asleep)

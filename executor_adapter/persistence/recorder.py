@@ -22,11 +22,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
 from executor_adapter.job import TERMINAL, Job, Transition
-from executor_adapter.persistence.lease import Lease
+from executor_adapter.persistence.lease import RENEWAL_SHARE, Lease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
 from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatch
 from executor_adapter.persistence.serialization import (
@@ -74,15 +74,6 @@ SHUTDOWN_TIMEOUT = 30.0
 """Seconds for which a shutdown tries to write what is pending. It waits twice as long for a call that has begun."""
 
 
-class _Request(NamedTuple):
-    """A call for the recorder's thread, and the future of its value."""
-
-    call: Callable[[], Any]
-    done: Future[Any]
-    may_wait: bool
-    """Whether it waits while the store cannot be written; otherwise it then fails at once."""
-
-
 class Recorder:
     """Writes jobs to a store, and holds this executor's lease on it.
 
@@ -119,8 +110,8 @@ class Recorder:
         self._lease = Lease(lease, supervisor.intake.jobs if store.durable else (), self._announce)
         self._next_watch: LoopTimer | None = None
         """The supervisor's timer for the end of the lease."""
-        self._is_in_turn = False
-        """Whether the recorder's thread may be waiting for the store."""
+        self._asked_at: float | None = None
+        """Since when the recorder's thread may be waiting for an answer of the store; None: it is not."""
         self._pending = PendingWrites(
             supervisor, queue, is_durable=store.durable, requeue_on_shutdown=requeue_on_shutdown
         )
@@ -138,9 +129,10 @@ class Recorder:
         """When the store was first found to be down; None: it could be written when that was last tried."""
         self._retry_delay = MIN_RETRY_DELAY
         self._lock = threading.RLock()
-        self._requests: deque[_Request] = deque()
-        self._flushes: set[Future[None]] = set()
-        """Those that the supervisor has not come to yet."""
+        self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        """Calls for the recorder's thread, and the futures of their values."""
+        self._waiting: dict[Future[Any], bool] = {}
+        """Futures that callers wait for, and whether they wait too while the store cannot be written."""
         self._wake = threading.Event()
         self._hurry = threading.Event()
         """Cuts the pause between two batches short."""
@@ -199,10 +191,10 @@ class Recorder:
             elif is_done:
                 done.set_result(None)
             else:
-                self._flushes.add(done)
+                self._waiting[done] = may_wait
         if not done.done():
             # When the supervisor makes this call, it has reported all jobs that were submitted before.
-            self._supervisor.call_soon(self._make_ready, _Request(lambda: None, done, may_wait))
+            self._supervisor.call_soon(self._make_ready, lambda: None, done)
         return done
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -221,17 +213,17 @@ class Recorder:
         Raises:
             ExecutorClosedError: the executor is shut down.
         """
-        request = _Request(call, Future(), may_wait=False)
+        done: Future[T] = Future()
         with self._lock:
             if self._closing.is_set():
                 raise ExecutorClosedError("the executor is shut down: make another executor")
-            self._make_ready(request)
-        return request.done
+            self._waiting[done] = False
+            self._make_ready(call, done)
+        return done
 
-    def _make_ready(self, request: _Request) -> None:
+    def _make_ready(self, call: Callable[[], Any], done: Future[Any]) -> None:
         with self._lock:
-            self._flushes.discard(request.done)
-            self._requests.append(request)
+            self._requests.append((call, done))
             self._start()
         self._wake.set()
 
@@ -267,7 +259,7 @@ class Recorder:
         if self._next_watch is not None:
             self._next_watch.cancel()
         left = self._lease.seconds_left
-        if left <= 0 and (self._is_down or self._is_in_turn):
+        if left <= 0 and self._is_down:
             self._stop_before_expiry()
         elif self._supervisor.intake.jobs:
             due = self._supervisor.now() + (left if left > 0 else CHECK_INTERVAL)
@@ -275,6 +267,7 @@ class Recorder:
 
     def _stop_before_expiry(self) -> None:
         self._supervisor.set_lease(math.inf)  # What no other host can know of runs on.
+        self._refuse_requests()
         live = list(self._supervisor.intake.jobs.values())
         known = [job for job in live if self._pending.may_be_stored(job) and job not in self._handed_over]
         if known:
@@ -296,6 +289,9 @@ class Recorder:
             self._thread.join(2 * SHUTDOWN_TIMEOUT)
         if self._thread is not None and self._thread.is_alive():
             logger.error("%d jobs could not be recorded: %s does not answer", left, self.store.url)
+        self._refuse_requests()
+        for done in list(self._waiting):
+            self._resolve(done)
 
     # --- on the recorder's thread ---
 
@@ -358,7 +354,7 @@ class Recorder:
     def _turn(self) -> bool:
         """Write and answer all that is due; return whether that has succeeded."""
         number, began = len(self._requests), time.monotonic()
-        self._is_in_turn = True
+        self._asked_at = began
         try:
             self._pending.collect()
             # Before the collected transitions, so that a reader who sees a job's end finds its whole log.
@@ -375,29 +371,34 @@ class Recorder:
         except Exception:
             logger.exception("the recorder failed in one turn and continues")
         finally:
-            self._is_in_turn = False
+            self._asked_at = None
         return False
 
     def _answer(self, number: int) -> None:
         """Make the calls of so many requests: what was reported before them is in the store."""
         for _ in range(number):
-            request = self._requests[0]
+            call, done = self._requests[0]
             try:
-                value = request.call()
+                self._resolve(done, call() if done in self._waiting else None)
             except LeaseLostError:
                 raise  # The request is answered with the next lease.
             except Exception as error:
-                self._requests.popleft().done.set_exception(error)
-            else:
-                self._requests.popleft().done.set_result(value)
+                self._resolve(done, error=error)
+            self._requests.popleft()
+
+    def _resolve(self, done: Future[Any], value: Any = None, error: Exception | None = None) -> None:
+        """Give a caller what it waits for, unless it has been refused that or does not wait any more. Any thread."""
+        if self._waiting.pop(done, None) is not None and done.set_running_or_notify_cancel():
+            done.set_result(value) if error is None else done.set_exception(error)
+
+    def _refuse_requests(self) -> None:
+        """Fail the requests that do not wait while the store cannot be written. Any thread."""
+        for done in [done for done, may_wait in list(self._waiting.items()) if not may_wait]:
+            self._resolve(done, error=self._unavailable())
 
     def _finish(self) -> None:
         if len(self._pending):
             logger.error("%d jobs could not be recorded: %s cannot be written", len(self._pending), self.store.url)
-        for done in self._flushes:
-            done.set_result(None)
-        for request in self._requests:
-            request.done.set_exception(ExecutorClosedError("the executor is shut down: make another executor"))
         if self._host is not None:
             close_host(self._host)
             # Other hosts may take over at once what is left.
@@ -408,8 +409,9 @@ class Recorder:
 
     @property
     def _is_down(self) -> bool:
-        """Whether the store could not be written when that was last tried."""
-        return self._down_since is not None
+        """Whether the store could not be written when that was last tried, or has not answered for long."""
+        silence = 0.0 if (asked_at := self._asked_at) is None else time.monotonic() - asked_at
+        return self._down_since is not None or silence > self._lease.seconds * RENEWAL_SHARE
 
     def _unavailable(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.store.url} cannot be written now")
@@ -425,11 +427,7 @@ class Recorder:
                 error,
             )
         self._retry_delay = min(2 * self._retry_delay, MAX_RETRY_DELAY)
-        with self._lock:
-            failed = [request for request in self._requests if not request.may_wait]
-            self._requests = deque(request for request in self._requests if request.may_wait)
-        for request in failed:
-            request.done.set_exception(self._unavailable())
+        self._refuse_requests()
 
     def _on_lease_lost(self) -> None:
         """Stop all stored jobs; the next turn registers this executor as a new host, which answers the requests."""
@@ -527,6 +525,7 @@ class Recorder:
 
     def _mark_written(self, jobs: list[Job]) -> None:
         self._pending.mark_written(jobs)
+        self._asked_at = time.monotonic()
         if self._down_since is not None:
             seconds = time.monotonic() - self._down_since
             logger.warning("%s can be written again after %.1f s: nothing was lost", self.store.url, seconds)

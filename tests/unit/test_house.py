@@ -109,7 +109,7 @@ BUDGETS = {
     "job": 1_101,
     "modules": 473,
     "monitoring": 728,
-    "persistence": 1_147,
+    "persistence": 1_146,
     "pipeline": 4_771,
     "pools": 571,
     "pools/cluster": 3_431,

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +30,7 @@ from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
 from executor_adapter.store.sql.engines import make_engine
 from tests.contract.stores import store_jobs
 from tests.contract.stores.databases import postgresql_url
+from tests.insides import callers_of_store
 from tests.waiting import PATIENCE, wait_for
 
 JOBS = 300
@@ -252,15 +254,20 @@ def test_jobs_stop_before_a_lease_expires_whose_store_hangs(
 def test_a_shutdown_does_not_wait_for_a_store_that_hangs(
     postgresql: PrivatePostgreSQL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A shutdown gives a call that has begun some time, and then says what is not recorded."""
+    """A shutdown gives a call that has begun some time, then says what is not recorded, and holds no caller up."""
     monkeypatch.setattr("executor_adapter.persistence.recorder.SHUTDOWN_TIMEOUT", 0.1)
     with contextlib.closing(open_store(postgresql.url)) as store:
         executor = JobExecutor(1, config=Settings(), store=store)
         executor.run(Job(function=store_jobs.give, args=(0,)))
         assert executor.flush()
-        with postgresql.frozen():
+        with ThreadPoolExecutor() as callers, postgresql.frozen():
             executor.run(Job(function=store_jobs.give, args=(1,)))
+            flush, release = callers.submit(executor.flush), callers.submit(executor.release, "no such job")
+            wait_for(lambda: callers_of_store(executor) == 2)
             executor.shutdown()
+            assert flush.result(PATIENCE) is False
+            with pytest.raises(StoreUnavailableError):
+                release.result(PATIENCE)
         wait_for(lambda: "executor-recorder" not in [thread.name for thread in threading.enumerate()])
     assert re.search(r"1 jobs could not be recorded: postgresql\S* does not answer", caplog.text)
 
@@ -341,6 +348,21 @@ def test_a_job_stops_in_time_that_the_store_has_just_got(
         wait_for(lambda: job.status is JobStatus.CANCELLED)
         goes_on.set()
         wait_for(lambda: file.stat().st_size == 2)
+        executor.shutdown(timeout=0)
+
+
+def test_changes_that_wait_for_a_store_that_hangs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the limit of pending writes, new jobs are refused although no call of the store has failed."""
+    monkeypatch.setattr("executor_adapter.persistence.recorder.MAX_PENDING_WRITES", 20)
+    config = Settings(store=StoreSettings(lease=1.5))
+    with JobExecutor(2, config=config, store=f"sqlite:///{tmp_path}/jobs.db") as executor:
+        goes_on = threading.Event()
+        with monkeypatch.context() as patched:
+            real = executor.store.write
+            patched.setattr(executor.store, "write", lambda *args, **options: goes_on.wait() and real(*args, **options))
+            with pytest.raises(QueueFullError, match="20 job changes wait for it"):
+                run_without_end(executor)
+        goes_on.set()
         executor.shutdown(timeout=0)
 
 
