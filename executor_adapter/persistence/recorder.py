@@ -25,7 +25,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
-from executor_adapter.job import TERMINAL, Job, Transition
+from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
 from executor_adapter.persistence.lease import RENEWAL_SHARE, Lease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
 from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatch
@@ -267,14 +267,18 @@ class Recorder:
 
     def _stop_before_expiry(self) -> None:
         self._supervisor.set_lease(math.inf)  # What no other host can know of runs on.
+        self._limiter.on_lease_lost(is_over=False)
         self._refuse_requests()
-        live = list(self._supervisor.intake.jobs.values())
-        known = [job for job in live if self._pending.may_be_stored(job) and job not in self._handed_over]
+        live = [job for job in list(self._supervisor.intake.jobs.values()) if job not in self._handed_over]
+        known = [job for job in live if self._pending.may_be_stored(job) or self._holds_slot(job)]
         if known:
             text = "%s could not be written for %.0f s, so the lease on it ends: %d jobs are stopped here and run again"
             logger.error(text, self.store.url, self._lease.age, len(known))
             self._pending.requeue(known)
             self._stop(known)
+
+    def _holds_slot(self, job: Job) -> bool:
+        return job.status is JobStatus.RUNNING and self._limiter.limits(job)
 
     def close(self) -> None:
         """Write what is pending and end the lease, unless the store does not answer."""

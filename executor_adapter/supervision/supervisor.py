@@ -183,7 +183,8 @@ class Supervisor:
 
         It is set anew each time that the lease is renewed. So it passes only if this process was stopped.
         """
-        self.call_soon(self._set_lease, until)
+        self.call_soon(self.dispatcher.set_lease, until)
+        self.call_soon(self.pools.set_lease, until)
 
     def _request_end(self, job: Job, reason: StopReason) -> bool:
         if job.state.status in TERMINAL or self.thread.belongs_to_parent or not self.intake.holds(job):
@@ -273,10 +274,6 @@ class Supervisor:
             self.discard.flush()
         due = min(self._running.due, self.pools.next_check_at, self.dispatcher.shortage_due)
         return min(due, guard.due) if guard is not None and self._running else due
-
-    def _set_lease(self, until: float) -> None:
-        self.dispatcher.set_lease(until)
-        self.pools.set_lease(until)
 
     def _accept_submitted(self) -> None:
         for _ in range(len(self.intake.submitted)):

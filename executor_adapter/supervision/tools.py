@@ -204,12 +204,13 @@ class ToolState:
             self.slots -= free
             self._give_up = give_up - free
 
-    def lose(self) -> None:
-        """Note that what the executor held is lost; what runs is counted again."""
-        self._held, self.is_waiting, self._give_up = 0, False, 0
+    def lose(self, *, is_over: bool) -> None:
+        """Note that what the executor held is lost, or may be by now; what runs is counted until it ends."""
+        if is_over:
+            self._held, self.is_waiting = 0, False
         self._shared_starts.clear()
         if self.is_counted:
-            self.slots = len(self.running)
+            self.slots = self._give_up = len(self.running)
 
     @property
     def is_idle(self) -> bool:
@@ -322,8 +323,7 @@ class RateLimiter:
 
     def attempt_ended(self, job: Job) -> None:
         """Note that an attempt that `start` allowed has ended, or did not begin."""
-        tool = self._tools.get(job.tool_name or "")
-        if tool is not None:
+        if (tool := self._tools.get(job.tool_name or "")) is not None:
             tool.ended(job)
             self._release_held(tool)
 
@@ -405,12 +405,13 @@ class RateLimiter:
         for tool in list(self._tools.values()):
             self._release_held(tool)
 
-    def on_lease_lost(self) -> None:
-        """Note that this executor's shares are lost."""
-        self._losses += 1
-        self._request, self._look_at = None, self._now()
+    def on_lease_lost(self, *, is_over: bool = True) -> None:
+        """Note that this executor's shares are lost, or may be by now: nothing starts until the store has answered."""
+        if is_over:
+            self._losses += 1
+            self._request, self._look_at = None, self._now()
         for tool in self._tools.values():
-            tool.lose()
+            tool.lose(is_over=is_over)
 
     @property
     def is_active(self) -> bool:

@@ -299,6 +299,23 @@ def test_after_a_lost_lease_what_runs_is_counted_again(tools: SharedLimits) -> N
     assert tools.requests[-1].losses == 1
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_no_slot_is_used_again_that_another_host_may_have(tools: SharedLimits, is_over: bool) -> None:
+    """From the end of the lease on, the slot of an attempt that ends starts nothing until the store has answered."""
+    first, second = jobs(2)
+    tools.start(first)
+    tools.turn()
+    tools.answer(granted=1)
+    tools.limiter.on_outage()
+    tools.limiter.on_lease_lost(is_over=is_over)
+    tools.limiter.attempt_ended(first)
+    tools.start(second)
+    assert tools.started == [first]
+    tools.turn()
+    tools.answer(granted=1)
+    assert tools.started == [first, second]
+
+
 def test_a_limit_that_is_set_counts_what_runs_already() -> None:
     """Jobs of a tool that had no limit count as soon as one is set."""
     tools = SharedLimits(running=jobs(2))
