@@ -22,6 +22,7 @@ from executor_adapter.store import (
     JobRecord,
     JobStore,
     LeaseLostError,
+    LogLine,
     Page,
     StoreUnavailableError,
     open_store,
@@ -377,6 +378,15 @@ def test_cancel_requests_reach_the_host_of_a_job(store: JobStore, host: Host) ->
     assert cancelled is not None
     assert cancelled.status is JobStatus.CANCELLED
     assert store.claim(host, queue="") == []
+
+
+@has_leases
+def test_lines_that_are_written_again_keep_no_others_out(store: JobStore) -> None:
+    """Lines whose answer was lost are written again with those that came meanwhile, and each is there once."""
+    written = [LogLine("lined", 1, seq, 0.0, 20, "user", f"line {seq}") for seq in range(1, 4)]
+    store.write_lines(written[:2])
+    store.write_lines(written)
+    assert store.lines("lined") == written
 
 
 @has_leases

@@ -119,7 +119,7 @@ BUDGETS = {
     "pools/transport": 562,
     "prefect": 6_039,
     "scheduler": 440,
-    "store": 1_708,
+    "store": 1_710,
     "supervision": 2_481,
     "worker": 1_803,
 }

@@ -5,11 +5,12 @@ A query for one page of a long list reads an index as far as the page goes and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, literal, not_, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, literal, not_, or_, select, union_all
+from sqlalchemy.dialects import postgresql, sqlite
 
 from executor_adapter.job import JobStatus
 from executor_adapter.store.records import LIVE, SEARCHED, JobFilter
@@ -18,6 +19,12 @@ from executor_adapter.store.sql.schema import hosts, jobs
 is_live = jobs.c.status.in_(sorted(LIVE))
 is_waiting = jobs.c.status == JobStatus.PENDING.value
 has_no_host = or_(jobs.c.host.is_(None), not_(select(hosts.c.host_id).where(hosts.c.host_id == jobs.c.host).exists()))
+
+
+def insert_missing(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert the rows whose keys the table does not have yet."""
+    flavour = sqlite if connection.dialect.name == "sqlite" else postgresql
+    connection.execute(flavour.insert(table).on_conflict_do_nothing(), rows)
 
 
 def conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:

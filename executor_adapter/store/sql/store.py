@@ -21,7 +21,7 @@ from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRec
 from executor_adapter.store.sql import leases, tools
 from executor_adapter.store.sql.cleanup import delete_finished
 from executor_adapter.store.sql.engines import CHECKPOINT_PAGES, SECRET_PARAMETERS, translate_errors
-from executor_adapter.store.sql.queries import conditions, count_of, is_live, is_waiting, page_of
+from executor_adapter.store.sql.queries import conditions, count_of, insert_missing, is_live, is_waiting, page_of
 from executor_adapter.store.sql.rows import count_of_statuses, record_of, row_of
 from executor_adapter.store.sql.schema import jobs
 from executor_adapter.store.sql.schema import lines as logged
@@ -158,7 +158,8 @@ class SqlStore(JobStore):
 
     def write_lines(self, lines: Sequence[LogLine]) -> None:
         with self._changing() as connection:
-            connection.execute(insert(logged), [dataclasses.asdict(line) for line in lines])
+            # Some are there already, where the answer to an earlier call was lost.
+            insert_missing(connection, logged, [dataclasses.asdict(line) for line in lines])
             connection.execute(_drop_old_lines, [{"its_id": job_id} for job_id in {line.job_id for line in lines}])
 
     def leave(self, host_id: str) -> None:

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from executor_adapter.job import ToolLimit
 from executor_adapter.store.sql import leases
+from executor_adapter.store.sql.queries import insert_missing
 from executor_adapter.store.sql.schema import hosts, tool_uses, tools
 from executor_adapter.store.tools import SharedTools, ToolAsk, ToolControl, ToolShare, ToolUse
 
@@ -85,9 +85,7 @@ def _lock(connection: Connection, names: Sequence[str]) -> None:
     query = query.with_for_update()  # SQLite ignores this: a transaction that writes has locked the file.
     if len(connection.execute(query).all()) == len(names):
         return
-    flavour = sqlite if connection.dialect.name == "sqlite" else postgresql
-    rows = [{"tool_name": name, "closed_until": 0.0, "filled_at": 0.0} for name in names]
-    connection.execute(flavour.insert(tools).on_conflict_do_nothing(), rows)
+    insert_missing(connection, tools, [{"tool_name": name, "closed_until": 0.0, "filled_at": 0.0} for name in names])
     connection.execute(query)
 
 
