@@ -79,6 +79,7 @@ def answering(status: int, port: int) -> Iterator[None]:
             self.rfile.read(int(self.headers["content-length"] or 0))
             self.send_response(status)
             self.send_header("content-length", "7")
+            self.send_header("retry-after", "1")
             self.end_headers()
             self.wfile.write(b"<html/>")
 

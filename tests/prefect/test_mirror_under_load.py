@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -100,8 +101,8 @@ def test_no_job_of_many_is_lost(tmp_path: Path, kind: Kind) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_states_that_a_killed_server_lost_are_sent_again(tmp_path: Path) -> None:
-    """States in the queues of a server that is killed half-way are sent again to its successor."""
-    run_with_killed_server(tmp_path, MANY)
+    """States in the queues of a server that is killed three times are sent again to its successors."""
+    run_with_killed_server(tmp_path, MANY, kills=3)
 
 
 @pytest.mark.nightly
@@ -110,16 +111,17 @@ def test_states_of_a_few_jobs_that_a_killed_server_lost_are_sent_again(tmp_path:
     run_with_killed_server(tmp_path, 120, away=1.0)
 
 
-def run_with_killed_server(directory: Path, jobs: int, away: float = 5.0) -> None:
-    """Run the jobs with a server that is killed half-way, and started again `away` seconds later; check its record."""
+def run_with_killed_server(directory: Path, jobs: int, away: float = 5.0, kills: int = 1) -> None:
+    """Run the jobs with a server that is killed and started again `away` seconds later; check its record."""
     with prefect_server("default", directory) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
         running = in_background(jobs)
-        wait_until_recorded(server, jobs / 3)
-        server.kill()
-        time.sleep(away)
-        server.start()
+        for number in range(1, kills + 1):
+            wait_until_recorded(server, jobs * number / (kills + 2))
+            server.kill()
+            time.sleep(away)
+            server.start()
         ran = running.result(timeout=TIMEOUT_SECONDS / 2)
-        print_figures("killed half-way", ran, jobs)
+        print_figures(f"killed {kills} times", ran, jobs)
         assert ran["resent"], "nothing was in flight when it was killed"
         check_recorded(server, ran, jobs)
 
@@ -128,27 +130,32 @@ def run_with_killed_server(directory: Path, jobs: int, away: float = 5.0) -> Non
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_ten_seconds_of_refused_connections_lose_nothing(tmp_path: Path) -> None:
     """A server that refuses connections for ten seconds gets all states afterwards."""
-    run_through_outage(tmp_path, "refused for 10 s", 10, lambda port: contextlib.nullcontext())
+    run_through_outage(tmp_path, "refused for 10 s", lambda port: time.sleep(10))
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(TIMEOUT_SECONDS)
-def test_a_server_that_answers_422_for_a_while_gets_all_states(tmp_path: Path) -> None:
-    """A proxy that answers 422 to everything for twenty seconds costs no state."""
-    run_through_outage(tmp_path, "422 for 20 s", 20, lambda port: answering(422, port))
+def test_a_proxy_in_trouble_costs_no_state(tmp_path: Path) -> None:
+    """A proxy that answers 422, 429 with Retry-After, 500 and nothing at all, one after another, costs no state."""
+
+    def answer_in_turn(port: int) -> None:
+        for status in (422, 429, 500):
+            with answering(status, port):
+                time.sleep(10)
+        with socket.create_server(("127.0.0.1", port)):  # Requests are taken by the kernel, and by nobody else.
+            time.sleep(25)
+
+    run_through_outage(tmp_path, "422, 429, 500 and no answer", answer_in_turn)
 
 
-def run_through_outage(
-    directory: Path, what: str, seconds: float, answers: Callable[[int], contextlib.AbstractContextManager[None]]
-) -> None:
-    """Run the jobs with a server that is replaced for some seconds by what `answers` at its port; check its record."""
+def run_through_outage(directory: Path, what: str, outage: Callable[[int], object]) -> None:
+    """Run the jobs with a server at whose port there is an `outage` for a while; check its record."""
     with prefect_server("default", directory) as server, ServerProxy(server.port) as proxy:
         with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
             running = in_background(MANY)
             wait_until_recorded(server, MANY / 4)
             proxy.close()
-            with answers(proxy.port):
-                time.sleep(seconds)
+            outage(proxy.port)
             proxy.open()
             ran = running.result(timeout=TIMEOUT_SECONDS / 2)
             print_figures(what, ran, MANY)
@@ -157,24 +164,68 @@ def run_through_outage(
 
 @pytest.mark.chaos
 @pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_a_server_whose_database_is_emptied_costs_the_states_of_its_flow_run_alone(tmp_path: Path) -> None:
+    """The flow run is gone, so its states are set aside, which its log counts. Those of the next flow are all kept."""
+    with prefect_server("default", tmp_path) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
+        running = in_background(MANY)
+        wait_until_recorded(server, MANY / 3)
+        with (
+            contextlib.closing(sqlite3.connect(server.home / "prefect.db", timeout=PATIENCE)) as connection,
+            connection,
+        ):
+            connection.execute("BEGIN IMMEDIATE")
+            for table in ("task_run", "task_run_state", "flow_run", "flow_run_state"):
+                connection.execute(f"DELETE FROM {table}")
+        with pytest.raises(subprocess.CalledProcessError):  # Prefect's engine fails: its flow run is not found.
+            running.result(timeout=TIMEOUT_SECONDS / 2)
+        # The server keeps what was in flight in its queue, and others' events behind it, until it is started again.
+        print("the next flow:", apart(run_many_jobs, 200)["report"])
+        server.kill()
+        server.start()
+        programs = count_programs_until_all_is_sent(server)
+        wait_for(lambda: count_recorded(server) == 200 + programs)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_a_killed_program_leaves_its_states_to_the_next(tmp_path: Path) -> None:
+    """What a program had not got recorded when it was killed, beside a server that is slow, its successors send."""
+    with prefect_server("default", tmp_path) as server, server.environment():
+        with mirroring(MANY) as process:
+            wait_until_recorded(server, MANY / 10)
+            process.kill()
+            print(f"killed with {count_recorded(server):,} of {MANY:,} recorded")
+        later = count_programs_until_all_is_sent(server)
+        completed = {"task_runs": {"state": {"name": {"any_": ["Completed"]}}}}
+        wait_for(lambda: server.post("/task_runs/count", completed) == MANY + later)
+
+
+def mirroring(jobs: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "tests.prefect.mirrored_jobs", str(jobs)], cwd=ROOT)
+
+
+def count_programs_until_all_is_sent(server: MeasuredServer) -> int:
+    """Run programs with one job each until nothing is left on disk; return how many."""
+    programs = 0
+    while jobs_in(outbox_of(server.home / "client")):
+        assert mirroring(1).wait(timeout=PATIENCE) == 0
+        programs += 1
+    return programs
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_a_server_that_is_away_for_longer_than_the_end_waits_gets_all_states_later(tmp_path: Path) -> None:
     """A program whose server is away until it ends leaves its states on disk, and later programs send them."""
     with prefect_server("default", tmp_path) as server, server.environment():
-
-        def run(jobs: int) -> subprocess.Popen[bytes]:
-            return subprocess.Popen([sys.executable, "-m", "tests.prefect.mirrored_jobs", str(jobs)], cwd=ROOT)
-
-        with run(MANY) as process:
+        with mirroring(MANY) as process:
             wait_until_recorded(server, MANY / 20)
             server.kill()
             killed_at = time.monotonic()
             assert process.wait(timeout=PATIENCE) == 0
             print(f"away: it has ended {time.monotonic() - killed_at:.0f} s after its server, with {MANY:,} jobs")
         server.start()
-        later = 0
-        while jobs_in(outbox_of(server.home / "client")):
-            assert run(1).wait(timeout=PATIENCE) == 0
-            later += 1
+        later = count_programs_until_all_is_sent(server)
         completed = {"task_runs": {"state": {"name": {"any_": ["Completed"]}}}}
         wait_for(lambda: server.post("/task_runs/count", completed) == MANY + later)
 
