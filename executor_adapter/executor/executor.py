@@ -519,8 +519,8 @@ class JobExecutor(JobCaller):
         await asyncio.to_thread(self.shutdown, cancel_futures=True)
 
     def __enter__(self) -> Self:
-        self._enter()
-        self.recover()
+        with self._entering():
+            self.recover()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
@@ -528,18 +528,25 @@ class JobExecutor(JobCaller):
         self.shutdown(timeout=None if kind is None else 0)
 
     async def __aenter__(self) -> Self:
-        self._enter()
-        await self.start()
+        with self._entering():
+            await self.start()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *details: object) -> None:
         leave_executor(self._tokens.pop())
         await asyncio.to_thread(self.shutdown, timeout=None if kind is None else 0)
 
-    def _enter(self) -> None:
+    @contextlib.contextmanager
+    def _entering(self) -> Iterator[None]:
+        """Make this the current executor; one that cannot recover its jobs is left again."""
         self._supervisor.check_not_forked()
         self._tokens.append(enter_executor(lambda: self))
         signal_watch.arm()
+        try:
+            yield
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
 
 
 def _refuse_gevent() -> None:

@@ -341,7 +341,7 @@ class Recorder:
             self._lease.announce()
             self._hurry.wait(self._retry_delay if self._is_down else BATCH_INTERVAL)
         until = time.monotonic() + SHUTDOWN_TIMEOUT
-        while not self._turn() and time.monotonic() < until:
+        while not self._turn() and (self._host or self._pending) and time.monotonic() < until:
             time.sleep(self._retry_delay)
         self._finish()
 

@@ -105,7 +105,7 @@ BUDGETS = {
     "cli": 1_887,
     "config": 1_032,
     "exceptions": 170,
-    "executor": 1_168,
+    "executor": 1_174,
     "job": 1_101,
     "modules": 473,
     "monitoring": 728,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -25,6 +26,7 @@ from pydantic import SecretStr
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError, QueueFullError
+from executor_adapter.executor import current_executor
 from executor_adapter.job import PoolName
 from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
 from executor_adapter.store.sql.engines import make_engine
@@ -89,6 +91,25 @@ def test_an_executor_that_cannot_be_made_leaves_no_descriptor(url: str, tmp_path
         gc.collect()
         numbers.append(len(os.listdir("/proc/self/fd")))
     assert numbers[1:] == numbers[:1] * 3
+
+
+def test_an_executor_that_cannot_recover_is_not_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the store is away when an executor is entered, it is left again and shut down."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise StoreUnavailableError("it is away")
+
+    async def enter(executor: JobExecutor) -> None:
+        async with executor:
+            pytest.fail("entered")
+
+    for is_async in (False, True):
+        executor = JobExecutor(1, config=Settings(), store=f"sqlite:///{tmp_path}/jobs.db")
+        monkeypatch.setattr(executor.store, "register", fail)
+        with pytest.raises(StoreUnavailableError, match="it is away"), contextlib.ExitStack() as stack:
+            asyncio.run(enter(executor)) if is_async else stack.enter_context(executor)
+        assert executor.is_shutting_down
+        assert current_executor() is not executor
 
 
 def test_jobs_survive_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
