@@ -464,9 +464,8 @@ class Recorder:
         If it were claimed while it runs, it would be ignored as a job that is live here, and then be lost.
         """
         live = self._supervisor.intake.jobs
-        # Copied, since the supervisor may add to them meanwhile.
-        runs_here = any(live.get(job.job_id) is job for job in list(self._handed_over))
-        return runs_here or self._pending.is_requeuing
+        # A copy, since the supervisor may add to them meanwhile.
+        return self._pending.is_requeuing or any(live.get(job.job_id) is job for job in list(self._handed_over))
 
     # --- writing ---
 
@@ -587,7 +586,8 @@ class Recorder:
         if self._is_recovery_due():
             self._recovered_at = time.monotonic()
             looked_for = list(self._handed_over)
-            self._recover()
+            with contextlib.suppress(ExecutorClosedError):  # It was shut down meanwhile: what is left waits for others.
+                self._recover()
             for job in looked_for:
                 del self._handed_over[job]
 

@@ -341,6 +341,29 @@ def test_an_idle_host_runs_jobs_that_another_process_queued(make_stored: MakeSto
     assert wait_for_end(store, "queued").status is JobStatus.COMPLETED
 
 
+def test_a_shutdown_within_a_recovery_is_no_failure(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan, caplog: pytest.LogCaptureFixture, mocker: Any
+) -> None:
+    """What was claimed by then is the next host's, and no failure of the recorder is logged."""
+    executor = make_stored(settings={"recover_every": 0.05})
+    claim = executor.store.claim
+
+    def claim_and_close(*args: Any, **options: Any) -> list[JobRecord]:
+        if found := claim(*args, **options):
+            executor.shutdown(wait=False)
+        return found
+
+    mocker.patch.object(executor.store, "claim", claim_and_close)
+    executor.recover()
+    record = orphan(call=GIVE)
+    wait_for(lambda: executor.is_shutting_down)
+    executor.shutdown()
+    assert record_in(store, record.job_id).status is JobStatus.RUNNING
+    assert "failed in one turn" not in caplog.text
+    make_stored().recover()
+    assert wait_for_end(store, record.job_id).status is JobStatus.COMPLETED
+
+
 def test_an_idle_host_recovers_jobs_after_it_lost_its_lease(
     make_stored: MakeStored, store: JobStore, url: str, orphan: Orphan
 ) -> None:
