@@ -154,9 +154,9 @@ class JobPersistence:
         recovered: list[Job] = []
         until = time.monotonic() + DYING_HOST_TIMEOUT
         while True:
-            look_again = any(host.is_dying for host in self.store.hosts()) and time.monotonic() < until
+            look_again = any(host.is_dying for host in self.recorder.request(self.store.hosts).result())
             recovered += self.recorder.request(self._claim_all).result()
-            if not look_again:
+            if not look_again or time.monotonic() > until:
                 return recovered
             time.sleep(DYING_HOST_INTERVAL)
 

@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, StoreSettings
-from executor_adapter.exceptions import ConfigurationError, QueueFullError
+from executor_adapter.exceptions import ConfigurationError, ExecutorClosedError, QueueFullError
 from executor_adapter.executor import current_executor
 from executor_adapter.job import PoolName
 from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
@@ -91,6 +91,17 @@ def test_an_executor_that_cannot_be_made_leaves_no_descriptor(url: str, tmp_path
         gc.collect()
         numbers.append(len(os.listdir("/proc/self/fd")))
     assert numbers[1:] == numbers[:1] * 3
+
+
+def test_a_call_after_the_shutdown_leaves_no_descriptor(tmp_path: Path) -> None:
+    """An executor that is shut down opens its store for nobody."""
+    executor = JobExecutor(1, config=Settings(), store=f"sqlite:///{tmp_path}/jobs.db")
+    executor.run(Job(function=store_jobs.give, args=(1,)))
+    executor.shutdown()
+    with pytest.raises(ExecutorClosedError):
+        executor.recover()
+    files = [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
+    assert not [file for file in files if file.startswith(str(tmp_path))]
 
 
 def test_an_executor_that_cannot_recover_is_not_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
