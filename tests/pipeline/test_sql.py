@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -162,6 +163,27 @@ def test_a_function_that_writes_is_refused(tmp_path: Path) -> None:
             connection.execute(sa.text(f"CREATE SEQUENCE {prefix}numbers"))
         error = land_from(tmp_path, url, tables={"t": {"query": f"SELECT nextval('{prefix}numbers')"}})
     assert "cannot execute nextval() in a read-only transaction" in str(error)
+
+
+def test_a_file_of_duckdb_is_only_read(tmp_path: Path) -> None:
+    """Its rows are received; what writes is refused, and a missing file is not made."""
+    file = tmp_path / "shop.duckdb"
+    with duckdb.connect(file) as shop:
+        shop.execute(
+            "CREATE TABLE orders AS SELECT range AS id, TIMESTAMP '2026-01-01' + to_days(range) AS day FROM range(3)"
+        )
+    url, since = f"duckdb:///{file}", Window(since="2026-01-02")
+    query = "SELECT id, day FROM orders WHERE day >= :since ORDER BY id"
+    tool = SqlTool.model_validate({"source": "sql", "url": url, "tables": {"t": {"query": query, "cursor": "day"}}})
+    before = file.read_bytes()
+    landing = land(ConfiguredTable(lake=tmp_path / "lake", tool_name="shop", tool=tool, name="t"), since)
+    writes = "WITH one AS (SELECT 1 AS id) INSERT INTO orders SELECT id, NULL FROM one"
+    error = land_from(tmp_path, url, tables={"t": {"query": writes}})
+    assert rows_of(landing) == [{"id": str(n), "day": f"2026-01-0{n + 1}T00:00:00"} for n in (1, 2)]
+    assert "read-only mode" in str(error)
+    assert file.read_bytes() == before
+    land_from(tmp_path, f"duckdb:///{tmp_path}/none.duckdb", tables={"t": {"query": "SELECT 1"}})
+    assert not (tmp_path / "none.duckdb").exists()
 
 
 def test_sqlite_says_what_is_wrong(tmp_path: Path) -> None:
