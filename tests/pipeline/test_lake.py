@@ -22,7 +22,7 @@ from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
 from executor_adapter.pipeline.lake import stored
 from executor_adapter.pipeline.lake.stored import ROW_GROUP, WindowEntry
-from executor_adapter.pipeline.lake.table import LakeTable
+from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.lake.writer import FileWriter
 from executor_adapter.pipeline.upkeep import remove_leftovers
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
@@ -58,6 +58,35 @@ def test_a_window_is_replaced(tmp_path: Path) -> None:
     assert (result.rows, result.added, result.replaced) == (1, 0, 3)
     assert table.read("w").equals(ROWS.slice(2))
     assert table.find("w", "v1") is None
+
+
+@pytest.mark.parametrize("harm", ["gone", "older", "cut off", "of another version"])
+def test_the_index_is_made_again(tmp_path: Path, mocker: MockerFixture, harm: str) -> None:
+    """Windows are what their files say, whatever the index is; then it has them, and no file is opened any more."""
+    table = lake_table(tmp_path)
+    write(table, "a", ROWS)
+    write(table, "b", ROWS)
+    before, index = table.windows(), table.state / "index.json"
+    old = index.read_bytes()
+    match harm:
+        case "gone":
+            index.unlink()
+        case "older":
+            write(table, "a", ROWS.slice(2), fingerprint="v2")
+            remove_windows(table, ["b"])
+            write(table, "c", ROWS)
+            table.windows()
+            index.write_bytes(old)
+        case "cut off":
+            index.write_bytes(old[:-9])
+        case _:
+            index.write_bytes(old.replace(b"fingerprint", b"digest"))
+    found = table.windows()
+    expected = [("a", 1, "v2"), ("c", 3, "v1")] if harm == "older" else [("a", 3, "v1"), ("b", 3, "v1")]
+    assert [(each.window, each.rows, each.fingerprint) for each in found.values()] == expected
+    assert (found == before) == (harm != "older")
+    opened = mocker.spy(stored, "opened")
+    assert (table.windows(), opened.call_count) == (found, 0)
 
 
 def test_an_empty_window_has_its_columns(tmp_path: Path) -> None:
