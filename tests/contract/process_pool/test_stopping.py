@@ -237,6 +237,7 @@ def test_a_soft_timeout_amid_an_import_is_raised_when_the_function_begins(
     )
     (tmp_path / "interrupts_its_import.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
+    pool.warm_up(2)  # Else the second job may get a worker that imports the module anew, and interrupts itself too.
     assignment = pool.submit("interrupts_its_import:nothing")
     assert isinstance(pool.error(assignment), SoftTimeoutError)
     (record,) = pool.messages_of(assignment, "log")
