@@ -19,8 +19,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -36,42 +36,50 @@ from tests.servers import (
 from tests.waiting import wait_for
 
 FOLDER = ROOT / ".pytest_cache" / "prefect" / "shared"
-USERS = FOLDER / "users"
+USERS = "users"
 """Each process that uses the server has a shared lock of this file; the keeper waits for an exclusive one."""
-KEEPER = FOLDER / "keeper"
+KEEPER = "keeper"
 """Holds the server's URL while the process that keeps it holds a lock of this file."""
-STARTING = FOLDER / "starting"
+STARTING = "starting"
 """Locked by a process that looks whether there is a server, and starts one if there is none."""
-LOG = FOLDER / "keeper.log"
+LOG = "keeper.log"
 
 
 @contextmanager
 def shared_server() -> Iterator[str]:
     """Yield the URL of the server's API; it answers until the caller leaves."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with USERS.open("a") as users:
-        with STARTING.open("a") as starting:
-            fcntl.flock(starting, fcntl.LOCK_EX)
-            fcntl.flock(users, fcntl.LOCK_SH)  # Waits for a server to end that nobody uses any more.
-            if not _is_kept():
-                command = [sys.executable, "-m", "tests.shared_server"]
-                env = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}  # It is all runs'.
-                with LOG.open("wb") as log:
-                    subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=log, check=True)
-            url = wait_for(_url, what=f"a Prefect server for all tests ({LOG})")
+    with shared(FOLDER, "tests.shared_server") as url:
         yield f"{url}/api"
 
 
-def _is_kept() -> bool:
+@contextmanager
+def shared(folder: Path, keeper: str) -> Iterator[str]:
+    """Yield the URL of a server that all callers with the same folder share; the module `keeper` starts it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log_file = folder / LOG
+    with (folder / USERS).open("a") as users:
+        with (folder / STARTING).open("a") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            fcntl.flock(users, fcntl.LOCK_SH)  # Waits for a server to end that nobody uses any more.
+            if not _is_kept(folder):
+                command = [sys.executable, "-m", keeper, str(folder)]
+                env = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}  # It is all runs'.
+                with log_file.open("wb") as log:
+                    subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=log, check=True)
+            url = wait_for(lambda: _url(folder), what=f"a server for all tests ({log_file})")
+        yield url
+
+
+def _is_kept(folder: Path) -> bool:
     """Return whether a process keeps the server, or starts it."""
-    with KEEPER.open("a") as file:
+    with (folder / KEEPER).open("a") as file:
         return not _try_lock(file)
 
 
-def _url() -> str:
+def _url(folder: Path) -> str:
     """Return the server's URL once it answers."""
-    assert _is_kept(), LOG.read_text(errors="replace")
-    return KEEPER.read_text()
+    assert _is_kept(folder), (folder / LOG).read_text(errors="replace")
+    return (folder / KEEPER).read_text()
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -82,22 +90,32 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def keep() -> None:
-    """Run a server, in a process of its own, until nobody uses it; return as soon as no second one can start."""
-    with USERS.open("a") as users, KEEPER.open("w") as keeper:  # Users come in once it is over, and find no keeper.
-        fcntl.flock(keeper, fcntl.LOCK_EX)
+def keep(folder: Path, serving: Callable[[], AbstractContextManager[str]]) -> None:
+    """Serve, in a process of its own, until nobody uses it; return as soon as no second one can start.
+
+    `serving` yields the URL of its server while that runs.
+    """
+    with (folder / USERS).open("a") as users, (folder / KEEPER).open("w") as keeper:
+        fcntl.flock(keeper, fcntl.LOCK_EX)  # Users come in once it is over, and find no keeper.
         if os.fork():
             return  # The lock is the child's as well.
         os.setsid()
-        name = f"prefect_of_tests_{hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]}"
-        with tempfile.TemporaryDirectory(prefix="prefect-of-tests-") as folder, postgresql_database(name) as database:
-            home = Path(folder)
-            more = {DATABASE_VARIABLE: database, "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false"}
-            with prefect_server(home, new_user_env(home, **WITHOUT_SCHEDULES, **more)) as server:
-                keeper.write(server.url)
-                keeper.flush()
-                fcntl.flock(users, fcntl.LOCK_EX)
+        with serving() as url:
+            keeper.write(url)
+            keeper.flush()
+            fcntl.flock(users, fcntl.LOCK_EX)
+
+
+@contextmanager
+def server_of_tests() -> Iterator[str]:
+    """Run a Prefect server whose database is on PostgreSQL, and yield its URL."""
+    name = f"prefect_of_tests_{hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]}"
+    with tempfile.TemporaryDirectory(prefix="prefect-of-tests-") as folder, postgresql_database(name) as database:
+        home = Path(folder)
+        more = {DATABASE_VARIABLE: database, "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false"}
+        with prefect_server(home, new_user_env(home, **WITHOUT_SCHEDULES, **more)) as server:
+            yield server.url
 
 
 if __name__ == "__main__":
-    keep()
+    keep(Path(sys.argv[1]), server_of_tests)

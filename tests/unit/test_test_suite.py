@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from tests import docstrings
 from tests.api_server import as_json, serving
 from tests.run import end_all_of
+from tests.scheduling import TESTS, known_durations, rank
 from tests.servers import ROOT, RUN_VARIABLE, api_client, processes_of
 from tests.waiting import PATIENCE, wait_for
 
@@ -43,9 +47,25 @@ def test_the_last_line_of_a_run_adds_its_groups_up() -> None:
 
 
 def test_a_file_without_a_selected_test_may_stand_between_others() -> None:
-    """What a folder keeps for its tests is released after a file of which no test was selected, too."""
+    """What a folder keeps for its tests is released after a file of which no test was selected, too.
+
+    The files run in the order of their durations.
+    """
     files = ["tests/unit/test_job.py", "tests/unit/test_tracebacks.py", "tests/contract/test_quarantine.py"]
-    assert "skipped" not in run_tests("--group", "tests", "--deselect", files[1], *files)
+    said = run_tests("-v", "--group", "tests", "--deselect", files[1], *files)
+    assert "skipped" not in said
+    ran = dict.fromkeys(re.findall(r"PASSED tests/([\w/]+\.py)::", said))
+    durations = known_durations()
+    assert len(ran) == 2
+    assert [durations[file] for file in ran] == sorted((durations[file] for file in ran), reverse=True)
+
+
+def test_the_longest_files_start_first_and_before_them_the_unknown() -> None:
+    """Files start in the order of their durations; one that is not in the list may be the longest."""
+    names = ["unit/new.py", "unit/long.py", "unit/short.py"]
+    durations = {"unit/short.py": 1.0, "unit/long.py": 30.0}
+    for files in itertools.permutations(TESTS / name for name in names):
+        assert sorted(files, key=lambda file: rank(file, durations)) == [TESTS / name for name in names]
 
 
 PROGRAM = """
@@ -69,6 +89,26 @@ def test_tests_that_are_ended_leave_no_process(tmp_path: Path, number: signal.Si
         assert processes_of(mark)
         tests.send_signal(number)
     wait_for(lambda: not processes_of(mark), what="the end of its process")
+
+
+def test_the_last_tests_end_the_server_that_all_share(tmp_path: Path) -> None:
+    """A server outlives tests that are killed while others use it, and nothing of it the last, which Ctrl-C ends."""
+    mark, folder = uuid4().hex, tmp_path / "shared"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env |= {"SHARED": str(folder), "TMPDIR": str(tmp_path), "MARK": mark}
+    command = [sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", "tests/unit/kept_server.py"]
+    options: dict[str, Any] = {"cwd": ROOT, "env": env, "stdout": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen(command, **options) as first, subprocess.Popen(command, **options) as last:
+        used = [folder / f"used by {each.pid}" for each in (first, last)]
+        wait_for(lambda: all(each.exists() and each.read_text() for each in used))
+        (url,) = {each.read_text() for each in used}
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        assert httpx.get(url).is_success
+        os.killpg(last.pid, signal.SIGINT)
+        assert last.wait(PATIENCE) == pytest.ExitCode.INTERRUPTED
+    wait_for(lambda: not processes_of(mark), what="the end of the server")
+    assert list(tmp_path.glob("kept-server-*")) == []
 
 
 def test_what_a_run_of_tests_leaves_is_ended(capsys: pytest.CaptureFixture[str]) -> None:
