@@ -179,9 +179,10 @@ if __name__ == "__main__":
     assert run(program, tmp_path) == "well\n"
 
 
-def test_a_fork_while_other_threads_submit_leaves_no_lock_held(tmp_path: Path) -> None:
+@pytest.mark.parametrize("forks", [3, pytest.param(12, marks=pytest.mark.nightly)])
+def test_a_fork_while_other_threads_submit_leaves_no_lock_held(forks: int, tmp_path: Path) -> None:
     """A child forked while other threads submit jobs finds no lock held."""
-    program = """
+    program = f"""
 executor = JobExecutor(2, max_pending=50, store="memory:")
 executor.run(job())  # all is imported: Python itself forks with the locks of imports held
 stop = threading.Event()
@@ -200,7 +201,7 @@ def child():
     executor.shutdown()
     assert current_executor().run(job()) == os.getpid()
 
-for _ in range(12):
+for _ in range({forks}):
     assert forked(child) == 0
 stop.set()
 for thread in threads:

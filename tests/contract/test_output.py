@@ -267,14 +267,15 @@ def test_no_line_is_lost(monkeypatch: pytest.MonkeyPatch, start_method: Any) -> 
     """All that jobs print arrives, in the order of each, also where they print faster than it is written."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr("executor_adapter.supervision.messages.MAX_WAITING", 1 << 17)
     with JobExecutor(2, config=Settings(executor=ExecutorSettings(start_method=start_method))) as executor:
         for name in "ab":
-            executor.submit(Job(function=print_numbers, args=(name, 100_000), pool="process"))
+            executor.submit(Job(function=print_numbers, args=(name, 30_000), pool="process"))
     wait_for(lambda: not program_output.pending)
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 200_000
+    assert len(lines) == 60_000
     for name in "ab":
-        assert [line for line in lines if line[0] == name] == [f"{name} {number}" for number in range(100_000)]
+        assert [line for line in lines if line[0] == name] == [f"{name} {number}" for number in range(30_000)]
 
 
 @pytest.mark.parametrize("start_method", ["guardian", "spawn"])
