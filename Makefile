@@ -52,7 +52,8 @@ test: check ## check everything, and run all tests except nightly, chaos and ben
 
 quick: $(DEV) ## run the tests of the parts and the main ways through them, in two minutes
 	@$(BIN)/python -m tests.run $(ALL) $(QUICK) $(ARGS)
-QUICK := tests/unit tests/contract --ignore tests/contract/cluster \
+QUICK := tests/unit tests/contract --ignore tests/contract/chaos --ignore tests/contract/cluster \
+    --ignore tests/contract/spawned \
     tests/prefect/test_states.py tests/prefect/test_job_task.py tests/prefect/test_run_jobs.py
 
 durations: $(DEV) ## run all tests, and record how long each file takes, by which they are started
