@@ -18,6 +18,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, Settings
 
 from executor_adapter import JobExecutor
+from executor_adapter.pipeline.flows import steps
 from executor_adapter.prefect.crashes import sweep
 from tests.servers import WITHOUT_SCHEDULES, api_client, new_user_env, prefect_server
 from tests.shared_server import shared_server
@@ -211,6 +212,13 @@ def cancel(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
 def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep waits for each flow run until states of its dead process may be recorded: here none are on their way."""
     monkeypatch.setattr(sweep, "SETTLE_SECONDS", 0.5)
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no pipeline start processes, which would import Prefect: test_demo_flows.py has them."""
+    for name in ("PROCESS", "SUMMARISE"):
+        monkeypatch.setattr(steps, name, getattr(steps, name).with_options(pool="thread"))
 
 
 @pytest.fixture

@@ -32,13 +32,9 @@ KNOWN = {
 
 
 @pytest.fixture(scope="module")
-def server(server_of_file: str) -> Iterator[Api]:
-    """A server on which some of the deployments were made earlier, and schedules of two were paused since.
-
-    It is this file's own: on SQLite, where other programs write all the time, Prefect answers 503 to each try of an
-    update, since that reads before it writes.
-    """
-    api = Api(server_of_file)
+def server(prefect_api: str) -> Iterator[Api]:
+    """A server on which some of the deployments were made earlier, and schedules of two were paused since."""
+    api = Api(prefect_api)
     api.post("/work_pools/", {"name": POOL, "type": "process"})
     for name, (flow, schedule, active) in KNOWN.items():
         flow_id = api.post("/flows/", {"name": flow})["id"]
@@ -78,7 +74,7 @@ def deployed(server: Api) -> dict[str, dict[str, Any]]:
 
 
 def test_served_flow_runs_have_the_environment_of_the_job_variables(
-    server_of_file: str, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture, tmp_path: Path
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture, tmp_path: Path
 ) -> None:
     """`serve.py` serves from a process with the variables that its deployments set for a worker's flow runs."""
     monkeypatch.chdir(tmp_path)

@@ -97,7 +97,7 @@ def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path, mocker: Mocker
         wait_for(lambda run=run: {each["state_name"] for each in api.task_runs(run)} == {"Crashed"})
 
 
-@pytest.mark.usefixtures("quick_sweeps")
+@pytest.mark.usefixtures("quick_sweeps", "in_threads")
 def test_tables_are_kept_as_they_say(prefect_api: str, tmp_path: Path) -> None:
     """Windows older than `keep_days` go, and a later collection does not bring them back."""
     config, folder = tmp_path / "config.yaml", tmp_path / "lake/processed/shop/orders"

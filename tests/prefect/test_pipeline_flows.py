@@ -24,7 +24,6 @@ from executor_adapter.pipeline.flows import (
     collection_flow,
     pipeline_flow,
     processing_flow,
-    steps,
 )
 from tests.api_server import Answer, as_json, serving
 from tests.prefect.conftest import Api
@@ -32,12 +31,7 @@ from tests.waiting import wait_for
 
 STEP = {"deduplicate": {"key": "id"}}
 
-
-@pytest.fixture(autouse=True)
-def _in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no run start processes, which would import Prefect: test_demo_flows.py has them."""
-    for name in ("PROCESS", "SUMMARISE"):
-        monkeypatch.setattr(steps, name, getattr(steps, name).with_options(pool="thread"))
+pytestmark = pytest.mark.usefixtures("in_threads")
 
 
 def no_february(rows: pa.Table) -> pa.Table:

@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 import pytest
 import yaml
 
+from executor_adapter.cli import main
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline import write_starter
 from tests.pipeline.hostile_server import Answer, Request, as_json, serving
@@ -35,12 +36,17 @@ def command(folder: Path, api: str, *arguments: str) -> str:
     return server.run(sys.executable, "-m", "executor_adapter.cli", *arguments, cwd=folder)
 
 
-def test_a_pipeline_of_ones_own_takes_three_steps(prefect_api: str, tmp_path: Path) -> None:
+def test_a_pipeline_of_ones_own_takes_three_steps(
+    prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Configuration, one module, run: the files of the starter, and an API beside them with a module of its own.
 
     Rows are typed, rejected with reasons, counted, and summarised by one's own functions.
     """
-    command(tmp_path, prefect_api, "pipeline", "init")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["pipeline", "init"])
+    assert not ended.value.code
     people = [{"id": number, "age": 10 + number} for number in range(1, 21)]
 
     def respond(request: Request) -> Answer:
