@@ -14,7 +14,7 @@ from executor_adapter.config import FilesTool, FileTable, FunctionTool, RestTool
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
-from executor_adapter.pipeline.lake.stored import WindowEntry
+from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
 from executor_adapter.pipeline.loading import Loader
 from executor_adapter.pipeline.sources.files import find_files, land_file
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of
@@ -106,7 +106,8 @@ def collect_windows(table: ConfiguredTable, windows: Sequence[Window], *, again:
     """
     entries = table.raw.windows() if len(windows) > 1 else None
     nothing = {"records_collected": 0, "status": "collected", "rows": 0, "windows": []}
-    return do_each(windows, lambda window: collect_window(table, window, again=again, entries=entries), nothing)
+    with workspace(table.lake) as space, connected(space):
+        return do_each(windows, lambda window: collect_window(table, window, again=again, entries=entries), nothing)
 
 
 def collect_window(

@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from executor_adapter.exceptions import DataCollectionException
 
@@ -127,6 +128,11 @@ def _wait_for(descriptor: int, path: Path, timeout: float) -> None:
                 error_code="LOCKED",
             )
         time.sleep(LOCK_INTERVAL)
+
+
+def digest_of(*parts: Any) -> str:
+    """Return the SHA-256 of values as JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 def checksum_of(path: Path) -> str:

@@ -70,8 +70,7 @@ class Loader:
         others, before = self._check_names(text.names), self.rows
         names = [*self._schema.columns, *others]
         with self._connection.cursor() as aside:
-            # The lines of rows are known when all were read.
-            aside.execute("CREATE TEMP TABLE unfit (number BIGINT, reason VARCHAR, text VARCHAR)")
+            unfit = 0
             for batch in text.select(self._connection, lambda source: self._statement(source, text.names, others)):
                 self.rows += batch.num_rows
                 rows = pa.RecordBatch.from_arrays(batch.columns[4:], names=names)
@@ -80,10 +79,12 @@ class Loader:
                     wrong, right = pc.is_valid(reasons), pc.is_null(reasons)
                     found = [each.filter(wrong) for each in (numbers, reasons, texts)]
                     aside.register("found", pa.Table.from_arrays(found, names=["number", "reason", "text"]))
-                    aside.execute("INSERT INTO unfit FROM found")
+                    # The lines of rows are known when all were read.
+                    aside.execute("INSERT INTO unfit FROM found" if unfit else "CREATE TEMP TABLE unfit AS FROM found")
+                    unfit += 1
                     rows, windows = rows.filter(right), windows.filter(right)
                 yield Loaded(rows, windows)
-            for some in aside.sql("FROM unfit").to_arrow_reader(BATCH_ROWS):
+            for some in aside.sql("FROM unfit").to_arrow_reader(BATCH_ROWS) if unfit else ():
                 said = [pa.repeat(pa.scalar(each), some.num_rows) for each in ("type", self._delivery)]
                 lines = text.lines_of(pc.subtract(some["number"], before))
                 self._on_rejects(pa.RecordBatch.from_arrays([*said, lines, *some.columns], schema=REJECTED))

@@ -14,12 +14,13 @@ import duckdb
 import pyarrow as pa
 
 from executor_adapter.pipeline.casts import literal
+from executor_adapter.pipeline.disk import digest_of
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import do_each, log, progress
 from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
 from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.lake.writer import Writer
-from executor_adapter.pipeline.steps import Processed, Run, digest, fingerprint_of
+from executor_adapter.pipeline.steps import Processed, Run, fingerprint_of
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, ROW, connected
 
@@ -71,7 +72,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
 
 def processing_fingerprint(entry: WindowEntry, steps: str, version: str = "") -> str:
     """Return the fingerprint of what the steps make of a window; `steps` is that of the steps."""
-    return digest(entry.fingerprint, entry.collected_at, steps, version)
+    return digest_of(entry.fingerprint, entry.collected_at, steps, version)
 
 
 def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> str:

@@ -7,7 +7,6 @@ accounted for as rows in and rows out. A row whose column `_reason` is not null 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import re
@@ -434,11 +433,6 @@ def _place_of(step: Step, error: Exception) -> str:
     file = inspect.getsourcefile(inspect.unwrap(import_object(step.name, "steps")))
     own = [each for each in traceback.extract_tb(error.__traceback__) if each.filename == file]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-
-
-def digest(*parts: Any) -> str:
-    """Return the SHA-256 of values as JSON."""
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 def quoted(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from typing import Literal
 import pyarrow as pa
 
 from executor_adapter.config import FilesTool, Format
-from executor_adapter.pipeline.disk import TEMPORARY, writing
+from executor_adapter.pipeline.disk import TEMPORARY, digest_of, writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.stored import WindowEntry
@@ -73,8 +72,8 @@ def store_landing(
     schema, divided, source = table.schema, table.of_files, landing.manifest.window.name
     types = None if schema is None else schema.model_dump(mode="json")
     made_of = [landing.manifest.content, types, divided, table.format.model_dump(include={*Format.model_fields})]
-    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    marker = table.raw.state / "landings" / f"{hashlib.sha256(source.encode()).hexdigest()}.json"
+    digest = digest_of(*made_of)
+    marker = table.raw.state / "landings" / f"{digest_of(source)}.json"
     today = datetime.now(UTC).date()
 
     def wanted(window: str) -> bool:

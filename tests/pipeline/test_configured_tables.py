@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import duckdb
 import pyarrow.dataset as ds
 import pytest
 import sqlalchemy as sa
@@ -132,6 +133,19 @@ def test_one_job_collects_several_files(tmp_path: Path, monkeypatch: pytest.Monk
         windows = find_windows(table)
         assert [window.size for window in windows] == [4, 4, 6]
         assert collect_windows(table, windows[:1] + windows[2:])["status"] == "already_collected"
+
+
+def test_one_job_opens_one_database_for_several_files(tmp_path: Path, mocker: MockerFixture) -> None:
+    """It costs more than the rows of a small file; what is wrong with one file is of that file alone."""
+    for name, text in {"a": "j\n[1]\nNaN\n1,2\n", "b": "j\n{}\n", "c": "j\n[\n[3]\n2,3\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    described = {"file": "*.csv", "schema": {"columns": {"j": "json"}}}
+    (table,) = tables(tmp_path / "lake", source="files", directory=tmp_path, tables={"t": described})
+    connect = mocker.spy(duckdb, "connect")
+    done = collect_windows(table, find_windows(table))
+    assert (done["rows"], done["records_collected"], connect.call_count) == (3, 7, 1)
+    found = {name: table.rejects.read(name)["line"].to_pylist() for name in table.rejects.windows()}
+    assert found == {"read a.csv": [4, 3], "read c.csv": [4, 2]}
 
 
 def test_one_job_does_several_windows_in_half_of_its_time(mocker: MockerFixture) -> None:

@@ -110,7 +110,7 @@ BUDGETS = {
     "modules": 473,
     "monitoring": 728,
     "persistence": 1_149,
-    "pipeline": 4_771,
+    "pipeline": 4_770,
     "pools": 571,
     "pools/cluster": 3_431,
     "pools/in_process": 625,

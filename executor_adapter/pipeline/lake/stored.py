@@ -11,8 +11,6 @@ of them are one file, so that both are published by one rename, and whoever read
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -28,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline.disk import explained, locked, publish, writing
+from executor_adapter.pipeline.disk import digest_of, explained, locked, publish, writing
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
@@ -359,7 +357,7 @@ class StoredTable:
     def version(self) -> str:
         """Return what changes whenever a row of the table may have changed."""
         entries = sorted((window, each.fingerprint, each.rows) for window, each in self.windows().items())
-        return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+        return digest_of(entries)
 
     def schema(self) -> pa.Schema | None:
         """Return the columns of the table; None where it has no window yet."""

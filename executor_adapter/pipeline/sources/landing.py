@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline.disk import TEMPORARY, explained, locked, sync_folder, writing
+from executor_adapter.pipeline.disk import TEMPORARY, digest_of, explained, locked, sync_folder, writing
 from executor_adapter.pipeline.errors import data_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -218,7 +218,7 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
             fingerprint=fingerprint,
             started_at=started_at,
             completed_at=_now(),
-            content=hashlib.sha256("".join(each.checksum for each in receiver.files).encode()).hexdigest(),
+            content=digest_of(*(each.checksum for each in receiver.files)),
             files=tuple(receiver.files),
         )
         with explained(folder):
@@ -240,7 +240,7 @@ def land_batches(
         batches: the rows.
         origin: what they are of, for people.
     """
-    fingerprint, done = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(), 0
+    fingerprint, done = digest_of(asked), 0
     with receiving(table.lake, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver:
         receiver.restart()
         for batch in islice(batches, 1 if window.is_sample else None):
@@ -319,7 +319,7 @@ def _folder_of(root: Path, tool: str, table: str, window: Window) -> Path:
 @contextmanager
 def _claimed(parent: Path, fingerprint: str) -> Iterator[Path]:
     """Hold the lock on an interrupted landing that can be continued, or else on a new one."""
-    kind = hashlib.sha256(fingerprint.encode()).hexdigest()[:8]
+    kind = digest_of(fingerprint)[:8]
     job = running_job()
     named = None if job is None else job.checkpoint_value
     with ExitStack() as stack:

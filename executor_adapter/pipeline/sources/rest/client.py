@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -60,10 +60,8 @@ class ApiClient:
         self._client = httpx.Client(timeout=tool.timeout, headers={"Accept-Encoding": "gzip"}, cookies=no_cookies)
         self._cookies = httpx.Cookies()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close its connections."""
         self._client.close()
 
     def address(self, path: str) -> httpx.URL:

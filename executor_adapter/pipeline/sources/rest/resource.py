@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -68,7 +68,7 @@ def land_resource(
         log("%s: %d parents are known, and not asked for again", table.name, sum(each in known_parents for each in ids))
         ids = [each for each in ids if each not in known_parents]
     with (
-        ApiClient(tool, rate) as client,
+        closing(ApiClient(tool, rate)) as client,
         receiving(root, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver,
     ):
         _Download(tool, table.name, window, client, receiver).run(ids)
