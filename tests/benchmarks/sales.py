@@ -1,8 +1,9 @@
-"""Sales as CSV, and how the pipeline collects and processes them: what its CPU, memory and small files cost.
+"""Sales as CSV, and how the pipeline, dlt and a script of DuckDB collect and process them: CPU, memory and small files.
 
 python -m tests.benchmarks.sales generate FOLDER [ROWS [FILES]]    FILES: as many files of one day each
 python -m tests.benchmarks.sales functions FOLDER LAKE            the bodies of the jobs, one after another
-python -m tests.benchmarks.sales measure FOLDER LAKE              the same in a process of its own, twice
+python -m tests.benchmarks.sales dlt|duckdb FOLDER LAKE           the same by dlt, and by a script of DuckDB
+python -m tests.benchmarks.sales measure FOLDER LAKE              `functions` in a process of its own, twice
 python -m tests.benchmarks.sales flow FOLDER LAKE                 `executor-adapter pipeline run`, twice
 """
 
@@ -14,12 +15,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import yaml
 
 from executor_adapter.config import load_config
-from executor_adapter.pipeline import collect_window, configured_tables, find_windows, process_window
+from executor_adapter.pipeline import (
+    collect_windows,
+    configured_tables,
+    find_windows,
+    process_windows,
+    windows_to_process,
+)
 
 SECONDS_APART = 1.033
 COLUMNS = {
@@ -32,13 +40,20 @@ COLUMNS = {
 }
 
 
+KINDS = {"integer": "BIGINT", "timestamp": "TIMESTAMPTZ", "text": "VARCHAR", "decimal(12, 2)": "DECIMAL(12, 2)"}
+LATEST = "SELECT * FROM {0} WHERE rowid IN (SELECT arg_max(rowid, sold_at) FROM {0} GROUP BY id)"
+TOTAL = "SELECT count(*), sum(amount), count(DISTINCT country) FROM {0}"
+MAX_WINDOWS = 500
+"""Windows of one job, as the flow has it."""
+
+
 def generate(folder: Path, rows: int = 2_500_000, files: int = 0) -> None:
     """Write the rows as one file, or as so many files of one day each."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = rows // (files or 1)
+    part, database = rows // (files or 1), duckdb.connect()
     for number in range(files or 1):
         moment = f"TIMESTAMP '2026-01-01' + to_days({number}) + to_seconds(CAST(i * {SECONDS_APART} AS BIGINT))"
-        duckdb.connect().execute(
+        database.execute(
             f"""COPY (
                 SELECT {number * part} + i AS id,
                     strftime({moment}, '%Y-%m-%dT%H:%M:%SZ') AS sold_at,
@@ -70,25 +85,74 @@ def write_config(folder: Path, lake: Path) -> Path:
 
 
 def run_functions(folder: Path, lake: Path) -> None:
-    """Collect and process in this process, without a flow, and sum by country."""
+    """Collect and process in this process as the jobs of a flow do, without a flow."""
     (table,) = configured_tables(load_config(str(write_config(folder, lake))), "shop")
-    windows: set[str] = set()
-    for window in find_windows(table):
-        windows.update(collect_window(table, window)["windows"])
-    print(sum(process_window(table, window).kept for window in sorted(windows)), "rows processed")
-    total = "SELECT country, count(*), sum(amount) FROM read_parquet(?) GROUP BY ALL"
-    print(len(duckdb.execute(total, [str(table.processed.folder)]).fetchall()), "countries")
+    files = find_windows(table)
+    for start in range(0, len(files), MAX_WINDOWS):
+        collect_windows(table, files[start : start + MAX_WINDOWS])
+    windows = list(windows_to_process(table))
+    for start in range(0, len(windows), MAX_WINDOWS):
+        process_windows(table, windows[start : start + MAX_WINDOWS])
+    print(*duckdb.execute(TOTAL.format(f"read_parquet('{table.processed.folder}/*/*.parquet')")).fetchall())
 
 
-def measured(name: str, command: list[str]) -> None:
-    """Run a command, and print what it and its processes took."""
-    os.sync()
+def run_dlt(folder: Path, lake: Path) -> None:
+    """Load the files that are new by dlt into a database of DuckDB, and keep the latest of each id there."""
+    import dlt
+    from dlt.sources.filesystem import filesystem, read_csv_duckdb
+
+    os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR"}
+    new = dlt.sources.incremental("modification_date")
+    files = filesystem(folder.absolute().as_uri(), file_glob="*.csv", incremental=new)
+    rows = (files | read_csv_duckdb(use_pyarrow=True)).with_name("sales")
+    rows.apply_hints(columns={"amount": {"data_type": "decimal", "precision": 12, "scale": 2}})
+    lake.mkdir(parents=True, exist_ok=True)
+    file = lake / "sales.duckdb"
+    place = dlt.destinations.duckdb(str(file))
+    dlt.pipeline("sales", pipelines_dir=str(lake / "dlt"), destination=place, dataset_name="shop").run(rows)
+    with duckdb.connect(file) as database:
+        database.execute(f"CREATE OR REPLACE TABLE latest AS {LATEST.format('shop.sales')}")
+        print(*database.execute(TOTAL.format("latest")).fetchall())
+
+
+def run_duckdb(folder: Path, lake: Path) -> None:
+    """Read all files by a script of DuckDB, and keep the latest of each id by window; it remembers nothing."""
+    columns = ", ".join(f"'{name}': '{KINDS[kind]}'" for name, kind in COLUMNS.items())
+    shutil.rmtree(lake, ignore_errors=True)
+    lake.mkdir(parents=True)
+    with duckdb.connect(lake.with_suffix(".duckdb"), config={"threads": 2}) as database:
+        database.execute(f"CREATE OR REPLACE TABLE sales AS FROM read_csv('{folder}/*.csv', columns = {{{columns}}})")
+        windows = f"SELECT *, strftime(sold_at, '%Y-%m') AS \"window\" FROM ({LATEST.format('sales')})"
+        database.execute(f"COPY ({windows}) TO '{lake}' (FORMAT parquet, PARTITION_BY (\"window\"), OVERWRITE)")
+        print(*database.execute(TOTAL.format(f"read_parquet('{lake}/*/*.parquet')")).fetchall())
+
+
+RUNS = {"functions": run_functions, "dlt": run_dlt, "duckdb": run_duckdb}
+
+
+class Usage(NamedTuple):
+    """What a program took, of which all processes have ended."""
+
+    cpu: float
+    """Seconds of all its processes."""
+    wall: float
+    """Seconds from its start to its end."""
+    peak: float
+    """Megabytes of its largest process."""
+    printed: str
+
+
+def usage(*arguments: str) -> Usage:
+    """Run a module of Python, and return what it took."""
+    os.sync()  # What was written before is not written during the measurement.
     began = time.perf_counter()
-    program = subprocess.Popen([sys.executable, *command])
-    _, status, used = os.wait4(program.pid, 0)
-    program.returncode = os.waitstatus_to_exitcode(status)
-    cpu, wall = used.ru_utime + used.ru_stime, time.perf_counter() - began
-    print(f"{name}: {cpu:.2f} CPU s, {wall:.2f} s, {used.ru_maxrss // 1024} MB, exit {program.returncode}", flush=True)
+    with subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True) as program:
+        printed = program.stdout.read() if program.stdout else ""
+        _, status, used = os.wait4(program.pid, 0)
+        program.returncode = os.waitstatus_to_exitcode(status)
+    if program.returncode:
+        raise subprocess.CalledProcessError(program.returncode, arguments)
+    return Usage(used.ru_utime + used.ru_stime, time.perf_counter() - began, used.ru_maxrss / 1024, printed)
 
 
 def main(what: str, folder: Path, *rest: str) -> None:
@@ -96,14 +160,17 @@ def main(what: str, folder: Path, *rest: str) -> None:
         generate(folder, *map(int, rest))
         return
     lake = Path(rest[0])
-    if what == "functions":
-        run_functions(folder, lake)
+    if what in RUNS:
+        RUNS[what](folder, lake)
         return
     shutil.rmtree(lake, ignore_errors=True)
-    own = ["-m", "tests.benchmarks.sales", "functions", str(folder), str(lake)]
-    flow = ["-m", "executor_adapter.cli", "pipeline", "run", "--config", str(write_config(folder, lake))]
+    own = ("tests.benchmarks.sales", "functions", str(folder), str(lake))
+    flow = ("executor_adapter.cli", "pipeline", "run", "--config", str(write_config(folder, lake)))
     for name in ("first run", "nothing new"):
-        measured(name, own if what == "measure" else flow)
+        took = usage(*(own if what == "measure" else flow))
+        print(
+            f"{name}: {took.cpu:.2f} CPU s, {took.wall:.2f} s, {took.peak:.0f} MB: {took.printed.strip()}", flush=True
+        )
 
 
 if __name__ == "__main__":
