@@ -125,11 +125,17 @@ class Pool(RemotePool):
             self.given += 1
             self.granted(agent, lease)
 
-    def submit(self, shape: Shape, *args: object) -> Assignment:
-        """Start an attempt, as the supervisor does with plain ones at once, and with others when they have a lease."""
+    def attempt(self, shape: Shape, *args: object, max_behind: int = 0) -> Assignment:
+        """Make an attempt, which may be queued behind others if `max_behind` is not 0."""
         job = Job(function="builtins:print", args=args, resources=None)
         job.live.resources = dict(shape) or None
         assignment = Assignment(job, 1, self.prepare(job))
+        assignment.max_behind = max_behind
+        return assignment
+
+    def submit(self, shape: Shape, *args: object, max_behind: int = 0) -> Assignment:
+        """Start an attempt, as the supervisor does with plain ones at once, and with others when they have a lease."""
+        assignment = self.attempt(shape, *args, max_behind=max_behind)
         self.start(assignment)
         return assignment
 
@@ -201,6 +207,19 @@ def test_plain_attempts_that_follow_one_another_ask_once() -> None:
     assert pool.leases.asked == asked
     pool.submit(())
     assert pool.leases.asked == asked
+
+
+@pytest.mark.parametrize(("max_behind", "takes"), [(0, False), (8, True)], ids=["a long one", "a short one"])
+def test_short_attempts_queue_behind_short_ones_alone(max_behind: int, takes: bool) -> None:
+    """A node whose slots are taken queues a short attempt behind a short one, and not behind a long one."""
+    pool = Pool()
+    pool.grant(pool.add_agent(), ())
+    for _ in range(2):  # What has ended does not count.
+        running = pool.submit((), max_behind=max_behind)
+        behind = pool.attempt((), max_behind=8)
+        assert pool.queue_behind(behind) is takes
+        for each in (running, behind)[: 1 + takes]:
+            pool.end(each)
 
 
 @SHAPES
