@@ -207,16 +207,17 @@ def test_no_more_leases_are_wanted_than_their_pool_has_slots(mocker: MockerFixtu
 
 
 def test_processors_are_lent(allotments: Allotments) -> None:
-    """A job that waits for another one lends its processors, but not what it really holds: memory and GPUs."""
+    """A job that waits for another one lends its processors, not what it really holds, and only for as long as that."""
     parent, child = allotments.push(CPU=4, license=3), allotments.push(CPU=4)
     assert allotments.running == [parent]
     allotments.machine.lend(parent)
-    greedy = allotments.push(license=1)
+    greedy, later = allotments.push(license=1), allotments.push(CPU=1)
     assert allotments.running == [parent, child]
     allotments.machine.take_back(parent)
     allotments.end(child)
+    assert allotments.running == [parent]
     allotments.end(parent)
-    assert allotments.running == [greedy]
+    assert allotments.running == [greedy, later]
 
 
 amounts = st.dictionaries(
