@@ -389,6 +389,19 @@ def test_a_status_tells_whether_waiting_helps(status: int, error: type[Exception
         api.send([event(COMPLETED).body])
 
 
+@pytest.mark.parametrize(("status", "answer"), [(403, True), (404, True), (500, None)])
+def test_a_server_without_a_list_of_events_is_not_waited_for(status: int, answer: bool | None) -> None:
+    """Where the list cannot be asked for, events count as listed; a server in trouble is asked again later."""
+    port = free_port()
+    with (
+        answering(status, port),
+        temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}),
+        ServerApi.connected() as api,
+        pytest.raises(httpx.HTTPStatusError) if answer is None else contextlib.nullcontext(),
+    ):
+        assert api.is_listed(event(COMPLETED)) is answer
+
+
 def test_no_event_is_given_up_while_the_server_rejects_everything() -> None:
     """While the server rejects every event, none is given up, from the first on and however long that takes."""
     harness = Harness([event(COMPLETED) for _ in range(100)])
