@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 
 from executor_adapter.exceptions import (
@@ -76,7 +77,10 @@ def test_a_reference_to_nothing_is_refused(pool: Harness, reference: str) -> Non
 def test_a_module_that_a_child_cannot_import_is_sent_by_value(
     pool: Harness, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Functions and classes of such a module run in a worker, and its classes are the same when they return."""
+    """Functions and classes of such a module run in a worker, and its classes are the same when they return.
+
+    Afterwards cloudpickle treats the module as before, for others that use it.
+    """
     module = type(sys)(name)
     monkeypatch.setitem(sys.modules, name, module)
     source = (
@@ -93,6 +97,7 @@ def test_a_module_that_a_child_cannot_import_is_sent_by_value(
     assert result.value == 6
     module.FACTOR = 5
     assert pool.value(pool.submit(module.main, module.Row(2))).value == 10
+    assert name not in cloudpickle.list_registry_pickle_by_value()
 
 
 def test_a_module_hidden_by_another_file_is_sent_by_value(
