@@ -36,10 +36,10 @@ def test_the_value_goes_to_stdout_and_all_else_to_stderr(command: Command) -> No
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("fail", "-a", "MY_CODE"), 1, "MY_CODE: no good"),
-        (("fail", "-a", "DATA_ERROR"), 65, "DATA_ERROR: no good"),
-        (("fail", "-a", "REQUEST_ERROR"), 65, "REQUEST_ERROR"),
-        (("fail", "-a", "CONFIGURATION_ERROR"), 78, "CONFIGURATION_ERROR"),
+        (("fail", "-a", "MY_CODE", "--pool", "thread"), 1, "MY_CODE: no good"),
+        (("fail", "-a", "DATA_ERROR", "--pool", "thread"), 65, "DATA_ERROR: no good"),
+        (("fail", "-a", "REQUEST_ERROR", "--pool", "thread"), 65, "REQUEST_ERROR"),
+        (("fail", "-a", "CONFIGURATION_ERROR", "--pool", "thread"), 78, "CONFIGURATION_ERROR"),
         (("slow", "-a", "60", "--max-runtime", "0.3"), 124, "TIMEOUT_ERROR: ran longer than max_runtime=0.3 s"),
         (("slow", "-a", "60", "--deadline", "0.5"), 124, "DEADLINE_EXCEEDED"),
         (("crash",), 134, "WORKER_CRASHED"),

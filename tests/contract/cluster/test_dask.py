@@ -168,7 +168,7 @@ def listening_sockets(pid: int) -> int:
     return sum(each[3] == "0A" and f"socket:[{each[9]}]" in links for each in fields)
 
 
-@pytest.mark.parametrize("is_relayed", [False, True])
+@pytest.mark.parametrize("is_relayed", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_a_killed_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     cluster: DaskCluster, runs: Runs, tmp_path: Path, unreachable: str, is_relayed: bool
 ) -> None:
