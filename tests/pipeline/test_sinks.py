@@ -136,6 +136,18 @@ def test_a_copy_has_what_changed(sink: tuple[Copy, Read], table: LakeTable) -> N
     assert copy() == []
 
 
+def test_delta_takes_a_new_column(functions: dict[str, Any], table: LakeTable, tmp_path: Path) -> None:
+    """It is null in the rows of the windows that were copied before."""
+    from deltalake import DeltaTable
+
+    url = str(tmp_path / "delta")
+    for window, rows in (("a", [{"id": 1}]), ("b", [{"id": 2, "note": "new"}])):
+        with table.writing(window, fingerprint=window) as writer:
+            writer.add(pa.Table.from_pylist(rows))
+        assert functions["copy_to_delta"](table, url) == [window]
+    assert _sorted(DeltaTable(url).to_pyarrow_table().to_pylist()) == _rows_in(str(table.folder))
+
+
 def test_a_copy_is_a_few_lines(functions: dict[str, Any]) -> None:
     """Each function is as short as a person copies it."""
     copies = [each for name, each in functions.items() if name.startswith("copy_to_")]
