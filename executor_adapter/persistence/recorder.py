@@ -15,6 +15,7 @@ live jobs looks for jobs that no host runs, every `recover_every` seconds, and d
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import threading
@@ -251,19 +252,20 @@ class Recorder:
                 with self._lock:
                     self._start()
 
-    def _watch_lease(self) -> None:
+    def _watch_lease(self, due: float = math.inf) -> None:
         """Stop the stored jobs before the lease ends. The recorder's own thread may be waiting for a store that hangs.
 
-        Where it is not, this process was stopped itself, and the recorder is about to find out what has become of it.
+        Where it is not, or this call comes so long after it was `due` that the guardians have ended their jobs, this
+        process was stopped itself, and the recorder is about to find out what has become of the lease.
         """
         if self._next_watch is not None:
             self._next_watch.cancel()
-        left = self._lease.seconds_left
-        if left <= 0 and self._is_down:
+        left, now = self._lease.seconds_left, self._supervisor.now()
+        if left <= 0 and self._is_down and now < due + self._lease.seconds_before_guardians:
             self._stop_before_expiry()
         elif self._supervisor.intake.jobs:
-            due = self._supervisor.now() + (left if left > 0 else CHECK_INTERVAL)
-            self._next_watch = self._supervisor.call_at(due, self._watch_lease)
+            due = now + (left if left > 0 else CHECK_INTERVAL)
+            self._next_watch = self._supervisor.call_at(due, functools.partial(self._watch_lease, due))
 
     def _stop_before_expiry(self) -> None:
         self._supervisor.set_lease(math.inf)  # What no other host can know of runs on.

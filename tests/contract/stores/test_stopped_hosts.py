@@ -10,8 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from executor_adapter.job import JobStatus
 from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, open_store
 from tests.contract.process_pool.harness import alive
@@ -45,10 +47,18 @@ class StoppedHost:
         return float(Path(f"{self.runs}.{pid}").read_text() or 0)
 
     def run_and_stop(self) -> int:
-        """Wait until the job runs and is in the store, then stop the program. Return the worker's pid."""
-        wait_for(lambda: self.pids() and leases_here(self.url))
-        os.kill(self._process.pid, signal.SIGSTOP)
+        """Wait until the job runs and the store says so, then stop the program. Return the worker's pid.
+
+        It has nothing to write then until its lease is to be renewed, and so is not stopped with a lock on the store.
+        """
+        with contextlib.closing(open_store(self.url)) as store:
+            wait_for(lambda: self.pids() and (job := store.get(self.runs.stem)) and job.status is JobStatus.RUNNING)
+        self.stop()
         return self.pids()[-1]
+
+    def stop(self) -> None:
+        """Stop the program."""
+        os.kill(self._process.pid, signal.SIGSTOP)
 
     def continue_(self) -> None:
         """Continue the program."""
@@ -107,6 +117,27 @@ def test_jobs_of_a_stopped_host_end_with_its_lease(tmp_path: Path) -> None:
         assert "another host has taken over 1 jobs" in log
         assert taken.pids() == [taken_pid]
         assert record_in(store, "job").host == rival.host_id
+
+
+def test_a_program_that_is_stopped_while_it_asks_its_store_keeps_its_jobs(tmp_path: Path) -> None:
+    """The silence of its store meanwhile was its own: the job runs again under the future that its caller has."""
+    with (
+        url_of("postgresql", tmp_path) as url,
+        host_on(url, tmp_path / "run" / "job") as host,
+        psycopg.connect(url) as connection,
+    ):
+        wait_for(lambda: host.pids() and leases_here(url))
+        connection.execute("LOCK TABLE executor_adapter_hosts")
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database"
+        wait_for(lambda: connection.execute(f"{waiting} WHERE datname = current_database())").fetchone() == (1,))
+        host.stop()
+        connection.rollback()
+        (pid,) = host.pids()
+        wait_for(lambda: not alive(pid))
+        host.continue_()
+        wait_for(lambda: len(host.pids()) == 2)
+        host.go()
+        assert host.output()[0] == "went 1\n"
 
 
 def test_jobs_of_a_stopped_host_run_nowhere_else_before_its_workers_are_dead(
