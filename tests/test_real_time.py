@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import hashlib
 import os
 import subprocess
@@ -60,6 +61,11 @@ def clean_up(started: str) -> str:
     except SoftTimeoutError:
         return "cleaned up"
     return "slept"
+
+
+def note_at_exit(place: str) -> None:
+    """Write a file two seconds after the worker was asked to exit, as something that is sent to a slow server."""
+    atexit.register(lambda: time.sleep(2) or Path(place).touch())
 
 
 def fail_at_first(times: str) -> None:
@@ -178,3 +184,10 @@ def test_the_job_of_a_killed_host_is_found_soon(tmp_path: Path) -> None:
         wait_for(started.exists)
         assert time.monotonic() - began < 2 * SOON  # The lease lasts for a minute.
         executor.shutdown(timeout=0)
+
+
+def test_a_worker_that_exits_has_seconds_for_its_exit_functions(tmp_path: Path) -> None:
+    """What a function leaves to its worker's exit is done, also where that takes a while."""
+    with JobExecutor(1, config=Settings()) as executor:
+        executor.run(Job(function=note_at_exit, args=(str(tmp_path / "done"),), pool="process"))
+    assert (tmp_path / "done").exists()
