@@ -571,27 +571,32 @@ def test_every_callable_has_a_task_in_its_context(
 EVENTS = 20
 
 
-def emit_events(name: str) -> str:
-    """Emit events just before the end; return the task run's id."""
+def emit_events() -> str:
+    """Emit events, named after the task run, just before the end; return its id."""
+    task_run_id = str(prefect.runtime.task_run.id)
     for number in range(EVENTS):
-        emit_event(f"test.{name}", resource={"prefect.resource.id": f"test.{name}.{number}"})
-    return str(prefect.runtime.task_run.id)
+        emit_event(f"test.{task_run_id}", resource={"prefect.resource.id": f"test.{number}"})
+    return task_run_id
 
 
-def emit_events_when_stopped(name: str) -> None:
+def emit_events_when_stopped() -> None:
     """Sleep past the limit, and emit events when stopped."""
     try:
         time.sleep(60)
     finally:
-        emit_events(name)
+        emit_events()
 
 
-def check_events(api: Api, name: str, task_run_id: str) -> None:
+def check_events(api: Api, task_run_id: str) -> None:
     """Check that all events arrive and are related to the task run and its flow run."""
-    wait_for(lambda: len(api.events(f"test.{name}")) == EVENTS)
+
+    def arrived() -> list[dict[str, Any]]:
+        return api.events(f"test.{task_run_id}")
+
+    wait_for(lambda: len(arrived()) == EVENTS, what=arrived)
     flow_run_id = api.task_run(task_run_id)["flow_run_id"]
     wanted = {f"prefect.task-run.{task_run_id}", f"prefect.flow-run.{flow_run_id}"}
-    for event in api.events(f"test.{name}"):
+    for event in arrived():
         assert wanted <= {related["prefect.resource.id"] for related in event["related"]}
 
 
@@ -602,12 +607,12 @@ def test_events_of_a_worker_that_exits_are_sent(api: Api, start_method: Any) -> 
     config = Settings(executor=ExecutorSettings(start_method=start_method))
 
     @flow
-    def run(name: str) -> str:
+    def run() -> str:
         with JobExecutor(1, config=config):
-            task_run_id: str = task.submit(name).result()
+            task_run_id: str = task.submit().result()
         return task_run_id
 
-    check_events(api, start_method, run(start_method))
+    check_events(api, run())
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
@@ -616,10 +621,10 @@ def test_events_of_run_jobs_are_sent(api: Api, executor: JobExecutor, pool: Any)
 
     @flow
     def run() -> Any:
-        (result,) = run_jobs([Job(function=emit_events, args=(pool,), pool=pool)], executor=executor)
+        (result,) = run_jobs([Job(function=emit_events, pool=pool)], executor=executor)
         return result.value
 
-    check_events(api, pool, run())
+    check_events(api, run())
 
 
 def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api, executor: JobExecutor) -> None:
@@ -628,12 +633,12 @@ def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api, executor: Jo
 
     @flow
     def run() -> str:
-        future = task.submit("ended")
+        future = task.submit()
         future.wait()
         assert future.state.name == "TimedOut"
         return str(future.task_run_id)
 
-    check_events(api, "ended", run())
+    check_events(api, run())
 
 
 def test_a_preloaded_process_has_no_thread_and_enters_the_payload_in_few_calls() -> None:
