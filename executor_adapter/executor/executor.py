@@ -436,7 +436,12 @@ class JobExecutor(JobCaller):
         self._supervisor.intake.quarantined.update({job.job_id: job for job in jobs})
 
     def release(self, job_id: str) -> bool:
-        """Let a quarantined job be submitted again. Return False where no quarantined job has this id."""
+        """Let a quarantined job be submitted again. Return False where no quarantined job has this id.
+
+        Raises:
+            StoreUnavailableError: The store cannot be reached.
+            ExecutorClosedError: The executor is shut down, and had a store: the store's own `release` is left.
+        """
         self._supervisor.check_not_forked()
         released = self._supervisor.intake.quarantined.pop(job_id, None) is not None
         return (self._persistence is not None and self._persistence.release(job_id)) or released
@@ -457,6 +462,7 @@ class JobExecutor(JobCaller):
 
         Raises:
             StoreUnavailableError: The store cannot be reached.
+            ExecutorClosedError: The executor is shut down.
         """
         self._supervisor.check_not_forked()
         return [] if self._persistence is None else self._persistence.recover()

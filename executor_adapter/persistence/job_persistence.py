@@ -171,11 +171,9 @@ class JobPersistence:
 
         Raises:
             StoreUnavailableError: the store cannot be used now.
+            ExecutorClosedError: the executor is shut down.
         """
-        try:
-            return self.recorder.request(lambda: self.store.release(job_id)).result()
-        except ExecutorClosedError:
-            return self.store.release(job_id)
+        return self.recorder.request(lambda: self.store.release(job_id)).result()
 
     # --- on the recorder's thread ---
 

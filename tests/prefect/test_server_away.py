@@ -204,6 +204,31 @@ def test_states_that_neither_server_nor_disk_takes_are_dropped_with_a_count(
     assert f"{report.dropped} dropped" in str(report)
 
 
+@pytest.mark.parametrize("method", ["write", "count"])
+def test_a_file_that_fails_in_an_unknown_way_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """No error ends the writing of states, which a kill would cost else; it is said once."""
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.STORE_INTERVAL", 0.01)
+    url = f"http://127.0.0.1:{free_port()}/api"
+    tries: list[bool] = []
+    real = getattr(OutboxFile, method)
+
+    def fail_twice(file: OutboxFile, *args: Any, **kwargs: Any) -> Any:
+        tries.append(True)
+        if len(tries) <= 2:
+            raise MemoryError("for a moment")
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr(OutboxFile, method, fail_twice)
+    with temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db"))
+        run_mirrored(mirror, jobs(10, "awkward"))
+        wait_for(lambda: len(jobs_in(tmp_path / "outbox.db")) == 10)
+        assert len(mirror.close(timeout=0.1).kept) == 10
+    assert caplog.text.count("for a moment") == 1
+
+
 def test_a_server_that_is_far_behind_gets_all_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits in memory for a slow server is bounded: the rest waits on disk, and none is lost or sent twice."""
     monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.STORE_INTERVAL", 0.01)

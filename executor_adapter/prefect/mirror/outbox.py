@@ -369,7 +369,7 @@ class Outbox:
         """Return `work(*args)`; None if the file cannot be used, which is logged once."""
         try:
             return work(*args)
-        except (OSError, sqlite3.Error) as error:
+        except Exception as error:  # Whatever it is, the events are still in memory.
             if not self.has_failed:
                 logger.error("cannot use %s for final states that the server does not take: %s", self.file.path, error)
             self.has_failed = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -98,8 +99,9 @@ def test_a_call_after_the_shutdown_leaves_no_descriptor(tmp_path: Path) -> None:
     executor = JobExecutor(1, config=Settings(), store=f"sqlite:///{tmp_path}/jobs.db")
     executor.run(Job(function=store_jobs.give, args=(1,)))
     executor.shutdown()
-    with pytest.raises(ExecutorClosedError):
-        executor.recover()
+    for call in (executor.recover, functools.partial(executor.release, "no such job")):
+        with pytest.raises(ExecutorClosedError):
+            call()
     files = [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
     assert not [file for file in files if file.startswith(str(tmp_path))]
 
