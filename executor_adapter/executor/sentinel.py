@@ -139,11 +139,9 @@ class SentinelClient:
             if self._process is None or self._socket is None:
                 return
             self._announced.clear()
-            try:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._socket.send(json.dumps({"exits": True}).encode() + b"\n", wire.NO_SIGNAL)
                 self._process.wait(_EXIT_TIMEOUT)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                logger.debug("the sentinel does not exit, and is killed: %r", error)
             self._close()
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from executor_adapter.worker.presence import is_held as is_held
     from executor_adapter.worker.presence import is_held_by_process as is_held_by_process
     from executor_adapter.worker.presence import own_presence as own_presence
-    from executor_adapter.worker.process import EXIT_SECONDS as EXIT_SECONDS
     from executor_adapter.worker.process import EXIT_SETUP_FAILED as EXIT_SETUP_FAILED
     from executor_adapter.worker.process import INTERRUPT as INTERRUPT
     from executor_adapter.worker.process_tree import TREE_VARIABLE as TREE_VARIABLE
@@ -47,7 +46,7 @@ _NAMES = {
     ".context": "BoundCall JobContext current_job enter_job leave_job running_job",
     ".interpreter": "CALL_MAIN interpreter_command",
     ".presence": "is_held is_held_by_process own_presence",
-    ".process": "EXIT_SECONDS EXIT_SETUP_FAILED INTERRUPT",
+    ".process": "EXIT_SETUP_FAILED INTERRUPT",
     ".process_tree": "TREE_VARIABLE kill_below kill_marked resident tree tree_resident",
     ".reporter": "EXIT_SOCKET_LOST",
     ".stacks": "FunctionPosition position_text traceback_of_function",

@@ -58,9 +58,6 @@ EXIT_SETUP_FAILED = 70
 _OOM_SCORE_RAISE, _MAX_OOM_SCORE = 500, 1000
 """Half of the memory counts as used by the process in addition, see proc_pid_oom_score_adj(5)."""
 
-EXIT_SECONDS = 5
-"""Seconds that the exit functions of a worker may take; one that takes longer is killed."""
-
 _OWN_SIGNALS = frozenset({signal.SIGTERM, INTERRUPT})
 """The signals that the worker needs, whatever an initializer does with them."""
 
@@ -136,7 +133,7 @@ def _run_exit_handlers() -> None:
     worker that the host has asked to exit.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(EXIT_SECONDS)
+    signal.alarm(wire.EXIT_SECONDS)
     atexit._run_exitfuncs()  # noqa: SLF001  no public function runs them
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -69,6 +69,9 @@ KEEP = 128
 MAX_WORD = 0xFFFFFFFF
 """The largest value of seq and word, which restart at 0 after it."""
 
+EXIT_SECONDS = 5
+"""Seconds that the exit functions of a worker may take; one that takes longer is killed."""
+
 _FD_SPACE = socket.CMSG_SPACE(8 * 4)
 # Systems without this flag have no memory files either, so no descriptor travels there.
 _CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)

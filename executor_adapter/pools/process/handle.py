@@ -24,7 +24,7 @@ from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.pools.transport.send_buffer import SendBuffer, SharedPath
-from executor_adapter.worker import CALL_MAIN, EXIT_SECONDS, interpreter_command, own_presence, wire
+from executor_adapter.worker import CALL_MAIN, interpreter_command, own_presence, wire
 
 MAX_FUNCTIONS = 512
 """Functions that a worker keeps. When it has so many, it forgets all, and is sent again what it needs."""
@@ -458,7 +458,7 @@ class WorkerHandle:
         with contextlib.suppress(OSError):
             # Unlike `close`, this is seen by the worker though a forked process holds the host's end open too.
             self._socket.shutdown(socket.SHUT_WR)
-        self._kill_after(EXIT_SECONDS)
+        self._kill_after(wire.EXIT_SECONDS)
 
     def _kill_after(self, seconds: float) -> None:
         """Kill the worker in `seconds`, and not when it was planned before."""

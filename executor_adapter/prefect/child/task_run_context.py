@@ -36,12 +36,12 @@ from executor_adapter.prefect.child.contexts import (
     default_result_store,
 )
 from executor_adapter.prefect.child.logs import job_logger
-from executor_adapter.worker import EXIT_SECONDS, BoundCall, lasting_changes
+from executor_adapter.worker import BoundCall, lasting_changes, wire
 
 TASK_RUN_SCOPE = f"{__name__}:task_run_scope"
 TASK_RUN_SCOPE_HERE = f"{__name__}:task_run_scope_here"
 
-FLUSH_TIMEOUT = EXIT_SECONDS - 1.0
+FLUSH_TIMEOUT = wire.EXIT_SECONDS - 1.0
 """Seconds for which a worker that exits sends its events, before it is killed."""
 
 
