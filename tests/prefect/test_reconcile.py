@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from executor_adapter.prefect import job_task, wait_until_recorded
 from executor_adapter.prefect.mirror import sender
 from executor_adapter.prefect.mirror.server import ServerApi
 from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -92,6 +94,29 @@ def test_recorded_states_are_not_sent_again(api: Api) -> None:
     assert api.state_names(task_run_id) == ["Pending", "Running", "Completed"]
     assert len(api.task_runs(report.flow_run_id)) == 2
     assert "every task run" in str(report)
+
+
+def test_task_runs_that_have_not_ended_are_waited_for(api: Api) -> None:
+    """A task run that has not ended is reported when the time is over; one that never starts is not waited for."""
+    is_over = threading.Event()
+
+    @task
+    def lasts() -> None:
+        is_over.wait(PATIENCE)
+
+    @flow
+    def run() -> Any:
+        plain.submit(wait_for=[fail.submit()]).wait()
+        future = lasts.submit()
+        wait_for(lambda: api.task_run(future.task_run_id)["state_name"] == "Running")
+        early = wait_until_recorded(timeout=0)
+        is_over.set()
+        return early, wait_until_recorded(), future.task_run_id
+
+    early, late, task_run_id = run()
+    assert (early.complete, early.unfinished) == (False, (task_run_id,))
+    assert str(task_run_id) in str(early)
+    assert late.complete, str(late)
 
 
 def test_the_wait_ends_in_time_and_reports_the_missing_task_runs(api: Api, mocker: MockerFixture) -> None:
