@@ -40,9 +40,8 @@ def test_data_of_stages(engine: EngineName, report: Report, tmp_path: Path) -> N
     report.add(
         [
             Row(
-                what=f"kB through the program while 1 GB went through {STAGES} stages on {engine.title()} "
-                f"({seconds:.1f} s)",
-                ours=f"{through / 1e3:.1f}",
+                what=f"kB through the program while 1 GB went through {STAGES} stages on {engine.title()}",
+                ours=f"{through / 1e3:.1f}, in {seconds:.1f} s",
                 figure=through / 1e3,
                 form=".1f",
                 at_most=64.0,

@@ -47,10 +47,9 @@ def test_tasks_on_a_cluster(engine: EngineName, report: Report, tmp_path: Path) 
     report.add(
         [
             Row(
-                what=f"JobTaskRunner on {NODES} {engine.title()} nodes, tasks/s beside prefect-{engine}: "
-                f"{ratio.summary('.1f')} times",
+                what=f"JobTaskRunner on {NODES} {engine.title()} nodes, tasks/s beside prefect-{engine}",
                 ours=ours.summary(),
-                beside=theirs.summary(".1f"),
+                beside=f"{theirs.summary('.1f')}, ratio {ratio.summary('.1f')}",
                 figure=ratio.median,
                 form=".1f",
                 at_least=15.0,

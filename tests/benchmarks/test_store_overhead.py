@@ -31,8 +31,8 @@ def test_store_overhead(report: Report) -> None:
 def _row(store: str, other: str, mine: Figures, beside: Figures) -> Row:
     more = Figures(tuple(a - b for a, b in zip(mine.values, beside.values, strict=True)))
     return Row(
-        what=f"microseconds per no-op job more in {store} than in {other}: {more.summary()}",
-        ours=mine.summary(),
+        what=f"microseconds per no-op job more in {store} than in {other}",
+        ours=f"{mine.summary()}, more by {more.summary()}",
         beside=f"{beside.summary()}, ratio {mine.over(beside).summary('.2f')}",
         figure=more.median,
         form=".0f",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
 from tests.benchmarks.data_file import save
 from tests.benchmarks.figures import Figures, Row
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_a_run_replaces_the_rows_that_it_measures(tmp_path: Path) -> None:
@@ -24,3 +27,21 @@ def test_a_run_replaces_the_rows_that_it_measures(tmp_path: Path) -> None:
     ]
     assert data["rows"][0]["rounds"] == {"ours": [30.0]}
     assert data["environment"]["cores"] >= 1
+
+
+def test_the_name_of_a_row_has_no_figure_of_its_run() -> None:
+    """A row that was named by what a run has measured would not be replaced by the next run."""
+    named = [
+        f"{path.name}:{node.lineno}: {ast.unparse(node.value)}"
+        for path in sorted(BENCHMARKS.glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "what" and _is_measured(node.value)
+    ]
+    assert not named
+
+
+def _is_measured(what: ast.expr) -> bool:
+    """Return whether a name has a spread, or a number with digits after its point."""
+    text = ast.unparse(what)
+    specs = [each.format_spec for each in ast.walk(what) if isinstance(each, ast.FormattedValue) and each.format_spec]
+    return ".summary(" in text or any("." in ast.unparse(spec) for spec in specs)
