@@ -215,3 +215,14 @@ def test_a_file_that_is_named_exists() -> None:
     named |= {("Makefile", path) for path in re.findall(rf"(?:{folders})/[\w./-]+", (ROOT / "Makefile").read_text())}
     assert named
     assert sorted((page, path) for page, path in named if not os.path.exists(ROOT / path)) == []
+
+
+def test_a_name_that_the_architecture_puts_into_a_file_is_there() -> None:
+    """Where ARCHITECTURE.md says "`name` in `path`", the file defines the name."""
+    said = re.findall(r"`([\w.]+)`\s+in\s+`([\w/]+\.py)`", (ROOT / "ARCHITECTURE.md").read_text())
+    assert said
+    for name, path in said:
+        files = [file for file in (ROOT / "executor_adapter").rglob("*.py") if str(file).endswith(f"/{path}")]
+        text = "".join(file.read_text() for file in files)
+        missing = [part for part in name.split(".") if not re.search(rf"(def|class) {part}\b", text)]
+        assert missing == [], path
