@@ -10,9 +10,8 @@ from pathlib import Path
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.worker.process_tree import children, tree
+from tests.benchmarks.cpu import cpu_seconds
 from tests.benchmarks.functions import nothing, nothing_on_loop
-
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 def measure_idle(seconds: float) -> dict[str, float]:
@@ -34,7 +33,7 @@ def measure_idle(seconds: float) -> dict[str, float]:
 def _usage() -> dict[str, float]:
     tasks = list(_tasks())
     return {
-        "cpu": sum(_cpu_seconds(task) for task in tasks),
+        "cpu": sum(cpu_seconds(task) for task in tasks),
         "switches": sum(_voluntary_switches(task) for task in tasks),
         "tasks": len(tasks),
     }
@@ -44,11 +43,6 @@ def _tasks() -> Iterator[Path]:
     below = [pid for child in children(os.getpid()) for pid in tree(child)]
     for pid in (os.getpid(), *below):
         yield from (task for task in Path(f"/proc/{pid}/task").iterdir() if task.name != str(os.getpid()))
-
-
-def _cpu_seconds(task: Path) -> float:
-    user, system = (task / "stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / _TICK
 
 
 def _voluntary_switches(task: Path) -> int:

@@ -12,7 +12,6 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, Literal
@@ -31,16 +30,13 @@ from executor_adapter.pools import Assignment
 from executor_adapter.pools.cluster.grants import agent_with_free_lease
 from executor_adapter.store import open_store
 from executor_adapter.worker.process_tree import resident
-from tests.benchmarks.contestants import POLICY
-from tests.benchmarks.figures import Figures
+from tests.benchmarks.cpu import JOBS, cpu_of, run_burst, submit
 from tests.benchmarks.functions import nothing
 from tests.insides import supervisor_of
 
 FarPool = Literal["ssh", "dask"]
 AnyPool = Literal["ssh", "dask", "ray"]
 IDLE_SECONDS = 20.0
-JOBS = 20_000
-"""No-op jobs of a round, and jobs that are queued."""
 PACED_JOBS = 600
 CHOICES = 200
 """Nodes among which one is chosen."""
@@ -80,23 +76,16 @@ def measure_nodes(pool: FarPool, cluster: ClusterSettings, nodes: int, folder: P
     """
     with JobExecutor(nodes, config=settings_with(cluster)) as executor:
         _occupy(executor, pool, nodes, folder / f"begun-{nodes}")
-        _run(executor, pool, JOBS // 10)
+        run_burst(executor, pool, JOBS // 10)
         gc.collect()
         held = {
             "bytes": resident(os.getpid()),
             "descriptors": len(os.listdir("/proc/self/fd")),
             "threads": len(os.listdir("/proc/self/task")),
         }
-        idle = _cpu_of(lambda: time.sleep(IDLE_SECONDS)) / IDLE_SECONDS
-        job = _cpu_of(lambda: _run(executor, pool, JOBS)) / JOBS
+        idle = cpu_of(lambda: time.sleep(IDLE_SECONDS)) / IDLE_SECONDS
+        job = cpu_of(lambda: run_burst(executor, pool, JOBS)) / JOBS
         return held | {"idle": idle, "job": job, "choice": _measure_choice(executor, pool)}
-
-
-def measure_cpu(pool: AnyPool, cluster: ClusterSettings, workers: int) -> Figures:
-    """Measure the CPU seconds of this process for a no-op job that so many workers run, in three rounds."""
-    with JobExecutor(workers, config=settings_with(cluster)) as executor:
-        _run(executor, pool, JOBS // 10)
-        return Figures(tuple(_cpu_of(lambda: _run(executor, pool, JOBS)) / JOBS for _ in range(3)))
 
 
 def _measure_choice(executor: JobExecutor, pool: FarPool) -> float:
@@ -105,20 +94,20 @@ def _measure_choice(executor: JobExecutor, pool: FarPool) -> float:
     agents = list(itertools.islice(itertools.cycle(far.agents), CHOICES))
     job = Job(function=nothing, pool=pool)
     attempt = Assignment(job, 1, far.prepare(job))
-    return _cpu_of(lambda: [agent_with_free_lease(agents, attempt) for _ in range(1000)]) / 1000
+    return cpu_of(lambda: [agent_with_free_lease(agents, attempt) for _ in range(1000)]) / 1000
 
 
 def measure_queued_job(pool: FarPool, cluster: ClusterSettings, folder: Path) -> float:
     """Measure the bytes that a job takes in this process while it waits for a slot of the one node."""
     with JobExecutor(1, config=settings_with(cluster)) as executor:
-        _run(executor, pool, 100)
+        run_burst(executor, pool, 100)
         gate = folder / "gate"
         guard = executor.submit(Job(function=_wait_for, args=(str(gate),), pool=pool))
         while not guard.running():
             time.sleep(0.001)
         gc.collect()
         before = resident(os.getpid())
-        futures = [_submit(executor, pool) for _ in range(JOBS)]
+        futures = [submit(executor, pool) for _ in range(JOBS)]
         while executor.stats().jobs_pending < JOBS:
             time.sleep(0.001)
         held = resident(os.getpid()) - before
@@ -144,29 +133,20 @@ def measure_stored_job(
     store.write = counting
     database = folder / "jobs.db"
     with JobExecutor(1, config=settings_with(cluster), store=store) as executor:
-        _run(executor, pool, PACED_JOBS)
-        executor.flush()
+        run_burst(executor, pool, PACED_JOBS)
         before = writes[0], _written_bytes(), _size_of(database)
-        cpu = _cpu_of(lambda: _run_paced(executor, pool, rate))
+        cpu = cpu_of(lambda: _run_paced(executor, pool, rate))
         executor.flush()
         after = writes[0], _written_bytes(), _size_of(database)
     counted = [(new - old) / PACED_JOBS for old, new in zip(before, after, strict=True)]
     return {"cpu": cpu / PACED_JOBS, "writes": counted[0], "written": counted[1], "kept": counted[2]}
 
 
-def _submit(executor: JobExecutor, pool: AnyPool) -> Any:
-    return executor.submit(Job(function=nothing, pool=pool, max_runtime=60.0, retry=POLICY))
-
-
-def _run(executor: JobExecutor, pool: AnyPool, jobs: int) -> None:
-    wait([_submit(executor, pool) for _ in range(jobs)])
-
-
 def _run_paced(executor: JobExecutor, pool: FarPool, rate: float) -> None:
     began, futures = time.monotonic(), []
     for number in range(PACED_JOBS):
         time.sleep(max(0.0, began + number / rate - time.monotonic()))
-        futures.append(_submit(executor, pool))
+        futures.append(submit(executor, pool))
     wait(futures)
 
 
@@ -190,12 +170,6 @@ def _meet(folder: str, number: int, count: int) -> None:
 def _wait_for(path: str) -> None:
     while not os.path.exists(path):
         time.sleep(0.01)
-
-
-def _cpu_of(run: Callable[[], object]) -> float:
-    before = time.process_time()
-    run()
-    return time.process_time() - before
 
 
 def _written_bytes() -> int:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import httpx
 
+from tests.benchmarks.cpu import cpu_seconds
 from tests.servers import DATABASE_VARIABLE, create_database, free_port, postgresql_database
 from tests.waiting import PATIENCE
 
@@ -107,8 +108,7 @@ class MeasuredServer:
     def cpu_seconds(self) -> float:
         """Return the CPU seconds that the server has used so far."""
         assert self.process is not None, "it was not started"
-        user, system = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(Path(f"/proc/{self.process.pid}"))
 
     def _answers(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):

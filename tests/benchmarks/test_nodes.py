@@ -5,26 +5,19 @@ It is computed from what one node and one job cost, which is measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from executor_adapter.config import ClusterSettings
 from tests.benchmarks.apart import apart
-from tests.benchmarks.clusters import cluster_of
 from tests.benchmarks.figures import Report, Row
 from tests.benchmarks.nodes import (
     CHOICES,
-    AnyPool,
     FarPool,
     dask_nodes,
-    measure_cpu,
     measure_nodes,
     measure_queued_job,
     measure_stored_job,
-    ray_nodes,
     ssh_nodes,
 )
 from tests.contract.cluster.dask_cluster import dask_cluster
@@ -68,36 +61,6 @@ def test_a_node(pool: FarPool, report: Report, tmp_path: Path) -> None:
                 (few["job"] + many["choice"]) * 1e6,
                 ".0f",
             ),
-        ]
-    )
-
-
-@contextmanager
-def two_nodes(pool: AnyPool, folder: Path) -> Iterator[ClusterSettings]:
-    """Run a cluster of two nodes with four slots each, and yield its settings."""
-    if pool == "ssh":
-        yield ssh_nodes(folder, 2, slots=4)
-    else:
-        with cluster_of(pool, folder, slots=4) as (address, _):
-            yield dask_nodes(address) if pool == "dask" else ray_nodes(address)
-
-
-@pytest.mark.bench
-@pytest.mark.parametrize("pool", ["ssh", "dask", "ray"])
-def test_cpu_of_a_job(pool: AnyPool, report: Report, tmp_path: Path) -> None:
-    """What a no-op job costs the program by the number of workers that run such jobs."""
-    with two_nodes(pool, tmp_path) as cluster:
-        measured = {workers: apart(measure_cpu, pool, cluster, workers) for workers in (2, 4, 8)}
-    report.add(
-        [
-            Row(
-                what=f"microseconds of CPU of a program a no-op job, {workers} workers of {pool.title()}",
-                ours=each.summary(".0f", 1e6),
-                figure=each.median * 1e6,
-                form=".0f",
-                rounds={"ours": each},
-            )
-            for workers, each in measured.items()
         ]
     )
 
