@@ -21,7 +21,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.executor import sentinel_client
 from executor_adapter.prefect import PrefectMirror, run_jobs
 from executor_adapter.prefect.cancellation import watcher
-from executor_adapter.prefect.cancellation.watcher import watch_flow_run
+from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, watch_flow_run
 from executor_adapter.prefect.crashes import sweep
 from executor_adapter.prefect.mirror import events
 from executor_adapter.prefect.mirror.outbox import OutboxFile
@@ -48,14 +48,18 @@ def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
     """While one server is away, a flow run of another one is cancelled and ended, and later one of the first."""
     monkeypatch.setattr(watcher, "POLL_INTERVAL", 0.1)
     ids, heard = dict[str, UUID](), {name: threading.Event() for name in ("away", "here")}
+    watches: dict[str, FlowRunWatch] = {}
 
     @flow
-    def run(name: str) -> None:
-        watch = watch_flow_run(own_id(), heard[name].set, until_flow_ends=True)
+    def watched(name: str) -> None:
+        watches[name] = watch_flow_run(own_id(), heard[name].set, until_flow_ends=True)
         ids[name] = own_id()
         assert heard[name].wait(PATIENCE)
-        watch.close()
         raise InterruptedError("its jobs were cancelled")
+
+    def run(name: str) -> None:
+        watched(name, return_state=True)
+        watches[name].close()  # After the engine has proposed its state, as a task runner does.
 
     def state(name: str) -> Any:
         return api.get(f"/flow_runs/{ids[name]}")["state_name"]
@@ -63,10 +67,10 @@ def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
     with ThreadPoolExecutor(2) as threads:
         try:
             with temporary_settings({PREFECT_API_URL: address(proxy), PREFECT_LOGGING_TO_API_ENABLED: False}):
-                away = threads.submit(copy_context().run, run, "away", return_state=True)
+                away = threads.submit(copy_context().run, run, "away")
                 wait_for(lambda: "away" in ids)
             proxy.close()
-            here = threads.submit(copy_context().run, run, "here", return_state=True)
+            here = threads.submit(copy_context().run, run, "here")
             wait_for(lambda: "here" in ids)
             cancel(prefect_api, ids["here"])
             assert heard["here"].wait(PATIENCE), "the cancel is not seen"
