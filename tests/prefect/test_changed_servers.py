@@ -84,6 +84,8 @@ def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
             for each in heard.values():
                 each.set()
         assert not wait([here, away], PATIENCE).not_done
+    # What is still told to the server has its proxy until then.
+    wait_for(lambda: "cancelled-flow-run" not in [thread.name for thread in threading.enumerate()])
 
 
 def test_a_mirror_sends_for_the_flow_run_that_it_joins(prefect_api: str, proxy: ServerProxy) -> None:
