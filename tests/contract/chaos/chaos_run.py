@@ -50,10 +50,17 @@ class ChaosRun:
     jobs: list[tuple[Job, JobKind]] = field(default_factory=list)
 
     def run(self, seconds: float) -> float:
-        """Run all jobs, and return the seconds it took. Jobs that are not done within `seconds` are faults."""
+        """Run all jobs in an executor of their own, and return the seconds it took, its end included."""
+        started = time.monotonic()
+        with JobExecutor(WORKERS, config=SETTINGS) as executor:
+            are_done = self.run_in(executor, seconds)
+            executor.shutdown(timeout=None if are_done else 0)
+        return time.monotonic() - started
+
+    def run_in(self, executor: JobExecutor, seconds: float) -> bool:
+        """Run all jobs; return whether they are done. Those that are not within `seconds` are faults."""
         self.lock_file.touch()
         self._chance = random.Random(self.seed)
-        started = time.monotonic()
         self.jobs = draw_jobs(
             self._chance,
             processes=self.processes,
@@ -61,16 +68,16 @@ class ChaosRun:
             lock_file=str(self.lock_file),
             guardian_dies=self.kill_guardian_every is not None,
         )
-        with JobExecutor(WORKERS, config=SETTINGS, observers=(self._observe,)) as executor:
-            with self._killing(executor):
-                futures = [executor.submit(job) for job, _ in self.jobs]
-                self._cancel_some(executor)
-                wait(futures, timeout=seconds)
-            undone = [future.job for future in futures if not future.done()]
-            self.faults += [f"not done: {_describe(job)}" for job in undone]
-            self._check_results(executor, [future for future in futures if future.done()])
-            executor.shutdown(timeout=0 if undone else None)
-        return time.monotonic() - started
+        executor.add_observer(self._observe)
+        with self._killing(executor):
+            futures = [executor.submit(job) for job, _ in self.jobs]
+            self._cancel_some(executor)
+            wait(futures, timeout=seconds)
+        undone = [future.job for future in futures if not future.done()]
+        self.faults += [f"not done: {_describe(job)}" for job in undone]
+        self._check_results(executor, [future for future in futures if future.done()])
+        executor.remove_observer(self._observe)
+        return not undone
 
     # --- checks ---
 
