@@ -1,11 +1,12 @@
 """The load: one statement of DuckDB numbers the rows of a delivery, casts them to their types and divides them.
 
-A value that does not fit rejects its row, with the reason, and nothing else. Rows keep their order.
+A value that does not fit rejects its row, with the reason, and nothing else. Rows keep their order. What is wrong with
+rows is asked for in a statement of its own, where some are wrong: to plan it costs more than to read a small file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import duckdb
@@ -73,14 +74,16 @@ class Loader:
             unfit = 0
             for batch in text.select(self._connection, lambda source: self._statement(source, text.names, others)):
                 self.rows += batch.num_rows
-                rows = pa.RecordBatch.from_arrays(batch.columns[4:], names=names)
-                numbers, windows, reasons, texts = batch.columns[:4]
-                if reasons.null_count < batch.num_rows:
-                    wrong, right = pc.is_valid(reasons), pc.is_null(reasons)
-                    found = [each.filter(wrong) for each in (numbers, reasons, texts)]
-                    aside.register("found", pa.Table.from_arrays(found, names=["number", "reason", "text"]))
+                rows = pa.RecordBatch.from_arrays(batch.columns[3:], names=names)
+                numbers, windows, texts = batch.columns[:3]
+                if texts.null_count < batch.num_rows:
+                    wrong, right = pc.is_valid(texts), pc.is_null(texts)
+                    found = [numbers.filter(wrong), *texts.filter(wrong).flatten()]
+                    columns = ["_row", *(f"c{number}" for number in range(len(text.names)))]
+                    aside.register("found", pa.Table.from_arrays(found, names=columns))
                     # The lines of rows are known when all were read.
-                    aside.execute("INSERT INTO unfit FROM found" if unfit else "CREATE TEMP TABLE unfit AS FROM found")
+                    into = "INSERT INTO unfit" if unfit else "CREATE TEMP TABLE unfit AS"
+                    aside.execute(f"{into} {self._reasons(text.names)}")
                     unfit += 1
                     rows, windows = rows.filter(right), windows.filter(right)
                 yield Loaded(rows, windows)
@@ -119,25 +122,38 @@ class Loader:
         return [] if self._schema.undeclared == "drop" else others
 
     def _statement(self, source: str, names: Sequence[str], others: Sequence[str]) -> str:
-        """Return the statement; c0, c1 are the texts, x0, x1 without words that mean null, and t0, t1 the values."""
+        """Return the statement that numbers, divides and types rows, and gives the texts of those that do not fit."""
         texts = {name: f"c{number}" for number, name in enumerate(names)}
-        declared = [(name, column, texts.get(name)) for name, column in self._schema.columns.items()]
-        clean, values, reasons, typed = list[str](), list[str](), list[tuple[str, str]](), dict[str, str]()
-        for number, (name, column, given) in enumerate(declared):
-            clean.append(f"{'CAST(NULL AS VARCHAR)' if given is None else cleaned(column, given)} AS x{number}")
-            value, wrong = cast(column, f"x{number}")
-            values.append(f"{value} AS t{number}")
-            reasons += _reasons(name, column, f"x{number}", f"t{number}", wrong)
-            typed[name] = f"t{number}"
+        numbered = f"(SELECT *, row_number() OVER () + {self.rows} AS _row FROM {source})"
+        valued, wrong = self._judged(numbered, texts)
+        typed = {name: f"t{number}" for number, name in enumerate(self._schema.columns)}
         typed |= {name: texts[name] for name in others}
+        cases = " OR ".join(case for case, _ in wrong) or "false"
+        packed = f"CASE WHEN {cases} THEN struct_pack({', '.join(f'{text} := {text}' for text in texts.values())}) END"
+        return f"SELECT {', '.join(['_row', self._window(typed), packed, *typed.values()])} FROM {valued}"
+
+    def _reasons(self, names: Sequence[str]) -> str:
+        """Return the statement that says what is wrong with the rows in `found`, and shows each of them as JSON."""
+        texts = {name: f"c{number}" for number, name in enumerate(names)}
+        valued, wrong = self._judged("found", texts)
+        said = ", ".join(f"CASE WHEN {case} THEN {reason} END" for case, reason in wrong)
         row = ", ".join(f"{literal(name)}, {text}" for name, text in texts.items())
-        said = ", ".join(f"CASE WHEN {case} THEN {reason} END" for case, reason in reasons) or "NULL"
-        is_wrong = " OR ".join(case for case, _ in reasons) or "false"
-        numbered = f"SELECT {', '.join(['*', *clean])}, row_number() OVER () + {self.rows} AS _row FROM {source}"
-        valued = f"SELECT {', '.join(['*', *values])} FROM ({numbered})"
-        judged = f"SELECT *, CASE WHEN {is_wrong} THEN concat_ws('; ', {said}) END AS _reason FROM ({valued})"
-        text = f"CASE WHEN _reason IS NOT NULL THEN CAST(json_object({row}) AS VARCHAR) END"
-        return f"SELECT {', '.join(['_row', self._window(typed), '_reason', text, *typed.values()])} FROM ({judged})"
+        shown = f"concat_ws('; ', {said}) AS reason, CAST(json_object({row}) AS VARCHAR) AS text"
+        return f"SELECT _row AS number, {shown} FROM {valued}"
+
+    def _judged(self, source: str, texts: Mapping[str, str]) -> tuple[str, list[tuple[str, str]]]:
+        """Return SQL that adds the values to texts, what can be wrong with them, and SQL of what is said then.
+
+        x0, x1 are the texts of the declared columns without words that mean null, and t0, t1 the values.
+        """
+        clean, values, wrong = list[str](), list[str](), list[tuple[str, str]]()
+        for number, (name, column) in enumerate(self._schema.columns.items()):
+            given = texts.get(name)
+            clean.append(f"{'CAST(NULL AS VARCHAR)' if given is None else cleaned(column, given)} AS x{number}")
+            value, mistake = cast(column, f"x{number}")
+            values.append(f"{value} AS t{number}")
+            wrong += _reasons(name, column, f"x{number}", f"t{number}", mistake)
+        return f"(SELECT {', '.join(['*', *values])} FROM (SELECT {', '.join(['*', *clean])} FROM {source}))", wrong
 
     def _window(self, typed: dict[str, str]) -> str:
         missing = next((each for each in self._partition if each not in typed), None)
