@@ -150,7 +150,7 @@ def collect_window(
     # Where parents of the day may still come, there may be objects of theirs.
     has_parents = table.parent is None or _note_of(table, table.parent, window.name).exists()
     if table.is_dated and landing.is_final(SETTLE_TIME) and has_parents:
-        with writing(is_over):
+        with writing(is_over, sync=False):
             pass
     known = done.status == "already_collected"
     return {

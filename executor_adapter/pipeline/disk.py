@@ -1,5 +1,8 @@
 """Files that are complete or not there: written under a temporary name, synced and renamed; and locks on folders.
 
+Names are not synced: each would cost a write to the disk, and file systems with a journal keep their order. So a power
+cut may undo the last seconds, and the next run does them again.
+
 What the disk or its permissions refuse is raised in one line, without a traceback, with what to do.
 """
 
@@ -60,7 +63,8 @@ def explained(path: Path) -> Iterator[None]:
 def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Open a file that becomes `path` when the block ends, and is removed if the block raises.
 
-    Readers see the old file or the whole new one; with `sync`, also after a crash of the machine.
+    Readers see the old file or the whole new one. After a power cut too, unless `sync` is False: then whoever reads it
+    must recognise a part of it.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,26 +78,13 @@ def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
             temporary.rename(path)
         finally:
             temporary.unlink(missing_ok=True)
-        if sync:
-            sync_folder(path.parent)
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Put a whole file in its place; readers see the old one or the new one, also after a crash of the machine."""
+    """Put a whole file, whose content is synced, in its place; readers see the old one or the new one."""
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(target)
-        sync_folder(target.parent)
-        sync_folder(target.parent.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk, which a rename alone does not."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

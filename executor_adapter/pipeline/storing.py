@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -80,7 +80,9 @@ def store_landing(
         return table.wants(window, today) and is_between(window, *days)
 
     storing = _Storing(landing, table, fingerprint=f"{digest} {source}", wanted=wanted)
-    before = json.loads(marker.read_bytes()) if marker.exists() else {}
+    before: dict[str, Any] = {}
+    with suppress(FileNotFoundError, ValueError):  # A power cut may leave an empty one.
+        before = json.loads(marker.read_bytes())
     # Of an older content of the same file some rows may be there: what came between has replaced others.
     known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
     find = table.raw.find if entries is None else entries.get
@@ -101,7 +103,7 @@ def store_landing(
         collected = storing.store(loader, texts, None if divided.get("partition") else window)
     if not collected.rejected and not table.unfit.key:
         remove_windows(table.unfit, [READ + source])  # Those of the delivery before go.
-    with writing(marker) as file:
+    with writing(marker, sync=False) as file:
         file.write(json.dumps({"digest": digest, "windows": storing.created()}).encode())
     log("%s: %d rows stored, %d rejected", table.raw, collected.rows, collected.rejected)
     return collected

@@ -292,8 +292,8 @@ def write_and_die(number, root, column):
     shutil.copytree(root / "template", root / str(number))
     table = lake_table(root / str(number))
     calls = []
-    steps = (Path.rename, Path.unlink, os.link, os.fsync)
-    Path.rename, Path.unlink, os.link, os.fsync = (dying(step, number, calls) for step in steps)
+    steps = (Path.rename, Path.unlink, os.rmdir, os.fsync)
+    Path.rename, Path.unlink, os.rmdir, os.fsync = (dying(step, number, calls) for step in steps)
     write(table, "2", pa.table({"id": [9], column: ["z"]}), fingerprint="v2")
 
 # Nothing of Arrow has run in this process, so it has no thread that a fork would lose.

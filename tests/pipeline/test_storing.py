@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from duckdb import DuckDBPyConnection
+from pytest_mock import MockerFixture
 
 from executor_adapter.config import FilesTool, TableSchema
 from executor_adapter.exceptions import DataCollectionException, DataProcessingException
@@ -27,6 +31,8 @@ from executor_adapter.pipeline import (
     store_landing,
 )
 from executor_adapter.pipeline import storing as module
+from executor_adapter.pipeline.loading import Loader
+from executor_adapter.pipeline.text_rows import Query, TableText, connected
 from tests.waiting import PATIENCE
 
 SCHEMA = TableSchema.model_validate({"columns": {"id": "text", "month": "text", "price": "decimal(8, 2)"}})
@@ -153,6 +159,45 @@ def test_what_is_stored_is_not_read_again(shop: Shop) -> None:
     assert [done.rows for done in shop.collect()] == [1]
     assert [done.rows for done in shop.collect(WIDER)] == [1]
     assert {str(row["price"]) for row in shop.rows(shop.raw)} == {"5.000", "2.000"}
+
+
+def test_what_a_power_cut_has_emptied_is_collected_again(shop: Shop) -> None:
+    """The files that are not synced, a manifest and what is known of stored landings, may be empty afterwards."""
+    shop.collect()
+    rows = shop.rows(shop.raw)
+    emptied = [*shop.lake.rglob("manifest.json"), *shop.lake.rglob("landings/*.json")]
+    assert len(emptied) == 2
+    for path in emptied:
+        path.write_bytes(b"")
+    assert [done.status for done in shop.collect()] == ["collected"]
+    assert shop.rows(shop.raw) == rows
+
+
+def test_of_each_window_its_rows_alone_are_synced(shop: Shop, mocker: MockerFixture) -> None:
+    """Nothing that a later step depends on needs more, and each sync costs milliseconds."""
+    shop.collect()  # The columns of the table are synced once.
+    for month in ("03", "04", "05"):
+        shop.write(f"{month}.csv", f"1,2013-{month},1")
+    sync = mocker.patch("os.fsync", wraps=os.fsync)
+    shop.collect()
+    assert sync.call_count == 3
+
+
+def test_reasons_are_planned_only_where_a_row_does_not_fit(tmp_path: Path) -> None:
+    """To plan them costs more than to read a small file."""
+    queries = []
+
+    class Watched(TableText):
+        def select(self, connection: DuckDBPyConnection, query: Query) -> Iterator[pa.RecordBatch]:
+            queries.append(query("text"))
+            return super().select(connection, query)
+
+    rows = pa.table({"id": ["1", "2"], "month": ["2013-01"] * 2, "price": ["1", "much"]})
+    rejects: list[pa.RecordBatch] = []
+    with connected(tmp_path) as connection:
+        (loaded,) = Loader(connection, SCHEMA, on_rejects=rejects.append).load(Watched(rows))
+    assert (loaded.rows.num_rows, [each.num_rows for each in rejects]) == (1, [1])
+    assert ["is not a decimal" in query for query in queries] == [False]
 
 
 def test_without_a_schema_everything_stays_text(shop: Shop) -> None:

@@ -110,7 +110,7 @@ BUDGETS = {
     "modules": 473,
     "monitoring": 728,
     "persistence": 1_150,
-    "pipeline": 4_770,
+    "pipeline": 4_765,
     "pools": 571,
     "pools/cluster": 3_431,
     "pools/in_process": 625,

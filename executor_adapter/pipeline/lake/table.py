@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.pipeline.disk import explained, sync_folder
+from executor_adapter.pipeline.disk import explained
 from executor_adapter.pipeline.lake.merging import since_of
 from executor_adapter.pipeline.lake.stored import Range, StoredTable, WindowEntry, workspace
 from executor_adapter.pipeline.lake.writer import Writer
@@ -97,7 +97,6 @@ def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
                 with explained(path):
                     path.unlink()
                     path.parent.rmdir()
-                    sync_folder(path.parent.parent)
 
 
 def is_expired(window: str, before: date) -> bool:

@@ -30,8 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline.disk import TEMPORARY, digest_of, explained, locked, sync_folder, writing
-from executor_adapter.pipeline.errors import data_error
+from executor_adapter.pipeline.disk import TEMPORARY, digest_of, explained, locked, writing
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.worker import running_job
@@ -221,9 +220,7 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
             content=digest_of(*(each.checksum for each in receiver.files)),
             files=tuple(receiver.files),
         )
-        with explained(folder):
-            sync_folder(folder)
-        with writing(folder / _MANIFEST) as file:
+        with writing(folder / _MANIFEST, sync=False) as file:
             file.write(json.dumps(asdict(manifest), indent=1).encode())
         receiver.landing = Landing(folder=folder, manifest=manifest, is_new=not is_resumed)
 
@@ -269,7 +266,7 @@ def _complete(window: Path) -> Iterator[Landing]:
     """Yield the complete landings of a window, the newest first."""
     for folder in sorted(window.glob("*Z-*"), reverse=True):
         with explained(folder):
-            found = read_landing(folder) if (folder / _MANIFEST).exists() else None
+            found = read_landing(folder)
         if found is not None:
             yield found
 
@@ -297,18 +294,14 @@ def unneeded(root: Path) -> Iterator[Path]:
             yield from folder.glob(f"{TEMPORARY}*") if folder in current else (folder,)
 
 
-def read_landing(folder: Path) -> Landing:
-    """Return the complete landing in a folder.
-
-    Raises:
-        DataCollectionException: DATA_ERROR, the folder has no whole manifest.
-    """
-    try:
+def read_landing(folder: Path) -> Landing | None:
+    """Return the complete landing in a folder; None where it has no whole manifest."""
+    # A power cut may leave an empty manifest.
+    with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
         found = json.loads((folder / _MANIFEST).read_bytes())
         found |= {"files": tuple(LandedFile(**each) for each in found["files"]), "window": Window(**found["window"])}
         return Landing(folder=folder, manifest=Manifest(**found))
-    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
-        raise data_error(f"{folder} is not a complete landing: collect it again") from error
+    return None
 
 
 def _folder_of(root: Path, tool: str, table: str, window: Window) -> Path:
