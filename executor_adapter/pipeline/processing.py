@@ -92,7 +92,7 @@ def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> s
 
 def _write(writer: Writer, database: duckdb.DuckDBPyConnection, query: str) -> None:
     reader = database.sql(query).to_arrow_reader(BATCH_ROWS)
-    writer.add(reader.schema.empty_table())
+    writer.add(pa.Table.from_batches([], schema=reader.schema))
     for batch in reader:
         writer.add(batch)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +27,7 @@ from executor_adapter.pipeline.processing import process_window
 from executor_adapter.pipeline.steps import MAX_REASONS, Processed, Spec, read_step
 from executor_adapter.pipeline.text_rows import REJECTED
 from tests.pipeline.lakes import write
+from tests.waiting import PATIENCE
 
 OWN = "tests.pipeline.own_steps"
 COLUMNS = pa.schema([("id", pa.int64()), ("city", pa.string()), ("price", pa.float64())])
@@ -57,6 +61,20 @@ def apply(root: Path, *steps: Spec) -> list[dict[str, Any]]:
     """Return what the steps make of the orders."""
     process(root, list(steps))
     return tables(root)["processed"].read("w").to_pylist()
+
+
+def test_pandas_is_imported_where_a_step_asks_for_it_alone(tmp_path: Path) -> None:
+    """It takes half a second, and a process that applies steps of SQL has no use for it."""
+    table = orders(tmp_path, steps=[{"sql": "FROM {rows} WHERE id > 0"}, {"deduplicate": {"key": "id"}}])
+    write(table.raw, "w", pa.Table.from_pylist(ORDERS, schema=COLUMNS))
+    (tmp_path / "table").write_bytes(pickle.dumps(table))
+    code = (
+        "import pickle, sys; from executor_adapter.pipeline import process_window; "
+        "print(process_window(pickle.load(open(sys.argv[1], 'rb')), 'w').kept, 'pandas' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "table")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert done.stdout.split() == ["3", "False"]
 
 
 def rejected(root: Path) -> list[dict[str, Any]]:
