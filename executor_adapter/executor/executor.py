@@ -443,8 +443,8 @@ class JobExecutor(JobCaller):
             ExecutorClosedError: The executor is shut down, and had a store: the store's own `release` is left.
         """
         self._supervisor.check_not_forked()
-        released = self._supervisor.intake.quarantined.pop(job_id, None) is not None
-        return (self._persistence is not None and self._persistence.release(job_id)) or released
+        is_stored = self._persistence is not None and self._persistence.release(job_id)
+        return self._supervisor.intake.quarantined.pop(job_id, None) is not None or is_stored
 
     # --- store ---
 

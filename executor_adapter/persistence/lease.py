@@ -59,11 +59,6 @@ class Lease:
         """
         return self.seconds * GIVE_UP_SHARE - self.age
 
-    @property
-    def seconds_before_guardians(self) -> float:
-        """Seconds between the time at which this host stops its jobs, and the one at which guardians end them."""
-        return self.seconds * (_ANNOUNCED_SHARE - GIVE_UP_SHARE)
-
     def announce(self) -> None:
         """Announce until when jobs may run, if that has changed: it was renewed, or the first job has come."""
         until = math.inf

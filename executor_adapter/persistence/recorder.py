@@ -196,6 +196,7 @@ class Recorder:
         if not done.done():
             # When the supervisor makes this call, it has reported all jobs that were submitted before.
             self._supervisor.call_soon(self._make_ready, lambda: None, done)
+            self._supervisor.call_soon(self._watch)
         return done
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -220,6 +221,8 @@ class Recorder:
                 raise ExecutorClosedError("the executor is shut down: make another executor")
             self._waiting[done] = False
             self._make_ready(call, done)
+        self._supervisor.call_soon(self._watch)
+        self._supervisor.thread.start()
         return done
 
     def _make_ready(self, call: Callable[[], Any], done: Future[Any]) -> None:
@@ -252,20 +255,25 @@ class Recorder:
                 with self._lock:
                     self._start()
 
-    def _watch_lease(self, due: float = math.inf) -> None:
-        """Stop the stored jobs before the lease ends. The recorder's own thread may be waiting for a store that hangs.
+    def _watch(self, due: float = math.inf) -> None:
+        """Refuse requests that a store does not answer, and stop the stored jobs before the lease ends.
 
-        Where it is not, or this call comes so long after it was `due` that the guardians have ended their jobs, this
-        process was stopped itself, and the recorder is about to find out what has become of the lease.
+        The recorder's own thread may be waiting for a store that hangs. Where it is not, or this call comes long after
+        it was `due`, this process was stopped itself, and the recorder is about to find out what has become of the
+        lease.
         """
         if self._next_watch is not None:
             self._next_watch.cancel()
         left, now = self._lease.seconds_left, self._supervisor.now()
-        if left <= 0 and self._is_down and now < due + self._lease.seconds_before_guardians:
+        if left <= 0 and self._is_down and now < due + CHECK_INTERVAL:
             self._stop_before_expiry()
-        elif self._supervisor.intake.jobs:
-            due = now + (left if left > 0 else CHECK_INTERVAL)
-            self._next_watch = self._supervisor.call_at(due, functools.partial(self._watch_lease, due))
+            return
+        if self._silence > self._lease.seconds:
+            self._refuse_requests()
+        if self._supervisor.intake.jobs or self._waiting:
+            is_soon = left <= 0 or (self._waiting and left > CHECK_INTERVAL)
+            due = now + (CHECK_INTERVAL if is_soon else left)
+            self._next_watch = self._supervisor.call_at(due, functools.partial(self._watch, due))
 
     def _stop_before_expiry(self) -> None:
         self._supervisor.set_lease(math.inf)  # What no other host can know of runs on.
@@ -303,7 +311,7 @@ class Recorder:
 
     def _announce(self, until: float) -> None:
         self._supervisor.set_lease(until)
-        self._supervisor.call_soon(self._watch_lease)
+        self._supervisor.call_soon(self._watch)
 
     def host(self) -> Host:
         """Return this executor as a host of the store, with its lease begun.
@@ -384,6 +392,7 @@ class Recorder:
         """Make the calls of so many requests: what was reported before them is in the store."""
         for _ in range(number):
             call, done = self._requests[0]
+            self._asked_at = time.monotonic()
             try:
                 self._resolve(done, call() if done in self._waiting else None)
             except LeaseLostError:
@@ -416,8 +425,12 @@ class Recorder:
     @property
     def _is_down(self) -> bool:
         """Whether the store could not be written when that was last tried, or has not answered for long."""
-        silence = 0.0 if (asked_at := self._asked_at) is None else time.monotonic() - asked_at
-        return self._down_since is not None or silence > self._lease.seconds * RENEWAL_SHARE
+        return self._down_since is not None or self._silence > self._lease.seconds * RENEWAL_SHARE
+
+    @property
+    def _silence(self) -> float:
+        """Seconds for which the recorder's thread may have been waiting for an answer of the store."""
+        return 0.0 if (asked_at := self._asked_at) is None else time.monotonic() - asked_at
 
     def _unavailable(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.store.url} cannot be written now")

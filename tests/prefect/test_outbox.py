@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
 import os
 import signal
 import sqlite3
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +153,49 @@ def test_a_file_that_others_hold_for_long_does_not_hold_up_each_part(path: Path,
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("PRAGMA journal_mode = WAL")
         other.execute("BEGIN IMMEDIATE")
-        mocker.patch("sqlite3.connect", functools.partial(sqlite3.connect, timeout=0))
         kept, missing = outbox.close(states(5 * MAX_TRANSACTION_EVENTS))
     assert (kept, len(missing)) == ((), 5 * MAX_TRANSACTION_EVENTS)
     assert clock() < 3 * BUSY_TIMEOUT
+
+
+def test_a_file_that_others_hold_does_not_hold_up_a_mirror_that_runs(
+    path: Path, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While it runs, a mirror waits a moment and comes again; that the file is busy is said once, when it lasts."""
+    clock, outbox = FakeClock(), Outbox(lambda limit: [])
+    outbox.open(OutboxFile("server", path))
+    outbox.store(states(1))
+    mocker.patch.object(outbox_module, "time", mocker.Mock(monotonic=clock, sleep=clock.advance))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        rounds, began = 0, clock()
+        while not caplog.text:
+            assert not outbox.store(states(3))
+            rounds += 1
+            clock.advance(1)
+    assert BUSY_TIMEOUT / 2 < rounds < clock() - began < BUSY_TIMEOUT * 2
+    assert outbox.store(states(3))
+    assert caplog.text.count("cannot use") == 1
+
+
+def test_a_fork_does_not_wait_for_those_who_hold_the_file(path: Path, mocker: MockerFixture) -> None:
+    """A mirror that is closed while others hold the file lets its program fork between two tries."""
+    outbox = outbox_of(OutboxFile("server", path))
+    outbox.store(states(1))
+    tried, pause = threading.Event(), threading.Event()
+    sleep = mocker.Mock(side_effect=lambda _: (tried.set(), pause.wait(0.001)))
+    mocker.patch.object(outbox_module, "time", mocker.Mock(monotonic=time.monotonic, sleep=sleep))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        closing = threading.Thread(target=outbox.close, args=(states(3),))
+        closing.start()
+        assert tried.wait(PATIENCE)
+        if (child := os.fork()) == 0:
+            os._exit(0)
+        assert closing.is_alive()
+        other.execute("COMMIT")
+    closing.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("what", ["a folder that cannot be made", "a file that is no database"])

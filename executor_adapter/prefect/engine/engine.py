@@ -39,7 +39,6 @@ from prefect.types import DateTime
 from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result, should_log_prints
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.cancellation.flow_end import call_hooks
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
@@ -175,11 +174,12 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
             self.logger.warning("Job cancelled: %s", failure)
             return
         # The words are those of Prefect's own logs.
+        error = facts_of(failure) if isinstance(failure, BaseException) else None
         last = "Retries are exhausted: " if not decision.retry and 0 < self.task.retries <= self.retries else ""
         log_failed_attempt(
             self.logger,
-            repr_of(failure) if isinstance(failure, BaseException) else repr(failure),
-            facts_of(failure) if isinstance(failure, BaseException) else None,
+            repr(failure) if error is None else error.text,  # Made where it was raised, which knows the secrets there.
+            error,
             delay=decision.delay if decision.retry else None,
             reason=f" ({last}{decision.reason})",
         )

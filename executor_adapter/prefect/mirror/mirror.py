@@ -231,10 +231,11 @@ class SenderThread:
             if self._thread is None and not self.is_closed:
                 warn_of_untested_prefect()
                 run, self._had_own_events_at = self._context.copy().run, time.monotonic()
-                self._thread = threading.Thread(target=run, args=(self._run,), name="prefect-mirror", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=run, args=(self._run,), name="prefect-mirror", daemon=True)
                 # A thread of its own: the other one may be waiting for an answer of the server.
                 threading.Thread(target=self._store_on, name="prefect-outbox", daemon=True).start()
+                thread.start()
+                self._thread = thread
         self._wake.set()
 
     def hurry(self) -> None:

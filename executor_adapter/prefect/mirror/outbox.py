@@ -44,6 +44,8 @@ MAX_TRANSACTION_EVENTS = 1_000
 
 BUSY_TIMEOUT = 15.0
 """Seconds to wait for the transactions of other processes: many may leave their states here at once, as a host ends."""
+BRIEF_BUSY_TIMEOUT = 0.1
+"""Seconds to wait for them while the mirror runs: it comes again, and what it sends must not wait for the file."""
 BUSY_INTERVAL = 0.01
 
 _SCHEMA = """
@@ -80,6 +82,8 @@ class OutboxFile:
         self._server = hashlib.sha256(server.encode()).hexdigest()[:16]
         self._max_pages = max_bytes // PAGE_BYTES
         self._owner = uuid7()
+        self.busy_timeout = BUSY_TIMEOUT
+        """Seconds for which a method waits for the transactions of other processes."""
         self._lock: BinaryIO | None = None
         """Held from the first row on; open until `release`, or until the process ends."""
 
@@ -198,34 +202,38 @@ class OutboxFile:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Open the file for one transaction. So no connection is shared, with a thread or a forked process."""
-        with _file_lock:
-            self._create_directory()
-            with contextlib.suppress(FileExistsError):  # Not opened then: closing it would drop SQLite's own locks.
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            database = sqlite3.connect(self.path, isolation_level=None)
-            try:
-                _execute_when_free(database, "PRAGMA journal_mode = WAL")
-                database.execute(f"PRAGMA max_page_count = {self._max_pages}")
-                _execute_when_free(database, "BEGIN IMMEDIATE")
-                database.execute(_SCHEMA)
-                database.execute(_INDEX)
-                yield database
-                database.execute("COMMIT")
-            finally:
-                database.close()
+        until = time.monotonic() + self.busy_timeout
+        while True:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(_file_lock)
+                try:
+                    database = self._begin(stack)
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error) or time.monotonic() > until:
+                        raise
+                else:
+                    yield database
+                    database.execute("COMMIT")
+                    return
+            time.sleep(BUSY_INTERVAL)  # Others may fork meanwhile.
+
+    def _begin(self, stack: contextlib.ExitStack) -> sqlite3.Connection:
+        """Open the file until `stack` is closed, and begin a transaction that writes, if no other process is in one."""
+        self._create_directory()
+        with contextlib.suppress(FileExistsError):  # Not opened then: closing it would drop SQLite's own locks.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        database = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+        stack.callback(database.close)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute(f"PRAGMA max_page_count = {self._max_pages}")
+        database.execute("BEGIN IMMEDIATE")
+        database.execute(_SCHEMA)
+        database.execute(_INDEX)
+        return database
 
 
-def _execute_when_free(database: sqlite3.Connection, statement: str) -> None:
-    """Wait for the locks of others. SQLite itself does not wait to give a new file its log."""
-    until = time.monotonic() + BUSY_TIMEOUT
-    while True:
-        try:
-            database.execute(statement)
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-        time.sleep(BUSY_INTERVAL)
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _encoded(text: str) -> bytes:
@@ -269,7 +277,9 @@ class Outbox:
         self.lost = 0
         """Final states that neither the server nor the disk took, or that the disk has lost."""
         self.has_failed = False
-        """Whether the file could not be used last time."""
+        """Whether the file could not be used last time, and this was said."""
+        self._failing_since: float | None = None
+        """The monotonic time of the first of the failures since something was written last."""
         self.is_closed = False
         """Whether all that is in the file is the next mirror's."""
         self._source = source
@@ -279,6 +289,7 @@ class Outbox:
     def open(self, file: OutboxFile) -> None:
         """Use the file from now on."""
         self.file = file
+        file.busy_timeout = BRIEF_BUSY_TIMEOUT
         self.is_heir = self._tries(file.count) != 0
 
     def take(self, limit: int, *, inherits: bool = False) -> list[StateEvent]:
@@ -290,7 +301,7 @@ class Outbox:
             events += self._source(limit - len(events))
         if inherits and self.is_heir and not events:
             events = self._tries(self.file.take_over, limit) or []
-            self.is_heir = bool(events)
+            self.is_heir = bool(events) or self._failing_since is not None
         return events
 
     def take_unwritten(self, limit: int) -> list[StateEvent]:
@@ -334,6 +345,7 @@ class Outbox:
 
         Returns the ids of the jobs of this mirror that are kept so, and of those that are not.
         """
+        self.file.busy_timeout = BUSY_TIMEOUT
         self.delete_ended()
         ids: dict[bool, list[str]] = {True: self.job_ids(), False: []}
         self.lost += max(0, self.stored - len(ids[True]))
@@ -354,7 +366,7 @@ class Outbox:
         while part := list(itertools.islice(left, MAX_TRANSACTION_EVENTS)):
             if self._tries(functools.partial(self.file.write, is_held=is_held), part) is None:
                 return False
-            self.has_failed = False
+            self.has_failed, self._failing_since = False, None
         return True
 
     def _read(self, limit: int) -> list[StateEvent]:
@@ -366,13 +378,15 @@ class Outbox:
         return events or []
 
     def _tries(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Return `work(*args)`; None if the file cannot be used, which is logged once."""
+        """Return `work(*args)`; None if the file cannot be used, which is logged once, or if others hold it long."""
         try:
             return work(*args)
         except Exception as error:  # Whatever it is, the events are still in memory.
-            if not self.has_failed:
+            self._failing_since = self._failing_since or time.monotonic()
+            waited = time.monotonic() - self._failing_since + self.file.busy_timeout
+            if not self.has_failed and (waited >= BUSY_TIMEOUT or not _is_busy(error)):
+                self.has_failed = True
                 logger.error("cannot use %s for final states that the server does not take: %s", self.file.path, error)
-            self.has_failed = True
             return None
 
 

@@ -306,6 +306,23 @@ def test_a_shutdown_does_not_wait_for_a_store_that_hangs(
     assert re.search(r"1 jobs could not be recorded: postgresql\S* does not answer", caplog.text)
 
 
+@pytest.mark.parametrize("method", ["hosts", "register", "release"])
+def test_a_caller_does_not_wait_for_a_store_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Also where no job is live, or none ever was, a store that answers nothing for a lease is said to callers."""
+    answers = threading.Event()
+    config = Settings(store=StoreSettings(lease=1.0, recover_every=None))
+    executor = JobExecutor(1, config=config, store=f"sqlite:///{tmp_path}/jobs.db")
+    monkeypatch.setattr(executor.store, method, lambda *_, **__: answers.wait(PATIENCE))
+    try:
+        with pytest.raises(StoreUnavailableError):
+            executor.release("no such job") if method == "release" else executor.recover()
+    finally:
+        answers.set()
+        executor.shutdown()
+
+
 def test_a_lock_that_others_keep_counts_as_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs finish while another program locks the table, the log says why nothing is recorded, and nothing is lost."""
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 1)
