@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/memory": 414,
     "pools/process": 1_533,
     "pools/transport": 562,
-    "prefect": 6_050,
+    "prefect": 6_054,
     "scheduler": 440,
     "store": 1_710,
     "supervision": 2_481,

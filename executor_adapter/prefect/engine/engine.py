@@ -39,6 +39,7 @@ from prefect.types import DateTime
 from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result, should_log_prints
 
 from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.cancellation.flow_end import call_hooks
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
@@ -174,11 +175,15 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
             self.logger.warning("Job cancelled: %s", failure)
             return
         # The words are those of Prefect's own logs.
-        error = facts_of(failure) if isinstance(failure, BaseException) else None
+        error, shown = None, repr(failure)
+        if isinstance(failure, BaseException):
+            error = facts_of(failure)
+            # Where the facts have another text, the worker has masked a secret that only it knows.
+            shown = repr_of(failure) if text_of(failure) in error.text else error.text
         last = "Retries are exhausted: " if not decision.retry and 0 < self.task.retries <= self.retries else ""
         log_failed_attempt(
             self.logger,
-            repr(failure) if error is None else error.text,  # Made where it was raised, which knows the secrets there.
+            shown,
             error,
             delay=decision.delay if decision.retry else None,
             reason=f" ({last}{decision.reason})",
