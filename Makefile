@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-PROCESSES := 4
+PROCESSES := 6
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Runs a command, and counts the seconds that it takes where they can be seen.
 ticking = if [ -t 2 ]; then \
@@ -43,8 +43,8 @@ ui: $(DEMO) ## open Prefect's UI at the last run of the pipeline
 server-ha: $(DEV) ## run Prefect's server as several processes on PostgreSQL and Redis
 	@$(BIN)/python deployments/server_ha.py $(ARGS)
 
-# Four processes on two cores, because many tests wait: for a server, a limit, a process that ends. The tests that import
-# Prefect, which wait for its server, have four of their own beside the others.
+# Six processes on two cores, because many tests wait: for a server, a limit, a process that ends. The tests that import
+# Prefect, which wait for its server, have three of their own beside the others.
 # Nothing that computes for minutes runs beside the tests: they would take longer, each time by another factor.
 DAILY := -m "not nightly and not chaos and not bench"
 ALL := $(DAILY) --ignore tests/benchmarks -n $(PROCESSES)

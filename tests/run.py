@@ -60,14 +60,14 @@ def main(arguments: list[str]) -> int:
     totals = Totals()
     options = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     options.add_argument("--group")
-    options.add_argument("-n", default="0")
+    options.add_argument("-n", type=int, default=0)
     given, _ = options.parse_known_args(arguments)
-    beside = {} if given.group or given.n == "0" else BESIDE
+    beside = {} if given.group or given.n == 0 else BESIDE
     worst = 0
     os.environ[RUN_VARIABLE] = run = uuid4().hex
     for group in [given.group] if given.group else [each for each in GROUPS if each not in beside.values()]:
         alone = ["--maxprocesses=1"] if group == "alone" else []
-        with running_beside(beside.get(group), arguments, totals) as other:
+        with running_beside(beside.get(group), arguments, given.n, totals) as other:
             codes = [pytest.main([*OPTIONS, *alone, "--group", group, *arguments], plugins=[totals])]
             if other is not None and not is_over(codes, totals):
                 codes.append(end_of(other))
@@ -87,15 +87,19 @@ def is_over(codes: list[int], totals: Totals) -> bool:
 
 
 @contextmanager
-def running_beside(group: str | None, arguments: list[str], totals: Totals) -> Iterator[subprocess.Popen[bytes] | None]:
+def running_beside(
+    group: str | None, arguments: list[str], processes: int, totals: Totals
+) -> Iterator[subprocess.Popen[bytes] | None]:
     """Run a group in a process, if there is one, which is interrupted in the end, unless it was waited for.
+
+    It gets half as many processes of its own as the other.
 
     Then what it has printed is printed, and its last line added to the totals.
     """
     if group is None:
         yield None
         return
-    command = [sys.executable, "-m", "tests.run", "--group", group, *arguments]
+    command = [sys.executable, "-m", "tests.run", "--group", group, *arguments, "-n", str(max(1, processes // 2))]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "output"
         try:

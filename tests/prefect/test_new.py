@@ -42,6 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_the_files_of_a_first_flow_run(api: Api, folder: Path, tmp_path: Path) -> None:
     """The flow runs with jobs, its test passes, its deployment is served; a folder that exists is refused."""
     env = {name: value for name, value in os.environ.items() if name != "EXECUTOR_ADAPTER_CONFIG"}
+    env["PYTHONUNBUFFERED"] = "1"  # What is printed is in the log before the deployment is on the server.
     log = tmp_path / "log"
 
     def deployed() -> bool:
