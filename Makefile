@@ -43,8 +43,7 @@ ui: $(DEMO) ## open Prefect's UI at the last run of the pipeline
 server-ha: $(DEV) ## run Prefect's server as several processes on PostgreSQL and Redis
 	@$(BIN)/python deployments/server_ha.py $(ARGS)
 
-# Six processes on two cores, because many tests wait: for a server, a limit, a process that ends. The tests that import
-# Prefect, which wait for its server, have three of their own beside the others.
+# Six processes on two cores, because many tests wait: for a server, a limit, a process that ends.
 # Nothing that computes for minutes runs beside the tests: they would take longer, each time by another factor.
 DAILY := -m "not nightly and not chaos and not bench"
 ALL := $(DAILY) --ignore tests/benchmarks -n $(PROCESSES)
