@@ -114,7 +114,7 @@ BUDGETS = {
     "pools": 571,
     "pools/cluster": 3_431,
     "pools/in_process": 625,
-    "pools/memory": 414,
+    "pools/memory": 398,
     "pools/process": 1_533,
     "pools/transport": 562,
     "prefect": 6_054,

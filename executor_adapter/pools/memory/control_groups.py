@@ -13,7 +13,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 ROOT = Path("/")
 _UNLIMITED = 1 << 60
@@ -22,7 +22,13 @@ _DROPPABLE = ("inactive_file", "active_file", "slab_reclaimable")
 
 
 class ControlGroup(ABC):
-    """One control group, by its directory."""
+    """One control group, by its directory. Each version names the files that it has for the same."""
+
+    limit_file: ClassVar[str]
+    used_file: ClassVar[str]
+    kills_file: ClassVar[str]
+    cache_prefix: ClassVar[str] = ""
+    """What the names in memory.stat begin with that count the groups below this one too."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.directory = directory
@@ -31,23 +37,16 @@ class ControlGroup(ABC):
 
     def room(self, swap_free: int) -> tuple[int, int] | None:
         """Return the limit and what is left; None if there is no limit. `swap_free`: the machine's free swap."""
-        limit = self._limit()
-        if limit is None or limit > _UNLIMITED:
+        limit, used = self._number(self.limit_file), self._number(self.used_file)
+        if limit is None or limit > _UNLIMITED or used is None:
             return None
-        used = self._used()
-        if used is None:
-            return None
+        stat = self._table("memory.stat")
+        used = max(0, used - sum(stat.get((self.cache_prefix + key).encode(), 0) for key in _DROPPABLE))
         return limit, limit - used + (min(swap_free, self._swap_left()) if swap_free else 0)
 
-    @abstractmethod
     def oom_kills(self) -> int | None:
         """Return how many processes of the group the kernel has killed because memory ran out; None if it is hidden."""
-
-    @abstractmethod
-    def _limit(self) -> int | None: ...
-
-    @abstractmethod
-    def _used(self) -> int | None: ...
+        return self._table(self.kills_file).get(b"oom_kill")
 
     @abstractmethod
     def _swap_left(self) -> int: ...
@@ -62,44 +61,25 @@ class ControlGroup(ABC):
         pairs = (line.split() for line in _read(self._prefix + file).splitlines())
         return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
-    def _without_cache(self, used: int | None, prefix: str) -> int | None:
-        if used is None:
-            return None
-        stat = self._table("memory.stat")
-        return max(0, used - sum(stat.get((prefix + key).encode(), 0) for key in _DROPPABLE))
-
 
 class ControlGroupV1(ControlGroup):
     """A group of version 1, in the hierarchy of the memory controller."""
 
-    def oom_kills(self) -> int | None:
-        return self._table("memory.oom_control").get(b"oom_kill")
-
-    def _limit(self) -> int | None:
-        return self._number("memory.limit_in_bytes")
-
-    def _used(self) -> int | None:
-        return self._without_cache(self._number("memory.usage_in_bytes"), "total_")
+    limit_file, used_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
+    kills_file, cache_prefix = "memory.oom_control", "total_"
 
     def _swap_left(self) -> int:
         both, used = self._number("memory.memsw.limit_in_bytes"), self._number("memory.memsw.usage_in_bytes")
         if both is None or used is None:  # The kernel does not count swap, and so does not limit it.
             return _UNLIMITED
-        allowed = both - (self._limit() or 0)
-        return max(0, allowed - (used - (self._number("memory.usage_in_bytes") or 0)))
+        allowed = both - (self._number(self.limit_file) or 0)
+        return max(0, allowed - (used - (self._number(self.used_file) or 0)))
 
 
 class ControlGroupV2(ControlGroup):
     """A group of version 2."""
 
-    def oom_kills(self) -> int | None:
-        return self._table("memory.events").get(b"oom_kill")
-
-    def _limit(self) -> int | None:
-        return self._number("memory.max")
-
-    def _used(self) -> int | None:
-        return self._without_cache(self._number("memory.current"), "")
+    limit_file, used_file, kills_file = "memory.max", "memory.current", "memory.events"
 
     def _swap_left(self) -> int:
         allowed, used = self._number("memory.swap.max"), self._number("memory.swap.current")
@@ -153,19 +133,25 @@ def _own_paths(root: Path) -> dict[str, str]:
 
 
 def _mounts(root: Path, controller: str) -> Iterator[_Mount]:
-    """Yield the mounts that may have a controller, see proc_pid_mountinfo(5): those of version 1 first.
+    """Yield the mounts that may have a controller: those of version 1 first.
 
     Where both are mounted, version 2 has the controllers that version 1 does not.
     """
     found = []
+    for fields, kind, options in mounts(root):
+        if kind == "cgroup" and controller in options.split()[-1].split(","):
+            found.append(_Mount(ControlGroupV1, *fields[3:5]))
+        elif kind == "cgroup2":
+            found.append(_Mount(ControlGroupV2, *fields[3:5]))
+    return iter(sorted(found, key=lambda mount: mount.kind is ControlGroupV2))
+
+
+def mounts(root: Path = ROOT) -> Iterator[tuple[list[str], str, str]]:
+    """Yield of each mount its fields, the type of its file system, and the rest, see proc_pid_mountinfo(5)."""
     for line in _text(root / "proc/self/mountinfo").splitlines():
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.partition(" ")
-        if kind == "cgroup" and controller in options.split()[-1].split(","):
-            found.append(_Mount(ControlGroupV1, *fields.split()[3:5]))
-        elif kind == "cgroup2":
-            found.append(_Mount(ControlGroupV2, *fields.split()[3:5]))
-    return iter(sorted(found, key=lambda mount: mount.kind is ControlGroupV2))
+        yield fields.split(), kind, options
 
 
 def _groups_below(mount: _Mount, own: str, root: Path) -> list[ControlGroup]:

@@ -12,6 +12,7 @@ import functools
 import os
 from typing import NamedTuple
 
+from executor_adapter.pools.memory.control_groups import mounts
 from executor_adapter.worker import resident, tree
 
 _BLOCK_SIZE = 512
@@ -101,14 +102,9 @@ def _mapped_among(pids: list[int], files: dict[FileId, int]) -> set[FileId]:
 
 @functools.cache
 def _memory_devices() -> frozenset[int]:
-    """Return the devices of file systems that are in memory, see proc_pid_mountinfo(5)."""
-    devices = set()
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines:
-            fields, _, rest = line.partition(b" - ")
-            if rest.startswith((b"tmpfs ", b"ramfs ")):
-                major, minor = fields.split()[2].split(b":")
-                devices.add(os.makedev(int(major), int(minor)))
+    """Return the devices of file systems that are in memory."""
+    numbers = (fields[2].split(":") for fields, kind, _ in mounts() if kind in ("tmpfs", "ramfs"))
+    devices = {os.makedev(int(major), int(minor)) for major, minor in numbers}
     with contextlib.suppress(OSError, AttributeError):
         fd = os.memfd_create("executor-adapter")  # Those have a device of their own, which is not mounted.
         devices.add(os.fstat(fd).st_dev)
