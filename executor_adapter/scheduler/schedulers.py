@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from executor_adapter.config import Stage
 from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.scheduler.base import BaseScheduler
-from executor_adapter.scheduler.binding import Parameters
+from executor_adapter.scheduler.binding import accepts
 
 
 class CollectionScheduler(BaseScheduler):
@@ -60,7 +60,7 @@ class ProcessingScheduler(BaseScheduler):
         """
         metadata = {} if processing_stage is None else {"processing_stage": processing_stage}
         job = Job(job_type="processing", function=function, tool_name=tool_name, metadata=metadata)
-        if data is not None and Parameters(function).accept("data"):
+        if data is not None and accepts(function, "data"):
             job.kwargs["data"] = data
         return await self._add(job, kwargs)
 

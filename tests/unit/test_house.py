@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/process": 1_533,
     "pools/transport": 562,
     "prefect": 6_054,
-    "scheduler": 440,
+    "scheduler": 431,
     "store": 1_710,
     "supervision": 2_481,
     "worker": 1_803,
