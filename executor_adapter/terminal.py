@@ -79,3 +79,7 @@ class SafeConsole(Console):
         """Yield the segments of the renderable, escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(escaped_lines(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError, as any other output does: rich would end the program, with a code of its own."""
+        raise

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import IO, Any, Self, cast
 
 from rich.console import Console, Group
@@ -66,9 +65,7 @@ class ProgressBar:
         _display.add(self)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _display.remove(self, self.plain() if self._summary else None)
 
     def plain(self) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import re
+import sys
 import threading
 import time
 
@@ -133,3 +135,15 @@ def test_two_bars_share_one_display(capsys: pytest.CaptureFixture[str]) -> None:
         shown = progress_module._display._render()  # noqa: SLF001
         assert [line.plain.split()[0] for line in shown.renderables if isinstance(line, Text)] == ["outer", "inner"]
     assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == ["inner", "outer"]
+
+
+def test_a_bar_whose_reader_has_left_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`program 2>&1 | head -1`: the summary of a bar that nobody reads does not end the program."""
+
+    class WithoutReader(io.StringIO):
+        def write(self, text: str, /) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", WithoutReader())
+    with ProgressBar("fetch", lambda: ProgressCounts(done=1)):
+        pass
