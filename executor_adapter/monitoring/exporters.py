@@ -50,17 +50,17 @@ def export_metrics(executor: Open, settings: MonitoringSettings, supervisor: Sup
         raise ConfigurationError(
             f"monitoring.{key} needs prometheus-client ({error}): pip install 'prefect-executor-adapter[metrics]'"
         ) from None
-    watched, metrics, on_closed = _WeakExecutor(executor, supervisor), prometheus.metrics, supervisor.thread.on_closed
+    watched, metrics = _WeakExecutor(executor, supervisor), prometheus.metrics
     supervisor.tracker.observers.append(metrics.on_transition)
     metrics.executors.add(watched)
-    on_closed.append(functools.partial(metrics.executors.discard, watched))
+    supervisor.thread.on_closed.append(functools.partial(metrics.executors.discard, watched))
     if settings.default_registry:
         metrics.show_in_default_registry()
     if settings.metrics_port is None:
         return None
     shown_at = port.metrics_at(settings.metrics_host, settings.metrics_port)
-    shown_at.add(watched)
-    on_closed.append(functools.partial(shown_at.remove, watched))
+    shown_at.open()
+    supervisor.thread.on_closed.append(shown_at.close)
     return shown_at
 
 

@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -102,11 +102,8 @@ class HealthMonitor:
         self._min_jobs = min_jobs
         self._on_alert = tuple(on_alert)
         self._clock = clock
-        self._stuck: set[Job] = set()
-        self._rate_is_high = False
-        self._memory_is_low = False
-        self._near: Set[tuple[Job, str, int]] = set()
-        """The limits that were near at the last look, by job, limit and attempt."""
+        self._known: dict[AlertKind, Collection[object]] = {}
+        """What was wrong at the last look for each kind."""
         self._check_at = -math.inf
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -115,49 +112,53 @@ class HealthMonitor:
     def check(self) -> list[Alert]:
         """Check once, and return the new alerts, which have been logged and passed to `on_alert`."""
         stats = self._watched.stats(window=self.settings.window)
-        alerts = [*self._near_limits(), *self._stuck_jobs(), *self._high_failure_rate(stats), *self._low_memory(stats)]
-        for alert in alerts:
-            self._raise_alert(alert)
-        return alerts
+        return [
+            *self._raise_new(AlertKind.NEAR_LIMIT, self._near_limits()),
+            *self._raise_new(AlertKind.STUCK_JOB, self._stuck_jobs()),
+            *self._raise_new(AlertKind.HIGH_FAILURE_RATE, self._high_failure_rate(stats)),
+            *self._raise_new(AlertKind.LOW_MEMORY, self._low_memory(stats)),
+        ]
 
-    def _near_limits(self) -> Iterator[Alert]:
-        share, now = self._watched.config.monitoring.near_limit or 1.0, self._clock()
-        found = {(near.job, near.limit, near.attempt): near for near in self._watched.near_limits()}
-        known, self._near = self._near, found.keys()
-        for near in (near for key, near in found.items() if key not in known):
-            kind, used = AlertKind.NEAR_LIMIT, near.used / near.of
-            yield Alert(kind=kind, message=str(near), value=used, limit=share, job=near.job, at=now)
+    # --- what is wrong now: each alert with what tells it apart from others of its kind ---
 
-    def _stuck_jobs(self) -> Iterator[Alert]:
+    def _near_limits(self) -> Iterator[tuple[object, Alert]]:
+        kind, share = AlertKind.NEAR_LIMIT, self._watched.config.monitoring.near_limit or 1.0
+        for near in self._watched.near_limits():
+            used = near.used / near.of
+            alert = Alert(kind=kind, message=str(near), value=used, limit=share, job=near.job, at=self._clock())
+            yield (near.job, near.limit, near.attempt), alert
+
+    def _stuck_jobs(self) -> Iterator[tuple[object, Alert]]:
         now, limit = self._clock(), self.settings.stuck_after
-        running = {job: now - job.started_at.timestamp() for job in self._watched.running() if job.started_at}
-        stuck = {job for job, seconds in running.items() if seconds > limit}
-        fresh, self._stuck = stuck - self._stuck, stuck
-        for job in fresh:
-            message = f"job {job.job_id} has been running for {running[job]:.0f} s, more than {limit:.0f} s"
-            yield Alert(kind=AlertKind.STUCK_JOB, message=message, value=running[job], limit=limit, job=job, at=now)
+        for job in self._watched.running():
+            if job.started_at is not None and (lasts := now - job.started_at.timestamp()) > limit:
+                message = f"job {job.job_id} has been running for {lasts:.0f} s, more than {limit:.0f} s"
+                yield job, Alert(kind=AlertKind.STUCK_JOB, message=message, value=lasts, limit=limit, job=job, at=now)
 
-    def _high_failure_rate(self, stats: ExecutorStats | None) -> Iterator[Alert]:
-        limit = self.settings.failure_rate
+    def _high_failure_rate(self, stats: ExecutorStats | None) -> Iterator[tuple[object, Alert]]:
+        kind, limit = AlertKind.HIGH_FAILURE_RATE, self.settings.failure_rate
         rate = None if stats is None or stats.window_jobs < self._min_jobs else stats.failure_rate
-        was_high, self._rate_is_high = self._rate_is_high, rate is not None and rate > limit
-        if rate is not None and self._rate_is_high and not was_high:
+        if rate is not None and rate > limit:
             window = f"the last {self.settings.window:.0f} s"
             message = f"{rate:.0%} of the jobs that ended within {window} failed, more than {limit:.0%}"
-            yield Alert(kind=AlertKind.HIGH_FAILURE_RATE, message=message, value=rate, limit=limit, at=self._clock())
+            yield kind, Alert(kind=kind, message=message, value=rate, limit=limit, at=self._clock())
 
-    def _low_memory(self, stats: ExecutorStats | None) -> Iterator[Alert]:
-        was_low, self._memory_is_low = self._memory_is_low, stats is not None and stats.waits_for_memory
-        if stats is not None and self._memory_is_low and not was_low:
+    def _low_memory(self, stats: ExecutorStats | None) -> Iterator[tuple[object, Alert]]:
+        if stats is not None and stats.waits_for_memory:
+            kind = AlertKind.LOW_MEMORY
             total, left = stats.memory_limit_bytes or 1, stats.memory_left_bytes or 0
             figures = f"{size_text(left)} of {size_text(total)} are left, and {stats.jobs_pending} jobs wait"
-            yield Alert(
-                kind=AlertKind.LOW_MEMORY,
-                message=f"memory is short: {figures}",
-                value=1 - left / total,
-                limit=1 - MemoryLevel("", total, left).high_margin / total,
-                at=self._clock(),
-            )
+            message, limit = f"memory is short: {figures}", 1 - MemoryLevel("", total, left).high_margin / total
+            yield kind, Alert(kind=kind, message=message, value=1 - left / total, limit=limit, at=self._clock())
+
+    def _raise_new(self, kind: AlertKind, wrong: Iterable[tuple[object, Alert]]) -> list[Alert]:
+        """Raise and return the alerts of what was not wrong at the last look for this kind."""
+        found, known = dict(wrong), self._known.get(kind, ())
+        self._known[kind] = set(found)
+        new = [alert for key, alert in found.items() if key not in known]
+        for alert in new:
+            self._raise_alert(alert)
+        return new
 
     def _raise_alert(self, alert: Alert) -> None:
         level = logging.ERROR if alert.kind is AlertKind.HIGH_FAILURE_RATE else logging.WARNING
@@ -175,8 +176,7 @@ class HealthMonitor:
                 self._check_at = now + self.settings.interval
                 self.check()
             else:
-                for alert in self._near_limits():
-                    self._raise_alert(alert)
+                self._raise_new(AlertKind.NEAR_LIMIT, self._near_limits())
         except Exception:
             logger.exception("a health check failed")
         return max(0.0, min(LOOK_INTERVAL, self._check_at - time.monotonic()))

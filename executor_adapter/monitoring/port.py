@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import make_wsgi_app, start_http_server
@@ -24,20 +24,12 @@ from executor_adapter.monitoring import prometheus
 logger = logging.getLogger("executor_adapter.metrics")
 
 
-class Checked(Protocol):
-    """An executor whose health the port shows."""
-
-    def stuck(self) -> list[str]: ...
-
-    def unready(self) -> list[str]: ...
-
-
 class MetricsPort:
-    """Serves the metrics of the process, and the health of executors while any of them is open."""
+    """Serves the metrics of the process and the health of its executors, while one that wants it is open."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._registry = prometheus.metrics.registry
-        self._executors: set[Checked] = set()
+        self._metrics = prometheus.metrics
+        self._users = 0
         self._host = host
         self._port = port
         self._lock = threading.Lock()
@@ -48,13 +40,13 @@ class MetricsPort:
         """The URL of the metrics; None while they are not served."""
         return None if self._server is None else f"http://{self._host}:{self._server.server_port}/metrics"
 
-    def add(self, executor: Checked) -> None:
-        """Serve this executor too. A port that is taken is logged as an error; jobs run without metrics."""
+    def open(self) -> None:
+        """Serve for one executor more. A port that is taken is logged as an error; jobs run without metrics."""
         with self._lock:
-            self._executors.add(executor)
+            self._users += 1
             if self._server is None:
                 try:
-                    self._server, _ = start_http_server(self._port, self._host, self._registry)
+                    self._server, _ = start_http_server(self._port, self._host, self._metrics.registry)
                     self._server.set_app(self._answer)
                 except OSError as error:
                     message = "cannot serve metrics at %s:%d: %s: free the port, or set monitoring.metrics_port"
@@ -65,11 +57,11 @@ class MetricsPort:
         if self._server is not None:
             self._server.socket.close()
 
-    def remove(self, executor: Checked) -> None:
-        """Stop serving this executor, and close the port after the last one."""
+    def close(self) -> None:
+        """Serve for one executor less, and after the last one no more."""
         with self._lock:
-            self._executors.discard(executor)
-            server = None if self._executors else self._server
+            self._users -= 1
+            server = None if self._users else self._server
             if server is not None:
                 self._server = None
         if server is not None:
@@ -77,14 +69,14 @@ class MetricsPort:
             server.server_close()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        executors = tuple(self._executors)
+        executors = tuple(self._metrics.executors)
         match environ["PATH_INFO"]:
             case "/live":
                 checks = [executor.stuck for executor in executors]
             case "/ready":
                 checks = [check for executor in executors for check in (executor.stuck, executor.unready)]
             case _:
-                metrics: Iterable[bytes] = make_wsgi_app(self._registry)(environ, start_response)
+                metrics: Iterable[bytes] = make_wsgi_app(self._metrics.registry)(environ, start_response)
                 return metrics
         # Side by side: each may take its whole time, and a probe waits for one such time only.
         with ThreadPoolExecutor(len(checks) or 1) as asking:
@@ -104,12 +96,13 @@ def metrics_at(host: str, port: int) -> MetricsPort:
 
 
 def _leave_to_parent() -> None:
-    """Forget the ports and their executors in a forked process: they are the parent's."""
+    """Forget in a forked process the ports, the executors and what was counted: they are the parent's."""
     global _ports_lock
     _ports_lock = threading.Lock()
     for port in _ports.values():
         port.leave_to_parent()
     _ports.clear()
+    prometheus.metrics.start_anew()
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,7 +17,6 @@ Needs prometheus-client: the extra `metrics`.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -35,10 +34,17 @@ MAX_LABEL_VALUES = 100
 """Different values of a label; further ones count as "other", because each adds a time series forever."""
 
 
-class Measured(Protocol):
-    """Something whose figures are exported; its stats are None once it is closed."""
+class Watched(Protocol):
+    """An executor whose figures and health are shown."""
 
-    def stats(self) -> ExecutorStats | None: ...
+    def stats(self) -> ExecutorStats | None:
+        """Return its figures; None once it is closed."""
+
+    def stuck(self) -> list[str]:
+        """Return why it does nothing any more."""
+
+    def unready(self) -> list[str]:
+        """Return what else it needs to work."""
 
 
 class JobLabels(NamedTuple):
@@ -59,8 +65,8 @@ class JobMetrics(Collector):
 
     def start_anew(self) -> None:
         """Count from zero, as in a forked process: the executors and counts by then are its parent's."""
-        self.executors: set[Measured] = set()
-        """Whose figures the gauges show."""
+        self.executors: set[Watched] = set()
+        """Whose figures the gauges show, and whose health each port."""
         self._names: set[str] = set()
         labels = JobLabels._fields
         with_code = (*labels, "error_code")
@@ -141,6 +147,3 @@ def _figures(stats: list[ExecutorStats]) -> dict[str, tuple[str, float | None]]:
 
 metrics = JobMetrics()
 """The metrics of this process, which counts each of its jobs once, wherever they are shown."""
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=metrics.start_anew)
