@@ -215,6 +215,16 @@ def test_a_file_that_cannot_be_used_is_said_once(path: Path, what: str, caplog: 
     assert outbox.stored == 3
 
 
+def test_a_file_that_could_not_be_read_once_is_not_asked_for_ever(path: Path, mocker: MockerFixture) -> None:
+    """Once it can be read again, and holds nothing of others, the mirror has nothing to wait for."""
+    outbox = outbox_of(file := OutboxFile("server", path))
+    outbox.is_heir = True
+    refused = mocker.patch.object(file, "take_over", side_effect=OSError("the disk is away"))
+    assert (outbox.take(10, inherits=True), outbox.is_heir) == ([], True)
+    mocker.stop(refused)
+    assert (outbox.take(10, inherits=True), outbox.is_heir) == ([], False)
+
+
 def test_a_file_that_was_removed_is_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Final states that are missing when their mirror reads them again are counted and logged."""
     outbox = outbox_of(OutboxFile("server", path))

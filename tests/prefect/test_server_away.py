@@ -20,7 +20,7 @@ from executor_adapter.prefect import MirrorReport, PrefectMirror
 from executor_adapter.prefect.mirror.events import StateEvent
 from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
 from executor_adapter.prefect.mirror.server import server_name
-from executor_adapter.prefect.mirror.timeline import JobHistory
+from executor_adapter.prefect.mirror.timeline import JobHistory, UnsentChanges
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import FakeCloud, at_cloud
 from tests.prefect.fake_server import FakeServer
@@ -227,6 +227,29 @@ def test_a_file_that_fails_in_an_unknown_way_is_tried_again(
         wait_for(lambda: len(jobs_in(tmp_path / "outbox.db")) == 10)
         assert len(mirror.close(timeout=0.1).kept) == 10
     assert caplog.text.count("for a moment") == 1
+
+
+def test_an_error_while_states_are_taken_for_the_file_is_said_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread that writes states to the file lives on."""
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.STORE_INTERVAL", 0.01)
+    real = UnsentChanges.take_finished
+    errors = iter([RuntimeError("for a moment")])
+
+    def fail_once(unsent: UnsentChanges, *args: Any) -> Any:
+        for error in errors:
+            raise error
+        return real(unsent, *args)
+
+    monkeypatch.setattr(UnsentChanges, "take_finished", fail_once)
+    url = f"http://127.0.0.1:{free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db"))
+        run_mirrored(mirror, jobs(10, "taken"))
+        wait_for(lambda: len(jobs_in(tmp_path / "outbox.db")) == 10)
+        mirror.close(timeout=0.1)
+    assert caplog.text.count("RuntimeError: for a moment") == 1
 
 
 def test_a_server_that_is_far_behind_gets_all_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,6 @@ from executor_adapter.job import Job, Transition
 from executor_adapter.prefect.mirror.events import (
     Change,
     FlowRunFacts,
-    StateEvent,
     announce_flow_run,
     current_flow_run_id,
     flow_run_facts,
@@ -188,7 +187,7 @@ class SenderThread:
         self._given_file = file
         self._lock = threading.Lock()
         """Held by the thread except while it waits; guards the sender and the unsent changes."""
-        self.sender = EventSender(self._next_events, self._lock)
+        self.sender = EventSender(lambda limit: unsent.next_events(limit, self._flow), self._lock)
         """Sends the events; any thread may read its totals."""
         self.outbox = self.sender.outbox
         self._wake = threading.Event()
@@ -283,7 +282,7 @@ class SenderThread:
         self._lock, self._start_lock = threading.Lock(), threading.Lock()  # The parent's threads may hold the others.
         self._closed, self._wake = threading.Event(), threading.Event()
         self._closed.set()
-        self.outbox.file.leave_to_parent()
+        self.outbox.file.drop_lock()
 
     # --- the thread itself ---
 
@@ -294,9 +293,6 @@ class SenderThread:
     @property
     def _is_busy(self) -> bool:
         return (self.outbox.is_heir and not self._unsent.is_hurried) or self._has_own_events or not self.sender.is_idle
-
-    def _next_events(self, limit: int) -> list[StateEvent]:
-        return self._unsent.next_events(limit, self._flow)
 
     def _run(self) -> None:
         while not self.is_closed:
@@ -349,10 +345,13 @@ class SenderThread:
         Those that are in flight stay in memory too. The lock is released now and then, since others wait for it.
         """
         while not self._closed.wait(STORE_INTERVAL):
-            with self._lock:
-                self.outbox.back_up(event for event in self.sender.unrecorded() if event.row is None)
-            while self._store_some():
-                pass
+            try:
+                with self._lock:
+                    self.outbox.back_up(event for event in self.sender.unrecorded() if event.row is None)
+                while self._store_some():
+                    pass
+            except Exception:
+                logger.exception("cannot write job states to %s; retrying", self.outbox.file.path)
 
     def _store_some(self) -> bool:
         """Move the oldest finished task runs from memory to the file; return whether there may be more."""
@@ -489,11 +488,9 @@ class PrefectMirror:
         """
         started_at = time.monotonic()
         ends_at = None if timeout is None else started_at + timeout
-        limit = (
-            f"given up after {self._stall_timeout:g} s without progress"
-            if timeout is None
-            else f"for at most {timeout:g} s"
-        )
+        limit = f"given up after {self._stall_timeout:g} s without progress"
+        if timeout is not None:
+            limit = f"for at most {timeout:g} s"
         notice_at = started_at + min(FIRST_NOTICE, NOTICE_INTERVAL)
         self._thread.start()
         while not self._thread.is_done() and not self._is_given_up(started_at, ends_at):

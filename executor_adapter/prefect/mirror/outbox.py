@@ -145,11 +145,10 @@ class OutboxFile:
                     _free(database, self._owner)
                 self._lock_path(self._owner).unlink(missing_ok=True)
             finally:
-                self._lock.close()
-                self._lock = None
+                self.drop_lock()
 
-    def leave_to_parent(self) -> None:
-        """Drop the lock in a forked child: it would hold it for as long as it lives, and else release its parent's."""
+    def drop_lock(self) -> None:
+        """Drop the lock, as a forked child must: it would hold it for as long as it lives."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -279,7 +278,7 @@ class Outbox:
         self.has_failed = False
         """Whether the file could not be used last time, and this was said."""
         self._failing_since: float | None = None
-        """The monotonic time of the first of the failures since something was written last."""
+        """The monotonic time of the first of the failures since the file could last be used."""
         self.is_closed = False
         """Whether all that is in the file is the next mirror's."""
         self._source = source
@@ -366,7 +365,7 @@ class Outbox:
         while part := list(itertools.islice(left, MAX_TRANSACTION_EVENTS)):
             if self._tries(functools.partial(self.file.write, is_held=is_held), part) is None:
                 return False
-            self.has_failed, self._failing_since = False, None
+            self.has_failed = False
         return True
 
     def _read(self, limit: int) -> list[StateEvent]:
@@ -380,7 +379,7 @@ class Outbox:
     def _tries(self, work: Callable[..., Any], *args: Any) -> Any:
         """Return `work(*args)`; None if the file cannot be used, which is logged once, or if others hold it long."""
         try:
-            return work(*args)
+            done = work(*args)
         except Exception as error:  # Whatever it is, the events are still in memory.
             self._failing_since = self._failing_since or time.monotonic()
             waited = time.monotonic() - self._failing_since + self.file.busy_timeout
@@ -388,6 +387,8 @@ class Outbox:
                 self.has_failed = True
                 logger.error("cannot use %s for final states that the server does not take: %s", self.file.path, error)
             return None
+        self._failing_since = None
+        return done
 
 
 def _finals(events: Iterable[StateEvent]) -> int:
