@@ -23,11 +23,11 @@ from executor_adapter.job.pool_names import PoolName
 from executor_adapter.job.status import TERMINAL
 from executor_adapter.job.transition import Transition
 from executor_adapter.job.validation import ToolLimit
-from executor_adapter.store import JobStore
+from executor_adapter.store import JobStore, StoreUnavailableError
 from tests.stress import functions
 from tests.stress.executors import KINDS, OnPurposeError, settings
 from tests.stress.outcomes import outcomes
-from tests.stress.plan import CANCELLING, SHUTDOWNS, ExecutorPlan, JobPlan, Step
+from tests.stress.plan import CANCELLING, SHORT_LEASE, SHUTDOWNS, ExecutorPlan, JobPlan, Step
 from tests.stress.scene import Common, Watch
 
 
@@ -84,19 +84,25 @@ class Run:
         assert self.executor is not None
         match self.plan.end:
             case "with":
-                with self.executor:
+                with contextlib.suppress(*self._refusals), self.executor:
                     self._steps()
             case "with, by an exception":
-                with contextlib.suppress(OnPurposeError), self.executor:
+                with contextlib.suppress(OnPurposeError, *self._refusals), self.executor:
                     self._steps()
                     raise OnPurposeError("a block")
             case "async with":
-                asyncio.run(self._within_async())
+                with contextlib.suppress(*self._refusals):
+                    asyncio.run(self._within_async())
             case end:
                 if self.common.scene.url is not None:
-                    self.executor.recover()
+                    self.recover()
                 self._steps()
                 self._end(end)
+
+    @property
+    def _refusals(self) -> tuple[type[Exception], ...]:
+        """The errors with which the store may refuse those who wait for it: a stopped program may hold it for long."""
+        return (StoreUnavailableError,) if self.plan.settings["lease"] == SHORT_LEASE else ()
 
     async def _within_async(self) -> None:
         assert self.executor is not None
@@ -351,7 +357,8 @@ class Run:
     def release(self) -> None:
         assert self.executor is not None
         for job in self.executor.quarantined():
-            self.executor.release(job.job_id)
+            with contextlib.suppress(*self._refusals):
+                self.executor.release(job.job_id)
 
     def drop_garbage(self) -> None:
         gc.collect()
@@ -400,7 +407,7 @@ class Run:
 
     def recover(self) -> None:
         assert self.executor is not None
-        with contextlib.suppress(ExecutorClosedError):
+        with contextlib.suppress(ExecutorClosedError, *self._refusals):
             self.executor.recover()
 
     def fork_child(self) -> None:
