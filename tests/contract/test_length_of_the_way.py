@@ -21,6 +21,8 @@ import pytest
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
+from executor_adapter.pools.in_process.call import bind
+from executor_adapter.pools.transport.envelope import returned
 from tests.insides import is_asleep, supervisor_of
 from tests.waiting import wait_for
 
@@ -149,6 +151,12 @@ def test_a_worker_makes_few_calls_a_job() -> None:
             if pid == counted_in:
                 counts.append(after - before)
     hold("process", {"worker": min(counts) / BURST})
+
+
+def test_no_object_is_made_for_arguments_and_results_that_are_not_there() -> None:
+    """Each object that a job keeps is one more for the garbage collector, which took a third of a thread job's CPU."""
+    assert bind(Job(function=nothing)) is nothing
+    assert returned(None) is returned(None)
 
 
 def hold(pool: str, figures: dict[str, float]) -> None:

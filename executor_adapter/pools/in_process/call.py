@@ -59,7 +59,7 @@ def bind(job: Job) -> Callable[[], Any]:
         InvalidJobError: the function cannot be imported.
     """
     function = resolve(job.function)
-    return functools.partial(function, *job.args, **job.kwargs)
+    return functools.partial(function, *job.args, **job.kwargs) if job.args or job.kwargs else function
 
 
 def call_in_job(

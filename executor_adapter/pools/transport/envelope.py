@@ -160,7 +160,8 @@ _ENDINGS = {wire.RETURNED: Ending.RETURNED, wire.RAISED: Ending.RAISED, wire.UNS
 
 def returned(value: Any) -> Outcome:
     """Return the outcome of a function of this process that returned."""
-    return Outcome(Ending.RETURNED, None, values.records_in(value) if type(value) is dict else None, Body(value))
+    records = values.records_in(value) if type(value) is dict else None
+    return _RETURNED_NONE if value is None else Outcome(Ending.RETURNED, None, records, Body(value))
 
 
 def raised(error: BaseException) -> Outcome:
@@ -201,7 +202,11 @@ def received(kind: int, flags: int, body: bytes, fd: int, job_id: str) -> Outcom
     file = None
     if flags & wire.IN_FILE:
         if fd < 0:
-            return failed(_lost_file(), Ending.UNSENDABLE)
+            text = (
+                f"the result is of {values.MIN_MEMORY_FILE_BYTES} bytes or more, and no file descriptor is left for "
+                "it: raise the limit (ulimit -n), or return less"
+            )
+            return failed(JobSerializationError(text), Ending.UNSENDABLE)
         file = values.MemoryFile(fd, body)
     if kind == wire.RETURNED:
         return Outcome(Ending.RETURNED, None, known, Body(frame=body, file=file, job_id=job_id))
@@ -220,10 +225,3 @@ def packed(outcome: Outcome) -> tuple[int, int, bytes]:
     if facts is None:
         return kind, flags, body.frame
     return kind, flags | wire.FACTS, pickle.dumps(facts, 5) + body.frame
-
-
-def _lost_file() -> JobSerializationError:
-    return JobSerializationError(
-        f"the result is of {values.MIN_MEMORY_FILE_BYTES} bytes or more, and no file descriptor is left for it: "
-        "raise the limit (ulimit -n), or return less"
-    )
