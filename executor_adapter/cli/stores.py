@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 from executor_adapter.cli.output import CUT
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.job import seconds_in
 from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError, open_store
 
 StoreOption = Annotated[
@@ -24,14 +24,12 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="The configuration; default: config.yaml here.")
 ]
 
-_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
 MAX_AGE_SECONDS = 1e10
 """Three centuries."""
 MAX_NAMED = 3
 """Jobs that a message names where part of an id matches several."""
 FIRST_PAGE = 100
 """Jobs in the first page when ids are searched; each further page is ten times as large."""
-_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def store_url(store: str | None, config: Path | None) -> str | None:
@@ -133,10 +131,9 @@ def duration_seconds(text: str) -> float:
     Raises:
         typer.BadParameter: `text` is not a duration.
     """
-    match = _AGE.fullmatch(text.strip())
-    if match is None:
+    seconds = seconds_in(text)
+    if seconds is None:
         raise typer.BadParameter(f"{text!r} is not a duration: give 90s, 15m, 2h or 7d")
-    seconds = float(match[1]) * _UNITS[match[2]]
     if seconds > MAX_AGE_SECONDS:
         raise typer.BadParameter(f"{text[:20]!r} is too long: give 90s, 15m, 2h or 7d")
     return seconds

@@ -13,7 +13,6 @@ from executor_adapter.job.html import html_table as html_table
 from executor_adapter.job.ids import uuid7 as uuid7
 from executor_adapter.job.live_state import JobState as JobState
 from executor_adapter.job.mistakes import Model as Model
-from executor_adapter.job.mistakes import call_text as call_text
 from executor_adapter.job.mistakes import did_you_mean as did_you_mean
 from executor_adapter.job.mistakes import nearest as nearest
 from executor_adapter.job.mistakes import rule_text as rule_text
@@ -79,5 +78,6 @@ from executor_adapter.job.validation import check_age as check_age
 from executor_adapter.job.validation import check_count as check_count
 from executor_adapter.job.validation import check_max_workers as check_max_workers
 from executor_adapter.job.validation import check_timeout as check_timeout
+from executor_adapter.job.validation import seconds_in as seconds_in
 from executor_adapter.job.validation import size_text as size_text
 from executor_adapter.job.validation import storable as storable

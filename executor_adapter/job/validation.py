@@ -27,15 +27,15 @@ def seconds_only(value: Any) -> Any:
     """Return the value, but refuse bools, and durations as text or timedelta: the message gives their seconds."""
     if type(value) is float or type(value) is int:
         return value
-    seconds = value.total_seconds() if isinstance(value, timedelta) else _seconds_in(value)
+    seconds = value.total_seconds() if isinstance(value, timedelta) else seconds_in(value)
     if seconds is not None:
         message = "must be a number of seconds: give {seconds}"
         raise PydanticCustomError("seconds", message, {"seconds": f"{seconds:.10g}"})
     return no_bool(value)
 
 
-def _seconds_in(value: Any) -> float | None:
-    """Return the seconds of a text such as "5m" or "2 hours"; None where it is anything else."""
+def seconds_in(value: Any) -> float | None:
+    """Return the seconds of a text such as "5m", "2 hours" or "7d"; None where it is anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value) if isinstance(value, str) else None
     if match is None:
         return None
@@ -45,7 +45,7 @@ def _seconds_in(value: Any) -> float | None:
 
 
 _UNITS_OF_TIME = {"ms": 0.001, "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60} | {
-    "h": 3600, "hour": 3600, "d": 86400, "day": 86400
+    "h": 3600, "hour": 3600, "d": 86400, "day": 86400, "w": 604_800, "week": 604_800
 }  # fmt: skip
 
 
