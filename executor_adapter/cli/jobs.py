@@ -135,7 +135,6 @@ def note_on(record: JobRecord, gone: frozenset[str]) -> str:
 
 def row(record: JobRecord, gone: frozenset[str]) -> list[Any]:
     """Return the cells of a job in `jobs list`."""
-    error = "" if record.error_code is None else f"{record.error_code}: {first_line(record.error_message)}"
     return [
         record.job_id,
         status_text(record.status, note_on(record, gone)),
@@ -145,13 +144,13 @@ def row(record: JobRecord, gone: frozenset[str]) -> list[Any]:
         record.attempt or "",
         clock_time(record.created_at),
         seconds(record.duration),
-        error,
+        error_line(record),
     ]
 
 
-def first_line(text: str | None) -> str:
-    """Return the first line of a text, or nothing."""
-    return (text or "").partition("\n")[0]
+def error_line(failed: JobRecord | Attempt) -> str:
+    """Return the code of the last error with the first line of its message; nothing where there was none."""
+    return "" if failed.error_code is None else f"{failed.error_code}: {failed.error_message or ''}".partition("\n")[0]
 
 
 @app.command()
@@ -214,11 +213,9 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
     table.columns[-1].no_wrap = False
     for attempt in attempts:
         peak = "" if attempt.peak_rss is None else f"{attempt.peak_rss / (1 << 20):.0f} MiB"
-        failed = f"{attempt.error_code}: {first_line(attempt.error_message)}"
-        how = "completed" if attempt.error_code is None else failed
         pool = attempt.pool if attempt.node is None else f"{attempt.pool} on {attempt.node}"
         cells = [attempt.number, pool, attempt.pid or "", seconds(attempt.queue_seconds)]
-        cells += [seconds(attempt.run_seconds), seconds(attempt.kill_seconds), peak, how]
+        cells += [seconds(attempt.run_seconds), seconds(attempt.kill_seconds), peak, error_line(attempt) or "completed"]
         table.add_row(*map(str, cells))
     console().print(table)
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption, first_line, note_on
+from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption, error_line, note_on
 from executor_adapter.cli.output import (
     STYLES,
     JsonOption,
@@ -28,7 +28,7 @@ from executor_adapter.cli.waits import jobs_of_gone_hosts
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import TERMINAL, JobStatus
 from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError
-from executor_adapter.terminal import SafeText, escaped
+from executor_adapter.terminal import SafeText
 
 COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "FOR", "PROGRESS")
 MAX_RECENT = 5
@@ -72,32 +72,31 @@ def read_frame(store: JobStore, wanted: JobFilter, lines: int) -> Frame:
 
 
 def render(frame: Frame, width: int) -> Group:
-    """Draw a frame for a screen of `width` columns: counts, live jobs, and those that ended last."""
+    """Draw a frame for a screen of `width` columns: counts, and a table of live jobs and of those that ended last."""
     head = SafeText()
     for status, count in frame.counts.items():
         head.append(f"{count:,} {status}   ", style=STYLES[status] if count else "dim")
-    ids = [record.job_id for record in (*frame.live, *frame.recent)]
-    ends = dict(zip(ids, ends_of(ids), strict=True))
-    parts: list[Any] = [head, SafeText()]
-    if frame.live:
-        rows = [_live_row(record, ends[record.job_id], frame) for record in frame.live]
-        parts.append(fitting_table(COLUMNS, rows, width, essential=1) or SafeText("the terminal is too narrow"))
+    records = [*frame.live, *frame.recent]
+    names = ends_of([record.job_id for record in records])
+    rows = [_row(record, name, frame) for record, name in zip(records, names, strict=True)]
+    table = fitting_table(COLUMNS, rows, width, essential=1) if rows else SafeText()
     hidden = frame.total_live - len(frame.live)
-    parts.append(SafeText(f"and {hidden:,} more" if hidden > 0 else "", style="dim"))
-    parts += [_ended_line(record, ends[record.job_id]) for record in frame.recent]
-    return Group(*parts)
+    more = SafeText(f"and {hidden:,} more" if hidden > 0 else "", style="dim")
+    return Group(head, SafeText(), table or SafeText("the terminal is too narrow"), more)
 
 
-def _live_row(record: JobRecord, name: str, frame: Frame) -> list[Any]:
-    lasts = seconds(frame.at - (record.started_at or record.created_at))
-    cells = [record.job_type, record.tool_name, record.attempt or "", lasts]
-    return [name, status_text(record.status, note_on(record, frame.gone)), *cells, _progress(record)]
+def _row(record: JobRecord, name: str, frame: Frame) -> list[Any]:
+    has_ended = record.status in TERMINAL
+    lasts = record.duration if has_ended else frame.at - (record.started_at or record.created_at)
+    status = status_text(record.status, "" if has_ended else note_on(record, frame.gone))
+    return [name, status, record.job_type, record.tool_name, record.attempt or "", seconds(lasts), _progress(record)]
 
 
 def _progress(record: JobRecord) -> SafeText:
+    """Return how far a job is, or the error with which its last attempt ended."""
     progress = record.progress
-    if record.status is JobStatus.RETRYING:
-        return SafeText(f"{record.error_code}: {first_line(record.error_message)}", style="yellow")
+    if record.status in TERMINAL or record.status is JobStatus.RETRYING:
+        return SafeText(error_line(record), style=STYLES[record.status])
     if progress is None:
         return SafeText()
     if not progress.total:
@@ -106,14 +105,6 @@ def _progress(record: JobRecord) -> SafeText:
     bar = "━" * round(10 * done)
     line = SafeText(f"{done:4.0%} ").append(bar, style="cyan").append("━" * (10 - len(bar)), style="dim")
     return line.append(f" {progress.message}")
-
-
-def _ended_line(record: JobRecord, name: str) -> SafeText:
-    line = SafeText(f"{name}  ", style="dim", no_wrap=True, overflow="ellipsis").append(status_text(record.status))
-    line.append(f"  {escaped(record.job_type)} {escaped(record.tool_name or '')} {seconds(record.duration)}")
-    if record.error_code is not None:
-        line.append(f"  {record.error_code}: {first_line(record.error_message)}", style="red")
-    return line
 
 
 def watch(

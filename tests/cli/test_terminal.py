@@ -62,7 +62,7 @@ def test_in_a_narrow_terminal_jobs_are_told_apart_by_the_ends_of_their_ids(home:
         rows = (
             r"^…00000003 +failed",
             r"^…00000002 +running +collection +rest-flights +1 .* 25% ━+",
-            r"^…00000001 +failed +collection rest-flights 10.0 s +DATA_ERROR: a lo",
+            r"^…00000001 +failed +collection +rest-flights +1? +10.0 s +DATA_ERROR: a lo",
         )
         pane.wait_for(lambda text: all(re.search(row, text, re.MULTILINE) for row in rows))
         pane.press("C-c")
