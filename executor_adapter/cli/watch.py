@@ -73,16 +73,16 @@ def read_frame(store: JobStore, wanted: JobFilter, lines: int) -> Frame:
 
 def render(frame: Frame, width: int) -> Group:
     """Draw a frame for a screen of `width` columns: counts, and a table of live jobs and of those that ended last."""
-    head = SafeText()
-    for status, count in frame.counts.items():
-        head.append(f"{count:,} {status}   ", style=STYLES[status] if count else "dim")
+    counts = [(f"{count:,} {status}", STYLES[status] if count else "dim") for status, count in frame.counts.items()]
     records = [*frame.live, *frame.recent]
     names = ends_of([record.job_id for record in records])
     rows = [_row(record, name, frame) for record, name in zip(records, names, strict=True)]
-    table = fitting_table(COLUMNS, rows, width, essential=1) if rows else SafeText()
+    table: Any = SafeText()
+    if rows:
+        table = fitting_table(COLUMNS, rows, width, essential=1) or SafeText("the terminal is too narrow")
     hidden = frame.total_live - len(frame.live)
     more = SafeText(f"and {hidden:,} more" if hidden > 0 else "", style="dim")
-    return Group(head, SafeText(), table or SafeText("the terminal is too narrow"), more)
+    return Group(SafeText("   ").join(SafeText(*count) for count in counts), SafeText(), table, more)
 
 
 def _row(record: JobRecord, name: str, frame: Frame) -> list[Any]:

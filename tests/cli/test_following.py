@@ -14,7 +14,7 @@ from rich.console import Console
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.cli import jobs, watch
 from executor_adapter.config import Settings
-from executor_adapter.store import JobStore, LogLine
+from executor_adapter.store import JobFilter, JobStore, LogLine
 from tests.cli.conftest import Command, fill, record
 from tests.waiting import wait_for
 
@@ -88,6 +88,16 @@ class LateClock:
         self.slept.append(seconds)
         if len(self.slept) == 3:
             raise KeyboardInterrupt
+
+
+def test_without_jobs_the_live_view_has_their_counts_alone(store: JobStore) -> None:
+    """A store without jobs is shown as zeros, and not as a terminal that is too narrow for them."""
+    screen = Console(file=io.StringIO(), width=80)
+    with screen.capture() as shown:
+        screen.print(watch.render(watch.read_frame(store, JobFilter(), 10), 80))
+    assert [line for line in shown.get().splitlines() if line.strip()] == [
+        "0 pending   0 running   0 retrying   0 completed   0 failed   0 cancelled"
+    ]
 
 
 def test_frames_that_are_late_do_not_end_the_watch(
