@@ -25,7 +25,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs, wait_until_recorded
 from executor_adapter.prefect.cancellation import flow_end, watcher
-from executor_adapter.prefect.cancellation.watcher import cancelled_runs, watch_flow_run
+from executor_adapter.prefect.cancellation.watcher import flow_run_watcher, watch_flow_run
 from executor_adapter.prefect.runners import engine_threads
 from tests.prefect.conftest import Api, cancel, own_id
 from tests.waiting import PATIENCE, wait_for
@@ -118,7 +118,7 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
 
     def cancel_it() -> None:
         if not below:
-            cancelled_runs.ask()  # So that no poll of before falls between the cancel and the signal.
+            flow_run_watcher.ask()  # So that no poll of before falls between the cancel and the signal.
         cancel(prefect_api, ids[0], "CANCELLING")
         if by_signal:  # As a runner does; the server is asked only because of it.
             signal.raise_signal(signal.SIGINT)
@@ -134,11 +134,11 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
 
     mocker.patch.object(watcher, "POLL_INTERVAL", PATIENCE if by_signal else 0.2)
     mocker.patch.object(flow_end, "INTERRUPT_TIMEOUT", PATIENCE)  # The flow ends by itself, by the jobs or the signal.
-    mocker.patch.object(sys.modules[type(cancelled_runs).__module__], "ASK_TIMEOUT", PATIENCE)
+    mocker.patch.object(sys.modules[type(flow_run_watcher).__module__], "ASK_TIMEOUT", PATIENCE)
     with JobExecutor(2) as executor, pytest.raises(KeyboardInterrupt if by_signal else JobCancelledError):
         run(below)
     mocker.stopall()
-    cancelled_runs.ask()  # From now on the watcher polls as before.
+    flow_run_watcher.ask()  # From now on the watcher polls as before.
     assert {job.error_message for job in jobs} == {"its flow run was cancelled"}
     runs = api.task_runs(ids[-1])
     assert {run["state"]["message"] for run in runs} == {"CANCELLED: its flow run was cancelled"}
@@ -244,8 +244,8 @@ def test_a_program_that_ends_waits_once_for_a_server_that_is_away(mocker: Any) -
     mocker.patch.multiple(flow_end, RECONNECT_INTERVAL=0, QUIET_SECONDS=0, END_TIMEOUT=200)
     mocker.patch.object(flow_end, "time", SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None))
     mocker.patch.object(threading, "main_thread", return_value=SimpleNamespace(is_alive=lambda: False))
-    ending = flow_end.FlowRunEnding(uuid4())
-    ending.begin([ending.flow_run_id, uuid4(), uuid4()])
+    run = flow_end.WatchedFlowRun(uuid4(), {}, threading.Condition())
+    run.begin_end([run.lineage[0], uuid4(), uuid4()])
     for thread in threading.enumerate():
         if thread.name == "cancelled-flow-run":
             thread.join(PATIENCE)

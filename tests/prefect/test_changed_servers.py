@@ -21,7 +21,8 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.executor import sentinel_client
 from executor_adapter.prefect import PrefectMirror, run_jobs
 from executor_adapter.prefect.cancellation import watcher
-from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, watch_flow_run
+from executor_adapter.prefect.cancellation.flow_end import FlowRunWatch
+from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.crashes import sweep
 from executor_adapter.prefect.mirror import events
 from executor_adapter.prefect.mirror.outbox import OutboxFile

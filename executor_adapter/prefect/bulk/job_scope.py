@@ -15,7 +15,7 @@ from prefect.logging.loggers import PrefectLogAdapter, get_logger
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, RetryPolicy, Transition
 from executor_adapter.pools import Assignment
-from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, cancelled_runs
+from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, flow_run_watcher
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message, patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
@@ -113,7 +113,7 @@ class BulkJobScope:
 
     def why_cancelled(self) -> str | None:
         """Return that the flow run was cancelled, where this process knows it."""
-        return FLOW_RUN_CANCELLED if self.flow.flow_run_id in cancelled_runs.ids else None
+        return FLOW_RUN_CANCELLED if self.flow.flow_run_id in flow_run_watcher.cancelled else None
 
     def _payload(self, assignment: Assignment) -> str:
         """Return the JSON for `task_run_scope`, formatted by hand because every attempt needs its own."""

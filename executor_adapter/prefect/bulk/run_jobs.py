@@ -43,7 +43,7 @@ from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pools import lend_slot
 from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
-from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, cancelled_runs
+from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, flow_run_watcher
 from executor_adapter.prefect.engine.threads import run_in_thread
 from executor_adapter.prefect.mirror.mirror import PrefectMirror, remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
@@ -319,7 +319,7 @@ class _BulkRun:
         for _, group in self._shared.values():
             if group is not None:
                 group.remove()  # The job is another call's, and may go on.
-        cancelled_runs.ask()  # The jobs say why they end.
+        flow_run_watcher.ask()  # The jobs say why they end.
         live = [future for future in self._live.values() if future.cancel()]
         try:
             wait(live)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -32,7 +33,7 @@ from executor_adapter.executor import signal_watch
 from executor_adapter.prefect.child.logs import RunLogger
 from executor_adapter.prefect.mirror.events import PERMANENT_ERROR_CODES
 from executor_adapter.prefect.mirror.mirror import RECONNECT_INTERVAL
-from executor_adapter.prefect.mirror.server import ServerApi
+from executor_adapter.prefect.mirror.server import ServerApi, server_name
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -50,21 +51,42 @@ MESSAGE = "Flow run was cancelled."
 _OTHERS = frozenset(StateType) - {StateType.CANCELLING}
 
 
-class FlowRunEnding:
-    """Ends one cancelled flow run.
+@dataclass(eq=False)
+class FlowRunWatch:
+    """One registration of `watch_flow_run`: calls `on_cancel` when the flow run is cancelled."""
 
-    Make it in the flow run. The watches report to it when they open and close; `begin` is called once, on a cancel.
+    run: WatchedFlowRun
+    on_cancel: Callable[[], object]
+    until_flow_ends: bool
+
+    def notify(self) -> None:
+        """Call `on_cancel`; an exception of it is logged."""
+        try:
+            self.on_cancel()
+        except Exception:
+            logger.exception("a flow run was cancelled, but not all of its jobs could be cancelled")
+
+    def close(self) -> None:
+        """End the watch. Closing a watch with `until_flow_ends` reports that the flow run has ended."""
+        self.run.remove(self)
+
+
+class WatchedFlowRun:
+    """A flow run of this process, which is in `runs` while it has watches; `begin_end` ends it, and is called once.
+
+    Make it in the flow run. `changed` guards it and `runs`, and is notified of each watch.
     """
 
-    def __init__(self, flow_run_id: UUID) -> None:
-        self.flow_run_id = flow_run_id
-        self._changed = threading.Condition()
-        self._open_watches = 0
-        self._full_watches = 0
-        """The open watches that last until the flow run has ended."""
-        self._had_full_watch = False
+    def __init__(self, flow_run_id: UUID, runs: dict[UUID, WatchedFlowRun], changed: threading.Condition) -> None:
+        self.server = server_name()
+        self.lineage = [flow_run_id]
+        """This flow run, its parent, and so on, as far as they are known."""
+        self.watches: list[FlowRunWatch] = []
         self.jobs_finished = False
         """Whether its jobs have finished, and their states are being recorded: then the flow is not interrupted."""
+        self._runs, self._changed = runs, changed
+        self._end_is_seen = False
+        """Whether it has had a watch that lasts until the flow run has ended."""
         context = FlowRunContext.get()
         is_own = context is not None and context.flow_run is not None and context.flow_run.id == flow_run_id
         self._flow, self._flow_run = (context.flow, context.flow_run) if context and is_own else (None, None)
@@ -75,38 +97,42 @@ class FlowRunEnding:
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._loop, self._task = _asyncio_task()
 
-    # --- reports of the watches ---
-
-    def on_watch_opened(self, *, until_flow_ends: bool) -> None:
-        """Count an opened watch, which lasts until the flow run has ended if `until_flow_ends`."""
+    def add(self, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
+        """Open a watch, which lasts until the flow run has ended if `until_flow_ends`."""
+        watch = FlowRunWatch(self, on_cancel, until_flow_ends)
         with self._changed:
-            self._open_watches += 1
-            self._full_watches += until_flow_ends
-            self._had_full_watch |= until_flow_ends
+            self._runs[self.lineage[0]] = self
+            self.watches.append(watch)
+            self._end_is_seen |= until_flow_ends
+            self._changed.notify_all()
+        return watch
 
-    def on_watch_closed(self, *, until_flow_ends: bool) -> None:
-        """Count a closed watch. With the last full one the flow run has ended: a Cancelling run becomes Cancelled."""
+    def remove(self, watch: FlowRunWatch) -> None:
+        """Close a watch, once. With the last full one the flow run has ended: a Cancelling run becomes Cancelled."""
         with self._changed:
-            self._open_watches -= 1
-            self._full_watches -= until_flow_ends
-            flow_has_ended = until_flow_ends and not self._full_watches
+            if watch not in self.watches:
+                return
+            self.watches.remove(watch)
+            if not self.watches:
+                del self._runs[self.lineage[0]]
+            flow_has_ended = watch.until_flow_ends and self._has_ended()
             self._changed.notify_all()
         state = self._flow_run.state if self._flow_run is not None else None
         # The server has refused the engine's final state then: it accepts only Cancelled now.
-        if flow_has_ended and state and state.is_cancelling() and self._has_no_runner([self.flow_run_id]):
-            self._start(self._propose, self.flow_run_id, Cancelled(message=MESSAGE), _OTHERS)
+        if flow_has_ended and state and state.is_cancelling() and self._has_no_runner(self.lineage[0]):
+            self._start(self._propose, self.lineage[0], Cancelled(message=MESSAGE), _OTHERS)
 
     def _has_ended(self) -> bool:
-        return not self._full_watches if self._had_full_watch else not self._open_watches
+        return not any(watch.until_flow_ends or not self._end_is_seen for watch in self.watches)
 
     # --- after a cancel ---
 
-    def begin(self, lineage: list[UUID]) -> None:
+    def begin_end(self, lineage: list[UUID]) -> None:
         """Start to end the flow runs of `lineage`: this one first, then its parents up to the one that was cancelled.
 
         A runner ends them itself, and never tells their process the state that the engine logs at its end.
         """
-        if not self._has_no_runner(lineage):
+        if not self._has_no_runner(lineage[-1]):
             if self._flow_run is not None:
                 self._flow_run.state = Cancelling(message=MESSAGE)
             return
@@ -119,16 +145,16 @@ class FlowRunEnding:
         threading.Thread(target=run, name="cancelled-flow-run").start()
 
     @staticmethod
-    def _has_no_runner(lineage: list[UUID]) -> bool:
+    def _has_no_runner(flow_run_id: UUID) -> bool:
         """Return whether the flow run was started by hand: a runner names its flow run in the environment."""
-        return os.environ.get("PREFECT__FLOW_RUN_ID") != str(lineage[-1])
+        return os.environ.get("PREFECT__FLOW_RUN_ID") != str(flow_run_id)
 
     def _end_runs(self, lineage: list[UUID]) -> None:
         """Set the flow runs to Cancelled once the flow has ended."""
         for subflow in lineage[:-1]:
             self._propose(subflow, Cancelling(message=MESSAGE), (StateType.CANCELLING, StateType.CANCELLED))
         self._wait_for_end(INTERRUPT_TIMEOUT + END_TIMEOUT)
-        if not self._had_full_watch or len(lineage) > 1:
+        if not self._end_is_seen or len(lineage) > 1:
             threading.Event().wait(QUIET_SECONDS)
         for each in lineage:
             self._propose(each, Cancelled(message=MESSAGE), _OTHERS)
@@ -142,11 +168,9 @@ class FlowRunEnding:
         their end here; if they end only now, the server accepts their state.
         """
         threading.Event().wait(QUIET_SECONDS)
-        self._propose(
-            self.flow_run_id, Cancelled(message=MESSAGE), (StateType.CANCELLED, StateType.COMPLETED), force=True
-        )
-        for parent in lineage[1:]:
-            self._propose(parent, Cancelled(message=MESSAGE), (StateType.CANCELLED,), force=True)
+        for each in lineage:
+            unless = (StateType.CANCELLED, StateType.COMPLETED) if each == lineage[0] else (StateType.CANCELLED,)
+            self._propose(each, Cancelled(message=MESSAGE), unless, force=True)
 
     def _wait_for_end(self, seconds: float) -> bool:
         with self._changed:
@@ -154,12 +178,9 @@ class FlowRunEnding:
 
     def _end_flow(self) -> None:
         """Raise an exception in a flow that does not end, if it runs in the main thread or in an event loop."""
-        if self._wait_for_end(INTERRUPT_TIMEOUT):
+        is_reachable = self._in_main_thread or self._task is not None
+        if self._wait_for_end(INTERRUPT_TIMEOUT) or self.jobs_finished or not (self._end_is_seen and is_reachable):
             return
-        with self._changed:
-            reachable = self._had_full_watch and (self._in_main_thread or self._task)
-            if self._has_ended() or self.jobs_finished or not reachable:
-                return
         if self._flow_run is not None:
             # The engine would mark an interrupted flow without a final state as Crashed.
             self._flow_run.state = Cancelled(message=MESSAGE)

@@ -17,7 +17,6 @@ import signal
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
@@ -28,10 +27,10 @@ from prefect.utilities.engine import capture_sigterm
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import ending_handlers, sentinel_client, signal_watch
-from executor_adapter.prefect.cancellation.flow_end import FlowRunEnding
+from executor_adapter.prefect.cancellation.flow_end import FlowRunWatch, WatchedFlowRun
 from executor_adapter.prefect.crashes.records import FlowRunRecord, Records
 from executor_adapter.prefect.crashes.sweep import sweep_earlier_runs
-from executor_adapter.prefect.mirror.server import ServerApi, server_name
+from executor_adapter.prefect.mirror.server import ServerApi
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -40,35 +39,36 @@ ASK_TIMEOUT = 1.0
 
 E = TypeVar("E", bound=BaseException)
 
+FLOW_RUN_CANCELLED = "its flow run was cancelled"
 
-class CancelledRuns:
-    """Holds the ids of cancelled flow runs, and has the watcher ask for others at once where that matters."""
+POLL_INTERVAL = 2.0
+"""Seconds between two requests."""
+
+CANCEL_TYPES = frozenset({StateType.CANCELLING.value, StateType.CANCELLED.value})
+
+
+class FlowRunWatcher:
+    """Polls the watched flow runs of this process, and holds the ids of those that were cancelled.
+
+    A thread for each server on which a flow run was watched asks nothing while none is.
+    """
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.ids: set[UUID] = set()
-        self.questions = 0
-        """How often the watcher was asked to poll at once."""
+        self.cancelled: set[UUID] = set()
         self.answers: dict[str, int] = {}
-        """How many questions it has answered, by the name of each server that a thread of it polls."""
+        """How many questions were answered, by the name of each server that a thread polls."""
+        self._questions = 0
+        """How often it was asked to poll at once."""
         self._asked_after: signal.Signals | None = None
-        """The signal after which the watcher was asked, whether or not it answered."""
-
-    def is_asked(self, server: str) -> bool:
-        """Return whether the watcher has a question to answer for the server."""
-        return self.questions > self.answers[server]
-
-    def answer(self, server: str, questions: int) -> None:
-        """Note that the watcher has polled the server, or cannot, after so many questions."""
-        with self.changed:
-            self.answers[server] = questions
-            self.changed.notify_all()
+        """The signal after which it was asked, whether or not it answered."""
+        self._runs: dict[UUID, WatchedFlowRun] = {}
 
     def ask(self) -> None:
-        """Have the watcher poll at once, and wait for its answer, for ASK_TIMEOUT at most."""
+        """Poll at once, and wait for that, for ASK_TIMEOUT at most."""
         with self.changed:
-            self.questions += 1
-            number = self.questions
+            self._questions += 1
+            number = self._questions
             self.changed.notify_all()
             self.changed.wait_for(lambda: min(self.answers.values(), default=number) >= number, ASK_TIMEOUT)
 
@@ -79,50 +79,99 @@ class CancelledRuns:
             if ended_by is not None and ended_by is not self._asked_after:
                 self.ask()
             self._asked_after = ended_by
-            return flow_run_id in self.ids
+            return flow_run_id in self.cancelled
+
+    def add(self, flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
+        """Open a watch, and start the thread of its server for the first one there."""
+        with self.changed:
+            run = self._runs.get(flow_run_id)
+            if run is None:
+                signal_watch.arm()
+                run = WatchedFlowRun(flow_run_id, self._runs, self.changed)
+            watch = run.add(on_cancel, until_flow_ends=until_flow_ends)
+            if run.server not in self.answers:
+                self.answers[run.server] = self._questions
+                # The thread uses the caller's settings.
+                arguments = (self._run, run.server)
+                threading.Thread(target=copy_context().run, args=arguments, name="cancel-watch", daemon=True).start()
+        if flow_run_id in self.cancelled:
+            watch.notify()
+        return watch
+
+    # --- on the thread of a server ---
+
+    def _run(self, server: str) -> None:
+        while True:
+            try:
+                # The client is kept while the server answers: making one takes longer than a request.
+                with ServerApi.connected() as api:
+                    self._poll(Records(api), server)
+            except Exception as error:
+                logger.debug("cannot ask the server for flow runs: %r", error)
+                self._answer(server, self._questions)
+                self._wait_for_runs(server)
+
+    def _poll(self, records: Records, server: str) -> NoReturn:
+        while True:
+            runs = self._wait_for_runs(server)
+            questions = self._questions
+            self._check(records, runs)
+            self._answer(server, questions)
+
+    def _answer(self, server: str, questions: int) -> None:
+        """Note that the server was polled, or cannot be, after so many questions."""
+        with self.changed:
+            self.answers[server] = questions
+            self.changed.notify_all()
+
+    def _wait_for_runs(self, server: str) -> list[WatchedFlowRun]:
+        """Wait until the server is to be asked, and return the flow runs that are watched there."""
+        sentinel_client.ensure_alive()
+        with self.changed:
+            self.changed.wait_for(lambda: self._is_asked(server), POLL_INTERVAL)
+            self.changed.wait_for(lambda: self._is_asked(server) or self._watched_on(server))
+            return self._watched_on(server)
+
+    def _is_asked(self, server: str) -> bool:
+        return self._questions > self.answers[server]
+
+    def _watched_on(self, server: str) -> list[WatchedFlowRun]:
+        runs = [run for flow_run_id, run in self._runs.items() if flow_run_id not in self.cancelled]
+        return [run for run in runs if run.server == server]
+
+    def _check(self, records: Records, runs: list[WatchedFlowRun]) -> None:
+        known = records.flow_runs(str(each) for run in runs for each in run.lineage)
+        for run in runs:
+            _extend_lineage(run, records, known)  # First, since a signal may come before the next poll.
+            for number, each in enumerate(run.lineage, 1):
+                if (found := known.get(str(each))) is not None and found.state_type in CANCEL_TYPES:
+                    self._cancel(run, run.lineage[:number])
+                    break
+
+    def _cancel(self, run: WatchedFlowRun, lineage: list[UUID]) -> None:
+        """Notify the watches. The last flow run of `lineage` was cancelled: this one, or one that it belongs to."""
+        with self.changed:
+            self.cancelled.add(lineage[0])
+            watches = list(run.watches)
+        logger.warning("flow run %s was cancelled: cancelling its jobs", lineage[-1])
+        # Before the jobs end, so that the flow runs are Cancelling, if possible, when waiting for the jobs raises.
+        run.begin_end(lineage)
+        for watch in watches:
+            watch.notify()
 
 
-cancelled_runs = CancelledRuns()
-signal_watch.first.append(lambda _: cancelled_runs.ask())  # What the executors end because of it shall say why.
-
-FLOW_RUN_CANCELLED = "its flow run was cancelled"
-
-
-def explained(error: E, flow_run_id: UUID | None) -> E | JobCancelledError:
-    """Return the error of a job of the flow run; for a cancellation that came with the flow run's, one that says so.
-
-    A runner or a worker sends a signal when it cancels a flow run, and when it stops for another reason. So after a
-    signal the server is asked, for at most ASK_TIMEOUT.
-    """
-    if flow_run_id is None or not is_a(error, JobCancelledError) or not cancelled_runs.was_cancelled(flow_run_id):
-        return error
-    return JobCancelledError(FLOW_RUN_CANCELLED, **error.context)
+def _extend_lineage(run: WatchedFlowRun, records: Records, known: dict[str, FlowRunRecord]) -> None:
+    """Extend the lineage up to the flow run that is not a subflow run, and add to `known` what is added."""
+    last = known.get(str(run.lineage[-1]))
+    while last is not None and (callers := records.callers([last])):
+        (last,) = callers
+        run.lineage.append(UUID(last.id))
+        known[last.id] = last
 
 
-POLL_INTERVAL = 2.0
-"""Seconds between two requests."""
-
-CANCEL_TYPES = frozenset({StateType.CANCELLING.value, StateType.CANCELLED.value})
-
-
-@dataclass(eq=False)
-class FlowRunWatch:
-    """One registration of `watch_flow_run`: calls `on_cancel` when the flow run is cancelled."""
-
-    run: _WatchedRun
-    on_cancel: Callable[[], object]
-    until_flow_ends: bool
-
-    def notify(self) -> None:
-        """Call `on_cancel`; an exception of it is logged."""
-        try:
-            self.on_cancel()
-        except Exception:
-            logger.exception("a flow run was cancelled, but not all of its jobs could be cancelled")
-
-    def close(self) -> None:
-        """End the watch. Closing a watch with `until_flow_ends` reports that the flow run has ended."""
-        _watcher.close(self)
+flow_run_watcher = FlowRunWatcher()
+signal_watch.first.append(lambda _: flow_run_watcher.ask())  # What the executors end because of it shall say why.
+os.register_at_fork(after_in_child=flow_run_watcher.answers.clear)  # A forked child has none of the threads.
 
 
 def watch_flow_run(
@@ -139,122 +188,18 @@ def watch_flow_run(
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:
         sweep_earlier_runs(context.flow_run)
-    return _watcher.add(flow_run_id, on_cancel, until_flow_ends=until_flow_ends)
+    return flow_run_watcher.add(flow_run_id, on_cancel, until_flow_ends=until_flow_ends)
 
 
-class _WatchedRun:
-    """A watched flow run, with the flow runs that it is a subflow run of."""
+def explained(error: E, flow_run_id: UUID | None) -> E | JobCancelledError:
+    """Return the error of a job of the flow run; for a cancellation that came with the flow run's, one that says so.
 
-    def __init__(self, flow_run_id: UUID) -> None:
-        self.server = server_name()
-        self.lineage = [flow_run_id]
-        """This flow run, its parent, and so on, as far as they are known."""
-        self.watches: list[FlowRunWatch] = []
-        self.end = FlowRunEnding(flow_run_id)
-
-    def extend_lineage(self, records: Records, known: dict[str, FlowRunRecord]) -> None:
-        """Extend the lineage up to the flow run that is not a subflow run, and add to `known` what is added."""
-        last = known.get(str(self.lineage[-1]))
-        while last is not None and (callers := records.callers([last])):
-            (last,) = callers
-            self.lineage.append(UUID(last.id))
-            known[last.id] = last
-
-    def cancel(self, cancelled: UUID) -> None:
-        """Notify the watches. `cancelled` is the flow run that was cancelled: this one, or one of its lineage."""
-        with _watcher.lock:
-            cancelled_runs.ids.add(self.lineage[0])
-            watches = list(self.watches)
-        logger.warning("flow run %s was cancelled: cancelling its jobs", cancelled)
-        # Before the jobs end, so that the flow runs are Cancelling, if possible, when waiting for the jobs raises.
-        self.end.begin(self.lineage[: self.lineage.index(cancelled) + 1])
-        for watch in watches:
-            watch.notify()
-
-
-class _Watcher:
-    """The polling threads, one for each server on which a flow run was watched: they ask nothing while none is."""
-
-    def __init__(self) -> None:
-        self.lock = cancelled_runs.changed
-        self._runs: dict[UUID, _WatchedRun] = {}
-
-    def add(self, flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
-        """Register a watch, and start the thread of its server for the first one there."""
-        with self.lock:
-            run = self._runs.get(flow_run_id)
-            if run is None:
-                signal_watch.arm()
-                run = self._runs[flow_run_id] = _WatchedRun(flow_run_id)
-            watch = FlowRunWatch(run, on_cancel, until_flow_ends)
-            run.watches.append(watch)
-            run.end.on_watch_opened(until_flow_ends=until_flow_ends)
-            if run.server not in cancelled_runs.answers:
-                cancelled_runs.answers[run.server] = cancelled_runs.questions
-                # The thread uses the caller's settings.
-                arguments = (self._run, run.server)
-                threading.Thread(target=copy_context().run, args=arguments, name="cancel-watch", daemon=True).start()
-            self.lock.notify_all()
-        if flow_run_id in cancelled_runs.ids:
-            watch.notify()
-        return watch
-
-    def close(self, watch: FlowRunWatch) -> None:
-        """Remove a watch, unless it was removed before."""
-        run = watch.run
-        with self.lock:
-            if watch not in run.watches:
-                return
-            run.watches.remove(watch)
-            if not run.watches:
-                del self._runs[run.lineage[0]]
-        run.end.on_watch_closed(until_flow_ends=watch.until_flow_ends)
-
-    def _run(self, server: str) -> None:
-        while True:
-            try:
-                # The client is kept while the server answers: making one takes longer than a request.
-                with ServerApi.connected() as api:
-                    self._poll(Records(api), server)
-            except Exception as error:
-                logger.debug("cannot ask the server for flow runs: %r", error)
-                cancelled_runs.answer(server, cancelled_runs.questions)
-                self._wait_for_runs(server)
-
-    def _poll(self, records: Records, server: str) -> NoReturn:
-        while True:
-            runs = self._wait_for_runs(server)
-            questions = cancelled_runs.questions
-            self._check(records, runs)
-            cancelled_runs.answer(server, questions)
-
-    def _wait_for_runs(self, server: str) -> list[_WatchedRun]:
-        """Wait until the server is to be asked, and return the flow runs that are watched there."""
-        sentinel_client.ensure_alive()
-        with self.lock:
-            self.lock.wait_for(lambda: cancelled_runs.is_asked(server), POLL_INTERVAL)
-            self.lock.wait_for(lambda: cancelled_runs.is_asked(server) or self._watched_on(server))
-            return self._watched_on(server)
-
-    def _watched_on(self, server: str) -> list[_WatchedRun]:
-        runs = [run for flow_run_id, run in self._runs.items() if flow_run_id not in cancelled_runs.ids]
-        return [run for run in runs if run.server == server]
-
-    def _check(self, records: Records, runs: list[_WatchedRun]) -> None:
-        known = records.flow_runs(str(each) for run in runs for each in run.lineage)
-        for run in runs:
-            run.extend_lineage(records, known)  # First, since a signal may come before the next poll.
-            self._cancel_if_asked(run, known)
-
-    def _cancel_if_asked(self, run: _WatchedRun, known: dict[str, FlowRunRecord]) -> None:
-        for each in run.lineage:
-            if (found := known.get(str(each))) is not None and found.state_type in CANCEL_TYPES:
-                run.cancel(each)
-                return
-
-
-_watcher = _Watcher()
-os.register_at_fork(after_in_child=cancelled_runs.answers.clear)  # A forked child has none of the threads.
+    A runner or a worker sends a signal when it cancels a flow run, and when it stops for another reason. So after a
+    signal the server is asked, for at most ASK_TIMEOUT.
+    """
+    if flow_run_id is None or not is_a(error, JobCancelledError) or not flow_run_watcher.was_cancelled(flow_run_id):
+        return error
+    return JobCancelledError(FLOW_RUN_CANCELLED, **error.context)
 
 
 def _is_prefects(number: signal.Signals, handler: Any) -> bool:

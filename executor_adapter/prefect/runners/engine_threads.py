@@ -28,7 +28,8 @@ from prefect.states import Pending
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.pools import current_slot_loan, lend_slot
-from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, cancelled_runs, watch_flow_run
+from executor_adapter.prefect.cancellation.flow_end import FlowRunWatch
+from executor_adapter.prefect.cancellation.watcher import flow_run_watcher, watch_flow_run
 from executor_adapter.prefect.engine.engine import raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync
@@ -234,7 +235,7 @@ class EngineThreads:
                     self._live.pop(job_run, None)
 
     def _refuse(self, name: str) -> NoReturn:
-        if self._flow_run_id in cancelled_runs.ids:
+        if self._flow_run_id in flow_run_watcher.cancelled:
             raise JobCancelledError(f"task {name!r} was submitted after its flow run was cancelled")
         raise RuntimeError(f"task {name!r} was submitted after its flow run had ended: submit it in the flow")
 
@@ -272,7 +273,7 @@ class EngineThreads:
             self._threads.shutdown(wait=False)
             with contextlib.ExitStack() as last:
                 if self._watch is not None:
-                    self._watch.run.end.jobs_finished = True
+                    self._watch.run.jobs_finished = True
                     last.callback(self._watch.close)
                 between()
                 last.callback(self._finish_mirror, interrupted)
