@@ -20,7 +20,7 @@ from executor_adapter.monitoring.findings import Finding, Level
 from executor_adapter.prefect import emit_alert
 from executor_adapter.prefect.doctor import checks
 from executor_adapter.prefect.mirror import server
-from executor_adapter.prefect.reporting.events import flush_events
+from executor_adapter.prefect.mirror.runs import flush_events
 from tests.api_server import Answer, as_json, serving
 from tests.prefect.conftest import Api
 from tests.servers import Server, free_port

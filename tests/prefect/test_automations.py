@@ -22,7 +22,7 @@ from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.monitoring import Alert, HealthMonitor, health
 from executor_adapter.prefect import BootstrapPlan, emit_alert, job_events, run_jobs
-from executor_adapter.prefect.reporting.events import flush_events
+from executor_adapter.prefect.mirror.runs import flush_events
 from executor_adapter.prefect.setup.automations import automations
 from tests.api_server import as_json, serving
 from tests.prefect.conftest import Api

@@ -63,7 +63,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     },
     "set_state": {
         "ValueError": "an assertion",
-        "emit_task_run_state_change_event": "the mirror reports states",
+        "emit_task_run_state_change_event": "the reporter reports states",
     },
     "call_hooks": {
         "ValueError": "an assertion",
@@ -72,7 +72,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "info": "the same",
         "error": "`exception` logs with the traceback",
     },
-    "handle_rollback": {"emit_task_run_state_change_event": "the mirror reports states"},
+    "handle_rollback": {"emit_task_run_state_change_event": "the reporter reports states"},
 }
 """Calls in the methods of Prefect's engine that ours replaces, and that ours does not make, with the reason."""
 

@@ -46,8 +46,6 @@ from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.results import JobResultStore
 from executor_adapter.prefect.mirror.events import is_final
-from executor_adapter.prefect.mirror.runs import TaskRunReporter
-from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.worker.facts import facts_of
 
 TIMESTAMP_STEP = timedelta(microseconds=1)
@@ -208,21 +206,13 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
     # --- states ---
 
     def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
-        """Enter `state`, named by the table of states; a final state settles the job."""
-        named, reporter = self.job_run.name_failure(state), self.job_run.reporter
-        entered = self._enter(named, reporter) if reporter else super().set_state(named, force=force)
-        if self.task_run is not None and _is_final(entered):
-            self.job_run.settle(entered)
-        return entered
-
-    def _enter(self, state: State[Any], reporter: TaskRunReporter) -> State[Any]:
-        """Enter `state` as `set_state` of Prefect's engines does, and report it through the mirror.
+        """Enter `state`, named by the table of states, as Prefect's engines do; a final state settles the job.
 
         Prefect's own method would send one event for each state, which costs several times as much, does not wait for
         the server and does not learn whether the event was recorded.
         """
         assert self.task_run is not None, "only a task run enters states"
-        run, last = self.task_run, self.state
+        run, last, state = self.task_run, self.state, self.job_run.name_failure(state)
         # The server accepts only states newer than the last one, and the clock may have been set back.
         if state.timestamp <= last.timestamp:
             state.timestamp = last.timestamp + TIMESTAMP_STEP
@@ -239,10 +229,12 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
             value = data.result if isinstance(data, ResultRecord) else data
             if type(value) not in UNTRACKABLE_TYPES:  # Of these it links none, which takes it a while to find out.
                 link_state_to_task_run_result(state, value)
-        reporter.report(run, state, last)
+        self.job_run.reporter.report(run, state, last)
         span = trace.get_current_span()
         if span.is_recording() and get_current_settings().cloud.enable_orchestration_telemetry:
             RunTelemetry(span=span).update_state(state)
+        if _is_final(state):
+            self.job_run.settle(state)
         return state
 
     def call_hooks(self, state: State[Any] | None = None) -> None:
@@ -260,9 +252,6 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
 
     def handle_rollback(self, txn: Transaction) -> None:
         """Report that the transaction which the task run belongs to was rolled back."""
-        if self.job_run.reporter is None:
-            super().handle_rollback(txn)
-            return
         assert self.task_run is not None, "only a task run is rolled back"
         rolled_back: State[Any] = Completed(name="RolledBack", message="Task rolled back as part of transaction")
         self.job_run.reporter.report(self.task_run, rolled_back, self.state)
@@ -275,10 +264,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
         if running is not None:
             concurrent.futures.wait([running], timeout=INTERRUPT_TIMEOUT)
         super().handle_crash(exc)
-        if self.job_run.reporter is not None:  # A signal may be about to end the process.
-            self.job_run.reporter.flush()
-        else:
-            flush_events()
+        self.job_run.reporter.flush()  # A signal may be about to end the process.
 
     def is_unfinished(self) -> bool:
         """Return whether the task run exists without a final state: an error of the engine must not leave it so."""

@@ -25,7 +25,7 @@ from executor_adapter.prefect.cancellation.watcher import explained
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
 from executor_adapter.prefect.mirror.events import current_flow_run_id
-from executor_adapter.prefect.mirror.runs import TaskRunReporter
+from executor_adapter.prefect.mirror.runs import PrefectReporter, TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry_message, failure_kind, failure_message
 from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
 from executor_adapter.worker.facts import facts_of
@@ -70,8 +70,8 @@ class JobRun:
         self.task = task
         self.options = options
         self._flow_run_id = current_flow_run_id()
-        self.reporter: TaskRunReporter | None = None
-        """Reports the task run to the server; None where Prefect does so itself."""
+        self.reporter: TaskRunReporter | PrefectReporter
+        """Reports the task run to the server; set when the task run is made, for an engine of this package."""
         self.on_started: Callable[[], object] | None = None
         """Called once, when the job has its slot or has ended without one."""
         self.driver: JobDriver | None = None

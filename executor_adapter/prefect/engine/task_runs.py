@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import RunInput, State, StateDetails, TaskRu
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.states import Pending
 from prefect.types import DateTime
-from prefect.utilities.engine import collect_task_run_inputs_sync, emit_task_run_state_change_event
+from prefect.utilities.engine import collect_task_run_inputs_sync
 
 from executor_adapter.job import uuid7
 from executor_adapter.prefect.child.payload import version_of
@@ -38,11 +38,8 @@ def create_task_run(
     task_run = _made_by_prefect(task) if sample is None else _copy_of(sample, task)
     task_run.task_inputs = {**task_run.task_inputs, **_inputs_of(parameters, wait_for, dependencies)}
     assert task_run.state is not None, "a new task run is Pending"
-    job_run.reporter = reporter_for(task_run)
-    if job_run.reporter is not None:
-        job_run.reporter.report(task_run, task_run.state, None)
-    else:
-        _emit_pending_event(task, task_run)
+    job_run.reporter = reporter_for(task, task_run)
+    job_run.reporter.report(task_run, task_run.state, None)
     return task_run
 
 
@@ -56,18 +53,6 @@ def _inputs_of(
     for name, further in (dependencies or {}).items():
         found[name] = {*found[name], *further}
     return {name: list(inputs) for name, inputs in found.items()}
-
-
-def _emit_pending_event(task: Task[..., Any], task_run: TaskRun) -> None:
-    """Send the Pending event as Prefect's own engine does, related to the flow run around the caller alone."""
-    assert task_run.state is not None, "a new task run is Pending"
-    # Prefect's events worker reads the flow run and the task run of an event from these contexts. Without them it uses
-    # those that were around the first event of this process.
-    of_flow: dict[str, Any] = {"flow_run": None}
-    of_task: dict[str, Any] = {"task": task, "task_run": task_run, "persist_result": False}
-    around = contextlib.nullcontext() if FlowRunContext.get() else FlowRunContext.model_construct(**of_flow)
-    with around, TaskRunContext.model_construct(**of_task):
-        emit_task_run_state_change_event(task_run=task_run, initial_state=None, validated_state=task_run.state)
 
 
 # --- the first task run of a task ---

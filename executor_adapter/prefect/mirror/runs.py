@@ -1,4 +1,4 @@
-"""The mirrors of task runs that Prefect's engines drive: one for each flow run, and one for all outside flow runs.
+"""What reports the task runs of engines: a mirror for each flow run, and one for all task runs outside flow runs.
 
 A flow run's mirror lasts until its task runner calls `close`, when all its tasks have finished: so the server has
 recorded them before the flow ends. A mirror that is left when the process exits gets a few seconds, and then leaves
@@ -8,6 +8,7 @@ the rest in the outbox.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -19,9 +20,13 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.events import Event
+from prefect.events.worker import EventsWorker
 from prefect.settings import get_current_settings
+from prefect.utilities.engine import emit_task_run_state_change_event
 
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, Observer, Transition
@@ -41,6 +46,9 @@ EXIT_TIMEOUT = 10.0
 
 FLUSH_TIMEOUT = 1.0
 """Seconds for the states so far when a signal may be about to end the process."""
+
+EVENTS_FLUSH_TIMEOUT = 2.0
+"""Seconds for the events that Prefect sends."""
 
 _mirrors: dict[UUID | str, PrefectMirror] = {}
 """The mirrors by flow run id, and by server name for task runs outside flow runs."""
@@ -70,16 +78,52 @@ class TaskRunReporter:
         self._mirror.drain(FLUSH_TIMEOUT)
 
 
-def reporter_for(task_run: TaskRun) -> TaskRunReporter | None:
+class PrefectReporter:
+    """Reports the states of one task run by Prefect's own events."""
+
+    def __init__(self, task: Task[..., Any]) -> None:
+        self._task = task
+        self._last: Event | None = None
+
+    def report(self, task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> None:
+        """Report that the task run enters `state`. Call it in the task run's context, once it has one."""
+        with contextlib.ExitStack() as stack:
+            if previous is None:
+                # Prefect's events worker reads the flow run and the task run of an event from these contexts. Without
+                # them it uses those that were around the first event of this process.
+                of_flow: dict[str, Any] = {"flow_run": None}
+                of_task: dict[str, Any] = {"task": self._task, "task_run": task_run, "persist_result": False}
+                if FlowRunContext.get() is None:
+                    stack.enter_context(FlowRunContext.model_construct(**of_flow))
+                stack.enter_context(TaskRunContext.model_construct(**of_task))
+            self._last = emit_task_run_state_change_event(task_run, previous, state, self._last)
+
+    def flush(self) -> None:
+        """Send the states so far, because a signal may be about to end the process."""
+        flush_events()
+
+
+def reporter_for(task: Task[..., Any], task_run: TaskRun) -> TaskRunReporter | PrefectReporter:
     """Return the reporter of a new task run. Call it in the context in which the task run was made.
 
-    None if Prefect's own engine must send the events: in a process that multiprocessing started, as Prefect's
-    ProcessPoolTaskRunner does, because it passes events to its parent and calls no exit handlers; and in Prefect's test
-    mode, which inspects the events instead of sending them.
+    Prefect must send the events in a process that multiprocessing started, as Prefect's ProcessPoolTaskRunner does,
+    because it passes events to its parent and calls no exit handlers; and in Prefect's test mode, which inspects the
+    events instead of sending them.
     """
     if multiprocessing.parent_process() is not None or get_current_settings().testing.test_mode:
-        return None
+        return PrefectReporter(task)
     return TaskRunReporter(task_run)
+
+
+def flush_events(timeout: float = EVENTS_FLUSH_TIMEOUT) -> None:
+    """Wait until the events of this process are sent, at most `timeout` seconds.
+
+    For a process that is about to end by a signal, as Prefect ends a flow's process: queued events would be lost.
+    """
+    # `wait_until_empty` has no timeout, and an unreachable server must not hold up the end.
+    waiting = threading.Thread(target=EventsWorker.instance().wait_until_empty, name="flush-events", daemon=True)
+    waiting.start()
+    waiting.join(timeout)
 
 
 def _mirror_of(key: UUID | str) -> PrefectMirror:

@@ -38,7 +38,6 @@ from executor_adapter.prefect.engine.threads import context_of_engine
 from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
-from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.prefect.runners.async_end import await_at_flow_end
 
 MAX_THREADS = 32_768
@@ -285,6 +284,6 @@ class EngineThreads:
 
     def _finish_mirror(self, interrupted: bool) -> None:
         if interrupted:
-            flush_events()
+            runs.flush_events()
         began = self._cancelled_at or time.monotonic()
         runs.close(self._flow_run_id, timeout=remaining_close_seconds(began) if interrupted else None)
