@@ -7,19 +7,19 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from prefect.context import FlowRunContext, TagsContext
+from prefect.context import FlowRunContext
 from prefect.logging.loggers import PrefectLogAdapter, get_logger
 
-from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, RetryPolicy, Transition
 from executor_adapter.pools import Assignment
 from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, flow_run_watcher
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message, patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
-from executor_adapter.prefect.mirror.events import iso
+from executor_adapter.prefect.mirror.events import flow_run_facts, iso
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.mirror.timeline import JobHistory, step_of
@@ -33,11 +33,10 @@ IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
 class FlowRunScope:
     """Holds what all jobs of one `run_jobs` share; it is made in the flow run's context."""
 
-    def __init__(self, executor: JobExecutor) -> None:
+    def __init__(self) -> None:
         context = FlowRunContext.get()
         assert context is not None, "run_jobs is called in a flow run"
         assert context.flow_run is not None, "run_jobs is called in a flow run"
-        self.executor = executor
         # A line through Prefect's handlers takes longer than a short job, and the supervisor must not wait for it.
         self.log = BackgroundCalls("task-run-logs")
         self._log_fields = {
@@ -47,13 +46,8 @@ class FlowRunScope:
         }
         self.flow_run_id = context.flow_run.id
         self.context = contextvars.copy_context()
-        self.shared = json.dumps(
-            {
-                "flow_run_id": str(context.flow_run.id),
-                "flow_run_run_count": context.flow_run.run_count,
-                "tags": sorted(TagsContext.get().current_tags),
-            }
-        )[1:-1]
+        facts = flow_run_facts()
+        self.shared = f'"flow_run_id":"{facts.id}","flow_run_run_count":{facts.run_count},"tags":{facts.tags}'
         """The fields that all task runs share, as JSON without the braces."""
         self.log_prints = context.log_prints
         self.payload = json.dumps(flow_run_payload(context))
@@ -71,17 +65,15 @@ class FlowRunScope:
         self.log.put(line)
 
 
+@dataclass(slots=True, eq=False)
 class BulkJobScope:
     """The scope of one job of `run_jobs`: gives each attempt its task run and logs its messages."""
 
-    __slots__ = ("flow", "history", "index")
-    receives = True
-
-    def __init__(self, flow: FlowRunScope, history: JobHistory, index: int) -> None:
-        self.flow = flow
-        self.index = index
-        """The index of the job's result."""
-        self.history = history
+    flow: FlowRunScope
+    history: JobHistory
+    index: int
+    """The index of the job's result."""
+    receives: bool = True
 
     def prepare(self, assignment: Assignment) -> None:
         """Put the task run around the function: with the flow run in a worker, in the flow run's own context here."""

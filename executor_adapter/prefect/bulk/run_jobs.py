@@ -123,7 +123,7 @@ class _BulkRun:
         self._mirror.join_flow_run()
         self._owns_mirror = mirror is None
         self._known_ids = _ids_of(_flow_run(FlowRunContext.get()))
-        self._flow_run_scope = FlowRunScope(executor)
+        self._flow_run_scope = FlowRunScope()
         self._group_size = group_size
         self._group: JobGroup | None = None
         """The group that gets the next job, unless it is full."""
@@ -137,7 +137,6 @@ class _BulkRun:
         """The scopes of the jobs that have not ended."""
         self._finished: deque[int] = deque()
         """The indexes of results that can be collected."""
-        self._submitted = 0
         self._ended_count = 0
         """The number of submitted jobs that have ended, counted by the supervisor's thread."""
         self._failed_count = 0
@@ -148,6 +147,7 @@ class _BulkRun:
         self._note = ""
         """What the caller waits for, now that all jobs have ended."""
         self._awaited = math.inf
+        """How many results the caller waits for."""
         self._wake = threading.Event()
         self._stopped = False
 
@@ -200,7 +200,6 @@ class _BulkRun:
             self._discard(job)
             raise
         if future.job is job:
-            self._submitted += 1
             self._live[index] = future
         else:  # A live job has the same dedupe_key, and its task run shows this one too.
             self._scopes.pop(job)
@@ -245,12 +244,10 @@ class _BulkRun:
     def _make_room(self) -> None:
         """Wait while MAX_LIVE_JOBS are in progress; raise if the run was stopped."""
         while self._stopped or len(self._live) >= MAX_LIVE_JOBS:
-            self._wait_for(self._submitted - len(self._live) + max(1, MAX_LIVE_JOBS // 10))
-            self._collect()
+            self._collect(max(1, MAX_LIVE_JOBS // 10))
 
     def _wait_for_all(self) -> None:
-        self._wait_for(self._submitted)
-        self._collect()
+        self._collect(len(self._live))
         for future, _ in self._shared.values():
             future.add_done_callback(lambda _: self._wake.set())
         self._wait_until(lambda: all(future.done() for future, _ in self._shared.values()))
@@ -260,16 +257,14 @@ class _BulkRun:
             if group is not None:
                 group.end(result.status)
 
-    def _collect(self) -> None:
+    def _collect(self, count: int) -> None:
+        """Wait until so many results can be collected, and collect them."""
+        self._awaited = count
+        self._wait_until(lambda: len(self._finished) >= count)
+        self._awaited = math.inf
         while self._finished:
             index = self._finished.popleft()
             self._results[index] = result_of(self._live.pop(index))
-
-    def _wait_for(self, ended: int) -> None:
-        """Wait until that number of submitted jobs has ended."""
-        self._awaited = ended
-        self._wait_until(lambda: self._ended_count >= ended)
-        self._awaited = math.inf
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition whose change sets `_wake`; raise if the run was stopped."""
@@ -297,7 +292,7 @@ class _BulkRun:
             self._finished.append(scope.index)
             self._failed_count += transition.status is not JobStatus.COMPLETED
             self._ended_count += 1
-            if self._ended_count >= self._awaited:
+            if len(self._finished) >= self._awaited:
                 self._wake.set()
 
     # --- the end ---
