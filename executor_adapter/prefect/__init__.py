@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from executor_adapter.prefect.mirror.runs import wait_until_recorded as wait_until_recorded
     from executor_adapter.prefect.mirror.server import start_embedded_server as start_embedded_server
     from executor_adapter.prefect.options.job_options import JobTaskOptions as JobTaskOptions
-    from executor_adapter.prefect.options.plain_task import job_options as job_options
+    from executor_adapter.prefect.options.job_options import job_options as job_options
     from executor_adapter.prefect.reporting.artifacts import JobReport as JobReport
     from executor_adapter.prefect.reporting.artifacts import job_report as job_report
     from executor_adapter.prefect.reporting.job_events import JobEvents as JobEvents
@@ -46,8 +46,7 @@ _NAMES = {
     ".mirror.mirror": "MirrorReport PrefectMirror",
     ".mirror.runs": "ReconcileReport wait_until_recorded",
     ".mirror.server": "start_embedded_server",
-    ".options.job_options": "JobTaskOptions",
-    ".options.plain_task": "job_options",
+    ".options.job_options": "JobTaskOptions job_options",
     ".reporting.artifacts": "JobReport job_report",
     ".reporting.job_events": "JobEvents emit_alert job_events",
     ".runners.job_task_runner": "JobTaskRunner",

@@ -16,8 +16,7 @@ from prefect.context import AsyncClientContext
 from executor_adapter.prefect import JobTaskRunner, MirrorReport, PrefectMirror, job_task
 from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.server import ServerApi
-from executor_adapter.prefect.runners.async_end import await_at_flow_end
-from executor_adapter.prefect.runners.engine_threads import EngineThreads
+from executor_adapter.prefect.runners.engine_threads import EngineThreads, await_at_flow_end
 from tests.prefect.conftest import Api
 from tests.waiting import PATIENCE
 

@@ -21,8 +21,7 @@ from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.defaults import JobDefaults
 from executor_adapter.prefect import JobTask, JobTaskRunner, job_options, job_task
-from executor_adapter.prefect.options.job_options import AS_A_TASK, JOB_OPTIONS, job_of_call
-from executor_adapter.prefect.options.plain_task import options_of
+from executor_adapter.prefect.options.job_options import AS_A_TASK, JOB_OPTIONS, job_of_call, options_of
 from executor_adapter.prefect.options.retries import policy_of_task
 
 

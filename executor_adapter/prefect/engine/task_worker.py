@@ -26,7 +26,7 @@ from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.engine import FORBIDDEN, INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun, driving, is_driven
-from executor_adapter.prefect.engine.threads import result_of, run_in_thread
+from executor_adapter.prefect.engine.run import result_of, run_in_thread
 
 RetryCondition = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 

@@ -47,8 +47,8 @@ from executor_adapter.job import CRASHES, JobStatus, Transition
 from executor_adapter.monitoring import Alert
 from executor_adapter.prefect.mirror.events import flow_run_facts
 from executor_adapter.prefect.mirror.states import state_kind
+from executor_adapter.prefect.reporting.artifacts import JobSnapshot, snapshot_of
 from executor_adapter.prefect.reporting.background import BackgroundCalls
-from executor_adapter.prefect.reporting.run_summary import JobSnapshot, snapshot_of
 
 PREFIX = "executor-adapter.job."
 KINDS = ("failed", "timed-out", "crashed", "out-of-memory", "quarantined", "retried", "cancelled")

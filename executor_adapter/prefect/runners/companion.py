@@ -24,12 +24,11 @@ from executor_adapter.prefect.child.no_task_runner import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker
 from executor_adapter.prefect.engine.engine import INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.run import ReturnType, run_sync
-from executor_adapter.prefect.engine.threads import result_of, run_in_thread
+from executor_adapter.prefect.engine.run import ReturnType, result_of, run_in_thread, run_sync
 from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
-from executor_adapter.prefect.options.plain_task import is_job_task
+from executor_adapter.prefect.options.job_options import is_job_task
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
 from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner
 

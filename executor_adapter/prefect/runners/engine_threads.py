@@ -6,6 +6,7 @@ starts next, not the order of submission. Attempts are limited by the executor's
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import functools
@@ -19,8 +20,9 @@ from typing import Any, NoReturn
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import RunInput, State, TaskRun
-from prefect.context import FlowRunContext
+from prefect.context import AsyncClientContext, FlowRunContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectWrappedFuture
 from prefect.results import ResultRecord  # type: ignore[attr-defined]  # Prefect exports it from there on purpose.
 from prefect.states import Pending
@@ -32,13 +34,11 @@ from executor_adapter.prefect.cancellation.flow_end import FlowRunWatch
 from executor_adapter.prefect.cancellation.watcher import flow_run_watcher, watch_flow_run
 from executor_adapter.prefect.engine.engine import raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.run import run_sync
+from executor_adapter.prefect.engine.run import context_of_engine, run_in_thread, run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
-from executor_adapter.prefect.engine.threads import context_of_engine
 from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
-from executor_adapter.prefect.runners.async_end import await_at_flow_end
 
 MAX_THREADS = 32_768
 """Live task runs of one flow run; further ones wait for a thread. `run_jobs` needs no thread for each job."""
@@ -287,3 +287,62 @@ class EngineThreads:
             runs.flush_events()
         began = self._cancelled_at or time.monotonic()
         runs.close(self._flow_run_id, timeout=remaining_close_seconds(began) if interrupted else None)
+
+
+# --- the end of an async flow ---
+# Prefect leaves a flow's task runner by `__exit__`, which cannot await anything. What an async flow awaits last is the
+# end of its client, so the wait for the server goes there: its event loop is not blocked.
+
+
+def await_at_flow_end(wait: Callable[[], object], give_up: Callable[[], object]) -> bool:
+    """Call `wait()` on a thread, and let the flow around the caller await it at its end; `give_up()` makes it return.
+
+    Returns False, and calls nothing, if the caller is in no event loop that has a client of Prefect, or has no thread.
+    """
+    context = AsyncClientContext.get()
+    with contextlib.suppress(RuntimeError):  # The caller is in no event loop, or the system cannot start a thread.
+        if context is not None and context.client.loop is asyncio.get_running_loop():
+            client: Any = context.client
+            if not isinstance(client.__aexit__, _AwaitedEnd):
+                client.__aexit__ = _AwaitedEnd(client)
+            client.__aexit__.add(wait, give_up)
+            return True
+    return False
+
+
+class _AwaitedEnd:
+    """Replaces `__aexit__` of a client. That of a flow with subflows awaits theirs too, and there can be thousands."""
+
+    def __init__(self, client: PrefectClient) -> None:
+        self._leave = client.__aexit__
+        self._waits: dict[Future[object], Callable[[], object]] = {}
+        """What is awaited, with what makes it return."""
+
+    def add(self, wait: Callable[[], object], give_up: Callable[[], object]) -> None:
+        """Call `wait()` on a thread, and await it."""
+        # Not a daemon thread: the interpreter must not exit before the server had its time.
+        waiting = run_in_thread(wait, "flow-end", daemon=False)
+        self._waits[waiting] = give_up
+        waiting.add_done_callback(self._forget)
+
+    def _forget(self, waiting: Future[object]) -> None:
+        if waiting.exception() is None:
+            del self._waits[waiting]
+
+    async def __call__(self, kind: type[BaseException] | None = None, *details: Any) -> Any:
+        awaited = dict(self._waits)
+        try:
+            if kind is not None and not issubclass(kind, Exception):
+                for give_up in awaited.values():
+                    give_up()
+            waits = asyncio.gather(*map(asyncio.wrap_future, awaited), return_exceptions=True)
+            for error in await asyncio.shield(waits):
+                if isinstance(error, BaseException):
+                    raise error
+        except BaseException:
+            for give_up in awaited.values():
+                give_up()
+            raise
+        finally:
+            left = await self._leave(kind, *details)
+        return left

@@ -23,7 +23,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor, enter_executor, leave_executor
 from executor_adapter.job import PoolName, SharedJobOptions, check_max_workers
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.options.plain_task import check_defaults, options_of
+from executor_adapter.prefect.options.job_options import check_defaults, options_of
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
 
 
