@@ -10,7 +10,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.monitoring import Finding, fine, warning, wrong
 from executor_adapter.prefect.crashes.unreported import UnreportedDeaths
-from executor_adapter.prefect.mirror.server import recorder_settings, server_name, server_trouble, untested_prefect
+from executor_adapter.prefect.mirror.server import server_name, server_trouble, untested_prefect
 
 RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
 MIN_BATCH_SIZE = 50
@@ -49,7 +49,8 @@ def _recorder(client: SyncPrefectClient) -> Finding:
     """Check how many events the recorder writes in one transaction: this limits the task runs it records a second."""
     check = "task run recorder"
     try:
-        recorder = recorder_settings(client)
+        answer = client.request("GET", "/admin/settings").json()
+        recorder = answer["server"]["services"]["task_run_recorder"]
     except Exception as error:
         return warning(check, f"cannot read the server's settings: {type(error).__name__}", _ADVICE)
     batch, interval = recorder.get("batch_size", 1), recorder.get("flush_interval", 5)

@@ -23,13 +23,14 @@ from prefect import Flow, Task
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, TaskRun, TaskRunPolicy
 from prefect.context import ContextModel, FlowRunContext, SyncClientContext, TaskRunContext
+from prefect.futures import PrefectFuture
 from prefect.results import ResultStore
+from prefect.task_runners import TaskRunner
 from prefect.utilities.callables import get_call_parameters
 from pydantic import PrivateAttr
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import is_coroutine_function
-from executor_adapter.prefect.child.no_task_runner import NoTaskRunner
 from executor_adapter.worker import BoundCall
 
 
@@ -199,6 +200,27 @@ def _function_of_the_flow() -> NoReturn:
 def default_result_store() -> ResultStore:
     """Return the result store of a task run without a flow run."""
     return ResultStore()
+
+
+class NoTaskRunner(TaskRunner[PrefectFuture[Any]]):
+    """Refuses to submit tasks in a worker process, in place of the flow's task runner in the parent."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def duplicate(self) -> Self:
+        """Return another one."""
+        return type(self)()
+
+    def submit(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse to submit a task.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            "a job in a worker process cannot submit tasks: submit them in the flow, or use pool='thread'"
+        )
 
 
 class SharedClientContext(SyncClientContext):

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from executor_adapter.prefect.mirror.events import FINAL_TYPES, UNFINISHED_TYPES, is_final
-from executor_adapter.prefect.mirror.server import PAGE_LIMIT, ServerApi
+from executor_adapter.prefect.mirror.server import PAGE_LIMIT, ServerApi, parts
 
 Row = Mapping[str, Any]
 """An object of the server, as its API shows it."""
@@ -91,12 +91,12 @@ class Records:
     def callers(self, runs: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
         """Return the flow runs that the runs are subflow runs of, as far as they are recorded."""
         ids = [run.parent_task_run_id for run in runs if run.parent_task_run_id is not None]
-        rows = self._rows("/task_runs/filter", (_by("task_runs", "id", part) for part in _parts(ids)))
+        rows = self._rows("/task_runs/filter", (_by("task_runs", "id", part) for part in parts(ids)))
         return list(self.flow_runs({row["flow_run_id"] for row in rows} - {None}).values())
 
     def unfinished_task_runs(self, flow_run_ids: Iterable[str]) -> Iterator[list[Row]]:
         """Yield pages of the task runs of the flow runs that have no final type."""
-        for part in _parts(flow_run_ids):
+        for part in parts(flow_run_ids):
             wanted = {"flow_run_id": {"any_": part}, "state": {"type": {"any_": UNFINISHED_TYPES}}}
             yield from self._pages("/task_runs/filter", {"task_runs": wanted, "sort": "ID_DESC"})
 
@@ -127,7 +127,7 @@ class Records:
         return [run for run in found if not run.is_deployed]  # A deployed one has a process of its own.
 
     def _flow_runs_by(self, field: str, ids: Iterable[str]) -> dict[str, FlowRunRecord]:
-        rows = self._rows("/flow_runs/filter", (_by("flow_runs", field, part) for part in _parts(ids)))
+        rows = self._rows("/flow_runs/filter", (_by("flow_runs", field, part) for part in parts(ids)))
         return {row["id"]: FlowRunRecord.of(row) for row in rows}
 
     def _rows(self, path: str, bodies: Iterable[Row]) -> Iterator[Row]:
@@ -139,12 +139,6 @@ class Records:
             page = self._api.post(path, {"limit": PAGE_LIMIT, "offset": offset, **body})
             offset, is_last = offset + len(page), len(page) < PAGE_LIMIT
             yield page
-
-
-def _parts(ids: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the ids in parts as large as a request may name."""
-    each = sorted(set(ids))
-    return (each[start : start + PAGE_LIMIT] for start in range(0, len(each), PAGE_LIMIT))
 
 
 def _by(what: str, field: str, ids: Sequence[str]) -> dict[str, Any]:

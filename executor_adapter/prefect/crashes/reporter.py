@@ -88,7 +88,8 @@ def report(death: Death, *, timeout: float = TIMEOUT) -> bool:
                 closing = Closing(api, deadline)
                 send_inherited()  # Meanwhile the runner ends the flow run.
                 _wait_for_runner(closing, death)
-                if end_dead(closing, death).is_recorded:
+                _, is_recorded = end_dead(closing, death)
+                if is_recorded:
                     return True
         except UNREACHABLE_ERRORS:
             pass

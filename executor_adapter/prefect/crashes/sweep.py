@@ -225,26 +225,20 @@ class SweptFlowRun:
     """Whether the server has recorded their ends; False in a dry run."""
 
 
-class Ends(NamedTuple):
-    """What became of the flow runs of one dead process."""
-
-    swept: list[SweptFlowRun]
-    """Those of which something had not ended."""
-    is_recorded: bool
-    """Whether the server has recorded everything; False in a dry run."""
-
-
-def end_dead(closing: Closing, death: Death, *, dry_run: bool = False) -> Ends:
+def end_dead(closing: Closing, death: Death, *, dry_run: bool = False) -> tuple[list[SweptFlowRun], bool]:
     """End the flow runs of a dead process that nobody continues, and their task runs.
 
     What has ended stays as it is, so this may be repeated, and done by several processes at once.
+
+    Returns the flow runs of which something had not ended, and whether the server has recorded everything; False in a
+    dry run.
     """
     records, has_seen = closing.records, death.died_at is not None
     # Who calls a flow run that has ended may be alive, unless the death of its process was seen.
     runs = records.in_same_process(death.run_counts, callers=has_seen)
     fates = {run.id: death.fate_of(run) for run in runs.values()}
     if death.managed is not None and fates.get(death.managed) is Fate.CONTINUES:
-        return Ends([], not dry_run)
+        return [], not dry_run
     left = {run.id: run for run in runs.values() if fates[run.id] is not Fate.CONTINUES}
     is_recorded = False
     if dry_run:
@@ -266,7 +260,7 @@ def end_dead(closing: Closing, death: Death, *, dry_run: bool = False) -> Ends:
         for run in left.values()
         if counts[run.id] or not run.is_final
     ]
-    return Ends(swept, is_recorded)
+    return swept, is_recorded
 
 
 def sweep(*, dry_run: bool = False, timeout: float = SWEEP_TIMEOUT) -> Iterator[SweptFlowRun]:
@@ -286,12 +280,12 @@ def _end_all(
 ) -> Iterator[SweptFlowRun]:
     """End what is left of the deaths that no reporter could report, then of the flow runs that `find` returns."""
     for path, death in UnreportedDeaths(server_name()).read():
-        ends = end_dead(closing, death, dry_run=dry_run)
-        if ends.is_recorded:
+        swept, is_recorded = end_dead(closing, death, dry_run=dry_run)
+        if is_recorded:
             path.unlink(missing_ok=True)
-        yield from ends.swept
+        yield from swept
     for run in find(closing.records):
-        yield from end_dead(closing, Death({run.id: None}), dry_run=dry_run).swept
+        yield from end_dead(closing, Death({run.id: None}), dry_run=dry_run)[0]
 
 
 def find_ended_runs(records: Records) -> list[FlowRunRecord]:

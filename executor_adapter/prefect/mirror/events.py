@@ -34,7 +34,6 @@ from prefect.settings import Settings, get_current_settings
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.executor import sentinel_client
 from executor_adapter.job import ErrorCode, storable, uuid7
-from executor_adapter.prefect.child.no_task_runner import NoTaskRunner
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -221,7 +220,7 @@ def announce_flow_run() -> None:
     Only the process that runs the flow announces it: another one that the context was sent to may end before the flow.
     """
     context = FlowRunContext.get()
-    if context is None or context.flow_run is None or context.detached or isinstance(context.task_runner, NoTaskRunner):
+    if context is None or context.flow_run is None or context.detached:
         return
     # A child of multiprocessing, as of Prefect's ProcessPoolTaskRunner, calls no exit handlers.
     if multiprocessing.parent_process() is None and not get_current_settings().testing.test_mode:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -117,8 +117,7 @@ class ServerApi:
     def recorded(self, task_run_ids: Sequence[str]) -> dict[str, Recorded]:
         """Return the states of the task runs by their ids, without those that the server does not know."""
         known: dict[str, Recorded] = {}
-        for start in range(0, len(task_run_ids), PAGE_LIMIT):
-            page = task_run_ids[start : start + PAGE_LIMIT]
+        for page in parts(task_run_ids):
             with _readable():
                 found = self.task_runs({"id": {"any_": page}})
                 known |= {run["id"]: _recorded(run["state"]) for run in found if run["state"] is not None}
@@ -141,8 +140,7 @@ class ServerApi:
         if self.client.server_type == ServerType.CLOUD:
             return set()
         with _readable():
-            pages = (ids[start : start + PAGE_LIMIT] for start in range(0, len(ids), PAGE_LIMIT))
-            return {each for page in pages for each in self._deleted_of(page)}
+            return {each for page in parts(ids) for each in self._deleted_of(page)}
 
     def _deleted_of(self, ids: Sequence[str]) -> set[str]:
         wanted = {"flow_runs": {"id": {"any_": list(ids)}}}
@@ -172,6 +170,12 @@ class ServerApi:
     def post(self, path: Any, body: Mapping[str, Any]) -> Any:
         """Return the answer to a request with a body."""
         return self.client.request("POST", path, json=dict(body)).json()
+
+
+def parts(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the ids in parts as large as a request may name."""
+    each = sorted(set(ids))
+    return (each[start : start + PAGE_LIMIT] for start in range(0, len(each), PAGE_LIMIT))
 
 
 def _is_rejection(status: int) -> bool:
@@ -216,18 +220,6 @@ def _without_retries() -> Iterator[None]:
     settings = context.settings.model_copy(update={"client": client})
     with SettingsContext(profile=context.profile, settings=settings):
         yield
-
-
-def recorder_settings(client: SyncPrefectClient) -> dict[str, Any]:
-    """Return the settings of a self-hosted server's task-run recorder.
-
-    Raises:
-        httpx.HTTPError: the server cannot be reached, or does not show its settings.
-        LookupError, TypeError, ValueError: its answer has another form.
-    """
-    answer = client.request("GET", "/admin/settings").json()
-    recorder: dict[str, Any] = answer["server"]["services"]["task_run_recorder"]
-    return recorder
 
 
 NEWEST_TESTED = (3, 9)

@@ -20,7 +20,7 @@ from prefect.task_runners import PrefectTaskRunner, TaskRunner
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.pools import lend_slot
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
-from executor_adapter.prefect.child.no_task_runner import NoTaskRunner
+from executor_adapter.prefect.child.contexts import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker
 from executor_adapter.prefect.engine.engine import INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun

@@ -37,7 +37,6 @@ from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import context_of_engine, run_in_thread, run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
 from executor_adapter.prefect.mirror import runs
-from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
 
 MAX_THREADS = 32_768
@@ -148,11 +147,6 @@ def waits_only_for_slot(options: Mapping[str, Any], task_run: TaskRun) -> bool:
     )
 
 
-def _is_async_flow() -> bool:
-    context = FlowRunContext.get()
-    return context is not None and context.flow is not None and context.flow.isasync
-
-
 class EngineThreads:
     """Runs the submitted tasks of one flow run, each in an engine's thread."""
 
@@ -170,12 +164,12 @@ class EngineThreads:
 
     def watch(self) -> None:
         """Cancel the jobs when the flow run around the caller is cancelled, from now on until all have ended."""
-        flow_run_id = current_flow_run_id()
+        context = FlowRunContext.get()
         with self._lock:
-            if self._watch is not None or self._closed or flow_run_id is None:
-                return
-            self._flow_run_id, self._is_async = flow_run_id, _is_async_flow()
-            self._watch = watch_flow_run(flow_run_id, self.end_early, until_flow_ends=True)
+            if self._watch is None and not self._closed and context is not None and context.flow_run is not None:
+                self._flow_run_id = context.flow_run.id
+                self._is_async = context.flow is not None and context.flow.isasync
+                self._watch = watch_flow_run(self._flow_run_id, self.end_early, until_flow_ends=True)
 
     def submit(
         self,

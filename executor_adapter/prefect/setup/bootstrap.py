@@ -81,7 +81,7 @@ def bootstrap(
     plan = plan or BootstrapPlan()
     settings = settings or load_config()
     with get_client(sync_client=True) as client:
-        return list(Bootstrap(client, plan, settings, dry_run=dry_run).run())
+        return list(Bootstrap(client, plan, settings, dry_run).run())
 
 
 def note_on_server() -> str | None:
@@ -91,32 +91,32 @@ def note_on_server() -> str | None:
     return "PREFECT_API_URL is not set: this is about the database of this machine, which a server started here uses"
 
 
+@dataclass(frozen=True, slots=True)
 class Bootstrap:
     """Creates what a server lacks of a plan, and sets what the plan declares. In a dry run it only reads."""
 
-    def __init__(self, client: SyncPrefectClient, plan: BootstrapPlan, settings: Settings, *, dry_run: bool) -> None:
-        self._client = client
-        self._plan = plan
-        self._settings = settings
-        self._dry_run = dry_run
+    client: SyncPrefectClient
+    plan: BootstrapPlan
+    settings: Settings
+    dry_run: bool
 
     def run(self) -> Iterator[BootstrapChange]:
         """Yield what was done about each thing."""
         notify = self._notification_block()  # First, because a wrong name must leave everything as it is.
         yield self._work_pool()
         # In the order of their priorities: the server moves others down to make room for one.
-        for name, priority in sorted(self._plan.work_queues.items(), key=lambda item: item[1]):
+        for name, priority in sorted(self.plan.work_queues.items(), key=lambda item: item[1]):
             yield self._work_queue(name, priority)
-        if self._plan.tool_limits:
-            for name, limit, decay in tool_limits(self._settings):
+        if self.plan.tool_limits:
+            for name, limit, decay in tool_limits(self.settings):
                 yield self._concurrency_limit(name, {"limit": limit, "slot_decay_per_second": decay})
-        for name, value in self._plan.variables.items():
+        for name, value in self.plan.variables.items():
             yield self._variable(name, value)
-        if self._plan.executor_block is not None:
-            yield self._executor_block(self._plan.executor_block)
-        if self._plan.automations:
+        if self.plan.executor_block is not None:
+            yield self._executor_block(self.plan.executor_block)
+        if self.plan.automations:
             longest = self._longest_heartbeat_seconds()
-            for wanted in automations(self._plan.model_copy(update={"heartbeat_seconds": longest}), notify):
+            for wanted in automations(self.plan.model_copy(update={"heartbeat_seconds": longest}), notify):
                 yield self._automation(wanted)
 
     def _settle(
@@ -142,14 +142,14 @@ class Bootstrap:
             kept = [f"{key}: {now.get(key)}, not {each}" for key, each in first.items() if now.get(key) != each]
             outcome = BootstrapOutcome.KEPT if kept else BootstrapOutcome.UNCHANGED
             outcome, details = BootstrapOutcome.CHANGED if changed else outcome, changed + kept
-        if not self._dry_run and outcome in (BootstrapOutcome.CREATED, BootstrapOutcome.CHANGED):
+        if not self.dry_run and outcome in (BootstrapOutcome.CREATED, BootstrapOutcome.CHANGED):
             (create if known is None else change)()
         return BootstrapChange(kind=kind, name=name, outcome=outcome, detail=", ".join(details))
 
     # --- pools, queues, limits, variables, blocks ---
 
     def _work_pool(self) -> BootstrapChange:
-        client, plan, known = self._client, self._plan, _found(self._client.read_work_pool, self._plan.work_pool)
+        client, plan, known = self.client, self.plan, _found(self.client.read_work_pool, self.plan.work_pool)
         declared = {} if plan.work_pool_limit is None else {"concurrency_limit": plan.work_pool_limit}
         first = {"type": plan.work_pool_type}
         create = functools.partial(client.create_work_pool, WorkPoolCreate(name=plan.work_pool, **first, **declared))
@@ -157,7 +157,7 @@ class Bootstrap:
         return self._settle("work pool", plan.work_pool, known, create, change, declared=declared, first=first)
 
     def _work_queue(self, name: str, priority: int) -> BootstrapChange:
-        client, pool = self._client, self._plan.work_pool
+        client, pool = self.client, self.plan.work_pool
         known = _found(client.read_work_queue_by_name, name, work_pool_name=pool)
         create = functools.partial(client.create_work_queue, name, priority=priority, work_pool_name=pool)
 
@@ -168,24 +168,24 @@ class Bootstrap:
         return self._settle("work queue", f"{pool}/{name}", known, create, change, declared=declared, first={})
 
     def _concurrency_limit(self, name: str, declared: dict[str, Any]) -> BootstrapChange:
-        client, known = self._client, _found(self._client.read_global_concurrency_limit_by_name, name)
+        client, known = self.client, _found(self.client.read_global_concurrency_limit_by_name, name)
         new, changed = GlobalConcurrencyLimitCreate(name=name, **declared), GlobalConcurrencyLimitUpdate(**declared)
         create = functools.partial(client.create_global_concurrency_limit, new)
         change = functools.partial(client.update_global_concurrency_limit, name, changed)
         return self._settle("concurrency limit", name, known, create, change, declared=declared, first={})
 
     def _variable(self, name: str, value: Any) -> BootstrapChange:
-        known = self._client.read_variable_by_name(name)
-        create = functools.partial(self._client.create_variable, VariableCreate(name=name, value=value))
+        known = self.client.read_variable_by_name(name)
+        create = functools.partial(self.client.create_variable, VariableCreate(name=name, value=value))
         return self._settle("variable", name, known, create, declared={}, first={"value": value})
 
     def _executor_block(self, name: str) -> BootstrapChange:
         slug = JobExecutorBlock.get_block_type_slug()
-        slots = self._settings.executor.max_workers
+        slots = self.settings.executor.max_workers
         # A block has one number; where it has none, the settings count.
         workers = slots if isinstance(slots, int) else None
         first = {"max_workers": workers or "as configured"}
-        known = _found(self._client.read_block_document_by_name, name, slug, include_secrets=False)
+        known = _found(self.client.read_block_document_by_name, name, slug, include_secrets=False)
         create = functools.partial(JobExecutorBlock(max_workers=workers).save, name)
         found = known and first  # Whatever people have made of it.
         return self._settle("block", f"{slug}/{name}", found, create, declared={}, first=first)
@@ -193,34 +193,34 @@ class Bootstrap:
     # --- automations ---
 
     def _notification_block(self) -> UUID | None:
-        if self._plan.notify is None:
+        if self.plan.notify is None:
             return None
-        slug, separator, name = self._plan.notify.partition("/")
+        slug, separator, name = self.plan.notify.partition("/")
         if not separator:
             raise ConfigurationError(
-                f"notify: {self._plan.notify!r} is not TYPE/NAME: give slack-webhook/ops, for example"
+                f"notify: {self.plan.notify!r} is not TYPE/NAME: give slack-webhook/ops, for example"
             )
-        known = _found(self._client.read_block_document_by_name, name, slug, include_secrets=False)
+        known = _found(self.client.read_block_document_by_name, name, slug, include_secrets=False)
         if known is None:
             raise ConfigurationError(
-                f"notify: the server has no block {self._plan.notify!r}: create it in the UI, or save it in Python"
+                f"notify: the server has no block {self.plan.notify!r}: create it in the UI, or save it in Python"
             )
         return UUID(str(known.id))
 
     def _longest_heartbeat_seconds(self) -> int:
         """Return the longest interval between two heartbeats of a flow run of the pool, by the plan or a deployment."""
-        pool = _found(self._client.read_work_pool, self._plan.work_pool)
+        pool = _found(self.client.read_work_pool, self.plan.work_pool)
         template = {} if pool is None else pool.base_job_template
         common = template.get("variables", {}).get("properties", {}).get("env", {}).get("default") or {}
-        of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[self._plan.work_pool]))
-        longest, read = self._plan.heartbeat_seconds, 0
-        while page := self._client.read_deployments(work_pool_filter=of_pool, offset=read):
+        of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[self.plan.work_pool]))
+        longest, read = self.plan.heartbeat_seconds, 0
+        while page := self.client.read_deployments(work_pool_filter=of_pool, offset=read):
             environments = [common | (each.job_variables.get("env") or {}) for each in page]
             longest, read = max(longest, *map(heartbeat_seconds, environments)), read + len(page)
         return longest
 
     def _automation(self, wanted: AutomationCore) -> BootstrapChange:
-        client, trigger = self._client, trigger_facts(wanted)
+        client, trigger = self.client, trigger_facts(wanted)
         known = next(iter(client.read_automations_by_name(wanted.name)), None)
         if known is None:
             create = functools.partial(client.create_automation, wanted)
