@@ -41,6 +41,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "timeout": "the executor ends an attempt at `max_runtime`",
         "current_thread": "Prefect logs where it cannot time out in a thread; the executor can",
         "main_thread": "the same",
+        "warning": "the same",
         "debug": "the same",
         "is_cancelled": "a retry of a cancelled flow run is refused by `JobRun.decide`",
         "CancelledError": "the same",

@@ -96,10 +96,7 @@ class BulkJobScope:
     def log_failure(self, transition: Transition) -> None:
         """Log how an attempt failed or was cancelled, and what follows."""
         job, error = transition.job, transition.error
-        if transition.status is JobStatus.CANCELLED:
-            if error is not None and job.state.attempt:
-                self.flow.write(self.history, PrefectLogAdapter.warning, "Job cancelled: %s", error.text)
-        elif error is not None:
+        if error is not None and (transition.status is not JobStatus.CANCELLED or job.state.attempt):
             delay = None if job.state.retry_at is None else max(0.0, job.state.retry_at - transition.at)
             self.flow.write(self.history, log_failed_attempt, error.text, error, delay=delay)
 

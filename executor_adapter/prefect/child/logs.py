@@ -14,7 +14,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobTimeoutError, WorkerCrashedError
-from executor_adapter.job import storable
+from executor_adapter.job import ErrorCode, storable
 from executor_adapter.supervision import write_line
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -114,7 +114,7 @@ def _handle_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
 def log_failed_attempt(
     logger: RunLogger, shown: str, error: ErrorFacts | None, *, delay: float | None, reason: str = ""
 ) -> None:
-    """Log how an attempt failed: with the seconds until the next one, or, if none follows, with the traceback.
+    """Log how an attempt failed or was cancelled: with the seconds until the next one, else a failure's traceback.
 
     `shown` is what has failed it, `error` what is known of that if it is an exception, and `reason` why this follows.
     The text is made here and not by the handlers: so it holds only characters that a server can store, and no frames of
@@ -122,6 +122,9 @@ def log_failed_attempt(
     """
     if delay is not None:
         logger.warning("Attempt failed: %s. Next attempt in %.1f s%s%s", shown, delay, reason, _details_of(error))
+        return
+    if error is not None and error.code == ErrorCode.CANCELLED:
+        logger.warning("Job cancelled: %s", error.text)
         return
     fields = {
         "name": logger.name,

@@ -38,7 +38,6 @@ from prefect.transactions import Transaction
 from prefect.types import DateTime
 from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result, should_log_prints
 
-from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.cancellation.flow_end import call_hooks
@@ -169,9 +168,6 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
 
     def _log_failure(self, failure: BaseException | State[Any], decision: RetryDecision) -> None:
         """Log how the attempt ended and what follows."""
-        if isinstance(failure, JobCancelledError) and not decision.retry:
-            self.logger.warning("Job cancelled: %s", failure)
-            return
         # The words are those of Prefect's own logs.
         error, shown = None, repr(failure)
         if isinstance(failure, BaseException):
