@@ -30,7 +30,7 @@ from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job, PoolName
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.run import ReturnType
+from executor_adapter.prefect.engine.run import ReturnType, run_sync
 from executor_adapter.prefect.engine.task_worker import (
     AttemptAsJob,
     SeenByEngine,
@@ -141,8 +141,8 @@ class JobTask(Task[P, R]):
             return track_viz_task(isasync, self.name, parameters, self.viz_return_value)
         job_run = JobRun(self, self.job_options)
         return_type: ReturnType = "state" if return_state else "result"
-        call = await_job_task if self.isasync else call_job_task
-        return call(job_run, parameters, wait_for, return_type)
+        run = functools.partial(run_sync, job_run, parameters, wait_for=wait_for, return_type=return_type)
+        return (await_job_task if self.isasync else call_job_task)(job_run, run)
 
     if not TYPE_CHECKING:  # Type checkers see Task's overloads, which give a call the function's own types.
         __call__ = _call

@@ -8,11 +8,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 from uuid import UUID
 
-from prefect.client.schemas.objects import RunInput
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import PrefectTaskRunner, TaskRunner
@@ -24,7 +23,7 @@ from executor_adapter.prefect.child.contexts import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker
 from executor_adapter.prefect.engine.engine import INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.run import ReturnType, result_of, run_in_thread, run_sync
+from executor_adapter.prefect.engine.run import result_of, run_in_thread
 from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
@@ -52,17 +51,11 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         """Return a companion of the same kind of runner for another flow run."""
         return type(self)(self.flow_runner.duplicate())
 
-    def submit(
-        self,
-        task: Any,
-        parameters: dict[str, Any],
-        wait_for: Iterable[PrefectFuture[Any]] | None = None,
-        dependencies: dict[str, set[RunInput]] | None = None,
-    ) -> PrefectFuture[Any]:
+    def submit(self, task: Any, *args: Any, **kwargs: Any) -> PrefectFuture[Any]:
         """Submit a job task here, and any other task to the flow's own runner."""
         if is_job_task(task):
-            return self.threads.submit(JobRun(task, task.job_options), parameters, wait_for, dependencies)
-        return self.flow_runner.submit(task, parameters, wait_for, dependencies)  # type: ignore[no-any-return]
+            return self.threads.submit(JobRun(task, task.job_options), *args, **kwargs)
+        return self.flow_runner.submit(task, *args, **kwargs)  # type: ignore[no-any-return]
 
     def cancel_all(self) -> None:
         """End the job tasks, see the class, and the tasks of the flow's own runner; it replaces that one's method."""
@@ -133,36 +126,28 @@ def watch_for_cancel(on_cancel: Callable[[], object]) -> Iterator[None]:
 # --- direct calls ---
 
 
-def call_job_task(
-    job_run: JobRun, parameters: dict[str, Any], wait_for: Iterable[Any] | None, return_type: ReturnType
-) -> Any:
-    """Run the task of `job_run` on the caller's thread, and return what `run_sync` returns."""
+def call_job_task(job_run: JobRun, run: Callable[[], Any]) -> Any:
+    """Run the task of `job_run` on the caller's thread, by `run`, and return what that returns."""
     with lend_slot(), watch_for_cancel(job_run.end_early):
-        return _run_and_record(job_run, parameters, wait_for, return_type)
+        return _run_and_record(run)
 
 
-async def await_job_task(
-    job_run: JobRun, parameters: dict[str, Any], wait_for: Iterable[Any] | None, return_type: ReturnType
-) -> Any:
-    """Run the task of `job_run` on a thread of its own, and await what `run_sync` returns.
+async def await_job_task(job_run: JobRun, run: Callable[[], Any]) -> Any:
+    """Run the task of `job_run` on a thread of its own, by `run`, and await what that returns.
 
     Unlike those that are submitted it passes no gate, because one whose caller is cancelled has to end at once.
     Cancelling the caller ends the job, and returns once that is recorded: at most INTERRUPT_TIMEOUT later.
     """
-    run = functools.partial(_run_and_record, job_run, parameters, wait_for, return_type)
     with lend_slot(), watch_for_cancel(job_run.end_early):
-        return await result_of(run_in_thread(run), job_run, INTERRUPT_TIMEOUT)
+        return await result_of(run_in_thread(functools.partial(_run_and_record, run)), job_run, INTERRUPT_TIMEOUT)
 
 
-def _run_and_record(
-    job_run: JobRun, parameters: dict[str, Any], wait_for: Iterable[Any] | None, return_type: ReturnType
-) -> Any:
-    """Call `run_sync`, and wait until the server has recorded how the task run ended where no task runner does so.
+def _run_and_record(run: Callable[[], Any]) -> Any:
+    """Call `run()`, and wait until the server has recorded how the task run ended where no task runner does so.
 
     That is in a worker process, and under a runner that is not notified of the flow run's end. The last of the
     concurrent calls waits; only for a few seconds if a signal or another BaseException ends the process.
     """
-    run = functools.partial(run_sync, job_run, parameters, wait_for=wait_for, return_type=return_type)
     if not _must_wait_for_server():
         return run()
     flow_run_id = current_flow_run_id()
