@@ -47,12 +47,16 @@ MAX_PICKLED_BYTES = 8192
 MAX_LISTED = 50
 """Items of a list that is sent as JSON; longer lists are sent pickled."""
 
+_TASK_RUN_FIELDS: Any = {
+    "id": True, "name": True, "flow_run_id": True, "task_key": True, "dynamic_key": True, "task_version": True,
+    "tags": True, "run_count": True, "flow_run_run_count": True, "start_time": True, "expected_start_time": True,
+    "task_inputs": True, "state": {"id", "type", "name", "timestamp"},
+}  # fmt: skip
 _FLOW_RUN_FIELDS_LEFT_OUT: Any = {
     "parameters": True, "created": True, "updated": True, "estimated_run_time": True,
     "estimated_start_time_delta": True, "state_id": True, "state_type": True, "state_name": True, "flow_version": True,
     "empirical_policy": True, "state": {"state_details", "data"},
 }  # fmt: skip
-_TRUE_BY_DEFAULT = {"should_validate_parameters", "cache_result_in_memory"}
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -64,25 +68,10 @@ def compact(value: Any) -> str:
 def task_run_payload(task: Task[..., Any], task_run: TaskRun) -> str:
     """Return, as JSON, the part of the task run and of the flow run around the caller that the worker needs."""
     context = TaskRunContext.get()
-    run: dict[str, Any] = {
-        "id": str(task_run.id),
-        "name": task_run.name,
-        "flow_run_id": None if task_run.flow_run_id is None else str(task_run.flow_run_id),
-        "task_key": task_run.task_key,
-        "dynamic_key": task_run.dynamic_key,
-        "task_version": task_run.task_version,
-        "tags": task_run.tags,
-        "run_count": task_run.run_count,
-        "flow_run_run_count": task_run.flow_run_run_count,
-        "start_time": _iso(task_run.start_time),
-        "expected_start_time": _iso(task_run.expected_start_time),
-        "state": _state(task_run),
-    }
-    if any(task_run.task_inputs.values()):
-        run["task_inputs"] = task_run.model_dump(mode="json", include={"task_inputs"})["task_inputs"]
+    run = task_run.model_dump(mode="json", include=_TASK_RUN_FIELDS, exclude_defaults=True)
     return compact(
         {
-            "task_run": {name: value for name, value in run.items() if value},
+            "task_run": run,
             "task": task_facts(task),
             "tags": sorted(TagsContext.get().current_tags),
             "log_prints": context is not None and context.log_prints,
@@ -90,20 +79,6 @@ def task_run_payload(task: Task[..., Any], task_run: TaskRun) -> str:
             "flow": flow_run_payload(FlowRunContext.get()),
         }
     )
-
-
-def _state(task_run: TaskRun) -> dict[str, Any] | None:
-    """Return what the state of a run has beside Running, since the run's start."""
-    state = task_run.state
-    if state is None:
-        return None
-    if state.name == "Running" and state.timestamp == task_run.start_time:
-        return {"id": str(state.id)}
-    return {"id": str(state.id), "type": state.type, "name": state.name, "timestamp": _iso(state.timestamp)}
-
-
-def _iso(time: Any) -> str | None:
-    return None if time is None else time.isoformat().replace("+00:00", "Z")
 
 
 # --- the task ---
@@ -242,15 +217,10 @@ def _flow_run_payload(context: FlowRunContext, settings: Settings) -> dict[str, 
 
 
 def _flow_facts(flow: Flow[..., Any] | None) -> dict[str, Any]:
-    """Return the plain attributes of a flow that are not the default."""
-    if flow is None:
-        return {"name": "<unknown>"}
-    facts = {name: value for name, value in vars(flow).items() if not name.startswith("_") and type(value) in _PLAIN}
-    return {
-        name: value
-        for name, value in facts.items()
-        if (not value if name in _TRUE_BY_DEFAULT else value or name == "name")
-    }
+    """Return the plain attributes of a flow."""
+    attributes = [("name", "<unknown>")] if flow is None else vars(flow).items()
+    plain = {name: value for name, value in attributes if type(value) in _PLAIN and value is not None}
+    return {name: value for name, value in plain.items() if not name.startswith("_")}
 
 
 def _result_store(context: FlowRunContext) -> dict[str, Any] | None:
