@@ -8,10 +8,11 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from prefect.context import FlowRunContext
-from prefect.logging.loggers import PrefectLogAdapter, get_logger
+from prefect.logging.loggers import task_run_logger
 
 from executor_adapter.job import JobStatus, RetryPolicy, Transition
 from executor_adapter.pools import Assignment
@@ -39,11 +40,6 @@ class FlowRunScope:
         assert context.flow_run is not None, "run_jobs is called in a flow run"
         # A line through Prefect's handlers takes longer than a short job, and the supervisor must not wait for it.
         self.log = BackgroundCalls("task-run-logs")
-        self._log_fields = {
-            "flow_run_id": str(context.flow_run.id),
-            "flow_run_name": context.flow_run.name,
-            "flow_name": context.flow.name if context.flow is not None else "<unknown>",
-        }
         self.flow_run_id = context.flow_run.id
         self.context = contextvars.copy_context()
         facts = flow_run_facts()
@@ -58,9 +54,8 @@ class FlowRunScope:
         """Call `write(logger, *args, **options)` soon, with the logger of a task run; the lines stay in order."""
 
         def line() -> None:
-            name = history.shown_name
-            extra = {**self._log_fields, "task_run_id": history.id, "task_run_name": name, "task_name": name}
-            write(PrefectLogAdapter(get_logger("prefect.task_runs"), extra=extra), *args, **options)
+            run: Any = SimpleNamespace(id=history.id, name=history.shown_name, flow_run_id=self.flow_run_id)
+            write(task_run_logger(run, task=run), *args, **options)
 
         self.log.put(line)
 

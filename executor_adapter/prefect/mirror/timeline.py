@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import State, TaskRun, TaskRunPolicy
 from prefect.results import ResultRecord, should_persist_result  # type: ignore[attr-defined]  # meant to be used
 
 from executor_adapter.error_facts import ErrorFacts
@@ -283,15 +283,9 @@ def _function_facts(function: Callable[..., Any] | str) -> tuple[str, str]:
 def _policy_json(policy: RetryPolicy) -> str:
     """Return the retry policy as the task run's `empirical_policy`."""
     shown = prefect_retry_options(policy)
-    return json.dumps(
-        {
-            "max_retries": 0,
-            "retry_delay_seconds": 0.0,
-            "retries": shown["retries"],
-            "retry_delay": shown["retry_delay_seconds"],
-            "retry_jitter_factor": shown["retry_jitter_factor"],
-        }
-    )
+    delay, jitter = shown["retry_delay_seconds"], shown["retry_jitter_factor"]
+    of_run = TaskRunPolicy(retries=shown["retries"], retry_delay=delay, retry_jitter_factor=jitter)
+    return of_run.model_dump_json(exclude_unset=True)
 
 
 # --- task runs of engines ---
