@@ -112,7 +112,7 @@ class JobTask(Task[P, R]):
         self.job_options: dict[str, Any] = job_options
 
     if not TYPE_CHECKING:  # Type checkers see Task's own attributes.
-        fn = SeenByEngine(lambda task, own: AttemptAsJob(task, task.job_options, own))
+        fn = SeenByEngine(AttemptAsJob)
         retry_condition_fn = SeenByEngine(lambda _, own: retry_condition(own))
         retries = SeenByEngine(lambda _, own: retries_of_job(own))
         timeout_seconds = SeenByEngine(lambda *_: None)  # The job's limit must not be applied a second time.

@@ -23,7 +23,7 @@ SAME_STEP = {
 ADDED_STEPS = {
     "is_unfinished": "an error of the engine itself must not leave the task run without a final state",
     "handle_exception": "the same",
-    "refuse_attempts": "the same",
+    "refuse": "the same",
 }
 """Steps of our loop that Prefect's does not have, with the reason."""
 

@@ -229,7 +229,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
         span = trace.get_current_span()
         if span.is_recording() and get_current_settings().cloud.enable_orchestration_telemetry:
             RunTelemetry(span=span).update_state(state)
-        if _is_final(state):
+        if not self.is_unfinished():
             self.job_run.settle(state)
         return state
 
@@ -264,9 +264,4 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
 
     def is_unfinished(self) -> bool:
         """Return whether the task run exists without a final state: an error of the engine must not leave it so."""
-        return self.task_run is not None and not _is_final(self.state)
-
-
-def _is_final(state: State[Any]) -> bool:
-    """Return whether a task run stays in `state`."""
-    return is_final(state.type.value, state.name or "")
+        return self.task_run is not None and not is_final(self.state.type.value, self.state.name or "")

@@ -122,8 +122,12 @@ class JobRun:
         driver.acquire().result()
 
     def refuse(self, error: Exception) -> Exception:
-        """Start no further attempt because of `error`, and return the error for the final state."""
-        self.refusal = self._explained(error)
+        """Start no further attempt because of `error`, and return the error for the final state.
+
+        Once the job was ended early, that is the reason, whatever its engine has failed with.
+        """
+        is_ended = self._ended_early.is_set() and not is_a(error, JobCancelledError)
+        self.refusal = self._explained(JobCancelledError(FLOW_RUN_ENDED) if is_ended else error)
         return self.refusal
 
     def notify_started(self) -> None:
@@ -212,7 +216,7 @@ class JobRun:
         """Return `state`, with the type, name and message of this job's failure if it is the state of that failure."""
         if state.name == "NotReady" and (self._ended_early.is_set() or signal_watch.ended_by is not None):
             # The input that it waited for was cancelled with the flow run, and so is this task run.
-            self.failure, state.type = self._flow_run_ended(), StateType.FAILED
+            self.failure, state.type = self._explained(JobCancelledError(FLOW_RUN_ENDED)), StateType.FAILED
         elif self.failure is None and self._interruption is not None:
             self.failure = self._explained(self._interruption)
         if self.failure is None or state.type not in {StateType.FAILED, StateType.CRASHED}:
@@ -266,14 +270,6 @@ class JobRun:
             self._given_up.set_result(None)
         if self.driver is not None:
             self.driver.cancel()
-
-    def refuse_attempts(self, error: Exception) -> Exception:
-        """Start no further attempt after an error of the engine's own, and return the error for the final state."""
-        self.refusal = self._flow_run_ended() if self._ended_early.is_set() else error
-        return self.refusal
-
-    def _flow_run_ended(self) -> Exception:
-        return self._explained(JobCancelledError(FLOW_RUN_ENDED))
 
     def _explained(self, error: E) -> E | JobCancelledError:
         """Return the error; for a cancellation, one that says by what the job was interrupted or cancelled."""

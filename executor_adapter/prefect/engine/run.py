@@ -60,7 +60,7 @@ def run_sync(
         except Exception as error:
             if not engine.is_unfinished():
                 raise
-            engine.handle_exception(job_run.refuse_attempts(error))
+            engine.handle_exception(job_run.refuse(error))
     return engine.state if return_type == "state" else engine.result()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -54,10 +54,10 @@ class SeenByEngine:
 class TaskWorkerJob:
     """The job of a task run that an engine of Prefect's drives; it ends with that engine at the latest."""
 
-    def __init__(self, task: Task[..., Any], options: Mapping[str, Any], context: TaskRunContext) -> None:
+    def __init__(self, task: Any, context: TaskRunContext) -> None:
         self.task, self.task_run, self._parameters = task, context.task_run, context.parameters
         self.has_ended = False
-        self._job_run = JobRun(task, options)
+        self._job_run = JobRun(task, task.job_options)
         self._attempts = 0
 
     def run(self) -> Any:
@@ -70,10 +70,12 @@ class TaskWorkerJob:
                     self._job_run.open(self.task_run, self._parameters)
                 elif (slot := self._job_run.ask_for_retry()) is not None:
                     slot.result()
-                return self._record_value(self._job_run.attempt(self.task_run, log))
+                value = self._job_run.value = self._job_run.attempt(self.task_run, log)
             except Exception as error:
-                self._record_error(error)
+                self._end_unless_asked(Failed(data=error))
                 raise
+            self._end_unless_asked(value if isinstance(value, State) else Completed())
+            return value
 
     async def arun(self) -> Any:
         """Do what `run` does in a thread, and await it; when cancelled, return once the attempt is dead."""
@@ -102,26 +104,16 @@ class TaskWorkerJob:
         self._end(state)
         return False
 
-    def _record_value(self, value: Any) -> Any:
-        self._job_run.value = value
-        state = value if isinstance(value, State) else Completed()
-        if not (state.is_failed() and self._may_be_retried()):
+    def _end_unless_asked(self, state: State[Any]) -> None:
+        """End the job in the `state` of its attempt, unless the engine calls the retry condition for that."""
+        if not state.is_failed() or self._attempts > self.retries:
             self._end(state)
-        return value
-
-    def _record_error(self, error: Exception) -> None:
-        if not self._may_be_retried():
-            self._end(Failed(data=error))
-
-    def _may_be_retried(self) -> bool:
-        """Return whether the engine calls the retry condition if this attempt fails."""
-        return self._attempts <= self.retries
 
     @property
     def retries(self) -> int:
         """How many retries the job may have, which may come from the settings of the executor."""
         driver = self._job_run.driver
-        return self.task.retries if driver is None else driver.job.policy.retry_attempts
+        return int(self.task.retries if driver is None else driver.job.policy.retry_attempts)
 
     def _end(self, state: State[Any]) -> None:
         self._job_run.settle(state)
@@ -138,12 +130,12 @@ _current_job: ContextVar[TaskWorkerJob | None] = ContextVar("current_job", defau
 """The job of the engine whose context the caller is in."""
 
 
-def _job_of(task: Task[..., Any], options: Mapping[str, Any]) -> TaskWorkerJob:
+def _job_of(task: Any) -> TaskWorkerJob:
     """Return the job of the engine around the caller, and make it for the engine's first attempt."""
     context, job = TaskRunContext.get(), _current_job.get()
     assert context is not None, "an engine runs its task in this context"
     if job is None or job.has_ended or job.task_run.id != context.task_run.id:
-        job = TaskWorkerJob(task, options, context)
+        job = TaskWorkerJob(task, context)
         _current_job.set(job)
         if task.isasync and (engine := asyncio.current_task()) is not None:
             engine.add_done_callback(lambda _: job.close())  # It may be cancelled while it waits for a retry.
@@ -159,14 +151,14 @@ def retries_of_job(own: int) -> int:
 class AttemptAsJob:
     """Replaces a job task's function in Prefect's engine: calling it runs one attempt of the task run's job."""
 
-    def __init__(self, task: Task[..., Any], options: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    def __init__(self, task: Any, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
         if hasattr(function, "__code__"):
             self.__code__ = function.__code__  # Prefect computes cache keys from it.
-        self._task, self._options = task, options
+        self._task = task
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        job = _job_of(self._task, self._options)
+        job = _job_of(self._task)
         return job.arun() if self._task.isasync else job.run()
 
 
