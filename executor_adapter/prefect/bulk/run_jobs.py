@@ -18,7 +18,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from collections.abc import Collection, Iterable, Iterator, Sized
 from concurrent.futures import wait
 from uuid import UUID
 
@@ -131,8 +131,8 @@ class _BulkRun:
         self._results: list[JobResult | None] = []
         self._live: dict[int, JobFuture] = {}
         """Futures whose results are not collected yet, by the index of the result."""
-        self._shared: dict[int, tuple[JobFuture, JobGroup | None]] = {}
-        """Futures of jobs that were live before with the same dedupe_key, by the index of the result."""
+        self._shared: dict[int, JobGroup | None] = {}
+        """The groups of those whose job was live before with the same dedupe_key, so that it is another call's."""
         self._scopes: dict[Job, BulkJobScope] = {}
         """The scopes of the jobs that have not ended."""
         self._finished: deque[int] = deque()
@@ -170,7 +170,7 @@ class _BulkRun:
                 self._make_room()
                 self._submit(job)
             self._close_group()
-            self._wait_for_all()
+            self._collect(len(self._live))
             self._finish()
             self._flow_run_scope.log.wait()
         except BaseException:
@@ -199,12 +199,12 @@ class _BulkRun:
         except BaseException:
             self._discard(job)
             raise
-        if future.job is job:
-            self._live[index] = future
-        else:  # A live job has the same dedupe_key, and its task run shows this one too.
+        self._live[index] = future
+        if future.job is not job:  # A live job has the same dedupe_key, and its task run shows this one too.
             self._scopes.pop(job)
             self._mirror.remove_job(job)
-            self._shared[index] = (future, self._group)
+            self._shared[index] = self._group
+            future.add_done_callback(lambda _: self._on_finished(index))
 
     def _scope_of(self, job: Job, index: int) -> BulkJobScope:
         """Return a new scope for a job, which shows it in a task run of its own or in that of a group."""
@@ -246,32 +246,19 @@ class _BulkRun:
         while self._stopped or len(self._live) >= MAX_LIVE_JOBS:
             self._collect(max(1, MAX_LIVE_JOBS // 10))
 
-    def _wait_for_all(self) -> None:
-        self._collect(len(self._live))
-        for future, _ in self._shared.values():
-            future.add_done_callback(lambda _: self._wake.set())
-        self._wait_until(lambda: all(future.done() for future, _ in self._shared.values()))
-        while self._shared:
-            index, (future, group) = self._shared.popitem()
-            result = self._results[index] = result_of(future)
-            if group is not None:
-                group.end(result.status)
-
     def _collect(self, count: int) -> None:
-        """Wait until so many results can be collected, and collect them."""
+        """Wait until so many results can be collected, and collect them; raise if the run was stopped."""
         self._awaited = count
-        self._wait_until(lambda: len(self._finished) >= count)
-        self._awaited = math.inf
-        while self._finished:
-            index = self._finished.popleft()
-            self._results[index] = result_of(self._live.pop(index))
-
-    def _wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition whose change sets `_wake`; raise if the run was stopped."""
-        while not self._stopped and not condition():
+        while not self._stopped and len(self._finished) < count:
             self._wake.wait()
             self._wake.clear()
         self._check_not_stopped()
+        self._awaited = math.inf
+        while self._finished:
+            index = self._finished.popleft()
+            result = self._results[index] = result_of(self._live.pop(index))
+            if (group := self._shared.pop(index, None)) is not None:
+                group.end(result.status)
 
     def _check_not_stopped(self) -> None:
         if self._stopped:
@@ -289,11 +276,15 @@ class _BulkRun:
             scope.log_failure(transition)
         if transition.status in TERMINAL:
             del self._scopes[transition.job]
-            self._finished.append(scope.index)
             self._failed_count += transition.status is not JobStatus.COMPLETED
             self._ended_count += 1
-            if len(self._finished) >= self._awaited:
-                self._wake.set()
+            self._on_finished(scope.index)
+
+    def _on_finished(self, index: int) -> None:
+        """Note that a result can be collected; callable from any thread."""
+        self._finished.append(index)
+        if len(self._finished) >= self._awaited:
+            self._wake.set()
 
     # --- the end ---
 
@@ -311,11 +302,11 @@ class _BulkRun:
         if self._owns_mirror:
             self._mirror.hurry()
         self._close_group()
-        for _, group in self._shared.values():
+        for group in self._shared.values():
             if group is not None:
                 group.remove()  # The job is another call's, and may go on.
         flow_run_watcher.ask()  # The jobs say why they end.
-        live = [future for future in self._live.values() if future.cancel()]
+        live = [future for index, future in self._live.items() if index not in self._shared and future.cancel()]
         try:
             wait(live)
         finally:
