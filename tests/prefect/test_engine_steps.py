@@ -28,14 +28,6 @@ ADDED_STEPS = {
 """Steps of our loop that Prefect's does not have, with the reason."""
 
 LEFT_OUT: dict[str, dict[str, str]] = {
-    "setup_run_context": {
-        "ValueError": "an assertion",
-        "ExitStack": "there are always the same contexts",
-        "enter_context": "the same",
-        "patch_print": "it is patched for the rest of the process, by `_new_engine`",
-        "TaskRunContext": "made without validation, by `model_construct`",
-        "_get_default_persist_result": "within a flow, it is what `should_persist_result` returns",
-    },
     "run_context": {
         "setup_run_context": "the engine has entered it: the context of an attempt is a copy",
         "timeout": "the executor ends an attempt at `max_runtime`",
@@ -129,11 +121,11 @@ def _replaced_methods() -> list[str]:
 
 
 def _only_extends(method: Any, name: str) -> bool:
-    """Whether the method always does what Prefect's does: its last statement calls it."""
+    """Whether the method always does what Prefect's does: a statement of its own calls it, or is within its context."""
     body = ast.parse(textwrap.dedent(inspect.getsource(method))).body[0]
     assert isinstance(body, ast.FunctionDef | ast.AsyncFunctionDef)
     return any(f"super().{name}(" in ast.unparse(statement) for statement in body.body if _is_simple(statement))
 
 
 def _is_simple(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr)
+    return isinstance(statement, ast.Expr | ast.With)

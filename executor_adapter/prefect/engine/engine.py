@@ -24,11 +24,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.logging.loggers import task_run_logger
 from prefect.results import (  # type: ignore[attr-defined]  # Prefect exports these from there on purpose.
     ResultRecord,
-    get_result_store,
-    should_persist_result,
 )
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Retrying
@@ -92,32 +89,12 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
 
     @contextlib.contextmanager
     def setup_run_context(self, client: SyncPrefectClient | None = None) -> Iterator[None]:
-        """Set up the task run's context. Within a flow nothing of it has to be validated or looked up again."""
-        if FlowRunContext.get() is None:
-            with super().setup_run_context(client):
+        """Set up the task run's context, with a result store that does less."""
+        with super().setup_run_context(client):
+            context = TaskRunContext.get()
+            assert context is not None, "it has just been set up"
+            with context.model_copy(update={"result_store": JobResultStore.like(context.result_store)}):
                 yield
-            return
-        assert self.task_run is not None, "only a task run has a context"
-        with self._context_in_flow(client or self.client), ConcurrencyContext():
-            logger: Any = task_run_logger(task_run=self.task_run, task=self.task)
-            self.logger = logger
-            yield
-
-    def _context_in_flow(self, client: SyncPrefectClient) -> TaskRunContext:
-        store: Any = get_result_store()
-        persist = self.task.persist_result
-        if persist is None:
-            persist = get_current_settings().tasks.default_persist_result
-        fields: dict[str, Any] = {
-            "task": self.task,
-            "task_run": self.task_run,
-            "parameters": self.parameters,
-            "client": client,
-            "result_store": JobResultStore.like(store.update_for_task(self.task, _sync=True)),
-            "log_prints": should_log_prints(self.task),
-            "persist_result": should_persist_result() if persist is None else persist,
-        }
-        return TaskRunContext.model_construct(**fields)
 
     @contextlib.contextmanager
     def run_context(self) -> Iterator[Self]:
