@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import uuid4, uuid5
 
 import httpx
 import pytest
@@ -29,7 +29,6 @@ from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
 from executor_adapter.prefect.mirror.events import flow_run_facts, read_flow_run_facts
 from executor_adapter.prefect.mirror.outbox import OutboxFile
-from executor_adapter.prefect.mirror.timeline import uuid5_text
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import prefect_server
 from tests.prefect.conftest import Api
@@ -147,7 +146,7 @@ def test_a_state_that_was_left_does_not_replace_that_of_a_later_run(api: Api, tm
 
     @flow(retries=1)
     def twice() -> None:
-        task_runs.append(uuid5_text(FlowRunContext.get().flow_run.id, "again"))  # type: ignore[union-attr]
+        task_runs.append(str(uuid5(FlowRunContext.get().flow_run.id, "again")))  # type: ignore[union-attr]
         mirror = PrefectMirror(outbox=OutboxFile("server", tmp_path / "outbox.db"), stall_timeout=0.5)
         if len(task_runs) == 1:
             with _unreachable() as (_, url), temporary_settings({PREFECT_API_URL: url}):

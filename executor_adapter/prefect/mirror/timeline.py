@@ -12,13 +12,12 @@ its final state alone, which is much less work for it than three states one by o
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from prefect.client.schemas.objects import State, TaskRun, TaskRunPolicy
 from prefect.results import ResultRecord, should_persist_result  # type: ignore[attr-defined]  # meant to be used
@@ -238,7 +237,7 @@ class GroupHistory(JobHistory):
     __slots__ = ("summary",)
 
     def __init__(self, flow_run_id: UUID | None, first: Job, number: int) -> None:
-        super().__init__(first, uuid5_text(flow_run_id or NO_FLOW_RUN, f"group {number} of {first.job_id}"))
+        super().__init__(first, str(uuid5(flow_run_id or NO_FLOW_RUN, f"group {number} of {first.job_id}")))
         label, _ = _function_facts(first.function)
         self.job_id = f"group {number} of {first.job_id}"
         self.name = quoted(f"{label}-group-{number}")
@@ -261,15 +260,8 @@ def task_run_id(flow_run_id: UUID | None, job: Job) -> str:
     flow run it depends on the job's id and creation time, and stays the same when another host takes the job over.
     """
     if flow_run_id is not None:
-        return uuid5_text(flow_run_id, job.job_id)
-    return uuid5_text(NO_FLOW_RUN, f"{job.job_id} {job.state.created_at:.6f}")  # An id may be used again.
-
-
-def uuid5_text(namespace: UUID, name: str) -> str:
-    """Return `str(uuid.uuid5(namespace, name))` (RFC 9562) in half the time, since there are very many jobs."""
-    digest = hashlib.sha1(namespace.bytes + name.encode(), usedforsecurity=False).hexdigest()
-    variant = "89ab"[int(digest[16], 16) & 3]
-    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
+        return str(uuid5(flow_run_id, job.job_id))
+    return str(uuid5(NO_FLOW_RUN, f"{job.job_id} {job.state.created_at:.6f}"))  # An id may be used again.
 
 
 @functools.lru_cache(maxsize=64)
