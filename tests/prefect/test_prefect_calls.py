@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -45,7 +46,8 @@ def server(prefect_api: str) -> Iterator[httpx.Client]:
 
         called = create("/flows/", name="called")
         create("/deployments/", name="everything", flow_id=called["id"], enforce_parameter_schema=False)
-        create("/v2/concurrency_limits/", name="everything", limit=100, active=True)
+        if client.get("/v2/concurrency_limits/everything").status_code == HTTPStatus.NOT_FOUND:
+            create("/v2/concurrency_limits/", name="everything", limit=100, active=True)
         Secret(value="shared").save("everything", overwrite=True)
         yield client
 
