@@ -19,16 +19,13 @@ from executor_adapter.pools import Assignment
 from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, flow_run_watcher
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message, patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
-from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
+from executor_adapter.prefect.child.task_run_context import IN_PROCESS_POOLS, TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
 from executor_adapter.prefect.mirror.events import flow_run_facts, iso
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.mirror.timeline import JobHistory, step_of
 from executor_adapter.prefect.options.retries import prefect_retry_options
 from executor_adapter.prefect.reporting.background import BackgroundCalls
-
-IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
-"""Pools whose functions see the flow run's own context; "auto" is resolved before a scope is used."""
 
 
 class FlowRunScope:

@@ -41,6 +41,9 @@ from executor_adapter.worker import BoundCall, lasting_changes, wire
 TASK_RUN_SCOPE = f"{__name__}:task_run_scope"
 TASK_RUN_SCOPE_HERE = f"{__name__}:task_run_scope_here"
 
+IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
+"""Pools whose functions see the context variables of the flow's process; "auto" is one of them by then."""
+
 FLUSH_TIMEOUT = wire.EXIT_SECONDS - 1.0
 """Seconds for which a worker that exits sends its events, before it is killed."""
 

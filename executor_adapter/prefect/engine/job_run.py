@@ -23,7 +23,7 @@ from executor_adapter.executor import current_executor, signal_watch
 from executor_adapter.job import TERMINAL, JobStatus, RetryDecision
 from executor_adapter.prefect.cancellation.watcher import explained
 from executor_adapter.prefect.child.payload import task_run_payload
-from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
+from executor_adapter.prefect.child.task_run_context import IN_PROCESS_POOLS, TASK_RUN_SCOPE
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.runs import PrefectReporter, TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry_message, failure_kind, failure_message
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from executor_adapter.supervision import JobDriver
 
 E = TypeVar("E", bound=BaseException)
-
-IN_PROCESS_POOLS = frozenset({"auto", "thread", "coroutine"})
-"""Pools whose functions see the engine's own context variables."""
 
 FLOW_RUN_ENDED = "its flow run ended first"
 
@@ -157,7 +154,7 @@ class JobRun:
         if self._twin is not None:
             return self._twin
         assert self.driver is not None, "an attempt needs a slot, and a slot a driver"
-        if self.driver.job.pool in IN_PROCESS_POOLS:
+        if self.driver.job.live.pool in IN_PROCESS_POOLS:
             self._running = self.driver.attempt(context=contextvars.copy_context())
         else:
             scope = (TASK_RUN_SCOPE, task_run_payload(self.task, task_run))
