@@ -10,7 +10,7 @@ import contextlib
 import copy
 import weakref
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 from prefect import Task
@@ -78,14 +78,8 @@ def _made_by_prefect(task: Task[..., Any]) -> TaskRun:
 # --- later ones ---
 
 
-class _Sample(NamedTuple):
-    """A task run that Prefect made, to be copied while the task has the attributes that it had then."""
-
-    version: list[int]
-    task_run: TaskRun
-
-
-_samples: weakref.WeakKeyDictionary[Task[..., Any], _Sample] = weakref.WeakKeyDictionary()
+_samples: weakref.WeakKeyDictionary[Task[..., Any], tuple[list[int], TaskRun]] = weakref.WeakKeyDictionary()
+"""Of each task, a task run that Prefect made, to be copied while the task has the attributes that it had then."""
 
 
 def _sample_for(task: Task[..., Any]) -> TaskRun | None:
@@ -93,16 +87,12 @@ def _sample_for(task: Task[..., Any]) -> TaskRun | None:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or TaskRunContext.get() is not None:
         return None
-    version = version_of(task)
-    known = _samples.get(task)
-    if known is None or known.version != version or known.task_run.flow_run_id != context.flow_run.id:
-        known = _samples[task] = _Sample(version, _made_by_prefect(task))
-    return known.task_run if _is_named_as_expected(task, known.task_run) else None
-
-
-def _is_named_as_expected(task: Task[..., Any], task_run: TaskRun) -> bool:
-    """Return whether this Prefect names task runs as `_copy_of` does."""
-    return task_run.name == f"{task.name}-{task_run.dynamic_key[:3]}" and not task_run.task_inputs
+    version, known = version_of(task), _samples.get(task)
+    if known is None or known[0] != version or known[1].flow_run_id != context.flow_run.id:
+        known = _samples[task] = version, _made_by_prefect(task)
+    _, sample = known
+    # A Prefect that names task runs otherwise than `_copy_of` must make them all.
+    return sample if sample.name == f"{task.name}-{sample.dynamic_key[:3]}" and not sample.task_inputs else None
 
 
 def _copy_of(sample: TaskRun, task: Task[..., Any]) -> TaskRun:
