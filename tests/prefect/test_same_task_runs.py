@@ -15,7 +15,7 @@ from prefect.results import ResultStore  # type: ignore[attr-defined]  # They ar
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from executor_adapter.prefect import JobTaskRunner
-from executor_adapter.prefect.engine.results import JobResultStore
+from executor_adapter.prefect.engine.task_runs import JobResultStore
 
 VARYING = {
     *{"id", "dynamic_key", "name", "state_id", "state", "created", "updated", "expected_start_time", "start_time"},

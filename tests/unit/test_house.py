@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/memory": 398,
     "pools/process": 1_533,
     "pools/transport": 562,
-    "prefect": 5_857,
+    "prefect": 5_855,
     "scheduler": 431,
     "store": 1_710,
     "supervision": 2_481,

@@ -40,7 +40,7 @@ from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.cancellation.flow_end import call_hooks
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.results import JobResultStore
+from executor_adapter.prefect.engine.task_runs import JobResultStore
 from executor_adapter.prefect.mirror.events import is_final
 from executor_adapter.worker.facts import facts_of
 
