@@ -19,6 +19,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, Settings
 
 from executor_adapter import JobExecutor
+from executor_adapter.executor.of_process import enter_executor, leave_executor
 from executor_adapter.pipeline.flows import steps
 from executor_adapter.prefect.crashes import sweep
 from tests.servers import WITHOUT_SCHEDULES, api_client, new_user_env, prefect_server
@@ -188,11 +189,20 @@ def api(prefect_api: str) -> Iterator[Api]:
     client.close()
 
 
+@pytest.fixture(scope="session")
+def shared_executor() -> Iterator[JobExecutor]:
+    """An executor of two workers for the tests of all modules: its processes import Prefect once."""
+    executor = JobExecutor(max_workers=2)
+    yield executor
+    executor.shutdown()
+
+
 @pytest.fixture(scope="module")
-def executor() -> Iterator[JobExecutor]:
-    """An executor of two workers around a module's tests: job tasks use it. Its processes import Prefect once."""
-    with JobExecutor(max_workers=2) as executor:
-        yield executor
+def executor(shared_executor: JobExecutor) -> Iterator[JobExecutor]:
+    """The same around a module's tests: job tasks use it."""
+    token = enter_executor(lambda: shared_executor)
+    yield shared_executor
+    leave_executor(token)
 
 
 def own_id() -> UUID:

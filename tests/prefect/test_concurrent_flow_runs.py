@@ -62,7 +62,7 @@ def work(x: int) -> tuple[int, Any]:
         pytest.param(JobTaskRunner(max_workers=2), id="JobTaskRunner", marks=pytest.mark.nightly),
     ],
 )
-def test_each_flow_run_has_the_states_of_its_own_jobs(api: Api, runner: Any) -> None:
+def test_each_flow_run_has_the_states_of_its_own_jobs(api: Api, executor: JobExecutor, runner: Any) -> None:
     """Submitted and called job tasks and `run_jobs` run in threads and processes at once."""
     together = threading.Barrier(FLOWS)
     in_thread = job_task(work, pool="thread", retry_attempts=0)
@@ -79,11 +79,8 @@ def test_each_flow_run_has_the_states_of_its_own_jobs(api: Api, runner: Any) -> 
         assert wait_until_recorded().complete
         return own_id(), values
 
-    with JobExecutor(max_workers=3):
-        ended = [
-            each.result(PATIENCE)
-            for each in run_at_once(*(lambda number=number: run(number) for number in range(FLOWS)))
-        ]
+    running = run_at_once(*(lambda number=number: run(number) for number in range(FLOWS)))
+    ended = [each.result(PATIENCE) for each in running]
     assert len({flow_run_id for flow_run_id, _ in ended}) == FLOWS
     for number, (flow_run_id, values) in enumerate(ended):
         assert values == [(10 * number + x, str(flow_run_id)) for x in range(6)]

@@ -283,14 +283,25 @@ def test_a_subflow_and_with_options_use_their_own_runners() -> None:
     assert outside == elsewhere == os.getpid() != inside
 
 
-def test_an_initializer_runs_in_each_worker() -> None:
-    """The initializer has run in the worker before its first job."""
+@pytest.fixture(scope="module")
+def in_process(prefect_api: str) -> tuple[int, list[str]]:
+    """What a runner's worker process says of itself: its id, and what the initializer has noted there."""
 
     @flow(task_runner=JobTaskRunner(max_workers=1, pool="process", initializer=prepare, initargs=("ready",)))
-    def run() -> Any:
-        return prepared_words.submit().result()
+    def run() -> tuple[int, list[str]]:
+        return pid.submit().result(), prepared_words.submit().result()
 
-    assert run() == ["ready"]
+    return run()
+
+
+def test_an_initializer_runs_in_each_worker(in_process: tuple[int, list[str]]) -> None:
+    """The initializer has run in the worker before its first job."""
+    assert in_process[1] == ["ready"]
+
+
+def test_a_runner_runs_tasks_in_its_pool(in_process: tuple[int, list[str]]) -> None:
+    """Tasks of a runner with pool="process" run in another process."""
+    assert in_process[0] != os.getpid()
 
 
 def test_a_generator_is_refused_at_submit() -> None:
@@ -464,13 +475,11 @@ def test_job_options_choose_a_pool_and_a_policy_for_one_task() -> None:
             raise error
         return os.getpid()
 
-    @flow(task_runner=JobTaskRunner(max_workers=2, pool="process"))
+    @flow(task_runner=JobTaskRunner(max_workers=2, pool="process"))  # No task starts a process.
     def run() -> Any:
-        return pid.submit().result(), here.submit().result(), here.with_options(name="renamed").submit().result()
+        return here.submit().result(), here.with_options(name="renamed").submit().result()
 
-    elsewhere, *both = run()
-    assert elsewhere != os.getpid()
-    assert both == [os.getpid()] * 2
+    assert run() == (os.getpid(),) * 2
     assert calls == [1, 2, 3, 1, 2, 3]
 
 

@@ -137,7 +137,7 @@ def warn_here() -> None:
 
 @pytest.mark.parametrize("seam", ["job_task", pytest.param("run_jobs", marks=pytest.mark.nightly)])
 def test_output_and_other_loggers_are_not_sent_by_default(
-    api: Api, capfd: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch, seam: str
+    api: Api, executor: JobExecutor, capfd: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch, seam: str
 ) -> None:
     """As in any Prefect task, output goes to the program's own, and only chosen loggers to the task run's log."""
     monkeypatch.setenv("PREFECT_LOGGING_EXTRA_LOGGERS", "chosen")
@@ -145,7 +145,7 @@ def test_output_and_other_loggers_are_not_sent_by_default(
 
     @flow
     def run() -> str:
-        with JobExecutor(1), temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: "chosen"}):
+        with temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: "chosen"}):
             if seam == "run_jobs":
                 run_jobs([Job(function=warn_here, pool="process", job_id="warning"), Job(function=warn_here)])
                 return next(run["id"] for run in api.task_runs(own_id()) if run["dynamic_key"] == "warning")
@@ -669,16 +669,16 @@ def test_a_preloaded_process_has_no_thread_and_enters_the_payload_in_few_calls()
 
 
 @job_task(pool="process", retry_attempts=0)
-def read_settings() -> tuple[int, str | None]:
-    """Return Prefect's default retries: in the settings, and in the environment."""
-    return get_current_settings().tasks.default_retries, os.environ.get("PREFECT_TASKS_DEFAULT_RETRIES")
+def read_settings() -> tuple[int, int, str | None]:
+    """Return the worker's id, and Prefect's default retries: in the settings, and in the environment."""
+    variable = os.environ.get("PREFECT_TASKS_DEFAULT_RETRIES")
+    return os.getpid(), get_current_settings().tasks.default_retries, variable
 
 
-def test_a_worker_has_the_settings_of_each_flow_run(prefect_api: str) -> None:
+def test_a_worker_has_the_settings_of_each_flow_run(prefect_api: str, executor: JobExecutor) -> None:
     """A worker shared by three flow runs has the settings of each while it runs its job."""
     run = flow(lambda: read_settings.submit().result())
-    with JobExecutor(1):
-        before = run()
-        with temporary_settings({PREFECT_TASK_DEFAULT_RETRIES: 7}):
-            assert run() == (7, "7")
-        assert run() == before == (0, None)
+    before = run()
+    with temporary_settings({PREFECT_TASK_DEFAULT_RETRIES: 7}):
+        assert run() == (before[0], 7, "7")
+    assert run() == before == (before[0], 0, None)
