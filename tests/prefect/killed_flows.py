@@ -37,7 +37,7 @@ def bulk(file: str) -> None:
 def grouped(file: str) -> None:
     note(file)
     with JobExecutor(2):
-        run_jobs([Job(function=work, args=(seconds,), pool="process") for seconds in SECONDS], group=1)
+        run_jobs([Job(function=work, args=(seconds,), pool="thread") for seconds in SECONDS], group=1)
 
 
 @flow
