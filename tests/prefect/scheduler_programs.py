@@ -35,21 +35,20 @@ async def finished(scheduler: CollectionScheduler | ProcessingScheduler, job_id:
 
 async def one_job(job_id: str) -> None:
     """Run one job, and print what of Prefect was imported or changed."""
+    await unstopped(job_id)
+    await collection_scheduler.stop()
+    collection_scheduler.close()
+
+
+async def unstopped(job_id: str) -> None:
+    """Do the same, and exit without stopping the scheduler."""
     logging.basicConfig(level=logging.INFO, format="own format: %(message)s")
     root = list(logging.root.handlers)
     await collection_scheduler.start()
     await collection_scheduler.job_queue.add_job(Job(function=dict, job_id=job_id, pool="thread"))
     await finished(collection_scheduler, job_id)
-    await collection_scheduler.stop()
-    collection_scheduler.close()
     effects = {"imported": "prefect" in sys.modules, "logging_is_as_set_up": logging.root.handlers == root}
     print(json.dumps(effects))
-
-
-async def unstopped(job_id: str) -> None:
-    """Run one job, and exit without stopping the scheduler."""
-    await collection_scheduler.start()
-    await collection_scheduler.job_queue.add_job(Job(function=dict, job_id=job_id, pool="thread"))
 
 
 async def stored(job_id: str, store: str, path: str) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prefect import State
+from pytest_mock import MockerFixture
 
 from executor_adapter.config import load_config
 from executor_adapter.pipeline import select_tables
+from executor_adapter.pipeline.flows import run_pipeline
 from flows.collection import collection_flow
 from flows.processing import processing_flow
 from tests.prefect.conftest import Api
-from tests.servers import ROOT, new_user_env
-from tests.waiting import PATIENCE, wait_for
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -78,6 +77,7 @@ def test_rows_are_collected_and_processed_once(prefect_api: str, api: Api, confi
     assert task_runs(api, processed) == []
 
 
+@pytest.mark.usefixtures("in_threads")
 def test_a_failed_job_fails_the_flow_run(prefect_api: str, api: Api, config: str) -> None:
     """The others are done, and the message says why; the rows that could not be processed fail the run too."""
     Path(config).with_name("customers.csv").unlink()
@@ -91,17 +91,13 @@ def test_a_failed_job_fails_the_flow_run(prefect_api: str, api: Api, config: str
     assert "shop.orders: 3 collected = 0 processed + 1 rejected + 2 not processed" in (processed.message or "")
 
 
-def test_a_lake_that_cannot_be_read_is_said_in_one_line(prefect_api: str, config: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("prefect_api")
+def test_a_lake_that_cannot_be_read_is_said_in_one_line(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mocker: MockerFixture
+) -> None:
     """Trouble with the disk ends the pipeline with a line that says what to do, and without a traceback."""
+    mocker.patch.dict("os.environ")  # The command sets variables, for a program of its own.
     (tmp_path / "lake").touch()
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.pipeline", config],
-        cwd=ROOT,
-        env=new_user_env(tmp_path / "prefect", PREFECT_API_URL=prefect_api),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    (error,) = done.stderr.splitlines()
+    assert run_pipeline([config]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
     assert error.endswith("Not a directory: a file is where a folder should be: move it away")

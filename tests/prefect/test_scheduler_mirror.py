@@ -190,9 +190,8 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize(
-    "place", [place if place == "prefect.toml" else pytest.param(place, marks=pytest.mark.nightly) for place in PLACES]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("place", PLACES)
 def test_an_api_is_found_wherever_prefect_can_be_configured(
     api: Api, prefect_api: str, tmp_path: Path, place: str
 ) -> None:
@@ -208,8 +207,11 @@ def test_an_api_is_found_wherever_prefect_can_be_configured(
 
 
 def test_the_jobs_of_a_scheduler_that_is_not_stopped_are_mirrored(api: Api, prefect_api: str, tmp_path: Path) -> None:
-    """The program's exit waits until the jobs of a scheduler that was not stopped are mirrored."""
-    run_program("unstopped", "unstopped", env=new_user_env(tmp_path, PREFECT_API_URL=prefect_api), cwd=tmp_path)
+    """The program's exit waits until they are mirrored, at an API that is found where Prefect is configured."""
+    _, text = PLACES["prefect.toml"]
+    (tmp_path / "prefect.toml").write_text(text.format(url=prefect_api))
+    effects = json.loads(run_program("unstopped", "unstopped", env=new_user_env(tmp_path), cwd=tmp_path))
+    assert effects == {"imported": True, "logging_is_as_set_up": True}
     assert [found["state_name"] for found in api.named("dict-unstopped")] == ["Completed"]
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 import yaml
+from pytest_mock import MockerFixture
 
 from executor_adapter.cli import main
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline import write_starter
 from tests.pipeline.hostile_server import Answer, Request, as_json, serving
-from tests.servers import Server, new_user_env
 
 RULES = """
 import pandas as pd
@@ -30,23 +30,27 @@ def summarise(tables: dict) -> Summary:
 """
 
 
-def command(folder: Path, api: str, *arguments: str) -> str:
-    """Run the command in a folder, as the user of an installed package does; return what it prints."""
-    server = Server(url=api, env=new_user_env(folder / "prefect", PREFECT_API_URL=api))
-    return server.run(sys.executable, "-m", "executor_adapter.cli", *arguments, cwd=folder)
+def run(*arguments: str) -> None:
+    """Run the command, which must succeed."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert not ended.value.code
 
 
+@pytest.mark.usefixtures("prefect_api", "in_threads")
 def test_a_pipeline_of_ones_own_takes_three_steps(
-    prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Configuration, one module, run: the files of the starter, and an API beside them with a module of its own.
 
     Rows are typed, rejected with reasons, counted, and summarised by one's own functions.
     """
+    mocker.patch.dict("os.environ")  # The command sets variables, for a program of its own.
+    mocker.patch.dict(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main(["pipeline", "init"])
-    assert not ended.value.code
+    monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", str(tmp_path / "config.yaml"))
+    run("pipeline", "init")
     people = [{"id": number, "age": 10 + number} for number in range(1, 21)]
 
     def respond(request: Request) -> Answer:
@@ -72,7 +76,8 @@ def test_a_pipeline_of_ones_own_takes_three_steps(
         settings["tools"]["club"] = club
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
         (tmp_path / "my_people.py").write_text(RULES)
-        said = command(tmp_path, prefect_api, "pipeline", "run")
+        run("pipeline", "run")
+    said = capsys.readouterr().out
     assert "shop: 5 collected = 2 processed + 2 rejected + 1 dropped" in said
     assert "2 orders for 20.50 in all" in said
     assert "club: 20 collected = 13 processed + 7 rejected" in said
