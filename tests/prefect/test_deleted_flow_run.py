@@ -42,7 +42,7 @@ def test_a_deleted_flow_run_harms_no_other(api: Api, prefect_api: str, caplog: p
             first = executor.submit(Job(function=is_deleted.wait, pool="thread"))
             ids[name] = own_id()
             first.result()
-            while not over.wait(0.02):
+            while not over.wait(0.2):
                 executor.submit(Job(function=dict, pool="thread")).result()
         reports[name] = mirror.report()
 

@@ -97,7 +97,7 @@ def test_a_thousand_lines_a_second_arrive_in_order(
 
     task_run_id = run()
     expected = [f"line {number}" for number in range(lines)]
-    wait_for(lambda: len(log_of(api, task_run_id)) >= lines + 1)
+    wait_for(lambda: api.messages(task_run_id, offset=lines))
     assert [line for line in log_of(api, task_run_id) if line.startswith("line")] == expected
 
 
@@ -195,7 +195,7 @@ def test_one_setting_makes_each_line_of_the_console_json() -> None:
         "from executor_adapter import Job, JobExecutor\n"
         "setup_logging()\n"
         "with JobExecutor(1) as executor:\n"
-        "    executor.submit(Job(function=int, args=('x' * 300,), job_id='j1', retry_attempts=0))\n"
+        "    executor.submit(Job(function=int, args=('x' * 300,), pool='thread', job_id='j1', retry_attempts=0))\n"
     )
     env = os.environ | {"PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=PATIENCE)

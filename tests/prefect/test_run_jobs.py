@@ -163,21 +163,21 @@ def test_each_kind_of_failure_has_its_state(api: Api) -> None:
 
 
 def test_many_jobs_with_failures_are_all_accounted_for(api: Api) -> None:
-    """Of 400 short jobs, 5 % fail once and 1 % for good: none hangs and none is lost."""
+    """Of 200 short jobs, 5 % fail once and 1 % for good: none hangs and none is lost."""
 
     def jobs() -> Iterator[Job]:
-        for number in range(400):
+        for number in range(200):
             failures = 2 if number % 100 == 7 else number % 20 == 0
             yield Job(function=fail, args=(failures,), job_id=f"job-{number}", pool="process", retry=ONCE)
 
     flow_run_id, results = run_in_flow(jobs)
-    assert Counter(result.status for result in results) == {JobStatus.COMPLETED: 396, JobStatus.FAILED: 4}
-    assert [result.job_id for result in results] == [f"job-{number}" for number in range(400)]
-    runs = [run for offset in (0, 200) for run in api.task_runs(flow_run_id, offset=offset)]
+    assert Counter(result.status for result in results) == {JobStatus.COMPLETED: 198, JobStatus.FAILED: 2}
+    assert [result.job_id for result in results] == [f"job-{number}" for number in range(200)]
+    runs = api.task_runs(flow_run_id)
     assert Counter((run["state_name"], run["run_count"]) for run in runs) == {
-        ("Completed", 1): 376,
-        ("Completed", 2): 20,
-        ("Failed", 2): 4,
+        ("Completed", 1): 188,
+        ("Completed", 2): 10,
+        ("Failed", 2): 2,
     }
     assert all(run["start_time"] <= run["end_time"] for run in runs)
 
@@ -272,11 +272,11 @@ def test_jobs_are_drawn_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
         over[0] = next(ended) + 1
 
     def jobs() -> Iterator[Job]:
-        for number in range(200):
+        for number in range(60):
             most_ahead[0] = max(most_ahead[0], number - over[0])
             yield Job(function=work, pool="thread")
 
-    assert len(run_in_flow(jobs)[1]) == 200
+    assert len(run_in_flow(jobs)[1]) == 60
     assert most_ahead[0] <= 12
 
 

@@ -110,7 +110,7 @@ def test_intermediate_states_wait_on_disk_too(tmp_path: Path) -> None:
 
 def test_a_killed_programs_states_are_recorded_by_the_next(api: Api, prefect_api: str, tmp_path: Path) -> None:
     """A program that is killed while its server is away has left all its states; the next one sends each once."""
-    proxy, outbox, count = ServerProxy(int(prefect_api.split(":")[2].split("/")[0])), outbox_of(tmp_path), 100
+    proxy, outbox, count = ServerProxy(int(prefect_api.split(":")[2].split("/")[0])), outbox_of(tmp_path), 30
     url = f"http://127.0.0.1:{proxy.port}/api"
     env = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": url}
     command = [sys.executable, "-m", "tests.prefect.mirrored_jobs", str(count)]
@@ -155,7 +155,7 @@ class StandingServer(FakeServer):
 
 def test_a_program_that_is_killed_beside_a_slow_server_leaves_its_states(tmp_path: Path) -> None:
     """All final states that are not recorded are on disk, those in flight too: the server may be killed as well."""
-    count, outbox = 1_000, outbox_of(tmp_path)
+    count, outbox = 400, outbox_of(tmp_path)
     with at_cloud(StandingServer()) as cloud:
         given = {each.name: str(each.value()) for each in (PREFECT_API_URL, PREFECT_CLOUD_API_URL)}
         command = [sys.executable, "-m", "tests.prefect.mirrored_jobs", str(count)]
