@@ -429,7 +429,7 @@ _many = settings(stateful_step_count=50, suppress_health_check=list(HealthCheck)
 class TestSupervisor(SupervisorMachine.TestCase):  # type: ignore[misc]
     """Any sequence of events, some of them."""
 
-    settings = settings(_many, max_examples=150)
+    settings = settings(_many, max_examples=80)
 
 
 @pytest.mark.chaos

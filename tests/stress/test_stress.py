@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from tests.contract.stores.databases import SERVER
+from tests.stress.plan import draw
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,13 +45,14 @@ def stress(*arguments: str, hash_seed: int = 0) -> str:
 
 def test_a_seed_draws_the_same_plan_everywhere() -> None:
     """A plan depends on its seed alone, not on the process that draws it."""
-    assert stress("--words", "--seeds", "0-99") == stress("--words", "--seeds", "0-99", hash_seed=1)
+    here = "".join(f"{draw(seed, ()).words()}\n" for seed in range(30))
+    assert stress("--words", "--seeds", "0-29", hash_seed=1) == here
 
 
 @pytest.mark.timeout(1800)
 def test_random_programs(without: list[str]) -> None:
     """Every future is done, every state legal and every row right, in some known plans."""
-    stress("--seeds", "0-3", "--jobs", "2", *without)
+    stress("--seeds", "0-1", "--jobs", "2", *without)
 
 
 @pytest.mark.nightly

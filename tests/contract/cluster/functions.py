@@ -6,10 +6,19 @@ import fcntl
 import logging
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 from executor_adapter.config import load_config
+
+TOUCH = """
+import os, sys, time
+open(sys.argv[1], "w").close()
+while True:
+    os.utime(sys.argv[1])
+    time.sleep(0.01)
+"""
 
 
 def parent_of_agent() -> int:
@@ -25,7 +34,8 @@ def note_times(folder: str, seconds: float, job: int = 0) -> int:
     """Write the agent's pid, and then the time over and over, as long as it runs; a child of its own does so too."""
     name = f"{time.monotonic():.6f}-{os.getpid()}-{job}"
     agent = parent_of_agent()
-    child = subprocess.Popen(["/bin/sh", "-c", f"while :; do touch {folder}/{name}.child; sleep 0.01; done"])
+    # No shell: it would start two programs each time.
+    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", TOUCH, f"{folder}/{name}.child"])
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with Path(folder, name).open("a") as file:

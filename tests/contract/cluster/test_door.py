@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
 import socket
 import threading
@@ -17,6 +18,7 @@ from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.pools.cluster import handshake
 from executor_adapter.pools.cluster.engines.agent_process import AgentProcess, DataServer
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor
+from executor_adapter.pools.cluster.frames import hello, refusal
 from executor_adapter.pools.cluster.handshake import MAX_GUESTS, Door, advertised, ports_of, prove, relay
 from executor_adapter.pools.cluster.node_data import VARIABLE, Kept, fetch, keep, receive, send
 from executor_adapter.worker import wire
@@ -43,6 +45,20 @@ def listening() -> Iterator[Listening]:
     made.door.close()
     for sock in made.accepted:
         sock.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({}, "^$"),
+        ({"protocol": 0}, "^node far has another version of prefect-executor-adapter: install the same one on both$"),
+        ({"python": "3.9"}, r"^node far has Python 3\.9, and this program 3\.\d+: use the same on both$"),
+        ({"missing": "it has no pidfd"}, "^node far cannot run jobs: it has no pidfd$"),
+    ],
+)
+def test_why_an_agent_cannot_be_used_is_said(said: dict[str, Any], why: str) -> None:
+    """An agent of another version or Python, or of a system that lacks something, is refused with what to do."""
+    assert re.search(why, refusal("far", hello("far") | said))
 
 
 @pytest.mark.parametrize("answer", [b"x" * 64, b"", b"x" * 10], ids=["wrong", "silent", "short"])

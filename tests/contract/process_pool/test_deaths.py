@@ -21,6 +21,7 @@ from executor_adapter.exceptions import (
     WorkerCrashedError,
 )
 from executor_adapter.pools.base import Assignment
+from executor_adapter.pools.process import launch_guardian
 from executor_adapter.pools.transport.envelope import Ending
 from executor_adapter.worker import lease_time
 from tests.contract.functions import exit_at
@@ -240,6 +241,7 @@ def test_a_guardian_that_forgets_one_worker_is_replaced(tmp_path: Path, monkeypa
     """A guardian that does not report a death is replaced in time, whatever it reports of other workers."""
     (tmp_path / "forgets_one.py").write_text(FORGETS_ONE)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(launch_guardian, "_REPLY_TIMEOUT", 2.0)
     with harness(2, preload=("forgets_one",)) as pool:
         forgotten = pool.submit(functions.exit_at_once)
         pool.until_running(forgotten)
@@ -248,7 +250,7 @@ def test_a_guardian_that_forgets_one_worker_is_replaced(tmp_path: Path, monkeypa
         while forgotten not in pool.endings:
             assert time.monotonic() < ends
             pool.error(pool.submit(functions.exit_at_once))
-        assert "did not report on a worker for 7 s" in str(pool.error(forgotten))
+        assert "did not report on a worker for 2 s" in str(pool.error(forgotten))
 
 
 MAY_NOT_KILL = """

@@ -78,7 +78,7 @@ def test_many_programs_can_open_a_new_store_at_once(url: str) -> None:
     """Programs that open a new store at the same time create its schema once."""
     code = f"from executor_adapter.store import open_store; print(open_store({url!r}).find().total)"
     opening = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
     ]
     for program in opening:
         output, errors = program.communicate(timeout=PATIENCE)

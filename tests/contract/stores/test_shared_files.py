@@ -72,9 +72,9 @@ def programs(url: str) -> Iterator[list[Program]]:
 def test_executors_on_one_file_lose_nothing_in_any_order_of_opening_and_closing(tmp_path: Path) -> None:
     """Whichever executor of two programs opens or closes a file while others have it open, a third sees all jobs."""
     url = f"sqlite:///{tmp_path}/jobs.db"
-    # Each of the four opens and closes once beside every set of others.
-    executors = list(itertools.product((0, 1), ("first", "second")))
-    every_set = [frozenset(some) for size in range(5) for some in itertools.combinations(executors, size)]
+    # Each of the three opens and closes once beside every set of others.
+    executors = [(0, "first"), (0, "second"), (1, "first")]
+    every_set = [frozenset(some) for size in range(4) for some in itertools.combinations(executors, size)]
     recorded = 0
     with programs(url) as started:
         opened: frozenset[tuple[int, str]] = frozenset()
