@@ -1,6 +1,7 @@
 """A cancelled flow run ends its jobs, and the server records it: however it is cancelled, and wherever it runs.
 
-`make test` runs a few of the combinations, `make chaos` all of them.
+`make nightly` runs one of the combinations, `make chaos` the others; by day prefect/test_cancellation.py and
+prefect/test_signals.py hold each way to cancel.
 """
 
 from __future__ import annotations
@@ -193,7 +194,10 @@ def _assert_ended(
 
 @pytest.mark.parametrize(
     ("how", "place", "name"),
-    [pytest.param(*each, marks=() if each == CHOSEN else pytest.mark.chaos, id="-".join(each)) for each in ALL],
+    [
+        pytest.param(*each, marks=pytest.mark.nightly if each == CHOSEN else pytest.mark.chaos, id="-".join(each))
+        for each in ALL
+    ],
 )
 def test_a_cancelled_flow_run_ends_its_jobs(
     start: Callable[..., FlowRun], request: pytest.FixtureRequest, how: str, place: str, name: str

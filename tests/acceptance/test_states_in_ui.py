@@ -51,6 +51,7 @@ def _state(server: Server, flow_run_id: str) -> str:
     return str(server.call("GET", f"/flow_runs/{flow_run_id}")["state_name"])
 
 
+@pytest.mark.nightly
 def test_the_page_of_a_run_names_every_state(browser: Browser, server: Server, flow_run: str, tmp_path: Path) -> None:
     """Task runs in each of the ten states are listed with that state's name."""
     names = _states(server, flow_run)

@@ -185,7 +185,13 @@ def test_sources_are_tried_on_request(command: Command, home: Path) -> None:
     assert said["tools.api.resources.all"] == "OK: 1 of the first 1 rows fit"
 
 
-@pytest.mark.parametrize(("words", "code"), [(("config", "check"), 0), (("pipeline", "run", "-c", "wrong.yaml"), 2)])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("config", "check"), 0),
+        pytest.param(("pipeline", "run", "-c", "wrong.yaml"), 2, marks=pytest.mark.nightly),
+    ],
+)
 def test_no_file_of_the_directory_runs_in_place_of_a_package(home: Path, words: tuple[str, ...], code: int) -> None:
     """A `pyarrow.py` of the current directory is not imported, though modules there are found; help says so."""
     for name in ("pyarrow", "yaml", "pandas"):

@@ -11,7 +11,7 @@ from tests.cli.terminal import needs_tmux, terminal
 
 pytestmark = needs_tmux
 
-SIZES = pytest.mark.parametrize(("columns", "lines"), [(80, 24), (120, 40)])
+SIZES = pytest.mark.parametrize(("columns", "lines"), [(80, 24), pytest.param(120, 40, marks=pytest.mark.nightly)])
 
 MAP = """
 import logging, pathlib, time

@@ -69,6 +69,7 @@ def test_in_a_narrow_terminal_jobs_are_told_apart_by_the_ends_of_their_ids(home:
         pane.wait_for("ready>")
 
 
+@pytest.mark.nightly
 def test_a_job_runs_and_sets_the_exit_code(pane: Terminal) -> None:
     """`run` works in a terminal and sets the shell's exit code."""
     pane.run("run work_of_a_user:collect --arg flights; echo code $?")
@@ -79,6 +80,7 @@ def test_a_job_runs_and_sets_the_exit_code(pane: Terminal) -> None:
     assert "TIMEOUT_ERROR: ran longer than max_runtime=0.5 s" in pane.wait_for("code 124")
 
 
+@pytest.mark.nightly
 def test_ctrl_c_ends_a_job(pane: Terminal, home: Path) -> None:
     """Ctrl-C in a terminal ends a running job."""
     (home / "ready.py").write_text("import time\ndef wait():\n    print('it runs', flush=True)\n    time.sleep(600)\n")
@@ -128,6 +130,7 @@ def test_watching_needs_a_terminal(pane: Terminal, store: JobStore) -> None:
     pane.wait_for('"completed": 1')
 
 
+@pytest.mark.nightly
 def test_doctor_prints_its_findings(pane: Terminal) -> None:
     """Doctor marks each check, says what to do about problems, and exits with code 1 if one failed."""
     pane.run("doctor --no-prefect --function work_of_a_user:collect; echo code $?")
@@ -138,6 +141,7 @@ def test_doctor_prints_its_findings(pane: Terminal) -> None:
     assert re.search(r"^FAIL +function work_of_a_user:nothing\n +.*has no attribute", pane.wait_for("code 1"), re.M)
 
 
+@pytest.mark.nightly
 def test_help_and_completion(pane: Terminal) -> None:
     """Help names the commands, and the shell completion can be printed."""
     pane.run("--help")

@@ -131,7 +131,7 @@ print("child", live.done())
     assert run(program, tmp_path) == "child False\nparent\n"
 
 
-@pytest.mark.parametrize("method", ["guardian", "spawn"])
+@pytest.mark.parametrize("method", ["guardian", pytest.param("spawn", marks=pytest.mark.nightly)])
 def test_a_child_has_an_executor_of_its_own_and_harms_no_other(method: str, tmp_path: Path) -> None:
     """A forked child runs jobs with an executor of its own, and its parent's workers go on working."""
     program = """

@@ -162,7 +162,7 @@ def log_to(name: str, text: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+@pytest.mark.parametrize("start_method", ["guardian", pytest.param("spawn", marks=pytest.mark.nightly)])
 def test_a_filter_that_raises_costs_a_log_record_and_no_job(
     capsys: pytest.CaptureFixture[str], start_method: Any
 ) -> None:
@@ -262,7 +262,7 @@ def print_numbers(name: str, count: int) -> None:
         print(name, number)
 
 
-@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+@pytest.mark.parametrize("start_method", ["guardian", pytest.param("spawn", marks=pytest.mark.nightly)])
 def test_no_line_is_lost(monkeypatch: pytest.MonkeyPatch, start_method: Any) -> None:
     """All that jobs print arrives, in the order of each, also where they print faster than it is written."""
     stream = io.StringIO()
@@ -278,7 +278,7 @@ def test_no_line_is_lost(monkeypatch: pytest.MonkeyPatch, start_method: Any) -> 
         assert [line for line in lines if line[0] == name] == [f"{name} {number}" for number in range(30_000)]
 
 
-@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+@pytest.mark.parametrize("start_method", ["guardian", pytest.param("spawn", marks=pytest.mark.nightly)])
 def test_a_job_waits_for_a_stdout_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, start_method: Any) -> None:
     """It waits in its write; its limits, a cancel and a shutdown end it, and other jobs go on meanwhile."""
     stuck = Stuck()

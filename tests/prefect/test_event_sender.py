@@ -102,7 +102,7 @@ def test_more_events_are_in_flight_to_a_fast_server() -> None:
     assert harness.sender.recorded == 20_000
 
 
-@pytest.mark.parametrize("listed", [200, 25, 0])
+@pytest.mark.parametrize("listed", [pytest.param(200, marks=pytest.mark.nightly), 25, 0])
 def test_an_event_list_slower_than_the_recorder_is_not_overrun(listed: int) -> None:
     """Sending waits for the list's own queue, but not forever for a list that accepts no events."""
     harness = Harness([event(COMPLETED) for _ in range(20_000)])

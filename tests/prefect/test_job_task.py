@@ -72,7 +72,7 @@ suspends = pytest.mark.skipif(
 
 
 @suspends
-@pytest.mark.parametrize("pool", ["thread", "process"])
+@pytest.mark.parametrize("pool", ["thread", pytest.param("process", marks=pytest.mark.nightly)])
 def test_a_suspended_flow_run_does_not_go_on_past_a_called_job_task(pool: str) -> None:
     """After a call of a job task the flow stops if its flow run was suspended meanwhile."""
     nap = job_task(sleep, pool=pool, retry_attempts=0)

@@ -22,7 +22,7 @@ from tests.servers import ROOT, new_user_env
 from tests.waiting import PATIENCE, wait_for
 
 PROGRAM = Path(__file__).with_name("stock_flow.py")
-POOLS = ["thread", pytest.param("process", marks=pytest.mark.nightly)]
+POOLS = ["thread", "process"]
 TASK_RUNS = 19  # Twelve tasks, some of them more than once, and the subflow.
 ENDED = {"Completed", "Failed", "Cached", "TimedOut", "Crashed"}
 
@@ -95,7 +95,9 @@ AT_ONCE = 40
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["functions", "coroutines"])
-@pytest.mark.parametrize("kind", [task, job_task], ids=["task", "job_task"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(task, id="task", marks=pytest.mark.nightly), pytest.param(job_task, id="job_task")]
+)
 def test_as_many_run_at_once_as_of_tasks(prefect_api: str, kind: Callable[..., Any], is_async: bool) -> None:
     """Each of forty functions, and of forty coroutines, begins before any of them ends."""
     begun: list[int] = []
@@ -123,6 +125,7 @@ def test_as_many_run_at_once_as_of_tasks(prefect_api: str, kind: Callable[..., A
     assert len(begun) == AT_ONCE
 
 
+@pytest.mark.nightly
 def test_job_tasks_have_the_states_of_tasks(both: tuple[Shown, Shown]) -> None:
     """Retries, caching, mapping, subflows, hooks, results, tags, coroutines and data frames end as they did before."""
     (*_, of_tasks), (*_, of_job_tasks) = both
@@ -130,6 +133,7 @@ def test_job_tasks_have_the_states_of_tasks(both: tuple[Shown, Shown]) -> None:
     assert of_tasks.total() == TASK_RUNS
 
 
+@pytest.mark.nightly
 def test_job_tasks_show_on_the_terminal_what_tasks_show(both: tuple[Shown, Shown]) -> None:
     """What the flow and its tasks print and log is on the same stream, the lines of stdout in the same order."""
     (printed, logged, _), (printed_by_jobs, logged_by_jobs, _) = both

@@ -46,6 +46,7 @@ def test_the_last_line_of_a_run_adds_its_groups_up() -> None:
     assert checks + sum(others) == total
 
 
+@pytest.mark.nightly
 def test_a_file_without_a_selected_test_may_stand_between_others() -> None:
     """What a folder keeps for its tests is released after a file of which no test was selected, too.
 
@@ -91,6 +92,7 @@ def test_tests_that_are_ended_leave_no_process(tmp_path: Path, number: signal.Si
     wait_for(lambda: not processes_of(mark), what="the end of its process")
 
 
+@pytest.mark.nightly
 def test_the_last_tests_end_the_server_that_all_share(tmp_path: Path) -> None:
     """A server outlives tests that are killed while others use it, and nothing of it the last, which Ctrl-C ends."""
     mark, folder = uuid4().hex, tmp_path / "shared"

@@ -137,6 +137,7 @@ def kill_host_in_chaos_run(seed: int, tmp_path: Path, seconds: float) -> float:
     return took
 
 
+@pytest.mark.nightly
 def test_nothing_outlives_a_host_that_is_killed_in_a_chaos_run(seed: int, tmp_path: Path) -> None:
     """All processes of a host that is killed in a chaos run end."""
     assert kill_host_in_chaos_run(seed, tmp_path, seconds=2.0) < PATIENCE

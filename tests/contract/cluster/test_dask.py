@@ -168,7 +168,8 @@ def listening_sockets(pid: int) -> int:
     return sum(each[3] == "0A" and f"socket:[{each[9]}]" in links for each in fields)
 
 
-@pytest.mark.parametrize("is_relayed", [pytest.param(False, marks=pytest.mark.nightly), True])
+@pytest.mark.nightly
+@pytest.mark.parametrize("is_relayed", [False, True])
 def test_a_killed_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     cluster: DaskCluster, runs: Runs, tmp_path: Path, unreachable: str, is_relayed: bool
 ) -> None:
@@ -235,9 +236,8 @@ REFUSED_AGENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "what", ["another Python", *(pytest.param(each, marks=pytest.mark.nightly) for each in [*REFUSED_AGENTS][1:])]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("what", REFUSED_AGENTS)
 def test_why_no_agent_can_be_used_is_in_the_errors_of_the_jobs(cluster: DaskCluster, tmp_path: Path, what: str) -> None:
     """Where nodes start agents that cannot serve the program, its jobs fail with the reason, with resources or not."""
     fault, why = REFUSED_AGENTS[what]

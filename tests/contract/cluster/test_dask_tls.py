@@ -81,6 +81,7 @@ def test_the_link_uses_the_certificates_of_dask_s_configuration(
     assert {type(call.args[0]) for call in ends.call_args_list} == {ssl.SSLSocket}
 
 
+@pytest.mark.nightly
 def test_a_link_that_goes_through_the_cluster_uses_them_too(
     cluster: DaskCluster, authority: Authority, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -303,6 +303,7 @@ def test_a_cancelled_job_asks_for_nothing(engine: OnDask | OnRay, tmp_path: Path
         assert len(leases_of(executor)) == 1
 
 
+@pytest.mark.nightly
 def test_the_job_of_a_lost_gpu_runs_on_another(engine: OnDask | OnRay, runs: Runs) -> None:
     """When the node of a shaped lease is killed, its job is NODE_LOST, and runs once another lease is granted."""
     node = engine.add_node(tpu=1)

@@ -321,7 +321,7 @@ def test_modules_that_a_node_lacks_are_sent(make_ssh_executor: MakeSshExecutor, 
     assert executor.submit(Job(function=program.double, args=(21,), pool="ssh")).result(timeout=PATIENCE) == 42
 
 
-@pytest.mark.parametrize("way", ["by reference", "by value"])
+@pytest.mark.parametrize("way", [pytest.param("by reference", marks=pytest.mark.nightly), "by value"])
 @pytest.mark.usefixtures("old_helper")
 def test_a_node_runs_no_other_version_of_a_module(
     make_ssh_executor: MakeSshExecutor, program: ModuleType, way: str
@@ -332,8 +332,15 @@ def test_a_node_runs_no_other_version_of_a_module(
     assert executor.submit(Job(function=function, args=(21,), pool="ssh")).result(timeout=PATIENCE) == 42
 
 
-@pytest.mark.parametrize("way", ["by reference", "by value"])
-@pytest.mark.parametrize("has_files", [False, True])
+@pytest.mark.parametrize(
+    ("has_files", "way"),
+    [
+        (False, "by reference"),
+        (True, "by value"),
+        pytest.param(False, "by value", marks=pytest.mark.nightly),
+        pytest.param(True, "by reference", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_reloaded_module_replaces_the_earlier_one(
     make_ssh_executor: MakeSshExecutor,
     program: ModuleType,

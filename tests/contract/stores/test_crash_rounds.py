@@ -27,7 +27,7 @@ def run(kind: str, directory: Path, count: int, *, with_broken: bool = False) ->
             store.close()
 
 
-@pytest.mark.parametrize(("kind", "count"), [("sqlite", 4), ("postgresql", 2)])
+@pytest.mark.parametrize(("kind", "count"), [("sqlite", 2), pytest.param("postgresql", 2, marks=pytest.mark.nightly)])
 def test_no_job_is_lost_when_hosts_are_killed(kind: str, count: int, tmp_path: Path) -> None:
     """Every job of a killed host finishes, and none runs twice at once."""
     run(kind, tmp_path, count)
