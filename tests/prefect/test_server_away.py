@@ -108,6 +108,7 @@ def test_intermediate_states_wait_on_disk_too(tmp_path: Path) -> None:
     assert {tuple(names) for names in cloud.events.states.values()} == {("Pending", "Running", "Completed")}
 
 
+@pytest.mark.nightly
 def test_a_killed_programs_states_are_recorded_by_the_next(api: Api, prefect_api: str, tmp_path: Path) -> None:
     """A program that is killed while its server is away has left all its states; the next one sends each once."""
     proxy, outbox, count = ServerProxy(int(prefect_api.split(":")[2].split("/")[0])), outbox_of(tmp_path), 30

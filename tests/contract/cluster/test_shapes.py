@@ -199,12 +199,13 @@ CROWDS: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None]] = {
 """What the jobs need that never cease, and what the one that waits needs."""
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "kind",
     [
         "plain jobs",
-        pytest.param("another shape", marks=pytest.mark.nightly),
-        pytest.param("a shape that takes all slots", marks=pytest.mark.nightly),
+        "another shape",
+        "a shape that takes all slots",
         pytest.param("plain jobs on all of a node", marks=pytest.mark.chaos),
     ],
 )

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 WITHOUT_LINUX = Path(__file__).parent / "without_linux"
 
@@ -14,7 +16,7 @@ PROGRAM = """
 import os, sys
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import load_config
-from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.exceptions import ConfigurationError, JobTimeoutError
 
 assert not hasattr(os, "pidfd_open")
 with JobExecutor(2) as executor:
@@ -22,6 +24,11 @@ with JobExecutor(2) as executor:
     assert executor.run(Job(function=hasattr, args=(os, "pidfd_open"), pool="process")) is False
     large = bytes(5 << 20)
     assert executor.run(Job(function=bytes, args=(large,), pool="process")) == large
+    endless = Job(function="time:sleep", args=(3600,), pool="process", max_runtime=0.2, retry_attempts=0)
+    try:
+        executor.run(endless)
+    except JobTimeoutError:
+        print(endless.attempts[0].kill_seconds < 60)
 of_linux = ("pools.process.launch_guardian", "worker.guardian", "worker.process_tree")
 print(sorted(name for name in sys.modules if name.removeprefix("executor_adapter.").startswith(of_linux)))
 for key, value in {"START_METHOD": "guardian", "CPU_AFFINITY": "[0]", "MAX_RSS_GROWTH": "1000000"}.items():
@@ -43,11 +50,11 @@ def run_without_linux(*command: str, cwd: Path, seconds: float) -> subprocess.Co
 
 
 def test_jobs_run_in_spawned_workers_and_nothing_of_linux_is_loaded(tmp_path: Path) -> None:
-    """Without Linux's features jobs run in spawned workers, and no module that needs them is loaded."""
+    """Jobs run in spawned workers and end at their limits, and no module that needs Linux's features is loaded."""
     done = run_without_linux("-c", PROGRAM, cwd=tmp_path, seconds=200)
     assert done.stderr == ""
-    loaded, guardian, affinity, growth = done.stdout.splitlines()
-    assert loaded == "[]"
+    killed, loaded, guardian, affinity, growth = done.stdout.splitlines()
+    assert (killed, loaded) == ("True", "[]")
     assert guardian.startswith("environment: executor.start_method: 'guardian' is not allowed: must be 'spawn' here")
     assert "cpu_affinity" in affinity
     assert "max_rss_growth needs start_method 'guardian'" in growth
@@ -57,6 +64,7 @@ def test_jobs_run_in_spawned_workers_and_nothing_of_linux_is_loaded(tmp_path: Pa
 CHOSEN = "max_runtime or deadline or stall or soft_timeout or checkpoint or cancelled or shutdown or hooks or driver"
 
 
+@pytest.mark.nightly
 def test_the_contract_holds() -> None:
     """The contract of the process pool holds without Linux's features."""
     chosen = f"process and not spawn and ({CHOSEN})"
