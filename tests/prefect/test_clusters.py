@@ -94,4 +94,6 @@ def test_a_flow_that_succeeds_ends_without_a_word_of_dask_s(cluster: str, prefec
             env["EXECUTOR_ADAPTER_CLUSTER__DASK"] = stack.enter_context(dask_cluster(tmp_path, workers=1)).settings()
         done = subprocess.run([sys.executable, "-c", FLOW], env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-    assert not re.search("Traceback|CancelledError|ERROR|WARNING", done.stderr), done.stderr
+    ours = re.compile(r"WARNING \| executor_adapter |^WARNING the guardian ")  # A slow machine's.
+    others = "\n".join(line for line in done.stderr.splitlines() if not ours.search(line))
+    assert not re.search("Traceback|CancelledError|ERROR|WARNING", others), done.stderr
