@@ -30,7 +30,7 @@ from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, StartingPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope, report_abandoned
-from executor_adapter.pools.in_process.job_tasks import JobTask, TaskOwner, current_owner, task_of_current_owner
+from executor_adapter.pools.in_process.job_tasks import JobTask, TaskOwner, current_owner
 from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
 from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
 from executor_adapter.pools.patience import Patience
@@ -205,7 +205,7 @@ class CoroutineLoop:
         _check_descriptors()
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(LoopThreads())
-        self._loop.set_task_factory(task_of_current_owner)  # type: ignore[arg-type]
+        self._loop.set_task_factory(JobTask)
         self._thread = threading.Thread(target=self._run, name="executor-coroutines", daemon=True)
         try:
             self._thread.start()
@@ -323,7 +323,7 @@ class CoroutineLoop:
             context = assignment.context  # Read first: a thread that claims it may replace the context.
             if assignment in self._unstarted:
                 owner = TaskOwner(assignment.job.job_id)
-                task = JobTask(self._execute(assignment, owner), owner=owner, loop=self._loop, context=context)
+                task = JobTask(self._loop, self._execute(assignment, owner), owner=owner, context=context)
                 self._tasks[assignment] = task
 
     async def _execute(self, assignment: Assignment, owner: TaskOwner) -> None:

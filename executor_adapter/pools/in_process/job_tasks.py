@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import Any
 
@@ -28,14 +27,15 @@ current_owner: ContextVar[TaskOwner | None] = ContextVar("task_owner", default=N
 class JobTask(asyncio.Task[Any]):
     """A task that ignores a cancel that comes from another job's code, as long as its own job runs.
 
-    A timeout, a task group or the pool cancels from the job's own context or from none.
+    A timeout, a task group or the pool cancels from the job's own context or from none. The class is the task factory
+    of a shared loop: a task belongs to the call whose code asks for it, where no other `owner` is named.
     """
 
     __slots__ = ("owner",)
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], *, owner: TaskOwner | None = None, **options: Any) -> None:
+    def __init__(self, loop: Any, coroutine: Any, *, owner: TaskOwner | None = None, **options: Any) -> None:
         self.owner = owner or current_owner.get()
-        super().__init__(coroutine, **options)
+        super().__init__(coroutine, loop=loop, **options)
 
     def cancel(self, msg: Any | None = None) -> bool:
         caller = current_owner.get()
@@ -48,10 +48,3 @@ class JobTask(asyncio.Task[Any]):
             extra={"job_id": caller.job_id},
         )
         return False
-
-
-def task_of_current_owner(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
-) -> JobTask:
-    """Make a task of the call whose code asks for it: the task factory of a shared loop."""
-    return JobTask(coroutine, loop=loop, **options)

@@ -50,9 +50,8 @@ class MemoryGuard:
 
     def check(self, now: float, pools: Iterable[WorkerPool]) -> None:
         """Look at the memory, act if it is short, and set when to look again."""
-        began = (
-            time.thread_time()
-        )  # Not the clock: to be late once, on a busy machine, must not make the next one later.
+        # Not the clock: to be late once, on a busy machine, must not make the next one later.
+        began = time.thread_time()
         level = self._memory.read()
         if level is None:
             self.due = float("inf")

@@ -23,7 +23,7 @@ class OomKills:
 
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._group: ControlGroup | None = None
         self._counted: int | None = None
         self._unclaimed: deque[float] = deque(maxlen=1000)
@@ -31,26 +31,23 @@ class OomKills:
 
     def renew_lock(self) -> None:
         """Replace the lock, in a forked process: a thread of the parent may have held it."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def observe(self) -> bool:
         """Take note of kills up to now. Return False if the system does not show how many there were."""
         with self._lock:
-            return self._observe()
-
-    def _observe(self) -> bool:
-        if self._group is None:
-            groups = groups_of_this_process(self._root)
-            if not groups:
+            if self._group is None:
+                groups = groups_of_this_process(self._root)
+                if not groups:
+                    return False
+                self._group = groups[0]
+            count = self._group.oom_kills()
+            if count is None:
                 return False
-            self._group = groups[0]
-        count = self._group.oom_kills()
-        if count is None:
-            return False
-        if self._counted is not None:
-            self._unclaimed.extend([time.monotonic()] * min(count - self._counted, 1000))
-        self._counted = count
-        return True
+            if self._counted is not None:
+                self._unclaimed.extend([time.monotonic()] * min(count - self._counted, 1000))
+            self._counted = count
+            return True
 
     def claim(self) -> str | None:
         """Claim one kill for a worker that has just died of SIGKILL.
@@ -59,7 +56,7 @@ class OomKills:
         """
         with self._lock:
             known_before = self._counted is not None
-            if not self._observe() or not known_before:
+            if not self.observe() or not known_before:
                 return None
             oldest = time.monotonic() - _REPORT_TIMEOUT
             while self._unclaimed and self._unclaimed[0] < oldest:
