@@ -112,13 +112,9 @@ def _rest(counts: ProgressCounts, seconds: float) -> Iterator[str]:
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{rest} s"
-        if not minutes
-        else f"{minutes}:{rest:02}"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02}"
-    )
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02}"
 
 
 class _Display:

@@ -12,20 +12,9 @@ runs there too, see `mirroring`.
 
 from __future__ import annotations
 
-from executor_adapter.job import Job
-from executor_adapter.scheduler.job_queue import JobQueue
-from executor_adapter.scheduler.schedulers import (
-    CollectionScheduler,
-    ProcessingScheduler,
-    collection_scheduler,
-    processing_scheduler,
-)
-
-__all__ = [
-    "CollectionScheduler",
-    "Job",
-    "JobQueue",
-    "ProcessingScheduler",
-    "collection_scheduler",
-    "processing_scheduler",
-]
+from executor_adapter.job import Job as Job
+from executor_adapter.scheduler.job_queue import JobQueue as JobQueue
+from executor_adapter.scheduler.schedulers import CollectionScheduler as CollectionScheduler
+from executor_adapter.scheduler.schedulers import ProcessingScheduler as ProcessingScheduler
+from executor_adapter.scheduler.schedulers import collection_scheduler as collection_scheduler
+from executor_adapter.scheduler.schedulers import processing_scheduler as processing_scheduler
