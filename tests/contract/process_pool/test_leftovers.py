@@ -71,7 +71,7 @@ def test_a_timer_that_was_left_behind_harms_no_other_function(one_worker: Harnes
         assert one_worker.value(after) is None
 
 
-@pytest.mark.parametrize("start_method", ["guardian", pytest.param("spawn", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
 def test_what_the_initializer_did_stays(start_method: StartMethod) -> None:
     """What the initializer changed is there in each call, but the worker keeps the signals that it needs."""
     initializer = (leftovers.initialize, ())
