@@ -54,7 +54,7 @@ def run_mirrored(mirror: PrefectMirror, todo: list[Job]) -> None:
 
 def test_the_jobs_of_any_executor_are_task_runs(api: Api) -> None:
     """The jobs of any executor, in a flow or not, are task runs with all their states."""
-    job = Job(function=work, args=(1,), pool="process", retry=ONCE, job_id="of-no-flow")
+    job = Job(function=work, args=(1,), pool="thread", retry=ONCE, job_id="of-no-flow")
     with PrefectMirror(history="full") as mirror:
         run_mirrored(mirror, [job])
     assert mirror.report() == MirrorReport(jobs=1, recorded=1)
