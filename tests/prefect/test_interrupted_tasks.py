@@ -22,7 +22,7 @@ from pytest_mock import MockerFixture
 
 from executor_adapter import JobExecutor
 from executor_adapter.prefect import job_task, wait_until_recorded
-from executor_adapter.prefect.engine import threads
+from executor_adapter.prefect.engine.run import result_of, run_in_thread
 from executor_adapter.prefect.runners import companion
 from tests.prefect.conftest import Api, own_id
 from tests.waiting import PATIENCE
@@ -196,7 +196,7 @@ def test_an_await_that_gives_up_on_its_job_says_so(caplog: pytest.LogCaptureFixt
     go_on, job_run = threading.Event(), mocker.Mock(**{"task.name": "stubborn"})
 
     async def cancel_what_does_not_end() -> None:
-        awaiting = asyncio.ensure_future(threads.result_of(threads.run_in_thread(go_on.wait), job_run, 0.05))
+        awaiting = asyncio.ensure_future(result_of(run_in_thread(go_on.wait), job_run, 0.05))
         await asyncio.sleep(0)
         awaiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -243,7 +243,7 @@ def test_an_engine_that_is_given_up_holds_up_no_executor(mocker: MockerFixture) 
 
 def test_the_interpreter_s_end_waits_for_no_engine() -> None:
     """A program ends although a thread for an engine waits for ever."""
-    source = "import threading\n" + f"from {threads.__name__} import run_in_thread\n"
+    source = "import threading\n" + f"from {run_in_thread.__module__} import run_in_thread\n"
     waits = f"{source}run_in_thread(threading.Event().wait)\nprint('ends')"
     done = subprocess.run([sys.executable, "-c", waits], timeout=PATIENCE, capture_output=True, text=True, check=True)
     assert done.stdout == "ends\n"
