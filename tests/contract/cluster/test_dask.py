@@ -448,19 +448,16 @@ def test_a_scheduler_that_does_not_say_who_waits_is_named(
     assert len(warnings) == len(set(warnings)) > 0  # A busy scheduler may have several reasons.
 
 
-def test_without_an_address_a_local_cluster_is_started() -> None:
-    """pool="dask" without an address runs on a cluster that ends with the executor."""
+def test_without_an_address_a_local_cluster_is_started(mocker: MockerFixture) -> None:
+    """pool="dask" without an address runs on a cluster in this process, whose worker connects to no program.
+
+    The leases of other programs would wait with it where one cannot be reached: agents connect, not workers.
+    """
+    connect = mocker.spy(socket, "create_connection")
     with JobExecutor(1, config=Settings()) as executor:
         job = Job(function="os:getpid", pool="dask")
         executor.submit(job).result(timeout=PATIENCE)
     assert job.attempts[0].pool == "dask"
-
-
-def test_a_worker_connects_to_no_program_itself(mocker: MockerFixture) -> None:
-    """The leases of other programs would wait with it where one cannot be reached: agents connect, not workers."""
-    connect = mocker.spy(socket, "create_connection")
-    with JobExecutor(1, config=Settings()) as executor:  # The worker of a local cluster is in this process.
-        executor.submit(Job(function="os:getpid", pool="dask")).result(timeout=PATIENCE)
     connect.assert_not_called()
 
 

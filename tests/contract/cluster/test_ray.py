@@ -78,6 +78,7 @@ def run_on_both_nodes(executor: JobExecutor, folder: Path) -> list[JobFuture]:
     return both
 
 
+@pytest.mark.nightly
 def test_a_link_goes_through_the_cluster_where_a_node_does_not_reach_the_program(
     cluster: RayCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
