@@ -47,6 +47,15 @@ def test_each_bad_line_is_rejected_by_itself(tmp_path: Path) -> None:
     ]
 
 
+def test_texts_of_several_lines_may_follow_one_another(tmp_path: Path) -> None:
+    """One may begin in the line in which another one ends: the row begins where the first one does."""
+    content = b'a,b\n"1\n2","3\n4"\n5\n'
+    assert read(tmp_path, content) == (
+        [{"a": "1\n2", "b": "3\n4"}],
+        [(5, "has fewer values than there are columns", "5")],
+    )
+
+
 ROWS = [b"%d,x" % number for number in range(3_000)]
 
 

@@ -165,12 +165,12 @@ class CsvText:
         begun = number = empty = 0
         is_wide = len(self._dialect.columns) > 1
         for number, line, begin in islice(self._lines(), self._dialect.skip, None):
-            first, begun, empty = begun or number, begin, empty + (is_wide and not line.rstrip("\r\n"))
+            first, empty = first or number, empty + (is_wide and not line.rstrip("\r\n"))
             if not begin:
                 yield first, number, empty, True
-                empty = 0
-        if begun:
-            yield begun, number, empty, False
+                first = empty = 0
+        if begin:
+            yield begin, number, empty, False
 
     def _lines(self) -> Iterator[tuple[int, str, int]]:
         """Yield each line with its number, and the line in which the quoted text began that goes on after it, else 0.
