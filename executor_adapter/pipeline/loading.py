@@ -7,6 +7,7 @@ rows is asked for in a statement of its own, where some are wrong: to plan it co
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import duckdb
@@ -87,10 +88,15 @@ class Loader:
                     unfit += 1
                     rows, windows = rows.filter(right), windows.filter(right)
                 yield Loaded(rows, windows)
+            starts = text.starts()
             for some in aside.sql("FROM unfit").to_arrow_reader(BATCH_ROWS) if unfit else ():
                 said = [pa.repeat(pa.scalar(each), some.num_rows) for each in ("type", self._delivery)]
-                lines = text.lines_of(pc.subtract(some["number"], before))
-                self._on_rejects(pa.RecordBatch.from_arrays([*said, lines, *some.columns], schema=REJECTED))
+                lines = list[int | None]()
+                for row in some["number"].to_pylist():
+                    lines.append(next(islice(starts, row - before - 1, None), None))
+                    before = row
+                columns = [*said, pa.array(lines, pa.int64()), *some.columns]
+                self._on_rejects(pa.RecordBatch.from_arrays(columns, schema=REJECTED))
 
     def finish(self) -> None:
         """Check that the delivery had every declared column, where it had a row.

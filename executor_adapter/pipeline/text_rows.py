@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, time
 from decimal import Decimal
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -77,8 +78,8 @@ class Text(Protocol):
         """Yield what a query gives that has a row for each row of text."""
         ...
 
-    def lines_of(self, rows: pa.Array) -> pa.Array:
-        """Return the lines in which rows begin, null where it has none; rows are counted from 1, and come in order."""
+    def starts(self) -> Iterator[int | None]:
+        """Yield the line in which each row begins, once all were read; None where there are no lines."""
         ...
 
 
@@ -121,9 +122,9 @@ class TableText:
         finally:
             connection.unregister("text")
 
-    def lines_of(self, rows: pa.Array) -> pa.Array:
-        """Return nulls: its rows are in no lines."""
-        return pa.nulls(len(rows), pa.int64())
+    def starts(self) -> Iterator[None]:
+        """Yield None for each row: they are in no lines."""
+        return repeat(None)
 
 
 def together(batches: Iterable[pa.RecordBatch]) -> Iterator[TableText]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -93,6 +94,17 @@ def test_rows_that_do_not_fit_have_their_lines(shop: Shop) -> None:
     shop.collect()
     found = sorted((row["line"], row["row"], row["step"]) for row in shop.rows(shop.rejects) if row["row"])
     assert found == [(3, 1, "type"), (4, 2, "type"), (7, 3, "type"), (10, 5, "type")]
+
+
+def test_no_file_stays_open_whose_rows_do_not_fit(shop: Shop) -> None:
+    """A file in which lines are looked for is closed when its rows are stored, without garbage collection."""
+    gc.disable()
+    try:
+        shop.collect()
+        left = [str(each.resolve()) for each in Path("/proc/self/fd").iterdir()]
+    finally:
+        gc.enable()
+    assert not [each for each in left if str(shop.lake) in each]
 
 
 def test_a_file_that_is_put_right_takes_its_rejects_away(shop: Shop) -> None:

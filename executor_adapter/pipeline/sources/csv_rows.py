@@ -70,7 +70,6 @@ class CsvText:
         self._count, self._end, self._is_mixed = _count_lines(path)
         self._dialect, self._nulls = _dialect(path, name, format, self._end), format.nulls
         self._rejected = array("Q")
-        self._row, self._starts = 0, self._starts_of_rows()
         self.names = (*(each for each in self._dialect.columns if each not in added), *added)
         log("%s: CSV, %s, delimiter %r, quote %r", name, encoding, self._dialect.delimiter, self._dialect.quote)
 
@@ -137,15 +136,8 @@ class CsvText:
                 "and does not close: correct the file, or set quote, which may be empty"
             )
 
-    def lines_of(self, rows: pa.Array) -> pa.Array:
-        """Return the lines in which rows begin, once all were read; rows and calls come in their order."""
-        found = []
-        for row in rows.to_pylist():
-            found.append(next(islice(self._starts, row - self._row - 1, None), None))
-            self._row = row
-        return pa.array(found, pa.int64())
-
-    def _starts_of_rows(self) -> Iterator[int]:
+    def starts(self) -> Iterator[int]:
+        """Yield the line in which each row begins, once all were read."""
         rejected, is_header = iter(self._rejected), self._dialect.header
         wrong = next(rejected, 0)
         for first, last, empty, closes in self._records():
@@ -162,7 +154,7 @@ class CsvText:
 
         DuckDB passes over empty lines, where there are several columns.
         """
-        begun = number = empty = 0
+        first = number = empty = begin = 0
         is_wide = len(self._dialect.columns) > 1
         for number, line, begin in islice(self._lines(), self._dialect.skip, None):
             first, empty = first or number, empty + (is_wide and not line.rstrip("\r\n"))
