@@ -87,15 +87,6 @@ def is_json(text: str) -> bool:
     return True
 
 
-def shown(text: str, limit: int) -> str:
-    """Return SQL that shows a text as Python does, cut where it is longer than `limit`."""
-    cut = f"CASE WHEN length({text}) > {limit} THEN left({text}, {limit}) || '...' ELSE {text} END"
-    for raw, code in (("'\\'", r"'\\'"), ("chr(10)", r"'\n'"), ("chr(13)", r"'\r'"), ("chr(9)", r"'\t'")):
-        cut = f"replace({cut}, {raw}, {code})"
-    double = f"contains({text}, '''') AND NOT contains({text}, '\"')"
-    return f"CASE WHEN {double} THEN '\"' || {cut} || '\"' ELSE '''' || replace({cut}, '''', '\\''') || '''' END"
-
-
 def literal(value: object) -> str:
     """Return a text in SQL."""
     return "'" + str(value).replace("'", "''") + "'"

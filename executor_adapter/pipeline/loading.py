@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.config import Column, TableSchema
-from executor_adapter.pipeline.casts import cast, cleaned, literal, shown
+from executor_adapter.pipeline.casts import cast, cleaned, literal
 from executor_adapter.pipeline.errors import configuration_error, rows_error
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, MAX_VALUE, REJECTED, OnRejects, Text
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, REJECTED, OnRejects, Text
 
 _PERIODS = {"year": 4, "month": 7, "day": 10}
 
@@ -203,5 +203,5 @@ def _reasons(name: str, column: Column, text: str, value: str, wrong: str) -> It
     if not column.nullable:
         yield f"{text} IS NULL", literal(f"{name}: is empty")
     if wrong:
-        said = f"{literal(f'{name}: ')} || {shown(text, MAX_VALUE)} || {literal(f' {wrong}')}"
+        said = f"{literal(f'{name}: ')} || shown({text}) || {literal(f' {wrong}')}"
         yield f"({text} IS NOT NULL AND {value} IS NULL)", said

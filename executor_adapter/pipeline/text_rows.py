@@ -101,11 +101,17 @@ def connected(space: Path, threads: int = 1, memory: str = "256MB") -> Iterator[
         connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         if outer is None:
             connection.create_function("is_json", is_json, ["VARCHAR"], "BOOLEAN")
+            connection.create_function("shown", _shown, ["VARCHAR"], "VARCHAR")
             _OPEN.connection = connection
         try:
             yield connection
         finally:
             _OPEN.connection = outer
+
+
+def _shown(text: str) -> str:
+    """Return a text as reasons show it: as Python writes it, cut where it is long. DuckDB calls it `shown`."""
+    return repr(text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}...")
 
 
 class TableText:
