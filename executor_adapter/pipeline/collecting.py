@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ from executor_adapter.config import FilesTool, FileTable, FunctionTool, RestTool
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
-from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
+from executor_adapter.pipeline.lake.stored import workspace
 from executor_adapter.pipeline.loading import Loader
 from executor_adapter.pipeline.sources.files import find_files, land_file
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of
@@ -104,26 +104,18 @@ def collect_windows(table: ConfiguredTable, windows: Sequence[Window], *, again:
 
     `failed` are the windows of several that cannot be collected; to collect each of them alone raises its error.
     """
-    entries = table.raw.windows() if len(windows) > 1 else None
     nothing = {"records_collected": 0, "status": "collected", "rows": 0, "windows": []}
     with workspace(table.lake) as space, connected(space):
-        return do_each(windows, lambda window: collect_window(table, window, again=again, entries=entries), nothing)
+        return do_each(windows, lambda window: collect_window(table, window, again=again), nothing)
 
 
-def collect_window(
-    table: ConfiguredTable,
-    window: Window,
-    *,
-    again: bool = False,
-    entries: Mapping[str, WindowEntry] | None = None,
-) -> dict[str, Any]:
+def collect_window(table: ConfiguredTable, window: Window, *, again: bool = False) -> dict[str, Any]:
     """Land a window and store its rows; what was collected already is neither asked for nor stored again.
 
     Args:
         table: the table.
         window: one of `find_windows`.
         again: whether the source is asked for what is known already.
-        entries: the windows that the table has, where they are known; None: each is looked for.
 
     Returns:
         `records_collected`: new rows, those that do not fit included; `status`: `collected` or `already_collected`;
@@ -145,7 +137,7 @@ def collect_window(
         is_over=is_over.exists() and not again,
     )
     days = (window.since, window.until) if of_files else (None, None)
-    done = store_landing(landing, table, days=days, entries=entries)
+    done = store_landing(landing, table, days=days)
     _check_selected(table, landing, done)
     # Where parents of the day may still come, there may be objects of theirs.
     has_parents = table.parent is None or _note_of(table, table.parent, window.name).exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,9 +15,7 @@ from executor_adapter.config import FilesTool, Format
 from executor_adapter.pipeline.disk import TEMPORARY, digest_of, writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.lake.stored import WindowEntry
-from executor_adapter.pipeline.lake.table import LakeTable, is_between, remove_windows
-from executor_adapter.pipeline.lake.writer import Writer
+from executor_adapter.pipeline.lake.table import LakeTable, Writer, is_between, remove_windows
 from executor_adapter.pipeline.loading import Loader, by_window
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window
 from executor_adapter.pipeline.sources.reading import check_content, read_texts
@@ -47,11 +45,7 @@ class Collected:
 
 
 def store_landing(
-    landing: Landing,
-    table: ConfiguredTable,
-    *,
-    days: tuple[str | None, str | None] = (None, None),
-    entries: Mapping[str, WindowEntry] | None = None,
+    landing: Landing, table: ConfiguredTable, *, days: tuple[str | None, str | None] = (None, None)
 ) -> Collected:
     """Store the rows of a landing; each window of them is published by itself, completely or not at all.
 
@@ -62,7 +56,6 @@ def store_landing(
         landing: what was received.
         table: where its rows go, by windows that its settings want.
         days: the range of days whose windows are stored: see `is_between`.
-        entries: the windows that the table has, where they are known; None: each is looked for.
 
     Raises:
         DataProcessingException: see `Loader.load` and `LakeTable.writing`.
@@ -85,8 +78,7 @@ def store_landing(
         before = json.loads(marker.read_bytes())
     # Of an older content of the same file some rows may be there: what came between has replaced others.
     known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
-    find = table.raw.find if entries is None else entries.get
-    if before.get("digest") == digest and all(storing.has(name, find(name)) for name in filter(wanted, known)):
+    if before.get("digest") == digest and all(map(storing.has, filter(wanted, known))):
         log("%s: the landing is stored already", table.raw)
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)
@@ -126,9 +118,9 @@ class _Storing:
         self._reject_writer: Writer | None = None
         self._rejected = self._stored = 0
 
-    def has(self, window: str, found: WindowEntry | None) -> bool:
+    def has(self, window: str) -> bool:
         """Return whether a window of the table is as this landing made it, or was merged into it."""
-        if found is None:
+        if (found := self._table.find(window)) is None:
             return False
         if self._table.policy == "keep" and self._table.key:
             return self.known.get(window) == found.created_at
@@ -170,7 +162,7 @@ class _Storing:
     def _add(self, name: str, rows: pa.RecordBatch) -> None:
         if name not in self._found:
             self._found[name] = self._wanted(name)
-            if self._found[name] and not self.has(name, self._table.find(name)):
+            if self._found[name] and not self.has(name):
                 self._check_origin(name)
                 self._writers[name] = self._writer(self._table, name)
         if (writer := self._writers.get(name)) is None:
