@@ -18,8 +18,7 @@ from executor_adapter.pipeline.disk import digest_of
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import do_each, log, progress
 from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
-from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
-from executor_adapter.pipeline.lake.writer import Writer
+from executor_adapter.pipeline.lake.table import LakeTable, Writer, remove_windows
 from executor_adapter.pipeline.steps import Processed, Run, fingerprint_of
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, ROW, connected

@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from executor_adapter.pipeline.lake.table import LakeTable
-from executor_adapter.pipeline.lake.writer import Written
+from executor_adapter.pipeline.lake.table import LakeTable, Written
 
 ROWS = pa.table({"id": [1, 2, 3], "note": ["a", "b", "c"]})
 

@@ -21,9 +21,9 @@ from pytest_mock import MockerFixture
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
 from executor_adapter.pipeline.lake import stored
-from executor_adapter.pipeline.lake.stored import ROW_GROUP, WindowEntry
+from executor_adapter.pipeline.lake import table as module
+from executor_adapter.pipeline.lake.stored import ROW_GROUP, FileWriter, WindowEntry
 from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
-from executor_adapter.pipeline.lake.writer import FileWriter
 from executor_adapter.pipeline.upkeep import remove_leftovers
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
 from tests.waiting import PATIENCE
@@ -321,7 +321,7 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, colum
     command = [sys.executable, "-c", KILLED, str(tmp_path), column]
     done = subprocess.run(command, cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    log, outcomes, cut_short = mocker.patch.object(stored, "log"), set(), False
+    log, outcomes, cut_short = mocker.patch.object(module, "log"), set(), False
     for number in range(1, int(done.stdout)):
         table = lake_table(tmp_path / str(number))
         is_mixed = len({tuple(pq.read_schema(file).names) for file in table.files()}) == 2
@@ -337,7 +337,7 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, colum
         assert len(all_rows(table)) == 6
         remove_leftovers(table.root, older_than=-60)
         assert list((table.root / ".writing").iterdir()) == []
-        assert files(table.state) == [".lock", "columns", "index.json"]
+        assert files(table.state) == [".lock", "index.json"]
     assert outcomes == {"v1", "v2"}
     assert cut_short == (column == "new")
 

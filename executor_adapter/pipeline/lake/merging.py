@@ -13,34 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.lake.stored import MAX_RANGES, MOMENT, VANISHED_AT, Range, StoredTable, WindowEntry
+from executor_adapter.pipeline.lake.stored import MAX_RANGES, Range, WindowEntry
 
 MAX_AHEAD = timedelta(days=1)
 """How far after now a cursor may be: a day may have begun elsewhere, and clocks differ."""
-
-
-def judged(
-    old: pa.Table, table: StoredTable, asked: Range, new_keys: pa.Array | None
-) -> tuple[pa.Table, pa.Array, int]:
-    """Return older rows, with marks of those that have vanished; the mask of those that stay; how many are replaced.
-
-    `new_keys` are the keys of the rows that were collected now; None without a key.
-    """
-    nothing = pa.repeat(pa.scalar(False), old.num_rows)
-    if new_keys is None:
-        # Without a key no row can be found again: those of the range are replaced altogether.
-        stay = nothing if table.cursor is None else pc.invert(is_within(old[table.cursor].combine_chunks(), asked))
-        return old, stay, old.num_rows - stay.true_count
-    replaced = pc.is_in(key_texts(old, table.key), new_keys)
-    if table.policy == "delete":
-        return old, nothing, replaced.true_count
-    if table.policy == "mark":
-        gone = pc.and_(pc.invert(replaced), pc.is_null(old[VANISHED_AT].combine_chunks()))
-        marks = pc.if_else(gone, pa.scalar(datetime.fromisoformat(asked.collected_at), MOMENT), old[VANISHED_AT])
-        old = old.set_column(old.schema.get_field_index(VANISHED_AT), VANISHED_AT, marks)
-    return old, pc.invert(replaced), replaced.true_count
 
 
 def key_texts(rows: pa.Table, key: Sequence[str]) -> pa.Array:
@@ -65,10 +42,15 @@ def last_of_each(keys: pa.Array) -> pa.Array:
     return pc.is_in(places, last.combine_chunks())
 
 
+def all_of(rows: int) -> pa.Array:
+    """Return the mask of so many rows that has all of them."""
+    return pc.is_null(pa.nulls(rows))  # A scalar, as `repeat` takes it, imports pandas.
+
+
 def is_within(values: pa.Array, bounds: Range) -> pa.Array:
     """Return the mask of the values of a cursor column that are in a range; a null is in the whole window alone."""
     if bounds.since is None and bounds.until is None:
-        return pa.repeat(pa.scalar(True), len(values))
+        return all_of(len(values))
     mask = pc.is_valid(values)
     if bounds.since is not None:
         mask = pc.and_(mask, pc.fill_null(pc.greater_equal(values, typed(bounds.since, values.type)), False))
@@ -108,20 +90,11 @@ def _check_cursor(value: Any, column: str) -> None:
         raise rows_error(f"{column}: {text} {said}", "lake")
 
 
-def is_overtaken(asked: Range, table: StoredTable, known: Sequence[Range]) -> bool:
-    """Return whether a newer answer is in the lake already, in whose place this one must not come.
-
-    Raises:
-        DataCollectionException: LOCKED, it may be a newer answer for a part of it only: it has to be collected again.
-    """
-    is_newer = any(each.origin == asked.origin and each.collected_at > asked.collected_at for each in known)
-    if table.cursor is None or not is_newer:
-        return is_newer
-    if not table.key:
-        raise DataCollectionException(
-            "the window was collected again by another run meanwhile: collect it again", error_code="LOCKED"
-        )
-    return False  # Its rows are merged below those that are newer.
+def overlap(one: Range, other: Range, kind: pa.DataType) -> bool:
+    """Return whether a value of the cursor column may be in both ranges."""
+    begins = [typed(each.since, kind).as_py() for each in (one, other) if each.since is not None]
+    ends = [typed(each.until, kind).as_py() for each in (one, other) if each.until is not None]
+    return not begins or not ends or max(begins) < min(ends)
 
 
 def newer_than(asked: Range, known: Sequence[Range]) -> pa.Array:

@@ -1,12 +1,6 @@
-"""What is stored of a table: where its files are, and what each says of itself in its footer.
+"""One file of the lake: the rows of a window, and in the footer what is known of them.
 
-    <lake>/<layer>/<tool>/<table>/window=<window>/rows.parquet   the rows; nothing else is in the table's folder
-    <lake>/.state/<layer>/<tool>/<table>/                        its lock, its index and its columns; while
-                                                                 they change, all windows with the new ones
-    <lake>/.writing/                                             files that are being written
-
-So every reader of Parquet reads the folder of a table as it stands, with `window` as a column. Rows and what is known
-of them are one file, so that both are published by one rename, and whoever reads a window needs no lock.
+Both are published by one rename, and whoever reads a window needs no lock.
 """
 
 from __future__ import annotations
@@ -15,21 +9,18 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.pipeline.disk import digest_of, explained, locked, publish, writing
+from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.disk import explained
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.text_rows import BATCH_ROWS
+from executor_adapter.pipeline.lake.evolution import fitted
 
 ROW_GROUP = 250_000
 """Rows of a row group; those of several batches are written together."""
@@ -37,21 +28,10 @@ MAX_RANGES = 1000
 """Ranges that a window remembers. Only a run that was overtaken by so many others would not be seen as too old, and of
 two old deliveries that come again the older one could win."""
 
-WINDOW = "window"
-"""The column that readers get from the names of the folders."""
-
 WRITING = ".writing"
 """The folder of the lake in which files are written, each writer in one of its own."""
 
 _KEY = b"executor_adapter.window"
-_FILE = "rows.parquet"
-
-Vanished = Literal["keep", "mark", "delete"]
-"""What becomes of rows that the source has no longer: they stay, stay with the time at which they were missed, or are
-removed."""
-VANISHED_AT = "vanished_at"
-"""The column that is added to tables whose policy is "mark"."""
-MOMENT = pa.timestamp("us", "UTC")
 
 
 @contextmanager
@@ -109,13 +89,8 @@ class WindowEntry:
 
 
 _ENTRY = TypeAdapter(WindowEntry)
-_INDEX = TypeAdapter(dict[str, tuple[tuple[int, int, int], WindowEntry]])
+INDEX = TypeAdapter(dict[str, tuple[tuple[int, int, int], WindowEntry]])
 """By the folder of each window: the version of its file, and what that says."""
-
-
-def footer_of(entry: WindowEntry) -> dict[bytes, bytes]:
-    """Return what is written into the footer."""
-    return {_KEY: _ENTRY.dump_json(entry)}
 
 
 @contextmanager
@@ -152,7 +127,7 @@ def reading(path: Path) -> Iterator[None]:
         raise damaged(path, error) from error
 
 
-def _read_entry(path: Path) -> WindowEntry:
+def read_entry(path: Path) -> WindowEntry:
     """Return the window in a file.
 
     Raises:
@@ -179,7 +154,7 @@ def damaged(path: Path, why: object) -> DataProcessingException:
     return rows_error(f"{path} is damaged: {why}: remove it, and process its landing again", "lake")
 
 
-def _rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows of an open file; at least one batch, which may have no rows."""
     batches, empty = file.iter_batches(batch_rows), True
     while True:
@@ -196,196 +171,58 @@ def _rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.R
 def rows_in(path: Path) -> Iterator[pa.Table]:
     """Yield the rows of a file, a row group at a time."""
     with opened(path) as file:
-        for batch in _rows_of(file, path, ROW_GROUP):
+        for batch in rows_of(file, path, ROW_GROUP):
             yield pa.Table.from_batches([batch])
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredTable:
-    """What one table in one layer of a lake is, and the reading of its files.
+class FileWriter:
+    """Writes the file of one window."""
 
-    Raises:
-        ConfigurationError: they contradict one another.
-    """
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.schema = schema
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self.waiting = 0
+        """Rows that are in memory."""
+        self.rows = 0
 
-    root: Path
-    """The folder of the lake."""
-    layer: str
-    """What kind of tables it is among: "raw", "processed", "rejects", ..."""
-    tool: str
-    name: str
-    key: tuple[str, ...] = ()
-    """The columns that identify a row within its window; none: a window, or a range of it, is replaced altogether."""
-    cursor: str | None = None
-    """The column by which the source is asked for what is new."""
-    vanished_rows: Vanished | None = None
-    """What becomes of rows that the source has no longer; None: "keep" with a key, "delete" without."""
-    lock_timeout: float = 300.0
-    """Seconds to wait for another job that writes to the table."""
+    def add(self, rows: pa.Table) -> None:
+        """Append rows."""
+        rows = fitted(rows, self.schema)
+        self.rows += rows.num_rows
+        self._waiting.append(rows)
+        self.waiting += rows.num_rows
+        if self.waiting >= ROW_GROUP:
+            self.flush()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
-        key: Any = self.key  # People write one column as text.
-        object.__setattr__(self, "key", (key,) if isinstance(key, str) else tuple(key))
-        for field in ("layer", "tool", "name"):
-            value = getattr(self, field)
-            # They are names of folders, and readers pass over those that begin with a dot or an underscore.
-            if not value or value.startswith((".", "_")) or "/" in value:
-                raise ConfigurationError(
-                    f"{field}: {value!r} is not allowed: must be a name without /, that begins with neither . nor _"
-                )
-        if self.vanished_rows is not None and self.cursor is not None:
-            raise ConfigurationError(
-                f"{self}: vanished_rows does not go with cursor: an answer from there on does not say which older rows "
-                "are gone"
-            )
-        if self.vanished_rows in ("keep", "mark") and not self.key:
-            raise ConfigurationError(
-                f"{self}: vanished_rows: {self.vanished_rows!r} needs a key: name the columns that identify a row"
-            )
+    def close(self, entry: WindowEntry) -> WindowEntry:
+        """Write the rest and the footer to the disk; return the entry with the rows of the file."""
+        self.flush()
+        entry = replace(entry, rows=self.rows)
+        writer = self._opened()
+        writer.add_key_value_metadata({_KEY: _ENTRY.dump_json(entry)})
+        with explained(self.path):
+            writer.close()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+        return entry
 
-    @property
-    def folder(self) -> Path:
-        """The folder to read with pyarrow, pandas, Polars or DuckDB; `window` is a column of what they read."""
-        return self.root / self.layer / self.tool / self.name
+    def _opened(self) -> pq.ParquetWriter:
+        # Not before there is something to write: a landing may have thousands of windows.
+        if self._writer is None:
+            with explained(self.path):
+                self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd", write_page_checksum=True)
+        return self._writer
 
-    @property
-    def state(self) -> Path:
-        """The folder of what belongs to the table and is no data."""
-        return self.root / ".state" / self.layer / self.tool / self.name
+    def discard(self) -> None:
+        """Release the file without completing it."""
+        if self._writer is not None and self._writer.is_open:
+            self._writer.close()
 
-    @property
-    def columns(self) -> Path:
-        """The file of the table's columns."""
-        return self.state / "columns"
-
-    @property
-    def changed(self) -> Path:
-        """The folder of windows with other columns, all of them, from which they are put in their places."""
-        return self.state / "changed"
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the table's lock, to change it; a change of its columns that was cut short is finished before."""
-        with locked(self.state / ".lock", timeout=self.lock_timeout):
-            if self.changed.exists():
-                log("%s: the process that changed its columns was killed on the way: all windows get them now", self)
-                self.finish_change()
-            yield
-
-    def finish_change(self) -> None:
-        """Put the windows that have other columns in their places; the caller holds the lock."""
-        for path in self.changed.glob(f"{WINDOW}=*"):
-            publish(path, self.folder / path.name / _FILE)
-        with suppress(FileNotFoundError):  # It may have been killed after that.
-            publish(self.changed / self.columns.name, self.columns)
-        self.changed.rmdir()
-
-    def file_of(self, window: str) -> Path:
-        """Return where the rows of a window are."""
-        # A window can be any value of a column: "America/New_York" must not become two folders, nor ".." one up.
-        name = quote(window, safe=" ").replace(".", "%2E")
-        return self.folder / f"{WINDOW}={name}" / _FILE
-
-    def files(self) -> list[Path]:
-        """Return all files of the table, in the order of their folders' names."""
-        return sorted(self.folder.glob(f"{WINDOW}=*/{_FILE}"))
-
-    def any_file(self) -> Path | None:
-        """Return one of the files, without a look at the others; None where there is none."""
-        with suppress(FileNotFoundError), explained(self.folder), os.scandir(self.folder) as entries:
-            for entry in entries:
-                file = Path(entry.path) / _FILE
-                if entry.name.startswith(f"{WINDOW}=") and file.exists():
-                    return file
-        return None
-
-    def __str__(self) -> str:
-        return f"{self.tool}/{self.name} ({self.layer})"
-
-    @property
-    def policy(self) -> Vanished:
-        """What becomes of rows that the source has no longer."""
-        return self.vanished_rows or ("keep" if self.key else "delete")
-
-    @property
-    def extra_columns(self) -> pa.Schema:
-        """The columns that the lake adds to those of the rows."""
-        return pa.schema([(VANISHED_AT, MOMENT)] if self.policy == "mark" else [])
-
-    def windows(self) -> dict[str, WindowEntry]:
-        """Return the windows that the table has, by name, in the order of the names of their folders.
-
-        The index has what the footers say, so that a footer is opened once after its file was written.
-        """
-        with explained(self.state):
-            if self.changed.exists():  # Files that are mixed may be refused by readers.
-                with self.exclusive():
-                    pass
-        index, known, found = self.state / "index.json", dict[str, Any](), dict[str, Any]()
-        with suppress(FileNotFoundError, ValueError), explained(index):
-            known = _INDEX.validate_json(index.read_bytes())
-        for path in self.files():
-            with suppress(FileNotFoundError):  # It was removed meanwhile.
-                name, state = path.parent.name, os.stat(path)
-                version = (state.st_ino, state.st_mtime_ns, state.st_size)
-                before = known.get(name)
-                found[name] = before if before and before[0] == version else (version, _read_entry(path))
-        if found != known:
-            with writing(index, sync=False) as file:
-                file.write(_INDEX.dump_json(found))
-        return {entry.window: entry for _, entry in found.values()}
-
-    def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
-        """Return what is known of a window, None where the table has none; a given `fingerprint` must match too."""
-        try:
-            found = _read_entry(self.file_of(window))
-        except FileNotFoundError:
-            return None
-        return found if fingerprint in (None, found.fingerprint) else None
-
-    def get(self, window: str) -> WindowEntry:
-        """Return what is known of a window.
-
-        Raises:
-            DataProcessingException: DATA_ERROR, the table has none of that name.
-        """
-        if (found := self.find(window)) is None:
-            raise rows_error(f"{self} has no window {window!r}: collect it first", "lake")
-        return found
-
-    def version(self) -> str:
-        """Return what changes whenever a row of the table may have changed."""
-        entries = sorted((window, each.fingerprint, each.rows) for window, each in self.windows().items())
-        return digest_of(entries)
-
-    def schema(self) -> pa.Schema | None:
-        """Return the columns of the table; None where it has no window yet."""
-        if (path := self.any_file()) is None:
-            return None
-        if self.columns.exists():
-            return pa.ipc.read_schema(pa.py_buffer(self.columns.read_bytes()))
-        with opened(path) as file:
-            return file.schema_arrow.remove_metadata()
-
-    def read(self, window: str) -> pa.Table:
-        """Return the rows of a window.
-
-        Raises:
-            DataProcessingException: DATA_ERROR, the table has no such window, or its file is damaged.
-        """
-        with self.reading(window) as batches:
-            return pa.Table.from_batches(batches)
-
-    @contextmanager
-    def reading(self, window: str, batch_rows: int = BATCH_ROWS) -> Iterator[Iterator[pa.RecordBatch]]:
-        """Open a window, to read it in batches of at most `batch_rows`: one version of it, also while it is replaced.
-
-        There is at least one batch, which may have no rows.
-
-        Raises:
-            DataProcessingException: DATA_ERROR, as `read`.
-        """
-        path = self.file_of(self.get(window).window)
-        with opened(path) as file:
-            yield _rows_of(file, path, batch_rows)
+    def flush(self) -> None:
+        """Write the rows that wait for their row group to be full."""
+        if self._waiting:
+            with explained(self.path):
+                self._opened().write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
+                self._waiting, self.waiting = [], 0

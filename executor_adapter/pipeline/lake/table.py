@@ -1,30 +1,241 @@
-"""A table of the lake: its windows are written completely or not at all, once, and read by whatever reads Parquet."""
+"""A table of the lake: its windows are written completely or not at all, once, and read by whatever reads Parquet.
+
+    <lake>/<layer>/<tool>/<table>/window=<window>/rows.parquet   the rows; nothing else is in the table's folder
+    <lake>/.state/<layer>/<tool>/<table>/                        its lock and its index; while its columns change,
+                                                                 all windows with the new ones
+    <lake>/.writing/                                             files that are being written
+
+So every reader of Parquet reads the folder of a table as it stands, with `window` as a column.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
 
-from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.pipeline.disk import explained
-from executor_adapter.pipeline.lake.merging import since_of
-from executor_adapter.pipeline.lake.stored import Range, StoredTable, WindowEntry, workspace
-from executor_adapter.pipeline.lake.writer import Writer
-from executor_adapter.pipeline.text_rows import READ
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
+from executor_adapter.pipeline.disk import digest_of, explained, locked, publish, writing
+from executor_adapter.pipeline.errors import rows_error
+from executor_adapter.pipeline.job_log import log
+from executor_adapter.pipeline.lake import merging
+from executor_adapter.pipeline.lake.evolution import check_names, evolved, plain
+from executor_adapter.pipeline.lake.stored import (
+    INDEX,
+    FileWriter,
+    Range,
+    WindowEntry,
+    opened,
+    read_entry,
+    rows_in,
+    rows_of,
+    workspace,
+)
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ
+
+WINDOW = "window"
+"""The column that readers get from the names of the folders."""
+VANISHED_AT = "vanished_at"
+"""The column that is added to tables whose policy is "mark"."""
+
+_FILE = "rows.parquet"
+_MOMENT = pa.timestamp("us", "UTC")
 _DATED = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
+
+Vanished = Literal["keep", "mark", "delete"]
+"""What becomes of rows that the source has no longer: they stay, stay with the time at which they were missed, or are
+removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LakeTable(StoredTable):
+class LakeTable:
     """One table in one layer of a lake. Picklable; it opens nothing until it is used.
 
     Raises:
         ConfigurationError: the settings contradict one another.
     """
+
+    root: Path
+    """The folder of the lake."""
+    layer: str
+    """What kind of tables it is among: "raw", "processed", "rejects", ..."""
+    tool: str
+    name: str
+    key: tuple[str, ...] = ()
+    """The columns that identify a row within its window; none: a window, or a range of it, is replaced altogether."""
+    cursor: str | None = None
+    """The column by which the source is asked for what is new."""
+    vanished_rows: Vanished | None = None
+    """What becomes of rows that the source has no longer; None: "keep" with a key, "delete" without."""
+    lock_timeout: float = 300.0
+    """Seconds to wait for another job that writes to the table."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+        key: Any = self.key  # People write one column as text.
+        object.__setattr__(self, "key", (key,) if isinstance(key, str) else tuple(key))
+        for field in ("layer", "tool", "name"):
+            value = getattr(self, field)
+            # They are names of folders, and readers pass over those that begin with a dot or an underscore.
+            if not value or value.startswith((".", "_")) or "/" in value:
+                raise ConfigurationError(
+                    f"{field}: {value!r} is not allowed: must be a name without /, that begins with neither . nor _"
+                )
+        if self.vanished_rows is not None and self.cursor is not None:
+            raise ConfigurationError(
+                f"{self}: vanished_rows does not go with cursor: an answer from there on does not say which older rows "
+                "are gone"
+            )
+        if self.vanished_rows in ("keep", "mark") and not self.key:
+            raise ConfigurationError(
+                f"{self}: vanished_rows: {self.vanished_rows!r} needs a key: name the columns that identify a row"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The folder to read with pyarrow, pandas, Polars or DuckDB; `window` is a column of what they read."""
+        return self.root / self.layer / self.tool / self.name
+
+    @property
+    def state(self) -> Path:
+        """The folder of what belongs to the table and is no data."""
+        return self.root / ".state" / self.layer / self.tool / self.name
+
+    @property
+    def changed(self) -> Path:
+        """The folder of windows with other columns, all of them, from which they are put in their places."""
+        return self.state / "changed"
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the table's lock, to change it; a change of its columns that was cut short is finished before."""
+        with locked(self.state / ".lock", timeout=self.lock_timeout):
+            if self.changed.exists():
+                log("%s: the process that changed its columns was killed on the way: all windows get them now", self)
+                self.finish_change()
+            yield
+
+    def finish_change(self) -> None:
+        """Put the windows that have other columns in their places; the caller holds the lock."""
+        for path in self.changed.glob(f"{WINDOW}=*"):
+            publish(path, self.folder / path.name / _FILE)
+        self.changed.rmdir()
+
+    def file_of(self, window: str) -> Path:
+        """Return where the rows of a window are."""
+        # A window can be any value of a column: "America/New_York" must not become two folders, nor ".." one up.
+        name = quote(window, safe=" ").replace(".", "%2E")
+        return self.folder / f"{WINDOW}={name}" / _FILE
+
+    def files(self) -> list[Path]:
+        """Return all files of the table, in the order of their folders' names."""
+        return sorted(self.folder.glob(f"{WINDOW}=*/{_FILE}"))
+
+    def any_file(self) -> Path | None:
+        """Return one of the files, without a look at the others; None where there is none."""
+        with suppress(FileNotFoundError), explained(self.folder), os.scandir(self.folder) as entries:
+            for entry in entries:
+                file = Path(entry.path) / _FILE
+                if entry.name.startswith(f"{WINDOW}=") and file.exists():
+                    return file
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.tool}/{self.name} ({self.layer})"
+
+    @property
+    def policy(self) -> Vanished:
+        """What becomes of rows that the source has no longer."""
+        return self.vanished_rows or ("keep" if self.key else "delete")
+
+    @property
+    def extra_columns(self) -> pa.Schema:
+        """The columns that the lake adds to those of the rows."""
+        return pa.schema([(VANISHED_AT, _MOMENT)] if self.policy == "mark" else [])
+
+    def windows(self) -> dict[str, WindowEntry]:
+        """Return the windows that the table has, by name, in the order of the names of their folders.
+
+        The index has what the footers say, so that a footer is opened once after its file was written.
+        """
+        with explained(self.state):
+            if self.changed.exists():  # Files that are mixed may be refused by readers.
+                with self.exclusive():
+                    pass
+        index, known, found = self.state / "index.json", dict[str, Any](), dict[str, Any]()
+        with suppress(FileNotFoundError, ValueError), explained(index):
+            known = INDEX.validate_json(index.read_bytes())
+        for path in self.files():
+            with suppress(FileNotFoundError):  # It was removed meanwhile.
+                name, state = path.parent.name, os.stat(path)
+                version = (state.st_ino, state.st_mtime_ns, state.st_size)
+                before = known.get(name)
+                found[name] = before if before and before[0] == version else (version, read_entry(path))
+        if found != known:
+            with writing(index, sync=False) as file:
+                file.write(INDEX.dump_json(found))
+        return {entry.window: entry for _, entry in found.values()}
+
+    def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
+        """Return what is known of a window, None where the table has none; a given `fingerprint` must match too."""
+        try:
+            found = read_entry(self.file_of(window))
+        except FileNotFoundError:
+            return None
+        return found if fingerprint in (None, found.fingerprint) else None
+
+    def get(self, window: str) -> WindowEntry:
+        """Return what is known of a window.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, the table has none of that name.
+        """
+        if (found := self.find(window)) is None:
+            raise rows_error(f"{self} has no window {window!r}: collect it first", "lake")
+        return found
+
+    def version(self) -> str:
+        """Return what changes whenever a row of the table may have changed."""
+        entries = sorted((window, each.fingerprint, each.rows) for window, each in self.windows().items())
+        return digest_of(entries)
+
+    def schema(self) -> pa.Schema | None:
+        """Return the columns of the table; None where it has no window yet."""
+        if (path := self.any_file()) is None:
+            return None
+        with opened(path) as file:
+            return file.schema_arrow.remove_metadata()
+
+    def read(self, window: str) -> pa.Table:
+        """Return the rows of a window.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, the table has no such window, or its file is damaged.
+        """
+        with self.reading(window) as batches:
+            return pa.Table.from_batches(batches)
+
+    @contextmanager
+    def reading(self, window: str, batch_rows: int = BATCH_ROWS) -> Iterator[Iterator[pa.RecordBatch]]:
+        """Open a window, to read it in batches of at most `batch_rows`: one version of it, also while it is replaced.
+
+        There is at least one batch, which may have no rows.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, as `read`.
+        """
+        path = self.file_of(self.get(window).window)
+        with opened(path) as file:
+            yield rows_of(file, path, batch_rows)
 
     @contextmanager
     def writing(
@@ -85,7 +296,254 @@ class LakeTable(StoredTable):
         found, schema = self.find(window), self.schema()
         if found is None or found.watermark is None or self.cursor is None or schema is None:
             return start
-        return since_of(found.watermark, schema.field(self.cursor).type, look_back, start)
+        return merging.since_of(found.watermark, schema.field(self.cursor).type, look_back, start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What has become of the rows that were given to a writer."""
+
+    status: Literal["written", "overtaken"]
+    """`overtaken`: a newer answer was in the lake already, and stays."""
+    rows: int
+    """Rows of the window now."""
+    added: int = 0
+    """Rows that the window did not have."""
+    replaced: int = 0
+    """Older rows in whose place a newer one came."""
+
+
+class Writer:
+    """Takes the rows of one window; see `LakeTable.writing`."""
+
+    def __init__(self, table: LakeTable, entry: WindowEntry, asked: Range, space: Path) -> None:
+        self._table = table
+        self._entry = entry
+        self._asked = asked
+        self._space = space
+        self._parts: list[FileWriter] = []
+        self._keys: list[pa.Array] = []
+        self._highest: Any = None
+        self._result: Written | None = None
+        self.dropped = self.merged = 0
+        """Rows of the input that are left out on purpose, or became others: see `WindowEntry`."""
+
+    @property
+    def result(self) -> Written:
+        """What has become of the rows.
+
+        Raises:
+            RuntimeError: the block of `LakeTable.writing` has not ended, or has failed.
+        """
+        if self._result is None:
+            raise RuntimeError(f"{self._table} {self._entry.window}: the rows are written when the block ends")
+        return self._result
+
+    def add(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Append rows. Batches may differ in their columns; one without rows only tells its columns.
+
+        Raises:
+            DataProcessingException: DATA_ERROR or CONFIGURATION_ERROR, see `LakeTable.writing`.
+        """
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        check_names(table.schema, (WINDOW, *self._table.extra_columns.names))
+        table = plain(table)
+        part = self._part_for(table.schema)
+        if self._table.key:
+            self._keys.append(merging.key_texts(table, self._table.key))
+        elif (self._asked.since, self._asked.until) != (None, None):
+            self._check_range(table)
+        if self._table.cursor is not None:
+            self._highest = merging.highest_of(table[self._table.cursor], self._table.cursor, self._highest)
+        part.add(table)
+
+    def _part_for(self, schema: pa.Schema) -> FileWriter:
+        if self._parts and self._parts[-1].schema.equals(schema):
+            return self._parts[-1]
+        for name in (*self._table.key, *(() if self._table.cursor is None else (self._table.cursor,))):
+            if name not in schema.names:
+                raise self._error(
+                    f"there is no column {name}: the columns are {', '.join(schema.names)}: set key or cursor to one"
+                )
+        if self._parts:
+            schema, _ = evolved(self._parts[-1].schema, schema)
+            if self._parts[-1].schema.equals(schema):
+                return self._parts[-1]
+        self._parts.append(self._new_file(f"part{len(self._parts)}", schema))
+        return self._parts[-1]
+
+    def _check_range(self, table: pa.Table) -> None:
+        if outside := pc.sum(pc.invert(merging.is_within(table[self._table.cursor], self._asked))).as_py():
+            raise self._error(
+                f"{outside} rows are outside of the range that was asked for, from {self._asked.since} until "
+                f"{self._asked.until}: correct the request, or name a key"
+            )
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are in memory, until a row group is full."""
+        return sum(part.waiting for part in self._parts)
+
+    def flush(self) -> None:
+        """Write the rows that are in memory."""
+        for part in self._parts:
+            part.flush()
+
+    def discard(self) -> None:
+        """Release what was not published."""
+        for part in self._parts:
+            part.discard()
+
+    def publish(self) -> None:
+        """Put the window into the table, whose lock the caller holds."""
+        found, before = self._table.find(self._entry.window), self._table.schema()
+        schema, changes = self._schema_after(before)
+        kind = None if self._table.cursor is None else schema.field(self._table.cursor).type
+        if found is not None and self._is_overtaken(found.ranges, kind):
+            log("%s: a newer answer of another run is there already", self._entry.window)
+            self._result = Written(status="overtaken", rows=found.rows)
+            return
+        self._entry = replace(
+            self._entry,
+            dropped=self.dropped,
+            merged=self.merged,
+            created_at=self._entry.created_at if found is None else found.created_at,
+            watermark=merging.watermark_after(found, self._asked, self._highest, kind),
+        )
+        for change in changes:
+            log("%s: column %s", self._table, change)
+        if changes:
+            self._change_columns(schema)
+        self._write(found, schema)
+
+    def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
+        if not self._parts:
+            raise ValueError(f"{self._table} {self._entry.window}: add a batch, even one without rows")
+        new = self._parts[-1].schema
+        for field in self._table.extra_columns:
+            new = new.append(field)
+        if before is None:
+            return new, []
+        try:
+            return evolved(before, new)
+        except DataProcessingException:
+            if self._table.layer == "raw":
+                raise
+            # What is made of rows can be made again: other steps make other columns, window by window.
+            log("%s: the window has columns of its own, until the others are made again", self._table)
+            return new, []
+
+    def _change_columns(self, schema: pa.Schema) -> None:
+        """Give all windows other columns. None is put in place before all are written: a value may not fit."""
+        folder = self._space / "changed"
+        folder.mkdir()
+        for window, entry in self._table.windows().items():
+            path = self._table.file_of(window)
+            file = FileWriter(folder / path.parent.name, schema)
+            for rows in rows_in(path):
+                file.add(rows)
+            file.close(entry)
+        publish(folder, self._table.changed)
+        self._table.finish_change()
+
+    def _new_file(self, name: str, schema: pa.Schema) -> FileWriter:
+        return FileWriter(self._space / f"{name}.parquet", schema)
+
+    def _is_overtaken(self, known: Sequence[Range], kind: pa.DataType | None) -> bool:
+        """Return whether a newer answer is in the lake already, in whose place this one must not come.
+
+        Raises:
+            DataCollectionException: LOCKED, a newer answer has a part of it: it has to be collected again.
+        """
+        mine = self._asked
+        newer = [each for each in known if each.origin == mine.origin and each.collected_at > mine.collected_at]
+        if self._table.cursor is None:
+            return bool(newer)
+        # With a key, its rows are merged below those that are newer.
+        if not self._table.key and any(merging.overlap(mine, each, kind) for each in newer):
+            raise DataCollectionException(
+                "the window was collected again by another run meanwhile: collect it again", error_code="LOCKED"
+            )
+        return False
+
+    def _write(self, found: WindowEntry | None, schema: pa.Schema) -> None:
+        given = sum(part.rows for part in self._parts)
+        keys = pa.concat_arrays(self._keys) if self._keys else None
+        last = merging.all_of(given) if keys is None else merging.last_of_each(keys)
+        if found is not None and keys is not None:
+            last = pc.and_(last, pc.invert(pc.is_in(keys, self._newer_keys(found))))
+            keys = keys.filter(last)
+        replaced, stay = 0 if found is None else found.rows, pa.nulls(0, pa.bool_())
+        if self._is_whole(found, schema) and last.true_count == given:
+            file = self._parts[0]
+        else:
+            file = self._new_file("whole", schema)
+            self._add_new(file, last)
+            if found is not None:
+                replaced, stay = self._add_old(file, found, keys)
+        new = replace(self._asked, rows=last.true_count)
+        known = () if found is None else found.ranges
+        entry = file.close(replace(self._entry, ranges=merging.with_range(new, known, stay)))
+        publish(file.path, self._table.file_of(self._entry.window))
+        added = max(0, new.rows - replaced)
+        self._result = Written(status="written", rows=entry.rows, added=added, replaced=replaced)
+
+    def _is_whole(self, found: WindowEntry | None, schema: pa.Schema) -> bool:
+        """Return whether the file that was written is that of the window as it is."""
+        replaces_all = found is None or not (self._table.key or self._asked.since or self._asked.until)
+        return replaces_all and len(self._parts) == 1 and self._parts[0].schema.equals(schema)
+
+    def _add_new(self, file: FileWriter, last: pa.Array) -> None:
+        start = 0
+        for part in self._parts:
+            part.close(self._entry)
+            for rows in rows_in(part.path):
+                file.add(rows.filter(last.slice(start, rows.num_rows)))
+                start += rows.num_rows
+        self._parts.append(file)
+
+    def _newer_keys(self, found: WindowEntry) -> pa.Array:
+        """Return the keys of the rows that a newer delivery has brought: they stay as they are."""
+        newer = merging.newer_than(self._asked, found.ranges)
+        keys, start = [pa.array([], pa.string())], 0
+        for rows in rows_in(self._table.file_of(found.window)) if newer.true_count else ():
+            keys.append(merging.key_texts(rows, self._table.key).filter(newer.slice(start, rows.num_rows)))
+            start += rows.num_rows
+        return pa.concat_arrays(keys)
+
+    def _add_old(self, file: FileWriter, found: WindowEntry, keys: pa.Array | None) -> tuple[int, pa.Array]:
+        """Return how many older rows were replaced, and the mask of those that stay."""
+        replaced, stay = 0, list[pa.Array]()
+        for rows in rows_in(self._table.file_of(found.window)):
+            is_replaced = self._replaced(rows, keys)
+            replaced += is_replaced.true_count
+            stays = pc.invert(is_replaced)
+            if self._table.policy == "mark":
+                rows = self._marked(rows, stays)
+            if keys is not None and self._table.policy == "delete":
+                stays = pc.invert(merging.all_of(rows.num_rows))
+            file.add(rows.filter(stays))
+            stay.append(stays)
+        return replaced, pa.concat_arrays(stay)
+
+    def _replaced(self, old: pa.Table, keys: pa.Array | None) -> pa.Array:
+        """Return the mask of older rows in whose place newer ones come."""
+        if keys is not None:
+            return pc.is_in(merging.key_texts(old, self._table.key), keys)
+        # Without a key no row can be found again: those of the range are replaced altogether.
+        if self._table.cursor is None:
+            return merging.all_of(old.num_rows)
+        return merging.is_within(old[self._table.cursor].combine_chunks(), self._asked)
+
+    def _marked(self, old: pa.Table, stays: pa.Array) -> pa.Table:
+        """Return older rows, of which those that stay have vanished now, or before."""
+        before = old[VANISHED_AT].combine_chunks()
+        now = pa.scalar(datetime.fromisoformat(self._asked.collected_at), _MOMENT)
+        marks = pc.if_else(pc.and_(stays, pc.is_null(before)), now, before)
+        return old.set_column(old.schema.get_field_index(VANISHED_AT), VANISHED_AT, marks)
+
+    def _error(self, message: str) -> DataProcessingException:
+        return rows_error(f"{self._table} {self._entry.window}: {message}", "lake")
 
 
 def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
