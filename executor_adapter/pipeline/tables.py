@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class ConfiguredTable:
         kind = "resources" if isinstance(self.settings, RestResource) else "tables"
         return f"tools.{self.tool_name}.{kind}.{self.name}"
 
-    @property
+    @cached_property
     def settings(self) -> TableSettings:
         """What the configuration says of it."""
         return _tables_of(self.tool)[self.name]
@@ -94,7 +95,7 @@ class ConfiguredTable:
         """The resource for each of whose objects this one is asked for."""
         return getattr(self.settings, "for_each", None)
 
-    @property
+    @cached_property
     def bounds(self) -> frozenset[str]:
         """The bounds of a window that the request of a resource asks for: `since`, `until`, `last`."""
         settings = self.settings
@@ -116,7 +117,7 @@ class ConfiguredTable:
         """Whether the source gives all rows of the table each time it is asked."""
         return not isinstance(self.tool, FilesTool) and self.cursor is None and not self.is_dated
 
-    @property
+    @cached_property
     def schema(self) -> TableSchema | None:
         """The declared types; columns of the key must have a value, since rows without one could not be told apart."""
         settings = self.settings
@@ -173,7 +174,7 @@ class ConfiguredTable:
         """The tables, as `tool.table`, that its steps read."""
         return {name for step in self.read_steps for name in step.reads}
 
-    @property
+    @cached_property
     def raw(self) -> LakeTable:
         """The rows as the source had them."""
         settings = self.settings
@@ -184,7 +185,7 @@ class ConfiguredTable:
             vanished_rows=settings.vanished_rows or ("delete" if self.is_whole else None),
         )
 
-    @property
+    @cached_property
     def unfit(self) -> LakeTable:
         """What is not a row, or does not fit the schema, with the reasons: windows of their own among the rejects."""
         # Where a part of a window is asked for at a time, the rejects of the parts before must stay.
