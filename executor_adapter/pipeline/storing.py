@@ -192,7 +192,8 @@ class _Storing:
         if origin != self._landing.manifest.window.name:
             raise configuration_error(
                 f"{self._table}: window {name} has rows of {origin!r} already, which would be replaced by those "
-                f"of {self._landing.manifest.window.name!r}: name the key of the table, so that they are merged"
+                f"of {self._landing.manifest.window.name!r}: name the key of the table, and leave out "
+                "vanished_rows, so that they are merged"
             )
 
     def reject(self, rejects: pa.RecordBatch) -> None:
