@@ -110,7 +110,7 @@ BUDGETS = {
     "modules": 472,
     "monitoring": 714,
     "persistence": 1_157,
-    "pipeline": 4_765,
+    "pipeline": 4_726,
     "pools": 571,
     "pools/cluster": 3_431,
     "pools/in_process": 620,
