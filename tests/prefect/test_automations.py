@@ -16,6 +16,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
 from prefect.flow_engine import run_flow
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
@@ -302,6 +303,7 @@ def test_a_missed_schedule_fires(api: Api, created: Created) -> None:
 @pytest.mark.chaos
 def test_a_flow_run_without_heartbeat_fires_and_becomes_crashed(api: Api, created: Created) -> None:
     """One of the pool whose heartbeats stop fires; one that ends, waits, still sends them or is of others does not."""
+    EventsWorker.drain_all(timeout=10)  # One that a flow run of the pool has started relates all events to that.
     new_deployment(api, POOL)  # With the pool.
     running = {"type": "RUNNING"}
     runs = {name: new_flow_run(api, running, work_pool_name=POOL) for name in ("lost", "ended", "waits", "alive")}
