@@ -30,15 +30,4 @@ if TYPE_CHECKING:
     from executor_adapter.worker import JobContext as JobContext
     from executor_adapter.worker import current_job as current_job
 
-_NAMES = {
-    "executor_adapter.executor": "JobExecutor",
-    "executor_adapter.job": (
-        "Attempt ErrorCode Job JobOptions JobResult JobResults JobStatus Observer Progress RetryDecision "
-        "RetryPolicy RetryRule ToolLimit Transition"
-    ),
-    "executor_adapter.scheduler": "JobQueue",
-    "executor_adapter.supervision": "JobFuture",
-    "executor_adapter.worker": "JobContext current_job",
-}
-
-__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__)

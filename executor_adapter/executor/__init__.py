@@ -23,12 +23,4 @@ if TYPE_CHECKING:
     from executor_adapter.executor.of_process import stop_tracking as stop_tracking
     from executor_adapter.executor.sentinel import sentinel_client as sentinel_client
 
-_NAMES = {
-    ".calling": "result_of",
-    ".defaults": "preload_in_workers read_threads_from slot_limits",
-    ".executor": "JobExecutor current_executor",
-    ".of_process": "ending_handlers enter_executor leave_executor signal_watch stop_tracking",
-    ".sentinel": "sentinel_client",
-}
-
-__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__)

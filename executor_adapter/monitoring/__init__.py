@@ -40,16 +40,4 @@ if TYPE_CHECKING:
     from executor_adapter.monitoring.tracing import SpanScope as SpanScope
     from executor_adapter.supervision import ExecutorStats as ExecutorStats
 
-_NAMES = {
-    ".exporters": "export_metrics tracer_in_use",
-    ".findings": "Finding Level fine ready_checks warning wrong",
-    ".health": "Alert AlertKind HealthMonitor",
-    ".port": "MetricsPort",
-    ".progress": "ProgressBar ProgressCounts",
-    ".trace_scope": "INSIDE",
-    ".tracing": "JobTracer SpanScope",
-    "executor_adapter.job": "NearLimit",
-    "executor_adapter.supervision": "ExecutorStats",
-}
-
-__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__)

@@ -60,19 +60,4 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.upkeep import settle_windows as settle_windows
     from executor_adapter.pipeline.upkeep import status_of as status_of
 
-_NAMES = {
-    ".collecting": "collect_window collect_windows find_windows land read_sample rebuild_table",
-    ".lake.table": "LakeTable is_expired remove_windows",
-    ".processing": "Balance balance balances process_window process_windows reject_reasons windows_to_process",
-    ".sources.files": "find_files",
-    ".sources.landing": "Landing Window",
-    ".sources.reading": "read_rows",
-    ".starter": "write_starter",
-    ".steps": "Processed",
-    ".storing": "Collected store_landing",
-    ".tables": "ConfiguredTable configured_tables import_references processing_order select_tables",
-    ".text_rows": "REJECTED",
-    ".upkeep": "expire_windows rejected_rows remove_leftovers settle_windows status_of",
-}
-
-__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__)

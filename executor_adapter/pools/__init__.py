@@ -44,21 +44,4 @@ if TYPE_CHECKING:
     from executor_adapter.pools.transport.importable import importable_reference as importable_reference
     from executor_adapter.pools.transport.importable import is_in_library as is_in_library
 
-_NAMES = {
-    ".base": "Assignment LeasingPool PoolSupervisor Recall WorkerPool",
-    ".cluster.descriptions": "EngineName ask_nodes compare_node describe_ssh_host",
-    ".gpus": "GpuShares gpu_environment gpu_ids visible_gpus",
-    ".in_process.call": "bind call_in_job",
-    ".in_process.coroutine": "COROUTINE_STOP_TIMEOUT",
-    ".in_process.slot_loan": "SlotLoan current_slot_loan lend_slot",
-    ".kinds": "PoolKinds pool_kinds",
-    ".loop": "LoopTimer SupervisorLoop",
-    ".memory.available": "AvailableMemory MemoryLevel",
-    ".memory.control_groups": "processor_quota",
-    ".memory.guard": "MemoryGuard",
-    ".selection": "check_job check_limits",
-    ".transport.functions": "dump_by_value",
-    ".transport.importable": "current_path importable_reference is_in_library",
-}
-
-__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__)

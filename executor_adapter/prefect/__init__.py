@@ -39,21 +39,4 @@ if TYPE_CHECKING:
     from executor_adapter.prefect.tasks import JobTask as JobTask
     from executor_adapter.prefect.tasks import job_task as job_task
 
-_NAMES = {
-    ".bulk.run_jobs": "arun_jobs run_jobs",
-    ".child.payload": "PRELOAD",
-    ".crashes.sweep": "OutboxCleanUp SweptFlowRun clean_outbox sweep",
-    ".mirror.mirror": "MirrorReport PrefectMirror",
-    ".mirror.runs": "ReconcileReport wait_until_recorded",
-    ".mirror.server": "start_embedded_server",
-    ".options.job_options": "JobTaskOptions job_options",
-    ".reporting.artifacts": "JobReport job_report",
-    ".reporting.job_events": "JobEvents emit_alert job_events",
-    ".runners.job_task_runner": "JobTaskRunner",
-    ".setup.bootstrap": "BootstrapChange BootstrapOutcome bootstrap",
-    ".setup.plan": "BootstrapPlan read_plan",
-    ".tasks": "JobTask job_task",
-    "executor_adapter.blocks": "JobExecutorBlock",
-}
-
-__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__)

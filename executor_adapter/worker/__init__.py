@@ -40,18 +40,4 @@ if TYPE_CHECKING:
     from executor_adapter.worker.state import lasting_changes as lasting_changes
     from executor_adapter.worker.wire import lease_time as lease_time
 
-_NAMES = {
-    ".bond": "end_with_this_process",
-    ".call": "PICKLE REFERENCE decode_function",
-    ".context": "BoundCall JobContext current_job enter_job leave_job running_job",
-    ".interpreter": "CALL_MAIN interpreter_command",
-    ".presence": "is_held is_held_by_process own_presence",
-    ".process": "EXIT_SETUP_FAILED INTERRUPT",
-    ".process_tree": "TREE_VARIABLE kill_below kill_marked resident tree tree_resident",
-    ".reporter": "EXIT_SOCKET_LOST",
-    ".stacks": "FunctionPosition position_text traceback_of_function",
-    ".state": "lasting_changes",
-    ".wire": "lease_time",
-}
-
-__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__)

@@ -26,11 +26,4 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.flows.run import JobsFailedError as JobsFailedError
     from executor_adapter.pipeline.upkeep import Summary as Summary
 
-_NAMES = {
-    ".command": "run_pipeline",
-    ".entry": "ToolName collection_flow maintenance_flow pipeline_flow processing_flow",
-    ".run": "JobsFailedError",
-    "executor_adapter.pipeline.upkeep": "Summary",
-}
-
-__getattr__, __dir__, __all__ = lazy_attributes(__name__, _NAMES)
+__getattr__, __dir__, __all__ = lazy_attributes(__name__)
