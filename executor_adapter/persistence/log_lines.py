@@ -44,13 +44,19 @@ class LogLines:
         if topic == "output":
             self._add(assignment.job.job_id, assignment.number, 0, *content)
         elif topic == "log":
-            text = content["message"] if not content["exc_text"] else f"{content['message']}\n{content['exc_text']}"
+            text = "\n".join(filter(None, (content["message"], content["exc_text"])))
             self._add(assignment.job.job_id, assignment.number, content["level"], content["name"], text)
 
     def on_record(self, record: logging.LogRecord, job: JobContext) -> None:
         """Receive a log record that a function of this process made."""
-        if job.job_id in self._live:
-            self._add(job.job_id, job.attempt, record.levelno, record.name, record.getMessage())
+        if job.job_id not in self._live:
+            return
+        try:
+            text = record.getMessage()
+        except Exception:  # Its arguments do not fit: the logger's handlers say so, and it harms no job.
+            text = record.msg if type(record.msg) is str else type(record.msg).__name__
+        text += f"\n{logging.Formatter().formatException(record.exc_info)}" if record.exc_info else ""
+        self._add(job.job_id, job.attempt, record.levelno, record.name, text)
 
     def write_to(self, store: JobStore) -> None:
         """Write all lines that are waiting.

@@ -112,6 +112,30 @@ def test_what_a_function_logs_is_in_its_job_s_log(any_store: JobStore, pool: str
     assert texts(found[2:]) == (["printed"] if pool == "process" else [])
 
 
+def log_badly() -> str:
+    try:
+        raise LookupError("on purpose")
+    except LookupError:
+        logging.getLogger("library").exception("failed")
+    logging.getLogger("library").warning("%d items", "no number")
+    return "ended"
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_what_is_logged_badly_costs_no_job(pool: str, mocker: MockerFixture) -> None:
+    """A message that its arguments do not fit harms no job; a traceback is in the log as it is elsewhere."""
+    mocker.patch.object(logging, "raiseExceptions", new=False)
+    with JobExecutor(1, config=Settings(), store="memory:") as executor:
+        job = Job(function=log_badly, pool=pool, retry_attempts=0)
+        assert executor.run(job) == "ended"
+        executor.flush()
+        assert executor.store is not None
+        found = texts(executor.store.lines(job.job_id))
+    assert found[0].startswith("failed\nTraceback (most recent call last)")
+    assert found[0].endswith("LookupError: on purpose")
+    assert found[1] == ("%d items" if pool == "thread" else "--- Logging error ---")
+
+
 def log_and_wait(path: str) -> None:
     current_job().logger.warning("begun")
     while not Path(path).exists():
