@@ -66,6 +66,8 @@ def encode_function(function: Callable[..., Any] | str) -> EncodedFunction:
         JobSerializationError: it cannot be pickled.
     """
     if isinstance(function, str):
+        if function.startswith("__main__:"):  # A worker has another main module.
+            return encode_function(resolve(function))
         return _encode_reference(function)
     known = _cache.get(id(function))
     if known is not None and known[0]() is function and (known[2] is None or known[2] == _dependencies(function)):

@@ -28,7 +28,9 @@ _LOADER_PREFIX = "__prefect_loader_"
 
 def current_path() -> list[str]:
     """Return sys.path in a form that another process can use: an empty entry means this process's working directory."""
-    return [os.path.abspath(entry) if isinstance(entry, str) else entry for entry in sys.path]
+    with contextlib.suppress(OSError):  # The directory is gone.
+        return [os.path.abspath(entry) if isinstance(entry, str) else entry for entry in sys.path]
+    return list(sys.path)
 
 
 _results: dict[str, tuple[ModuleType, bool]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import sys
@@ -18,17 +19,20 @@ class SharedPath:
     def __init__(self) -> None:
         self.version = 0
         self.frame = b""
-        self._seen = list(sys.path)
-        self._seen_key: bytes | None = None
+        self._seen = _looked_at(None)
 
     def refresh(self) -> None:
         """Note whether sys.path has changed, or managers are used since."""
         key = _managers_key()
-        if sys.path != self._seen or key != self._seen_key:
-            self._seen, self._seen_key = list(sys.path), key
+        if (seen := _looked_at(key)) != self._seen:
+            self._seen = seen
             self.version += 1
             body = pickle.dumps((current_path(), key), 5)
             self.frame = wire.pack_frame(wire.PATH, body=body)
+
+
+def _looked_at(key: bytes | None) -> list[object]:
+    return [*sys.path, key, os.stat(".").st_ino if "" in sys.path else None]
 
 
 def _managers_key() -> bytes | None:

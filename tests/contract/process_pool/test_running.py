@@ -90,6 +90,31 @@ def test_a_changed_sys_path_reaches_running_workers(
     sys.modules.pop("made_for_this_test", None)
 
 
+def test_a_changed_directory_reaches_running_workers_where_the_path_names_it(
+    pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The empty entry of sys.path is the host's directory, also after it has changed, or is gone."""
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    pool.value(pool.submit(functions.pid))
+    (tmp_path / "made_for_this_place.py").write_text("def answer():\n    return 43\n")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert pool.value(pool.submit("made_for_this_place:answer")) == 43
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert pool.value(pool.submit(functions.pid)) != os.getpid()
+    sys.modules.pop("made_for_this_place", None)
+
+
+def test_a_function_is_found_by_its_reference_in_the_main_module(
+    pool: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker has another main module, so the function itself is sent."""
+    monkeypatch.setattr(sys.modules["__main__"], "made_for_this_test", functions.pid, raising=False)
+    assert pool.value(pool.submit("__main__:made_for_this_test")) != os.getpid()
+
+
 def test_settings_reach_every_worker() -> None:
     """Preload, initializer, nice and CPU affinity apply to each worker."""
     options: dict[str, Any] = {
