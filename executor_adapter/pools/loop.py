@@ -34,12 +34,12 @@ RECOVERY_SECONDS = 0.1
 
 
 class LoopTimer:
-    """A call at a set time. Cancelled timers stay in the heap until they are due or outnumber the rest."""
+    """A call at the time `when`. Cancelled timers stay in the heap until they are due or outnumber the rest."""
 
-    __slots__ = ("callback", "loop")
+    __slots__ = ("callback", "loop", "when")
 
-    def __init__(self, loop: SupervisorLoop, callback: Callable[[], None]) -> None:
-        self.loop = loop
+    def __init__(self, loop: SupervisorLoop, when: float, callback: Callable[[], None]) -> None:
+        self.loop, self.when = loop, when
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
@@ -132,7 +132,7 @@ class SupervisorLoop:
 
     def call_at(self, when: float, callback: Callable[[], None]) -> LoopTimer:
         """Call `callback` at the time `when` of the clock."""
-        timer = LoopTimer(self, callback)
+        timer = LoopTimer(self, when, callback)
         heapq.heappush(self.timers, (when, next(self._order), timer))
         return timer
 

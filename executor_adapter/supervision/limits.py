@@ -31,8 +31,9 @@ def near_limits(running: Iterable[Assignment], jobs: Iterable[Job], share: float
         if limit is not None and share * limit <= (used := now - (assignment.hard_limit - limit)) < limit:
             yield NearLimit(job, "max_runtime", used, limit, assignment.number)
     for job in jobs:
-        if job.deadline is not None and share * job.deadline <= (used := now - job.live.queued_at) < job.deadline:
-            yield NearLimit(job, "deadline", used, job.deadline, 0)
+        limit, timer = job.deadline, (job.live.timers or {}).get("deadline")
+        if limit is not None and timer is not None and share * limit <= (used := now - (timer.when - limit)) < limit:
+            yield NearLimit(job, "deadline", used, limit, 0)
 
 
 class RunningAttempts(set[Assignment]):
@@ -174,8 +175,8 @@ class Stopping:
 
     def _on_queue_timeout(self, job: Job) -> None:
         assignment: Assignment | None = job.live.assignment
-        if job.state.status is not JobStatus.PENDING:
-            return
+        if job.state.status is not JobStatus.PENDING or job.state.attempt:
+            return  # Its first attempt has begun; a later one may wait for longer.
         if assignment is not None and (answer := self._recall(assignment)) is not Recall.TAKEN_BACK:
             if answer is Recall.ASKED:  # `handed_back` ends the job if it was not begun.
                 assignment.stop_reason = StopReason.QUEUE_TIMEOUT

@@ -66,7 +66,7 @@ def _show_errors(call: Callable[..., object], *args: Any) -> None:
         program_output.write("stderr", traceback.format_exc(), may_omit=True)  # Stderr may be closed, or block.
 
 
-for _name in ("", ".cluster", ".coroutine", ".loop", ".memory", ".prefect", ".process", ".store", ".thread"):
+for _name in ("", ".cluster", ".coroutine", ".job", ".loop", ".memory", ".prefect", ".process", ".store", ".thread"):
     _logger = logging.getLogger(f"executor_adapter{_name}")
     _logger.handle = functools.partial(_show_errors, _logger.handle)  # type: ignore[method-assign]
 

@@ -149,6 +149,30 @@ class SimulatedExecutor(InlineExecutor):
         return inline_supervisor(self.clock, **(options | {"make_pool": SimulatedPool}))
 
 
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_queue_timeout_is_about_the_first_attempt_alone(attempt: int) -> None:
+    """A later attempt that is handed back, since its worker died unbegun, waits for as long as it takes."""
+    with SimulatedExecutor(1) as executor:
+        job = Job(function=int, pool="process", queue_timeout=30.0, retry_delay=5.0, retry_attempts=1)
+        future = executor.submit(job)
+        pool: Any = next(iter(supervisor_of(executor).pools.made.values()))
+        if attempt == 2:
+            pool.end(pool.workers[0], raised(ValueError("on purpose")))
+            executor.clock.advance(6.0)  # Delays vary.
+        block = executor.submit(Job(function=int, pool="process", priority=1))
+        pool.die_unbegun(pool.workers[0])
+        assert (job.status, job.attempt) == (JobStatus.PENDING, attempt - 1)
+        assert (job.started_at is None) == (attempt == 1)
+        executor.clock.advance(40.0)
+        assert job.error_code == ("QUEUE_TIMEOUT" if attempt == 1 else "EXECUTION_ERROR")
+        assert future.done() == (attempt == 1)
+        future.note_read()
+        pool.end(pool.workers[0], returned(0))
+        assert block.done()
+        while pool.workers:
+            pool.end(pool.workers[0], returned(0))
+
+
 class ErrorLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

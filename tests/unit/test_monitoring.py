@@ -272,6 +272,16 @@ def test_a_deadline_is_near_also_while_the_job_waits() -> None:
         assert (executor.near_limits(), executor.stats().jobs_near_limit) == ([], 0)
 
 
+def test_a_deadline_counts_from_the_submit_after_a_retry_too() -> None:
+    """A retry begins to wait anew, and its job's deadline does not."""
+    with InlineExecutor(clock=FakeClock()) as executor:
+        executor.submit(Job(function=fail_by_network, deadline=100.0, retry_attempts=9, retry_delay=30.0))
+        executor.clock.advance(85.0)
+        (near,) = executor.near_limits()
+        assert (near.limit, near.used) == ("deadline", 85.0)
+        executor.clock.advance(15.0)
+
+
 def fail_by_network() -> None:
     raise ConnectionError
 
