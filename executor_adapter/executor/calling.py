@@ -239,8 +239,9 @@ def run_in_window(submit: Submit, jobs: Iterator[Job], window: int, *, ordered: 
 
     A consumer that stops early cancels those that are left.
     """
-    futures: deque[Future[Any]] = deque(map(submit, itertools.islice(jobs, window)))
+    futures: deque[Future[Any]] = deque()
     try:
+        futures.extend(map(submit, itertools.islice(jobs, window)))
         while futures:
             done, _ = wait([futures[0]] if ordered else futures, return_when=FIRST_COMPLETED)
             for future in done:
@@ -312,7 +313,7 @@ def result_of(future: Future[Any]) -> JobResult:
         value=future.result() if error is None else None,
         error=error,
         error_code=job.error_code or getattr(error, "error_code", None),  # Of a result that cannot be loaded.
-        attempts=len(job.state.attempts or ()),
+        attempts=len(job.state.attempts),
         duration=job.duration,
     )
 

@@ -8,6 +8,7 @@ import functools
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -140,7 +141,7 @@ class JobExecutor(JobCaller):
         self._defaults = JobDefaults(self.config)
         self._driven_defaults = JobDefaults(self.config.for_job_tasks())
         self._hooked = self._make_hooked()
-        self._admit: Callable[..., JobFuture] = self._supervisor.admit if self._hooked is None else self._admit_hooked
+        self._admit: Callable[..., JobFuture] = (self._hooked or self._supervisor).admit
         self._persistence: JobPersistence | None = None
         if store is not None:
             try:
@@ -150,7 +151,7 @@ class JobExecutor(JobCaller):
                     self.config.store,
                     queue=queue,
                     requeue_on_shutdown=requeue_on_shutdown,
-                    readmit=lambda job, waited: self._admit(job, waited=waited),
+                    readmit=self._admit,
                     lack_of_pool=functools.partial(lack_of_pool, self.config),
                 )
             except BaseException:
@@ -180,7 +181,8 @@ class JobExecutor(JobCaller):
         kind = type(self)
         if all(getattr(kind, name) is getattr(JobExecutor, name) for name in _OVERRIDABLE):
             return None
-        return HookedExecution(self._supervisor, applies_max_runtime=kind.execute_job is JobExecutor.execute_job)
+        applies_max_runtime = kind.execute_job is JobExecutor.execute_job
+        return HookedExecution(self._supervisor, weakref.WeakMethod(self.execute_job), applies_max_runtime)
 
     def _make_tracer(self) -> Callable[[JobScope | None], JobScope] | None:
         """Return what puts a submitted job into a span of its own; None where the program has set up no tracer."""
@@ -219,10 +221,6 @@ class JobExecutor(JobCaller):
         if self._persistence is None:
             return self._admit(job, timeout=timeout, scope=scope)
         return self._persistence.admit(job, functools.partial(self._admit, job, timeout=timeout, scope=scope))
-
-    def _admit_hooked(self, job: Job, **options: Any) -> JobFuture:
-        assert self._hooked is not None
-        return self._hooked.submit(job, self.execute_job, **options)
 
     def fill_in_defaults(self, job: Job) -> None:
         """Set the open fields of a job that was not submitted yet from the settings, as `submit` does.
@@ -433,7 +431,8 @@ class JobExecutor(JobCaller):
 
     def quarantine(self, jobs: Iterable[Job]) -> None:
         """Hold these jobs in quarantine, as an earlier executor of the same queue did."""
-        self._supervisor.intake.quarantined.update({job.job_id: job for job in jobs})
+        for job in jobs:
+            self._supervisor.intake.quarantined[job.job_id] = job
 
     def release(self, job_id: str) -> bool:
         """Let a quarantined job be submitted again. Return False where no quarantined job has this id.

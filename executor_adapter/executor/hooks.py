@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from executor_adapter.error_facts import ErrorFacts
-from executor_adapter.exceptions import InvalidJobError, JobCancelledError
+from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, pool_kinds
 from executor_adapter.pools.transport.envelope import Body, Outcome
@@ -30,23 +31,27 @@ ExecuteJob = Callable[[Job], Coroutine[Any, Any, Any]]
 class HookedExecution:
     """Runs each call of `execute_job` as a coroutine in a pool of its own, which reports its end here.
 
-    `applies_max_runtime`: whether the supervisor ends attempts at `max_runtime`; otherwise `execute_job` decides. All
-    methods but `submit` and `attempt` are for the supervisor's thread only.
+    `execute_job` is the executor's, which is held by its live jobs alone. `applies_max_runtime`: whether the supervisor
+    ends attempts at `max_runtime`; otherwise `execute_job` decides. All methods but `admit` and `attempt` are for the
+    supervisor's thread only.
     """
 
-    def __init__(self, supervisor: Supervisor, *, applies_max_runtime: bool) -> None:
+    def __init__(self, supervisor: Supervisor, execute_job: weakref.ref[ExecuteJob], applies_max_runtime: bool) -> None:
         self.now, self.call_at, self.call_soon = supervisor.now, supervisor.call_at, supervisor.call_soon
         self.on_message = supervisor.on_message
         self.lend_slot, self.take_slot_back = supervisor.lend_slot, supervisor.take_slot_back
         self._supervisor = supervisor
+        self._execute_job = execute_job
         self._applies_max_runtime = applies_max_runtime
         make_pool: Any = pool_kinds()("coroutine")
         self.calls = make_pool(self, 1)
         """The pool of the calls. How many there are at once is decided by the slots of their jobs."""
         supervisor.thread.on_closed.append(lambda: self.calls.close(lambda: None))
 
-    def submit(self, job: Job, execute_job: ExecuteJob, **how: Any) -> JobFuture:
-        """Admit a job as `Supervisor.admit` does."""
+    def admit(self, job: Job, **how: Any) -> JobFuture:
+        """Admit a job as `Supervisor.admit` does; a recovered one not once nobody holds the executor any more."""
+        if (execute_job := self._execute_job()) is None:
+            raise ExecutorClosedError("the executor was dropped: hold it for as long as it is to run jobs")
         driver = HookedDriver(job, self._supervisor, self, execute_job, self._applies_max_runtime)
         return self._supervisor.admit(job, driver=driver, **how)
 
@@ -90,6 +95,7 @@ class HookedExecution:
 
     def ended(self, call: Assignment, outcome: Outcome) -> None:
         """Note that `execute_job` has ended, or is abandoned."""
+        call.payload = None  # Otherwise a context that outlives the call would keep the executor alive.
         call.job.live.driver.ended(outcome)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobSerializationError
@@ -71,7 +71,7 @@ class JobPersistence:
         settings: the section `store` of the settings.
         queue: the queue that the executor's jobs belong to.
         requeue_on_shutdown: whether jobs that a shutdown cuts off stay PENDING in the store, for the next host.
-        readmit: submits a recovered job to the executor, given the seconds since it was created.
+        readmit: submits a recovered job to the executor, as `Supervisor.admit` does; `waited` is given.
         lack_of_pool: returns in words what a pool needs and is not here; jobs of such pools are left in the store, for
             a host that has it.
     """
@@ -84,7 +84,7 @@ class JobPersistence:
         *,
         queue: str,
         requeue_on_shutdown: bool,
-        readmit: Callable[[Job, float], object],
+        readmit: Callable[..., object],
         lack_of_pool: Callable[[str], str | None],
     ) -> None:
         self.store = open_store(store) if isinstance(store, str) else store
@@ -236,7 +236,7 @@ class JobPersistence:
                 )
                 self._intake.quarantined[record.job_id] = self._functions.to_job(record)
                 return []
-            self._readmit(job, max(0.0, time.time() - record.created_at))
+            self._readmit(job, waited=max(0.0, time.time() - record.created_at))
         except (StoreUnavailableError, LeaseLostError, ExecutorClosedError):
             raise
         except BaseException as error:  # One job must not keep the others from running.
@@ -293,9 +293,8 @@ def _with_attempt_cut_off(record: JobRecord) -> JobRecord:
         error_code="WORKER_CRASHED",
         error_message="its host died, or lost its lease",
     )
-    values = tuple(getattr(attempt, field.name) for field in fields(attempt))
     crashes = record.crashes + (pool not in PROCESS_POOLS)
-    return replace(record, attempt_fields=(*record.attempt_fields, values), crashes=crashes)
+    return replace(record, attempts=(*record.attempts, attempt), crashes=crashes)
 
 
 def _pending_job(record: JobRecord, unpickle: Unpickle | None) -> Job:

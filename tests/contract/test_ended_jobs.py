@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from executor_adapter.job.transition import Transition
 from tests.contract.conftest import MakeExecutor
+from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
 ANY_ERROR = RetryPolicy(retry_delay=0.01, rules=(RetryRule(codes=("*",)),))
@@ -71,6 +73,32 @@ def test_a_finished_job_releases_its_values(
         return not any(reference() for reference in references)
 
     wait_for(all_are_released)
+
+
+class Hooked(JobExecutor):
+    async def pre_execution_hook(self, job: Job) -> None:
+        """Do nothing, so that attempts run through `execute_job`."""
+
+
+@pytest.mark.parametrize("runs", [False, True])
+@pytest.mark.parametrize("kind", [JobExecutor, Hooked])
+@pytest.mark.parametrize("store", [None, "memory:", "sqlite"])
+def test_an_executor_that_nobody_holds_is_closed(
+    tmp_path: Path, kind: type[JobExecutor], store: str | None, runs: bool
+) -> None:
+    """It is shut down, with its store and its threads, whether or not it has run jobs."""
+    url = f"sqlite:///{tmp_path}/jobs.db" if store == "sqlite" else store
+    executor = kind(1, config=Settings(), store=url)
+    if runs:
+        executor.run(Job(function=int, pool="thread"))
+    closed = supervisor_of(executor).thread.closed
+    del executor
+
+    def is_closed() -> bool:
+        gc.collect()
+        return closed.is_set()
+
+    wait_for(is_closed)
 
 
 # --- observers and callbacks ---

@@ -12,6 +12,7 @@ from executor_adapter.job.quarantine import MAX_QUARANTINED
 from executor_adapter.pools.transport.envelope import crashed
 from executor_adapter.store import JobFilter
 from executor_adapter.store.memory import MemoryStore
+from executor_adapter.testing import InlineExecutor
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE
@@ -53,6 +54,14 @@ def test_the_newest_are_held_and_the_oldest_evicted(caplog: pytest.LogCaptureFix
     with pytest.raises(InvalidJobError, match="quarantined"):
         executor.submit(Job(job_id=ids[-1], function=int, pool="thread"))
     assert executor.release(ids[-1])
+
+
+def test_those_of_an_earlier_executor_are_bounded_too() -> None:
+    """The newest of the jobs that are put into quarantine stay there."""
+    jobs = [Job(function=int) for _ in range(MAX_QUARANTINED + 3)]
+    with InlineExecutor() as executor:
+        executor.quarantine(jobs)
+        assert executor.quarantined() == jobs[3:]
 
 
 def test_a_store_in_memory_evicts_them_too() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.config import JobSettings, Settings
-from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.job.model import check_are_jobs
 from executor_adapter.job.transition import Transition
 from executor_adapter.job.validation import ToolLimit
+from executor_adapter.pools.transport.envelope import returned
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
+from tests.contract.test_supervisor_machine import SimulatedExecutor
+from tests.insides import supervisor_of
 from tests.waiting import PATIENCE
 
 NAN, INF = float("nan"), float("inf")
@@ -246,6 +250,17 @@ def test_map_refuses_invalid_job_fields_at_once(
     with pytest.raises(ValueError, match=message):
         executor.map(function, [1, 2], **fields)
     assert transitions == []
+
+
+def test_map_leaves_no_job_behind_where_a_later_one_cannot_be_sent() -> None:
+    """The jobs that it had submitted before are cancelled, as those of a consumer that stops."""
+    with SimulatedExecutor(1) as executor:
+        with pytest.raises(JobSerializationError):
+            list(executor.map(print, [1, 2], [None, threading.Lock()], pool="process"))
+        pool: Any = next(iter(supervisor_of(executor).pools.made.values()))
+        assert pool.workers[0].stopping
+        pool.end(pool.workers[0], returned(None))
+        assert executor.jobs() == []
 
 
 def test_map_accepts_a_dedupe_key_of_none(executor: JobExecutor) -> None:
