@@ -52,7 +52,6 @@ from executor_adapter.job.resources import checked_resources as checked_resource
 from executor_adapter.job.resources import shape_of as shape_of
 from executor_adapter.job.resources import shape_text as shape_text
 from executor_adapter.job.resources import units_of as units_of
-from executor_adapter.job.results import ERROR_OF_ATTEMPT as ERROR_OF_ATTEMPT
 from executor_adapter.job.results import Attempt as Attempt
 from executor_adapter.job.results import JobResult as JobResult
 from executor_adapter.job.results import JobResults as JobResults

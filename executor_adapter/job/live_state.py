@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from executor_adapter.job.results import AttemptFields, Progress
+from executor_adapter.job.results import Attempt, Progress
 from executor_adapter.job.status import JobStatus
 
 _BOOT_TIME = getattr(time, "CLOCK_BOOTTIME", None)
@@ -27,8 +27,8 @@ class JobState:
     status: JobStatus = JobStatus.PENDING
     attempt: int = 0
     """The number of the attempt that runs or ran last, from 1; 0 before the first."""
-    attempts: tuple[AttemptFields, ...] | None = None
-    """The fields of each finished attempt, in order."""
+    attempts: tuple[Attempt, ...] = ()
+    """The finished attempts, in order."""
     crashes: int = 0
     """The number of attempts that ended as WORKER_CRASHED or MEMORY_LIMIT."""
     created_at: float = field(default_factory=time.time)

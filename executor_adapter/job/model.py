@@ -19,7 +19,7 @@ from executor_adapter.job.mistakes import Model, call_text, shown, unknown_field
 from executor_adapter.job.options import JobOptions
 from executor_adapter.job.pool_names import PoolName
 from executor_adapter.job.resources import Resources
-from executor_adapter.job.results import ERROR_OF_ATTEMPT, Attempt, AttemptFields, Progress
+from executor_adapter.job.results import Attempt, Progress
 from executor_adapter.job.retry import CRASHES, RetryPolicy, in_force
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL, JobStatus
 from executor_adapter.job.validation import Count, Delay, FunctionField, MemoryLimit, Retries, Seconds
@@ -192,7 +192,7 @@ class Job(Model):
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """The finished attempts, oldest first."""
-        return tuple(map(Attempt.from_fields, self.state.attempts or ()))
+        return self.state.attempts
 
     @property
     def created_at(self) -> datetime:
@@ -278,6 +278,8 @@ class Job(Model):
             state.records_processed = state.records_processed if records_processed is None else records_processed
         elif status is JobStatus.PENDING:
             state.attempt -= 1
+            if not state.attempt:
+                state.started_at = state.began = None
         state.status, state.retry_at = status, retry_at
 
     def note_start(self, ago: float = 0.0) -> None:
@@ -287,11 +289,11 @@ class Job(Model):
         if state.started_at is None:
             state.started_at, state.began = time.time() - ago, running_clock() - ago
 
-    def record_attempt(self, fields: AttemptFields) -> None:
-        """Add a finished attempt: the values of an `Attempt` in order."""
+    def record_attempt(self, attempt: Attempt) -> None:
+        """Add a finished attempt."""
         state = self.state
-        state.attempts = (*(state.attempts or ()), fields)
-        state.error_code, state.error_message = fields[ERROR_OF_ATTEMPT]
+        state.attempts = (*state.attempts, attempt)
+        state.error_code, state.error_message = attempt.error_code, attempt.error_message
         if state.error_code in CRASHES:
             state.crashes += 1
 

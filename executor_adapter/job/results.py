@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Generic, cast
+from typing import Any, Generic, NamedTuple, cast
 
 from typing_extensions import TypeVar
 
@@ -13,12 +12,8 @@ from executor_adapter.job.status import JobStatus
 
 R_co = TypeVar("R_co", covariant=True, default=Any)
 
-AttemptFields = tuple[Any, ...]
-"""The values of an `Attempt` in the order of its fields. Jobs keep these, since most attempts are never read."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(NamedTuple):
     """Describes one finished attempt of a job. Times are in seconds, sizes in bytes."""
 
     number: int
@@ -45,17 +40,6 @@ class Attempt:
     """The text of its error; None where the function returned."""
     node: str | None = None
     """The host that it ran on; None where that is this one."""
-
-    @classmethod
-    def from_fields(cls, fields: AttemptFields) -> Attempt:
-        """Make an attempt of its values, in the order of the fields."""
-        return cls(**dict(zip(_ATTEMPT_FIELDS, fields, strict=True)))
-
-
-_ATTEMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Attempt))
-
-ERROR_OF_ATTEMPT = slice(_ATTEMPT_FIELDS.index("error_code"), _ATTEMPT_FIELDS.index("error_message") + 1)
-"""Where an attempt's error code and error message are among the values of its fields."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, storable
-from executor_adapter.supervision import QUEUE_SECONDS, ExecutorStats
+from executor_adapter.supervision import ExecutorStats
 
 PREFIX = "executor_adapter"
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -96,7 +96,7 @@ class JobMetrics(Collector):
         labels, attempts = self._labels_of(job), job.state.attempts
         self._jobs_ended.labels(status.value, *labels, self._label(job.error_code or "")).inc()
         if attempts:
-            self._queue_seconds.labels(*labels).observe(attempts[0][QUEUE_SECONDS])
+            self._queue_seconds.labels(*labels).observe(attempts[0].queue_seconds)
         if (seconds := job.duration) is not None:
             self._job_seconds.labels(*labels).observe(seconds)
 

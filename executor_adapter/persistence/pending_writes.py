@@ -141,27 +141,21 @@ class PendingWrites:
         return [job for job in {*jobs, *self._due} if job not in self._unwritten]
 
     def _record(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:
-        record = self._record_of(transition, call, host_id)
-        if self._is_requeued(transition):  # For the next host.
-            record = replace(record, status=JobStatus.PENDING, host=None, completed_at=None)
-            return replace(record, error_code=None, error_message=None)
-        return record if transition.error is None else replace(record, traceback=transition.error.traceback)
-
-    def _record_of(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:
-        job = transition.job
-        return record_of(
+        job, status, error = transition.job, transition.status, transition.error
+        record = record_of(
             job,
-            transition.status,
+            status,
             queue=self._queue,
             host=host_id,
             stored=call or (StoredCall(function_name(job)) if self._keeps_jobs else _ALREADY_STORED),
-            quarantined=transition.status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
+            quarantined=status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
             keep=self._keeps_jobs,
         )
-
-    def _is_requeued(self, transition: Transition) -> bool:
-        cut_off = transition.status is JobStatus.CANCELLED and was_cut_off(transition.error)
-        return cut_off and (self._requeue_on_shutdown or transition.job in self._requeued)
+        is_requeued = self._requeue_on_shutdown or job in self._requeued
+        if is_requeued and status is JobStatus.CANCELLED and was_cut_off(error):  # For the next host.
+            record = replace(record, status=JobStatus.PENDING, host=None, completed_at=None)
+            return replace(record, error_code=None, error_message=None)
+        return record if error is None else replace(record, traceback=error.traceback)
 
 
 _ALREADY_STORED = StoredCall("")

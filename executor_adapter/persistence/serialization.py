@@ -166,7 +166,7 @@ def plain(record: JobRecord) -> JobRecord:
         traceback=None,
         records_processed=None,
         progress=None,
-        attempt_fields=(),
+        attempts=(),
         metadata={},
     )
 
@@ -193,7 +193,7 @@ def record_of(
         error_message=state.error_message,
         records_processed=state.records_processed,
         progress=state.progress,
-        attempt_fields=state.attempts or (),
+        attempts=state.attempts,
         metadata=job.metadata,
         priority=job.priority,
         max_runtime=job.max_runtime,

@@ -47,8 +47,8 @@ class JobRecord:
     Lists of a database leave it out: `JobStore.get` has it."""
     records_processed: int | None = None
     progress: Progress | None = None
-    attempt_fields: tuple[tuple[Any, ...], ...] = ()
-    """The fields of each finished attempt, in the order of Attempt's: objects are made only when someone looks."""
+    attempts: tuple[Attempt, ...] = ()
+    """The finished attempts, oldest first."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     max_runtime: float | None = None
@@ -67,11 +67,6 @@ class JobRecord:
     """What of the stored row makes no sense. Such a record is FAILED, and its job never runs."""
     job: Job | None = None
     """The job itself, where the store is in the memory of the job's own process."""
-
-    @property
-    def attempts(self) -> tuple[Attempt, ...]:
-        """The finished attempts, oldest first."""
-        return tuple(Attempt(**dict(zip(_ATTEMPT, fields, strict=False))) for fields in self.attempt_fields)
 
     @property
     def duration(self) -> float | None:
@@ -102,25 +97,12 @@ class JobRecord:
             "status": str(self.status),
             "duration": self.duration,
             "progress": None if self.progress is None else dataclasses.asdict(self.progress),
-            "attempts": [dataclasses.asdict(attempt) for attempt in self.attempts],
+            "attempts": [attempt._asdict() for attempt in self.attempts],
             "metadata": dict(self.metadata),
         }
 
 
-_NOT_SHOWN = frozenset({"call", "pickled", "job", "attempt_fields"})
-_ATTEMPT = tuple(field.name for field in dataclasses.fields(Attempt))
-_REQUIRED = sum(field.default is dataclasses.MISSING for field in dataclasses.fields(Attempt))
-
-
-def attempt_fields(values: list[Any]) -> tuple[Any, ...]:
-    """Return the stored values of an attempt as the fields of Attempt; another version may have more or fewer.
-
-    Raises:
-        ValueError: a required field is missing.
-    """
-    if len(values) < _REQUIRED:
-        raise ValueError("an attempt has too few fields")
-    return (*values[: len(_ATTEMPT)], *(None,) * (len(_ATTEMPT) - len(values)))
+_NOT_SHOWN = frozenset({"call", "pickled", "job"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +180,7 @@ def restore(record: JobRecord, unpickle: Unpickle | None = None) -> Job:
     state = JobState(
         record.status,
         attempt=record.attempt,
-        attempts=record.attempt_fields or None,
+        attempts=record.attempts,
         crashes=record.crashes,
         created_at=record.created_at,
         started_at=record.started_at,

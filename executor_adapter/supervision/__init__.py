@@ -9,7 +9,6 @@ from executor_adapter.supervision.messages import JobScope as JobScope
 from executor_adapter.supervision.messages import program_output as program_output
 from executor_adapter.supervision.messages import write_line as write_line
 from executor_adapter.supervision.outcome import DEFAULT_WINDOW_SECONDS as DEFAULT_WINDOW_SECONDS
-from executor_adapter.supervision.outcome import QUEUE_SECONDS as QUEUE_SECONDS
 from executor_adapter.supervision.outcome import ExecutorStats as ExecutorStats
 from executor_adapter.supervision.outcome import StopReason as StopReason
 from executor_adapter.supervision.outcome import failed_as as failed_as

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
 import logging
@@ -32,9 +31,6 @@ MAX_ENDED_JOBS = 4096
 
 DEFAULT_WINDOW_SECONDS = 3600.0
 """The seconds that figures look back by default."""
-
-QUEUE_SECONDS = [field.name for field in dataclasses.fields(Attempt)].index("queue_seconds")
-"""The index of `queue_seconds` in the fields of an attempt, see JobState.attempts."""
 
 EndedJob = tuple[float, JobStatus, float | None, float | None]
 """When a job ended, how, when it started (both in seconds since the epoch), and the seconds from submit to that."""
@@ -100,7 +96,7 @@ class StateTracker:
         if status is JobStatus.RETRYING:
             self.retries += 1
         elif state.completed_at is not None:
-            waited = state.attempts[0][QUEUE_SECONDS] if state.attempts else None
+            waited = state.attempts[0].queue_seconds if state.attempts else None
             self.ended.append((state.completed_at, status, state.started_at, waited))
         if self.observers:
             self._notify(job, previous, status, error)
@@ -390,7 +386,10 @@ def record_attempt(assignment: Assignment, error: ErrorFacts | None, now: Callab
         None if error is None else error.text,
         assignment.node,
     )
-    job.record_attempt(record)
+    job.record_attempt(_new_attempt(Attempt, record))
+
+
+_new_attempt: Any = tuple.__new__  # A call of the class would run Python.
 
 
 def stopped(job: Job, reason: StopReason | None, position: str | None = None) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -116,7 +115,7 @@ def record(job_id: str, status: JobStatus = JobStatus.COMPLETED, *, age: float =
         "started_at": None if status is JobStatus.PENDING else made + 1.0,
         "completed_at": made + 11.0 if over else None,
         "attempt": 0 if status is JobStatus.PENDING else 1,
-        "attempt_fields": (dataclasses.astuple(attempt),) if over else (),
+        "attempts": (attempt,) if over else (),
         "max_runtime": 3600.0,
     }
     return JobRecord(job_id=job_id, status=status, **given | fields)

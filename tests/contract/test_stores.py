@@ -14,7 +14,7 @@ from sqlalchemy import delete
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.ids import uuid7
-from executor_adapter.job.results import Progress
+from executor_adapter.job.results import Attempt, Progress
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import (
     Host,
@@ -111,9 +111,9 @@ FULL = JobRecord(
     traceback="Traceback (most recent call last):\n  ...\nValueError: broken",
     records_processed=3_000_000_000,
     progress=Progress(1.5, 3, "half"),
-    attempt_fields=(
-        (1, "process", 7, 0.5, 1.5, None, None, None, 9, "X", "killed", "node1"),
-        (2, "process", 8, 0.5, 1.5, 0.25, 1 << 40, 0, None, None, None, None),
+    attempts=(
+        Attempt(1, "process", 7, 0.5, 1.5, None, None, None, 9, "X", "killed", "node1"),
+        Attempt(2, "process", 8, 0.5, 1.5, 0.25, 1 << 40, 0, None, None, None, None),
     ),
     metadata={"collection_type": "manual", "deep": [1, {"a": None}]},
     priority=-3,

@@ -225,7 +225,7 @@ class GuardianClient:
             pidfd = array.array("i", ancillary[0][2])[0] if ancillary else NO_PIDFD
             self._launcher.on_worker_forked(number, first, pidfd)
         elif kind == guardian.EXITED:
-            self._launcher.on_worker_exit(number, second if first == os.CLD_EXITED else -second)
+            self._launcher.workers.on_worker_exit(number, second if first == os.CLD_EXITED else -second)
         elif kind == guardian.FORK_FAILED:
             self._launcher.on_fork_failed(number, first)
         elif kind == guardian.EXPIRED:
@@ -355,8 +355,7 @@ class GuardianLauncher(Launcher):
         self.guardian: GuardianClient | None = None
         self._supervisor = supervisor
         self._settings = settings
-        self._workers = workers
-        self._processes: dict[int, ForkedProcess] = {}
+        self.workers = workers
         self._lease_until = math.inf
 
     # --- starting ---
@@ -367,21 +366,21 @@ class GuardianLauncher(Launcher):
         except OSError:
             _close(fds)
             raise
-        process = self._processes[worker.number] = ForkedProcess(worker.number, guardian, self._supervisor)
+        process = ForkedProcess(worker.number, guardian, self._supervisor)
         guardian.fork(worker.number, fds)
         return process
 
     def _start_guardian(self) -> GuardianClient:
         self.guardian = guardian = GuardianClient(self._supervisor, self, self._settings)
         what = f"the guardian (process {guardian.pid}) imports preload={', '.join(self._settings['preload'])}"
-        self._workers.start_watch.add(guardian, what, guardian.give_up)
+        self.workers.start_watch.add(guardian, what, guardian.give_up)
         guardian.set_lease(self._lease_until)
         return guardian
 
     def may_start_spare(self) -> bool:
         # A fork would delay the guardian's report of a killed worker. `on_worker_exit` calls `keep_spare` again.
         # It forks none while the lease is over.
-        members = self._workers.members.values()
+        members = self.workers.members.values()
         return lease_time() < self._lease_until and not any(worker.kill_requested for worker in members)
 
     def set_lease(self, until: float) -> None:
@@ -392,7 +391,7 @@ class GuardianLauncher(Launcher):
     # --- closing ---
 
     def begin_closing(self) -> None:
-        if self.guardian is not None and not self.guardian.is_ready and self._workers.members:
+        if self.guardian is not None and not self.guardian.is_ready and self.workers.members:
             # It may be importing for a long time, and would fork the workers only after that.
             self.guardian.kill("the pool was closed before it was ready")
 
@@ -406,7 +405,7 @@ class GuardianLauncher(Launcher):
 
     def _on_death_seen(self, worker: WorkerHandle, process: ForkedProcess) -> None:
         process.stop_watching()
-        self._workers.retire(worker)
+        self.workers.retire(worker)
         process.guardian.expect_report(worker.number)
 
     def on_worker_forked(self, number: int, pid: int, pidfd: int) -> None:
@@ -415,46 +414,39 @@ class GuardianLauncher(Launcher):
         `pidfd` is NO_PIDFD if it was lost because no descriptor is left. Then the worker must be killed with
         `kill_worker`: the guardian may have reaped it already, and its pid may belong to another process.
         """
-        worker = self._workers.members.get(number)
+        worker = self.workers.members.get(number)
         if worker is not None:
-            process = self._processes[number]
+            process: Any = worker.process
             process.begin(pid, pidfd, functools.partial(self._on_death_seen, worker, process))
             if not worker.ready:
                 what = "runs the initializer" if self._settings["initializer"] else "starts"
-                self._workers.watch_start(worker, f"worker {pid} {what}")
+                self.workers.watch_start(worker, f"worker {pid} {what}")
         elif pidfd != NO_PIDFD:
             os.close(pidfd)
 
-    def on_worker_exit(self, number: int, returncode: int) -> None:
-        """Take note that the worker has exited, and that nothing it started is alive.
-
-        The code is that of `subprocess.Popen.returncode`.
-        """
-        self._processes.pop(number, None)
-        self._workers.on_worker_exit(number, returncode)
-
     def on_fork_failed(self, number: int, errno: int) -> None:
         """Take note that the system refused to fork the worker, for several seconds."""
-        worker = self._workers.members.get(number)
+        worker = self.workers.members.get(number)
         if worker is None:
             return
-        self._workers.is_refused = worker.exit_expected = True
-        if any(other.ready and not other.retired for other in self._workers.members.values()):
+        self.workers.is_refused = worker.exit_expected = True
+        if any(other.ready and not other.retired for other in self.workers.members.values()):
             logger.warning("the system refuses another process (%s): jobs wait for a worker", os.strerror(errno))
         else:  # The guardian has tried for seconds already, so the assignment fails at once.
             worker.crash_cause = unavailable(os.strerror(errno), f"for {REFUSED_TIMEOUT:.0f} s")
-        self.on_worker_exit(number, 0)
+        self.workers.on_worker_exit(number, 0)
 
     def on_guardian_ready(self, guardian: GuardianClient) -> None:
         """Take note that the guardian has imported the modules to preload."""
-        self._workers.start_watch.remove(guardian)
+        self.workers.start_watch.remove(guardian)
 
     def on_lease_expired(self) -> None:
         """Take note that the guardian has killed all forked workers, since the host did not renew its lease."""
-        ended = [worker for number, worker in self._workers.members.items() if self._processes[number].is_forked]
+        processes: dict[WorkerHandle, Any] = {worker: worker.process for worker in self.workers.members.values()}
+        ended = [worker for worker, process in processes.items() if process.is_forked]
         for worker in ended:
             worker.lease_expired = worker.exit_expected = True
-            self._workers.retire(worker)
+            self.workers.retire(worker)
         logger.warning(
             "the guardian has ended %d workers, whose jobs start again: the lease on the store was not renewed, since "
             "that could not be written in time, or this program was stopped, or its machine suspended",
@@ -467,16 +459,16 @@ class GuardianLauncher(Launcher):
         All workers are its own: until now those that were asked for went to it, too.
         """
         self.guardian = None
-        self._workers.start_watch.remove(lost)
-        workers = list(self._workers.members.values())
+        self.workers.start_watch.remove(lost)
+        workers = list(self.workers.members.values())
         message = lost.end
         # A pool that is closed kills a guardian that is not ready yet, and has no job there.
-        level = logging.INFO if self._workers.closing else logging.WARNING
+        level = logging.INFO if self.workers.closing else logging.WARNING
         logger.log(level, "%s, and its %d workers with it", message, len(workers))
         for worker in workers:
             worker.exit_expected = lost.is_ready
             worker.crash_cause = worker.crash_cause or lost.failure() or NodeLostError(message)
-            self.on_worker_exit(worker.number, -signal.SIGKILL)
+            self.workers.on_worker_exit(worker.number, -signal.SIGKILL)
 
 
 class GuardianPool(ProcessPool):

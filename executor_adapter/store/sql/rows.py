@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from executor_adapter.job import ERROR_OF_ATTEMPT, JobStatus, Progress, storable
-from executor_adapter.store.records import JobRecord, attempt_fields
+from executor_adapter.job import Attempt, JobStatus, Progress, storable
+from executor_adapter.store.records import JobRecord
 
 logger = logging.getLogger("executor_adapter.store")
 
@@ -64,7 +64,7 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
         "traceback": _text(record.traceback),
         "records_processed": None if record.records_processed is None else _storable_integer(record.records_processed),
         "progress": None if record.progress is None else _dump(record.progress),
-        "attempts": json.dumps(list(map(_attempt, record.attempt_fields))) if record.attempt_fields else "[]",
+        "attempts": json.dumps(list(map(_attempt, record.attempts))) if record.attempts else "[]",
         "host": record.host,
         "quarantined": record.quarantined,
     }
@@ -80,12 +80,12 @@ def record_of(row: RowMapping) -> JobRecord:
         except Exception:  # Whatever another program wrote there.
             faults.append(f"{name} is {str(fields[name])[:MAX_SHOWN]!r}")
             fields[name] = fallback
-    fields["attempt_fields"] = fields.pop("attempts")
     return JobRecord(**fields) if not faults else _unreadable(fields, faults)
 
 
-def _attempts(text: str) -> tuple[tuple[Any, ...], ...]:
-    return tuple(map(attempt_fields, json.loads(text)))
+def _attempts(text: str) -> tuple[Attempt, ...]:
+    """Read the stored attempts; another version may have written more or fewer fields at the end of each."""
+    return tuple(Attempt(*fields[: len(Attempt._fields)]) for fields in json.loads(text))
 
 
 def _progress(text: str | None) -> Progress | None:
@@ -162,10 +162,10 @@ def _error_text(text: str | None) -> str | None:
     return _text(text)
 
 
-def _attempt(fields: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the values of an attempt in their stored form."""
-    at = ERROR_OF_ATTEMPT.stop - 1
-    return fields if fields[at] is None else (*fields[:at], _error_text(fields[at]), *fields[at + 1 :])
+def _attempt(attempt: Attempt) -> Attempt:
+    """Return an attempt in its stored form."""
+    text = attempt.error_message
+    return attempt if text is None else attempt._replace(error_message=_error_text(text))
 
 
 def _dump(progress: Progress) -> str:

@@ -257,7 +257,7 @@ def test_a_row_of_a_tool_that_makes_no_sense_harms_no_record(
         job = Job(function=functions.fail_with_code, args=("DATA_ERROR",), metadata={"page": number}, pool="thread")
         executor.submit(job).exception(PATIENCE)
         record = wait_for_end(store, job.job_id)
-        assert (record.error_code, record.metadata, len(record.attempt_fields)) == ("DATA_ERROR", job.metadata, 1)
+        assert (record.error_code, record.metadata, len(record.attempts)) == ("DATA_ERROR", job.metadata, 1)
         assert "fail_with_code" in (record.traceback or "")
     assert waiting.job.status is JobStatus.PENDING
     wait_for(lambda: "does not say what tools may start" in caplog.text)
