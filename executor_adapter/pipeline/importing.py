@@ -19,6 +19,6 @@ def import_object(reference: str, key: str) -> Any:
     try:
         return operator.attrgetter(name)(importlib.import_module(module))
     except Exception as error:  # The module's own code runs and may raise anything.
-        raise ConfigurationError(
-            f"{key}: {reference!r} cannot be imported: {type(error).__name__}: {error}: must be module:name"
-        ) from error
+        said = f"{key}: {reference!r} cannot be imported: {type(error).__name__}: {error}"
+        lacks = isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}.")
+        raise ConfigurationError(f"{said}: {'install it' if lacks else 'must be module:name'}") from error

@@ -445,3 +445,11 @@ def test_a_reference_is_a_module_and_what_is_in_it(reference: str) -> None:
     """Nothing else is taken for one, such as a module alone."""
     with pytest.raises(ConfigurationError, match=r"cannot be imported.*must be module:name"):
         import_object(reference, "steps")
+
+
+def test_what_a_module_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is right, and a package that its module imports is what is missing."""
+    (tmp_path / "needy_rules.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError, match="No module named 'no_such_package': install it$"):
+        import_object("needy_rules:check", "steps")
