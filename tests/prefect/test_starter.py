@@ -6,6 +6,7 @@ It runs on the server of all tests; acceptance/test_pipeline.py runs the demo on
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -37,19 +38,24 @@ def run(*arguments: str) -> None:
     assert not ended.value.code
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture) -> Iterator[Path]:
+    """The folder of a pipeline, in which the commands run; its modules are forgotten."""
+    mocker.patch.dict("os.environ")  # The command sets variables, for a program of its own.
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", str(tmp_path / "config.yaml"))
+    yield tmp_path
+    for name in ("my_rules", "my_people"):
+        sys.modules.pop(name, None)
+
+
 @pytest.mark.usefixtures("prefect_api", "in_threads")
-def test_a_pipeline_of_ones_own_takes_three_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pipeline_of_ones_own_takes_three_steps(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Configuration, one module, run: the files of the starter, and an API beside them with a module of its own.
 
     Rows are typed, rejected with reasons, counted, and summarised by one's own functions.
     """
-    mocker.patch.dict("os.environ")  # The command sets variables, for a program of its own.
-    mocker.patch.dict(sys.modules)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", str(tmp_path / "config.yaml"))
     run("pipeline", "init")
     people = [{"id": number, "age": 10 + number} for number in range(1, 21)]
 
@@ -72,21 +78,40 @@ def test_a_pipeline_of_ones_own_takes_three_steps(
             "summary": "my_people:summarise",
             "resources": {"people": resource},
         }
-        settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+        settings = yaml.safe_load((home / "config.yaml").read_text())
         settings["tools"]["club"] = club
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-        (tmp_path / "my_people.py").write_text(RULES)
+        (home / "config.yaml").write_text(yaml.safe_dump(settings))
+        (home / "my_people.py").write_text(RULES)
         run("pipeline", "run")
     said = capsys.readouterr().out
     assert "shop: 5 collected = 2 processed + 2 rejected + 1 dropped" in said
     assert "2 orders for 20.50 in all" in said
     assert "club: 20 collected = 13 processed + 7 rejected" in said
     assert "13 adults" in said
-    rows = ds.dataset(tmp_path / "data/processed/shop/orders", partitioning="hive").to_table().to_pylist()
+    rows = ds.dataset(home / "data/processed/shop/orders", partitioning="hive").to_table().to_pylist()
     assert [(row["id"], row["country"], str(row["price"]), row["window"]) for row in rows] == [
-        ("1", "DE", "12.50", "2026-01"),
-        ("2", "FR", "8.00", "2026-01"),
+        ("1", "DE", "12.50", "orders.csv"),
+        ("2", "FR", "8.00", "orders.csv"),
     ]
+
+
+@pytest.mark.usefixtures("prefect_api", "in_threads")
+def test_the_starter_takes_files_that_are_dropped_daily(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One more file adds its orders; one that comes late changes none that is newer; one that is gone takes its own."""
+    run("pipeline", "init")
+    run("config", "check")
+    header = "id,day,country,price,changed\n"
+    (home / "inbox/orders-2.csv").write_text(
+        f"{header}1,2026-01-30,de,99.00,2026-01-29\n5,2026-01-31,fr,1,2026-02-03\n"
+    )
+    run("pipeline", "run")
+    assert "3 orders for 21.50 in all" in capsys.readouterr().out
+    (home / "inbox/orders-2.csv").write_text(f"{header}1,2026-01-30,de,10,2026-02-04\n")  # It was corrected.
+    run("pipeline", "run")
+    assert "2 orders for 18.00 in all" in capsys.readouterr().out
+    (home / "inbox/orders-2.csv").unlink()
+    run("pipeline", "run")
+    assert "2 orders for 20.50 in all" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
