@@ -82,19 +82,20 @@ class TableSettings(Section):
     table_schema: TableSchema | None = Field(default=None, alias="schema")
     """The types of its columns; null: all of them stay text."""
     key: Names = ()
-    """The columns that identify a row: a row that comes again takes the place of the older one; none: a window that
-    comes again replaces the older one."""
+    """The columns that identify a row of a window: of two with the same key the one stays that was collected last, even
+    if what it says is older; none: a window that comes again replaces the older one."""
     steps: tuple[str | dict[str, Any], ...] = ()
     """The steps that its rows go through, in their order: `module:function`, or a mapping of the name of a step (sql,
     deduplicate, enrich, check, function) to its options."""
     version: str = ""
     """Change it where the code of a step has changed: the table is then processed again."""
     vanished_rows: Vanished | None = None
-    """What becomes of rows that the source has no longer: they stay (keep), stay with the time in `vanished_at` (mark),
-    or are removed (delete); null: delete where the source gives all rows each time, else keep with a key. With a
-    cursor it is refused."""
+    """What becomes of rows of a window that its source has no longer: they stay (keep), stay with the time in
+    `vanished_at` (mark), or are removed (delete); null: delete without a key, or where the source gives all rows each
+    time, else keep. With a cursor it is refused; files that share a window are only ever merged (keep, with a key)."""
     vanished_windows: Literal["keep", "delete"] = "keep"
-    """What becomes of windows that the source has no longer; for files."""
+    """For files: what becomes of windows of which no file has a row any more. In a window that another file has rows
+    of, the rows of a file that is gone stay."""
     look_back: Number = Field(default=0.0, ge=0)
     """With a cursor: how late rows may come. They are asked for again up to so far before the newest one: seconds for
     moments, days for dates, else a number."""
@@ -134,7 +135,8 @@ class FileTable(TableSettings, Format):
     member: str | None = None
     """The file inside a ZIP archive that has several, by its name or a pattern such as `flights*.csv`."""
     partition: Names = ()
-    """Columns whose values divide the table into windows, each of which one job collects; none: one window, `all`."""
+    """Columns whose values divide the table into windows; none: each file of a pattern is a window, and a single file
+    is the window `all`."""
     period: Literal["year", "month", "day"] | None = None
     """Of the one column in `partition`, a date, only so much makes the window; null: all of it."""
     windows: Names | None = None

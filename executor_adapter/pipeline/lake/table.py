@@ -67,7 +67,7 @@ class LakeTable:
     root: Path
     """The folder of the lake."""
     layer: str
-    """What kind of tables it is among: "raw", "processed", "rejects", ..."""
+    """What kind of tables it is among: "raw", "processed", "rejected", ..."""
     tool: str
     name: str
     key: tuple[str, ...] = ()
