@@ -22,7 +22,7 @@ from executor_adapter.cli.output import (
     print_pairs,
 )
 from executor_adapter.cli.stores import NoSuchJobError
-from executor_adapter.exceptions import ConfigurationError, InvalidJobError
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobError
 from executor_adapter.store import StoreUnavailableError
 
 DISTRIBUTION = "prefect-executor-adapter"
@@ -94,7 +94,7 @@ def _run(arguments: Sequence[str] | None) -> Any:
         app(args=arguments)
     except SystemExit as ended:
         return ended.code
-    except NoSuchJobError as error:
+    except (NoSuchJobError, JobError) as error:
         print_error(error)
         return 1
     except (ConfigurationError, InvalidJobError) as error:

@@ -77,14 +77,14 @@ def check_pipeline(settings: Settings, *, sources: bool) -> Iterator[Finding]:
         return
     with modules_of_this_directory():
         try:
-            from executor_adapter.pipeline import import_references, select_tables
+            from executor_adapter.pipeline import doubts_about, import_references, select_tables
 
-            try:
-                tables = select_tables(settings)
-                yield from map(_as_finding, import_references(settings, tables))
-                yield from map(check_source, tables if sources else ())
-            except ConfigurationError as error:
-                yield _as_finding(error)
+            tables = select_tables(settings)
+            yield from map(_as_finding, import_references(settings, tables))
+            yield from (warning(*each) for each in doubts_about(tables))
+            yield from map(check_source, tables if sources else ())
+        except ConfigurationError as error:
+            yield _as_finding(error)
         except ModuleNotFoundError as error:
             yield wrong("tools", f"collecting needs {error.name}", "pip install 'prefect-executor-adapter[pipeline]'")
 

@@ -235,10 +235,9 @@ def _check_division(table: ConfiguredTable) -> None:
     if before == division:
         return
     if before is not None and place.any_file() is not None:
-        folders = ", ".join(str(layer.folder) for layer in table.layers if layer.any_file() is not None)
         raise configuration_error(
             f"{table}: its rows in the lake are divided by {before}, and are to be divided by {division} now: "
-            f"undo that in the configuration, or remove {folders} to collect them anew"
+            f"undo that, or make the table anew: executor-adapter pipeline rebuild {table.full_name}"
         )
     with writing(note) as file:
         file.write(division.encode())

@@ -54,6 +54,8 @@ class Step:
     name: str
     kind: str
     options: Mapping[str, Any]
+    key: str
+    """Where the configuration has it."""
 
     @property
     def reads(self) -> list[str]:
@@ -87,7 +89,7 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
         batch = spec.get("batch")
         if batch is not None and (type(batch) is not int or batch < 1):
             raise ConfigurationError(f"{key}: batch: {batch!r} is not allowed: must be a number of rows, at least 1")
-        return Step(str(spec["function"]), kind, {"reads": (), "batch": None, **spec})
+        return Step(str(spec["function"]), kind, {"reads": (), "batch": None, **spec}, key)
     given = spec[kind]
     if kind in ("check", "sql") and not isinstance(given, Mapping):
         given = {"schema" if kind == "check" else "sql": given}
@@ -99,7 +101,7 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
         said, known = "is missing" if name in required else "is not an option", [*sorted(required), *sorted(optional)]
         raise ConfigurationError(f"{key}: {kind}: {name} {said}: the options are {', '.join(known)}")
     _check_options(kind, options, key)
-    return Step(kind if kind != "sql" else _name_of_sql(options["sql"]), kind, options)
+    return Step(kind if kind != "sql" else _name_of_sql(options["sql"]), kind, options, key)
 
 
 def _check_options(kind: str, options: dict[str, Any], key: str) -> None:

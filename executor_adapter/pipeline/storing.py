@@ -20,7 +20,7 @@ from executor_adapter.pipeline.loading import Loader, by_window
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window
 from executor_adapter.pipeline.sources.reading import check_content, read_texts
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
-from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.tables import WAY_TO_SHARE, ConfiguredTable
 from executor_adapter.pipeline.text_rows import READ, Text, connected
 
 MAX_WAITING = 500_000
@@ -80,6 +80,7 @@ def store_landing(
     known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
     if before.get("digest") == digest and all(map(storing.has, filter(wanted, known))):
         log("%s: the landing is stored already", table.raw)
+        marker.touch()  # Its time says when the source was last asked.
         windows, unwanted = _divided({name: wanted(name) for name in known})
         return Collected(status="already_collected", windows=windows, unwanted=unwanted)
     if not landing.is_new:
@@ -188,13 +189,10 @@ class _Storing:
         found = self._table.find(name)
         if found is None or self._table.policy == "keep":
             return
-        origin = found.fingerprint.partition(" ")[2]
-        if origin != self._landing.manifest.window.name:
-            raise configuration_error(
-                f"{self._table}: window {name} has rows of {origin!r} already, which would be replaced by those "
-                f"of {self._landing.manifest.window.name!r}: name the key of the table, and leave out "
-                "vanished_rows, so that they are merged"
-            )
+        origin, own = found.fingerprint.partition(" ")[2], self._landing.manifest.window.name
+        if origin != own:
+            said = f"window {name} has rows of {origin!r} already, which would be replaced by those of {own!r}"
+            raise configuration_error(f"{self._table}: {said}: {WAY_TO_SHARE}")
 
     def reject(self, rejects: pa.RecordBatch) -> None:
         """Put aside what is not a row, or does not fit."""

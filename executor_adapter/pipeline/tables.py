@@ -33,6 +33,9 @@ from executor_adapter.pipeline.steps import Step, read_step
 
 PARENT_ID = "parent_id"
 """The column of a resource with `for_each`: the id for which an object was asked."""
+WAY_ALONE = "leave out partition and period, so that each file is a window"
+WAY_TO_SHARE = f"set key and leave out vanished_rows, so that rows are merged by the key, or {WAY_ALONE}"
+"""How several files may have rows of what is one window now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +147,8 @@ class ConfiguredTable:
         _ = self.read_steps, self.raw  # They check themselves.
         if isinstance(settings, FileTable) and settings.period is not None and len(settings.partition) != 1:
             raise ConfigurationError(f"{self.key}: with period, partition must be one column, a date")
-        if self.cursor is None:
-            return
-        if isinstance(settings, RestResource) and (
-            settings.for_each is not None or self.bounds != {"since"} or self.start is None
-        ):
+        is_asked_from = self.bounds == {"since"} and self.start is not None and self.parent is None
+        if isinstance(settings, RestResource) and self.cursor is not None and not is_asked_from:
             raise ConfigurationError(
                 f"{self.key}: with cursor, start must be set, the request must have {{since}} and no other bound, and "
                 "for_each must not be set"
@@ -166,7 +166,7 @@ class ConfiguredTable:
         """The steps of its rows: see `read_step`; the first one is the check of the schema, where it has one."""
         settings = self.settings
         check = None if settings.table_schema is None else settings.table_schema.check
-        first = [] if check is None else [read_step({"check": check}, f"{self.key}.schema")]
+        first = [] if check is None else [read_step({"check": check}, f"{self.key}.schema.check")]
         return first + [read_step(spec, f"{self.key}.steps") for spec in settings.steps]
 
     @property
@@ -259,6 +259,15 @@ def processing_order(tables: Iterable[ConfiguredTable]) -> list[list[ConfiguredT
     return groups
 
 
+def doubts_about(tables: Iterable[ConfiguredTable]) -> Iterator[tuple[str, str, str]]:
+    """Yield settings that are allowed, but may not do what was meant: the key, what they do, and the way out."""
+    for table in (each for each in tables if each.is_pattern and each.of_files["partition"]):
+        if table.raw.policy != "keep":
+            yield f"{table.key}.partition", "of files with rows of the same window all but one will fail", WAY_TO_SHARE
+        if table.settings.vanished_windows == "delete":
+            yield f"{table.key}.vanished_windows", "rows of a file that is gone stay in windows of others", WAY_ALONE
+
+
 def import_references(settings: Settings, tables: Iterable[ConfiguredTable]) -> list[ConfigurationError]:
     """Import all that tables and their tools name, as their jobs will, and return what is wrong with it."""
     problems = []
@@ -273,13 +282,9 @@ def import_references(settings: Settings, tables: Iterable[ConfiguredTable]) -> 
 def _references(settings: Settings, tables: Sequence[ConfiguredTable]) -> Iterator[tuple[str, str]]:
     """Yield what is named as `module:name`, with the key where it stands."""
     for table in tables:
-        if table.settings.table_schema is not None and table.settings.table_schema.check is not None:
-            yield f"{table.key}.schema.check", table.settings.table_schema.check
         if (function := getattr(table.settings, "function", None)) is not None:
             yield f"{table.key}.function", function
-        for spec in table.settings.steps:
-            if (reference := read_step(spec).reference) is not None:
-                yield f"{table.key}.steps", reference
+        yield from ((step.key, step.reference) for step in table.read_steps if step.reference is not None)
     for tool in dict.fromkeys(table.tool_name for table in tables):
         if (summary := settings.tools[tool].summary) is not None:
             yield f"tools.{tool}.summary", summary

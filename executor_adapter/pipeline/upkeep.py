@@ -42,15 +42,15 @@ def status_of(table: ConfiguredTable, now: datetime | None = None) -> dict[str, 
     """Return how a table is.
 
     Returns:
-        `table`; `collected_at`: when the source was last asked for what is there, in ISO 8601, UTC; where no delivery
-        had a row, when the last one was stored; None: none was;
+        `table`; `collected_at`: when it was last collected or made anew, also where nothing was new, in ISO 8601, UTC;
+        None: never;
         `late_seconds`: see `lateness`; `rows`: all that were collected, `rejected` and `unprocessed` ones too;
         `windows`: how many there are; `missing`: see `missing_windows`.
     """
     windows, found = table.raw.windows(), balance(table.full_name, [table])
     return {
         "table": table.full_name,
-        "collected_at": max((each.collected_at for each in windows.values()), default=_stored_at(table)),
+        "collected_at": _collected_at(table),
         "late_seconds": lateness(table, now),
         "rows": found.collected,
         "rejected": found.rejected,
@@ -60,8 +60,8 @@ def status_of(table: ConfiguredTable, now: datetime | None = None) -> dict[str, 
     }
 
 
-def _stored_at(table: ConfiguredTable) -> str | None:
-    """Return when a delivery was last stored."""
+def _collected_at(table: ConfiguredTable) -> str | None:
+    """Return when a delivery was last stored, or found to be stored already."""
     stored = [file.stat().st_mtime for file in (table.raw.state / "landings").glob("*.json")]
     return datetime.fromtimestamp(max(stored), UTC).isoformat() if stored else None
 

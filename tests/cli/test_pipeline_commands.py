@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -54,6 +56,16 @@ def test_the_status_of_a_table_says_what_is_late_missing_and_rejected(command: C
     assert "2024-01-02 and " in row
 
 
+def test_a_table_is_collected_where_nothing_is_new_too(command: Command, done: ConfiguredTable) -> None:
+    """Its status says when the source was last asked, and not when its rows came."""
+    for file in (done.raw.state / "landings").iterdir():
+        os.utime(file, (0, 0))
+    (before,) = command("pipeline", "status", "--json").json
+    assert collect_windows(done, find_windows(done))["status"] == "already_collected"
+    (after,) = command("pipeline", "status", "--json").json
+    assert (before["collected_at"][:4], after["collected_at"][:2]) == ("1970", "20")
+
+
 def test_a_table_without_rows_has_a_status(command: Command, orders: ConfiguredTable) -> None:
     """It was never collected, and its source is not asked."""
     assert "never" in command("pipeline", "status").out
@@ -89,7 +101,7 @@ def test_rejects_are_shown_by_rule_or_by_row(
     assert rules == {
         "another row has this id": 1,
         "has fewer values than there are columns": 1,
-        "id: '\x1b[2Jx' is not an integer of 64 bits": 1,
+        "id: '\\x1b[2Jx' is not an integer of 64 bits": 1,
     }
     (row,) = command("pipeline", "rejects", "shop.orders", "-w", "2024-01-03", "--json").json
     assert (row["step"], row["row"]) == ("deduplicate", 1)
@@ -117,6 +129,45 @@ def test_rejects_beyond_the_limit_are_counted(
     shown = command("pipeline", "rejects", "shop.orders", "--window", "jan.csv").out
     assert shown.splitlines()[-1] == "and 1 more: --json shows all"
     assert len(command("pipeline", "rejects", "shop.orders", "--window", "jan.csv", "--json").json) == 2
+
+
+@pytest.mark.parametrize("merging", [{}, {"key": "id", "vanished_rows": "delete"}])
+def test_files_that_cannot_share_a_window_are_told_before_and_in_one_line(
+    command: Command, home: Path, done: ConfiguredTable, merging: dict[str, str]
+) -> None:
+    """`config check` warns; a rebuild that meets them says in one line what stands in the way, and the ways out."""
+    (home / "inbox/feb.csv").write_text("id,day\n4,2024-01-01\n")
+    settings = yaml.safe_load((home / "config.yaml").read_text())
+    settings["tools"]["shop"]["tables"]["orders"] |= {"vanished_windows": "delete", **merging}
+    (home / "config.yaml").write_text(yaml.safe_dump(settings))
+    alone = "leave out partition and period, so that each file is a window"
+    way = f"set key and leave out vanished_rows, so that rows are merged by the key, or {alone}"
+    place = "config.yaml: tools.shop.tables.orders"
+    stay = "rows of a file that is gone stay in windows of others"
+    checked = command("config", "check")
+    assert (checked.code, checked.err.splitlines()) == (
+        0,
+        [
+            f"{place}.partition: of files with rows of the same window all but one will fail: {way}",
+            f"{place}.vanished_windows: {stay}: {alone}",
+        ],
+    )
+    (table,) = select_tables(load_config())
+    collect_windows(table, find_windows(table))
+    rebuilt = command("pipeline", "rebuild", "shop.orders")
+    assert rebuilt.code == 1
+    assert rebuilt.err.splitlines()[0].endswith(f"would be replaced by those of 'feb.csv': {way}")
+
+
+@pytest.mark.parametrize("settings", [{"partition": [], "period": None}, {"key": "id"}])
+def test_files_that_can_be_kept_side_by_side_are_not_doubted(
+    command: Command, home: Path, orders: ConfiguredTable, settings: dict[str, Any]
+) -> None:
+    """Without a partition each is a window, and with a key their rows are merged."""
+    described = yaml.safe_load((home / "config.yaml").read_text())
+    described["tools"]["shop"]["tables"]["orders"] |= settings
+    (home / "config.yaml").write_text(yaml.safe_dump(described))
+    assert command("config", "check") == (0, "config.yaml: fine\n", "")
 
 
 @pytest.mark.parametrize("words", ["windows", "rejects", "backfill --since 2024-01-01", "reprocess", "rebuild"])

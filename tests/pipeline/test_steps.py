@@ -451,5 +451,5 @@ def test_what_a_module_lacks_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     """The reference is right, and a package that its module imports is what is missing."""
     (tmp_path / "needy_rules.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigurationError, match="No module named 'no_such_package': install it$"):
+    with pytest.raises(ConfigurationError, match=r"No module named 'no_such_package': install it$"):
         import_object("needy_rules:check", "steps")
