@@ -107,7 +107,7 @@ def test_rejects_are_shown_by_rule_or_by_row(
     assert (row["step"], row["row"]) == ("deduplicate", 1)
     shown = command("pipeline", "rejects", "shop.orders", "--window", "jan.csv").out
     assert max(map(len, shown.splitlines())) <= width
-    assert "␛[2Jx" in shown
+    assert r"\x1b[2Jx" in shown
     assert "\x1b" not in shown
 
 
