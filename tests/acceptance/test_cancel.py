@@ -62,6 +62,11 @@ class FlowRun:
     def state(self) -> str:
         return str(self.server.call("GET", f"/flow_runs/{self.id}")["state_name"])
 
+    def states(self) -> list[str]:
+        """Return the states that it has had, each with its time, message and name."""
+        states = self.server.call("GET", f"/flow_run_states/?flow_run_id={self.id}")
+        return [f"{state['timestamp']} {state['name']}: {state['message']}" for state in states]
+
     def task_states(self) -> Counter[str]:
         wanted = {"flow_runs": {"id": {"any_": [self.id]}}, "limit": 200}
         states: Counter[str] = Counter()
@@ -189,7 +194,7 @@ def _assert_ended(
     wait_for(lambda: run.task_states() == {"Cancelled": jobs}, what=f"{jobs} Cancelled, {run.task_states()}")
     # Prefect marks a flow as Crashed if a signal ends its process and its run was not cancelled.
     expected = "Crashed" if how.startswith("SIG") else "Cancelled"
-    wait_for(lambda: run.state() == expected, what=f"a flow run that is {expected}, not {run.state()}")
+    wait_for(lambda: run.state() == expected, what=lambda: f"a flow run that is {expected}, not {run.states()}")
 
 
 @pytest.mark.parametrize(

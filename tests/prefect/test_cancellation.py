@@ -232,12 +232,17 @@ def test_a_flow_is_interrupted_while_the_server_stalls(
 
 
 def test_a_program_that_ends_waits_once_for_a_server_that_is_away(mocker: Any) -> None:
-    """The end of a flow run and those above it has one limit for all requests once the main thread has ended."""
+    """The end of a flow run and those above it has one limit for all requests once the main thread has ended.
+
+    It is asked by threads for which the interpreter waits, although a daemon thread starts them.
+    """
     asked: list[str] = []
+    daemons: list[bool] = []
     seconds = itertools.count()
 
     def refuse() -> Any:
         asked.append(threading.current_thread().name)
+        daemons.append(threading.current_thread().daemon)
         raise httpx.ConnectError("refused")
 
     mocker.patch.object(flow_end.ServerApi, "connected", refuse)
@@ -245,11 +250,14 @@ def test_a_program_that_ends_waits_once_for_a_server_that_is_away(mocker: Any) -
     mocker.patch.object(flow_end, "time", SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None))
     mocker.patch.object(threading, "main_thread", return_value=SimpleNamespace(is_alive=lambda: False))
     run = flow_end.WatchedFlowRun(uuid4(), {}, threading.Condition())
-    run.begin_end([run.lineage[0], uuid4(), uuid4()])
+    watch = threading.Thread(target=run.begin_end, args=([run.lineage[0], uuid4(), uuid4()],), daemon=True)
+    watch.start()
+    watch.join()
     for thread in threading.enumerate():
         if thread.name == "cancelled-flow-run":
             thread.join(PATIENCE)
     assert 8 <= asked.count("cancelled-flow-run") < 300
+    assert not any(daemons)
 
 
 def test_no_job_starts_after_the_cancel(prefect_api: str, ended: Callable[[UUID], None]) -> None:

@@ -140,9 +140,9 @@ class WatchedFlowRun:
         self._start(self._end_runs, lineage)
 
     def _start(self, work: Callable[..., object], *args: Any) -> None:
-        # Not a daemon thread: the interpreter must not exit before the server knows.
+        # No daemon, as the thread that starts it is: the interpreter must not exit before the server knows.
         run = functools.partial(self._made_in.copy().run, work, *args)
-        threading.Thread(target=run, name="cancelled-flow-run").start()
+        threading.Thread(target=run, name="cancelled-flow-run", daemon=False).start()
 
     @staticmethod
     def _has_no_runner(flow_run_id: UUID) -> bool:
