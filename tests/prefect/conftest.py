@@ -22,6 +22,7 @@ from executor_adapter import JobExecutor
 from executor_adapter.executor.of_process import enter_executor, leave_executor
 from executor_adapter.pipeline.flows import steps
 from executor_adapter.prefect.crashes import sweep
+from tests.insides import supervisor_of
 from tests.servers import WITHOUT_SCHEDULES, api_client, new_user_env, prefect_server
 from tests.shared_server import shared_server
 
@@ -190,18 +191,24 @@ def api(prefect_api: str) -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
-def shared_executor() -> Iterator[JobExecutor]:
-    """An executor of two workers for the tests of all modules: its processes import Prefect once."""
-    executor = JobExecutor(max_workers=2)
-    yield executor
-    executor.shutdown()
+def executors() -> Iterator[list[JobExecutor]]:
+    """The executors of all modules: the last one is in use."""
+    made: list[JobExecutor] = []
+    yield made
+    for executor in made:
+        executor.shutdown()
 
 
 @pytest.fixture(scope="module")
-def executor(shared_executor: JobExecutor) -> Iterator[JobExecutor]:
-    """The same around a module's tests: job tasks use it."""
-    token = enter_executor(lambda: shared_executor)
-    yield shared_executor
+def executor(executors: list[JobExecutor]) -> Iterator[JobExecutor]:
+    """An executor of two workers around a module's tests: job tasks use it. Its processes import Prefect once.
+
+    It is the one of the modules before, unless a signal that a test was about has ended that.
+    """
+    if not executors or supervisor_of(executors[-1]).intake.closed:
+        executors.append(JobExecutor(max_workers=2))
+    token = enter_executor(lambda: executors[-1])
+    yield executors[-1]
     leave_executor(token)
 
 

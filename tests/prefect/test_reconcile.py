@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -22,13 +23,21 @@ from tests.waiting import PATIENCE, wait_for
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
 
+FINAL = re.compile(rb'"event":"prefect.task-run.(?:Completed|Failed)"')
+
+
 @contextlib.contextmanager
-def events_lost(mocker: MockerFixture) -> Iterator[None]:
-    """Drop every event silently, as a server with a full queue does."""
+def events_lost(mocker: MockerFixture, finals: int) -> Iterator[None]:
+    """Drop every event silently, as a server with a full queue does, until so many final states were sent."""
     mocker.patch.object(sender, "RECORDING_STALL_TIMEOUT", 1.0)
-    mocker.patch.object(ServerApi, "send")
+    send = mocker.patch.object(ServerApi, "send")
     try:
+
+        def sent() -> bytes:
+            return b"".join(body for call in send.call_args_list for body in call.args[0])
+
         yield
+        wait_for(lambda: len(FINAL.findall(sent())) >= finals)
     finally:
         mocker.stopall()
 
@@ -58,7 +67,7 @@ def test_lost_states_are_sent_again_with_all_fields_of_the_first_event(api: Api,
 
     @flow
     def run() -> Any:
-        with events_lost(mocker):
+        with events_lost(mocker, finals=3):
             futures = [double.submit(1), persisted.submit(2), fail.submit()]
             for future in futures:
                 future.wait()
@@ -128,7 +137,7 @@ def test_the_wait_ends_in_time_and_reports_the_missing_task_runs(api: Api, mocke
         future.wait()
         return wait_until_recorded(timeout=0.5), future.task_run_id
 
-    with events_lost(mocker):
+    with events_lost(mocker, finals=1):
         report, task_run_id = run()
     assert (report.complete, report.recorded, report.missing) == (False, 0, (task_run_id,))
     assert str(task_run_id) in str(report)
