@@ -20,8 +20,8 @@ running_clock = time.monotonic if _BOOT_TIME is None else functools.partial(time
 class JobState:
     """Holds the state of a job: its status, attempts, times and error. Times are seconds since the epoch.
 
-    Everyone may read it; `Job.advance`, `Job.record_attempt` and `Job.report_progress` alone write it, on the
-    supervisor's thread. A store restores it whole, by `Job.restored`.
+    Everyone may read it. The last methods of `Job`, from `advance` on, alone write it, on the supervisor's thread. A
+    store restores it whole, by `Job.restored`.
     """
 
     status: JobStatus = JobStatus.PENDING

@@ -29,7 +29,8 @@ class Attempt(NamedTuple):
     kill_seconds: float | None = None
     """Seconds from the limit or the cancel until its whole process tree was dead; None if it ended by itself."""
     peak_rss: int | None = None
-    """The largest resident memory of the worker process; None where it is not measured."""
+    """The largest resident memory of the worker process, or with a `memory_limit` of its whole tree; None where it is
+    not measured."""
     exit_code: int | None = None
     """The exit code of a worker that died."""
     exit_signal: int | None = None

@@ -4,10 +4,10 @@
        ▲  │      │ │ │ └──► FAILED
        │  │      │ │ └────► CANCELLED
        └──┼──────┘ ▼
-          │     RETRYING ──► RUNNING
+          │     RETRYING ──► RUNNING, FAILED, CANCELLED, COMPLETED
           └──► FAILED, CANCELLED, COMPLETED (a cached result)
 
-RUNNING falls back to PENDING, or to RETRYING, when its worker died before the function began: no attempt is counted.
+RUNNING falls back to PENDING when its worker died before the function began: no attempt is counted.
 """
 
 from __future__ import annotations

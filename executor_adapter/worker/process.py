@@ -5,9 +5,9 @@ when the guardian dies, reads nothing from the terminal, and writes stdout and s
 
 **Tickets.** Host and worker share an eventfd that is used as a semaphore, or a pipe (`spawned`); eight bytes that are
 read are one ticket. The host adds a ticket for each call that it sends, and the worker takes one before it starts each
-call. Taking is atomic in the kernel. So a host that takes tickets
-back knows, even while a function holds the GIL, that the calls it sent last will not start; and the tickets that a dead
-worker left show how many calls it had not started. A worker with calls but no ticket waits for either.
+call. Taking is atomic in the kernel. So a host that takes tickets back knows, even while a function holds the GIL, that
+the calls it sent last will not start; and the tickets that a dead worker left show how many calls it had not started. A
+worker with calls but no ticket waits for either.
 
 **Signals.** SIGTERM asks the function to end. A function that has checked `current_job().cancelled` is expected to
 return by itself; in any other, SystemExit is raised, so that its `finally` and `with` blocks run. Afterwards the worker
