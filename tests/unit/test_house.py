@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/in_process": 620,
     "pools/memory": 394,
     "pools/process": 1_530,
-    "pools/transport": 568,
+    "pools/transport": 572,
     "prefect": 5_839,
     "scheduler": 421,
     "store": 1_700,

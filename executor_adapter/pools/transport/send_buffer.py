@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
@@ -32,7 +33,10 @@ class SharedPath:
 
 
 def _looked_at(key: bytes | None) -> list[object]:
-    return [*sys.path, key, os.stat(".").st_ino if "" in sys.path else None]
+    directory = None
+    with contextlib.suppress(OSError):  # It is gone. Its name is had without the disk, which may be stale.
+        directory = os.getcwd() if "" in sys.path else None
+    return [*sys.path, key, directory]
 
 
 def _managers_key() -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def test_a_changed_sys_path_reaches_running_workers(
 def test_a_changed_directory_reaches_running_workers_where_the_path_names_it(
     pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The empty entry of sys.path is the host's directory, also after it has changed, or is gone."""
+    """The empty entry of sys.path is the host's directory, also after it was changed or renamed, or cannot be read."""
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     pool.value(pool.submit(functions.pid))
     (tmp_path / "made_for_this_place.py").write_text("def answer():\n    return 43\n")
@@ -101,10 +102,18 @@ def test_a_changed_directory_reaches_running_workers_where_the_path_names_it(
     gone.mkdir()
     monkeypatch.chdir(tmp_path)
     assert pool.value(pool.submit("made_for_this_place:answer")) == 43
-    monkeypatch.chdir(gone)
-    gone.rmdir()
+    with subprocess.Popen(["sleep", "infinity"]) as ended:
+        monkeypatch.chdir(f"/proc/{ended.pid}")
+        ended.kill()
+    with pytest.raises(ProcessLookupError):
+        os.stat(".")
     assert pool.value(pool.submit(functions.pid)) != os.getpid()
-    sys.modules.pop("made_for_this_place", None)
+    monkeypatch.chdir(gone)
+    renamed = gone.rename(tmp_path / "renamed")
+    (renamed / "made_for_another_place.py").write_text("def answer():\n    return 44\n")
+    assert pool.value(pool.submit("made_for_another_place:answer")) == 44
+    for name in ("made_for_this_place", "made_for_another_place"):
+        sys.modules.pop(name, None)
 
 
 def test_a_function_is_found_by_its_reference_in_the_main_module(
