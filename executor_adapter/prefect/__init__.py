@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from executor_adapter.prefect.crashes.sweep import sweep as sweep
     from executor_adapter.prefect.mirror.mirror import MirrorReport as MirrorReport
     from executor_adapter.prefect.mirror.mirror import PrefectMirror as PrefectMirror
-    from executor_adapter.prefect.mirror.runs import ReconcileReport as ReconcileReport
-    from executor_adapter.prefect.mirror.runs import wait_until_recorded as wait_until_recorded
     from executor_adapter.prefect.mirror.server import start_embedded_server as start_embedded_server
     from executor_adapter.prefect.options.job_options import JobTaskOptions as JobTaskOptions
     from executor_adapter.prefect.options.job_options import job_options as job_options

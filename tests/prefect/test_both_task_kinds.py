@@ -16,7 +16,7 @@ from prefect.transactions import Transaction, transaction
 
 from executor_adapter import JobExecutor
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
-from executor_adapter.prefect import JobTaskRunner, job_options, job_task, wait_until_recorded
+from executor_adapter.prefect import JobTaskRunner, job_options, job_task
 from tests.prefect.conftest import Api
 from tests.waiting import wait_for
 
@@ -105,7 +105,6 @@ def test_results_are_persisted_cached_and_logged(kind: TaskKind, api: Api, scrat
         first.wait()
         second = write.submit(str(scratch / "calls"), value)
         second.wait()
-        wait_until_recorded()
         futures.extend([first, second])
         return value
 

@@ -11,7 +11,7 @@ import pytest
 from prefect import flow, task
 
 from executor_adapter import JobExecutor, current_job
-from executor_adapter.prefect import JobTaskRunner, job_task, wait_until_recorded
+from executor_adapter.prefect import JobTaskRunner, job_task
 from tests.prefect.conftest import Api
 from tests.waiting import wait_for
 
@@ -57,7 +57,6 @@ def test_a_retry_without_a_delay_is_retrying_in_an_event_loop(api: Api) -> None:
     @flow
     async def run() -> Any:
         state = await made(return_state=True)
-        wait_until_recorded()
         states.append(state)
 
     states: list[Any] = []

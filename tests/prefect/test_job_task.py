@@ -22,7 +22,7 @@ from prefect.transactions import Transaction, transaction
 
 from executor_adapter import current_job
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.prefect import job_task, wait_until_recorded
+from executor_adapter.prefect import job_task
 from tests.prefect.conftest import Api
 from tests.waiting import wait_for
 
@@ -185,7 +185,6 @@ def test_a_job_task_after_a_failed_task_is_not_run(api: Api) -> None:
     def run() -> None:
         futures.append(double.submit(1, wait_for=[fail.submit()]))
         futures[0].wait()
-        assert wait_until_recorded().complete
 
     futures: list[Any] = []
     run()
@@ -242,7 +241,6 @@ def test_a_cached_result_needs_no_attempt(api: Api) -> None:
         value = time.time_ns()
         first, second = expensive(value, return_state=True), expensive.submit(value)
         second.wait()
-        wait_until_recorded()
         return first, second.state, value
 
     first, second, value = run()
@@ -342,7 +340,6 @@ def test_retry_condition_fn_can_forbid_a_retry(api: Api) -> None:
     def run() -> Any:
         future = down.submit()
         future.wait()
-        wait_until_recorded()
         return future.task_run_id
 
     assert api.state_names(run()) == ["Pending", "Running", "Failed"]
@@ -361,7 +358,6 @@ def test_names_tags_and_metadata_reach_the_server_and_the_job(api: Api) -> None:
         with tags("around"):
             future = look.submit(7)
         result = future.result()
-        wait_until_recorded()
         return future.task_run_id, result
 
     task_run_id, result = run()

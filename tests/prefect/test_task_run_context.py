@@ -33,7 +33,7 @@ from pydantic import PrivateAttr
 
 from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config import ExecutorSettings, Settings
-from executor_adapter.prefect import PRELOAD, JobTask, job_task, run_jobs, wait_until_recorded
+from executor_adapter.prefect import PRELOAD, JobTask, job_task, run_jobs
 from executor_adapter.prefect.child.contexts import JobRunContext
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.worker import BoundCall
@@ -114,7 +114,6 @@ def test_the_output_of_a_process_is_logged_in_order(api: Api, executor: JobExecu
     def run() -> Any:
         future = task.submit(300)
         future.result()
-        wait_until_recorded()
         return future.task_run_id
 
     task_run_id = run()

@@ -21,18 +21,15 @@ from prefect.settings import get_current_settings
 from executor_adapter.config import Settings, Stage
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus
-from executor_adapter.monitoring import HealthMonitor, ProgressBar, ProgressCounts
+from executor_adapter.monitoring import HealthMonitor
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.flows import report
 from executor_adapter.pipeline.processing import Balance, balance, reject_reasons
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.prefect import JobReport, JobTask, emit_alert, job_events, wait_until_recorded
+from executor_adapter.prefect import JobReport, JobTask, emit_alert, job_events
 from executor_adapter.terminal import SafeConsole
 
 Future = PrefectFuture[Any]
-
-RECORDING_TIMEOUT = 120.0
-"""Seconds to wait until the server has recorded every task run."""
 
 
 def run_name() -> str:
@@ -120,7 +117,7 @@ class Run:
             self._then.pop(future.task_run_id)(value)
 
     def finish(self, summaries: Sequence[dict[str, Any]] = ()) -> None:
-        """Report the run on the terminal and in Prefect, and wait until the server has recorded all of it.
+        """Report the run on the terminal and in Prefect.
 
         Args:
             summaries: what `summarise_tables` has returned for each tool.
@@ -139,11 +136,6 @@ class Run:
         self._print(
             jobs, rows + report.reject_sentences(rejects) + [line for each in summaries for line in each["lines"]]
         )
-        waiting = ProgressCounts(note="it records the last states of the run")
-        with ProgressBar("Prefect server", lambda: waiting, summary=False):
-            recorded = wait_until_recorded(timeout=RECORDING_TIMEOUT)
-        if not recorded.complete:
-            SafeConsole().print(str(recorded), style="bold red")
         self._raise_for_failures(jobs, balances)
 
     @property

@@ -13,13 +13,10 @@ import logging
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
@@ -31,9 +28,9 @@ from prefect.utilities.engine import emit_task_run_state_change_event
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, Observer, Transition
 from executor_adapter.persistence import was_cut_off
-from executor_adapter.prefect.mirror.events import UNFINISHED_TYPES, Change, current_flow_run_id
-from executor_adapter.prefect.mirror.mirror import HURRIED_CLOSE_SECONDS, MirrorReport, PrefectMirror
-from executor_adapter.prefect.mirror.server import ServerApi, server_name, start_embedded_server
+from executor_adapter.prefect.mirror.events import Change
+from executor_adapter.prefect.mirror.mirror import HURRIED_CLOSE_SECONDS, PrefectMirror
+from executor_adapter.prefect.mirror.server import server_name, start_embedded_server
 from executor_adapter.prefect.mirror.timeline import TaskRunHistory, engine_change
 
 logger = logging.getLogger("executor_adapter.prefect")
@@ -187,96 +184,6 @@ def _end_all() -> None:
 
 
 os.register_at_fork(after_in_child=_mirrors.clear)
-
-
-POLL_INTERVAL = 0.5
-"""Seconds between two requests."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReconcileReport:
-    """Describes what the server had recorded of a flow run's task runs when the wait ended."""
-
-    flow_run_id: UUID
-    recorded: int
-    """Task runs of job tasks whose true final state the server has."""
-    resent: int
-    """Final states that were sent again, because the server had lost them."""
-    missing: tuple[UUID, ...] = ()
-    """Task runs of job tasks whose true final state the server does not have."""
-    unfinished: tuple[UUID, ...] = ()
-    """Other task runs of the flow run that the server has in a state that is not final."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the server knows the final state of every task run."""
-        return not self.missing and not self.unfinished
-
-    def __str__(self) -> str:
-        if self.complete:
-            return f"the server knows the final state of every task run ({self.recorded} of job tasks)"
-        ids = ", ".join(str(task_run_id) for task_run_id in [*self.missing, *self.unfinished][:10])
-        return (
-            f"the server does not know the final state of {len(self.missing)} task runs of job tasks"
-            f" and of {len(self.unfinished)} others: {ids}"
-        )
-
-
-def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 60.0) -> ReconcileReport:
-    """Block until the server has every task run of the flow run in its true final state, at most `timeout` seconds.
-
-    Call it at the end of a flow, when its tasks have finished; without an id it waits for the caller's flow run. States
-    of job tasks that the server has lost are sent again. Of other tasks only the server's record is known, so they are
-    waited for. The report lists what is missing, which is logged as a warning too.
-
-    Raises:
-        RuntimeError: no flow run is given, and the caller is not in one.
-    """
-    wanted = current_flow_run_id() if flow_run_id is None else UUID(str(flow_run_id))
-    if wanted is None:
-        raise RuntimeError("wait_until_recorded() was called outside a flow run: give flow_run_id")
-    deadline = time.monotonic() + timeout
-    mirror = find(wanted)
-    mirrored = MirrorReport(jobs=0, recorded=0) if mirror is None else mirror.drain(timeout)
-    with ServerApi.connected() as api:
-        unfinished = _wait_for_others(api, wanted, deadline)
-    report = ReconcileReport(
-        flow_run_id=wanted,
-        recorded=mirrored.recorded,
-        resent=mirrored.resent,
-        missing=() if mirror is None else tuple(map(UUID, (*mirrored.missing, *mirror.unrecorded()))),
-        unfinished=unfinished,
-    )
-    if not report.complete:
-        logger.warning("after %.0f s: %s", timeout, report)
-    return report
-
-
-def _wait_for_others(api: ServerApi, flow_run_id: UUID, deadline: float) -> tuple[UUID, ...]:
-    """Wait until no task run of the flow run is unfinished, and return those that are at the monotonic time `deadline`.
-
-    While the server cannot be reached, none is known to be unfinished, and it is asked again.
-    """
-    unfinished: tuple[UUID, ...] = ()
-    while True:
-        try:
-            unfinished = _unfinished(api, flow_run_id)
-            if not unfinished:
-                return ()
-        except httpx.HTTPError as error:
-            logger.debug("cannot ask the server for unfinished task runs: %r", error)
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return unfinished
-        time.sleep(min(POLL_INTERVAL, left))
-
-
-def _unfinished(api: ServerApi, flow_run_id: UUID) -> tuple[UUID, ...]:
-    """Return the unfinished task runs, without the caller's own and those that will never start."""
-    caller = TaskRunContext.get()
-    own = caller.task_run.id if caller is not None else None
-    found = api.task_runs({"flow_run_id": {"any_": [str(flow_run_id)]}, "state": {"type": {"any_": UNFINISHED_TYPES}}})
-    return tuple(UUID(run["id"]) for run in found if run["state_name"] != "NotReady" and run["id"] != str(own))
 
 
 DRAIN_TIMEOUT = 10.0

@@ -109,17 +109,12 @@ class ServerApi:
                 raise
             raise RejectedError(f"{trouble_of(error)}: {error.response.text[:MAX_ANSWER_LENGTH]}") from error
 
-    def task_runs(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the first page of the task runs that match a filter."""
-        found: list[dict[str, Any]] = self.post("/task_runs/filter", {"task_runs": wanted, "limit": PAGE_LIMIT})
-        return found
-
     def recorded(self, task_run_ids: Sequence[str]) -> dict[str, Recorded]:
         """Return the states of the task runs by their ids, without those that the server does not know."""
         known: dict[str, Recorded] = {}
         for page in parts(task_run_ids):
             with _readable():
-                found = self.task_runs({"id": {"any_": page}})
+                found = self.post("/task_runs/filter", {"task_runs": {"id": {"any_": page}}, "limit": PAGE_LIMIT})
                 known |= {run["id"]: _recorded(run["state"]) for run in found if run["state"] is not None}
         return known
 
