@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.pools.transport.envelope import STOPPED, Outcome, crashed
+from executor_adapter.worker import wire
 
 if TYPE_CHECKING:
     from executor_adapter.exceptions import MemoryLimitError
@@ -32,8 +33,6 @@ logger = logging.getLogger("executor_adapter")
 
 RETRY_INTERVAL = 0.25
 """Seconds between two attempts to start what was refused."""
-REFUSED_TIMEOUT = 5.0
-"""Seconds for which a pool without any worker tries; then what waits fails. With a worker, it waits for that one."""
 
 REFUSALS = (OSError, RuntimeError)
 """What a refused descriptor or process raises, and a refused thread."""
@@ -320,7 +319,7 @@ class StartingPool(WorkerPool, Generic[W]):
 
     An assignment that gets no worker waits, and those that follow wait behind it. They are tried again in intervals,
     and with `start_waiting`, because a worker has become free. While the pool has workers, they wait for as long as it
-    takes; otherwise they fail after REFUSED_TIMEOUT.
+    takes; otherwise they fail after `wire.REFUSED_TIMEOUT`.
     """
 
     def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
@@ -377,9 +376,9 @@ class StartingPool(WorkerPool, Generic[W]):
     def _on_refused_again(self, error: BaseException) -> None:
         if self.has_workers():
             self._refused_since = self.supervisor.now()
-        elif self.supervisor.now() - self._refused_since >= REFUSED_TIMEOUT:
+        elif self.supervisor.now() - self._refused_since >= wire.REFUSED_TIMEOUT:
             for assignment in tuple(self.waiting):
-                self.end_waiting(assignment, crashed(unavailable(error, f"for {REFUSED_TIMEOUT:.0f} s")))
+                self.end_waiting(assignment, crashed(unavailable(error, f"for {wire.REFUSED_TIMEOUT:.0f} s")))
 
     def _try_later(self) -> None:
         if self._retry_timer is None:

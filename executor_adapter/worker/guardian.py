@@ -44,8 +44,6 @@ FORK, TERMINATE, KILL, READY, FORKED, EXITED, FORK_FAILED, LOG, LEASE, EXPIRED =
 MAX_PACKET_SIZE = 4096
 FD_SPACE = socket.CMSG_SPACE(4 * 4)
 
-_FORK_TIMEOUT = 5.0
-"""Seconds for which a fork that the system refuses is tried again."""
 _RETRY_INTERVAL = 0.05
 """Seconds between two attempts to fork, or to find the last orphans."""
 _LEASE_CHECK_INTERVAL = 1.0
@@ -165,7 +163,7 @@ class Guardian:
         kind, number, _, _ = PACKET.unpack_from(packet)
         if kind == FORK:
             fds = array.array("i", ancillary[0][2]).tolist()
-            self._fork_requests.append((number, fds, time.monotonic() + _FORK_TIMEOUT))
+            self._fork_requests.append((number, fds, time.monotonic() + wire.REFUSED_TIMEOUT))
         elif kind == LEASE:
             self._lease_until = float(packet[PACKET.size :])
         for pid in [pid for pid, its_number in self._workers.items() if its_number == number]:

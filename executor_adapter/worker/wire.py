@@ -69,6 +69,8 @@ KEEP = 128
 MAX_WORD = 0xFFFFFFFF
 """The largest value of seq and word, which restart at 0 after it."""
 
+REFUSED_TIMEOUT = 5.0
+"""Seconds for which a worker that the system refuses is tried again, where there is no other one."""
 EXIT_SECONDS = 5
 """Seconds that the exit functions of a worker may take; one that takes longer is killed."""
 

@@ -13,7 +13,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.job.pool_names import StartMethod
-from executor_adapter.pools import base
+from executor_adapter.worker import wire
 from tests.contract.conftest import MakeExecutor
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import harness
@@ -114,7 +114,7 @@ def test_jobs_without_any_worker_wait_and_then_fail_in_words(
     assert waiting.result(timeout=PATIENCE)
     executor.shutdown()
 
-    monkeypatch.setattr(base, "REFUSED_TIMEOUT", 0.3)
+    monkeypatch.setattr(wire, "REFUSED_TIMEOUT", 0.3)
     executor = make_executor(2)
     executor.run(Job(function=time.sleep, args=(0,), pool="thread"))
     with no_descriptor_left():
@@ -134,13 +134,13 @@ def test_jobs_without_any_worker_wait_and_then_fail_in_words(
 
 FEW_FORKS = """
 import errno, os
-from executor_adapter.worker import guardian
+from executor_adapter.worker import wire
 
-guardian._FORK_TIMEOUT = 0.3
+wire.REFUSED_TIMEOUT = 0.3
 fork, forked = os.fork, []
 
 def refuse():
-    if len(forked) == 2:
+    if len(forked) == int(os.environ["MOST_FORKS"]):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     pid = fork()
     forked.append(pid)
@@ -154,6 +154,19 @@ def test_jobs_wait_for_the_processes_that_the_system_grants(tmp_path: Path, monk
     """Where the system grants two processes only, all jobs run in those."""
     (tmp_path / "few_forks.py").write_text(FEW_FORKS)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MOST_FORKS", "2")
     with harness(6, preload=("few_forks",)) as pool:
         submitted = [pool.submit(functions.nap_and_return_pid, 0.02) for _ in range(30)]
         assert len({pool.value(each) for each in submitted}) == 2
+
+
+def test_a_worker_that_was_never_forked_has_no_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system grants no process, the attempt fails in words, without an exit code or signal."""
+    (tmp_path / "few_forks.py").write_text(FEW_FORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MOST_FORKS", "0")
+    with harness(1, preload=("few_forks",)) as pool:
+        attempt = pool.submit(os.getpid)
+        error = pool.error(attempt)
+    assert isinstance(error, WorkerUnavailableError)
+    assert (error.exit_code, attempt.exit_code, attempt.exit_signal) == (None, None, None)

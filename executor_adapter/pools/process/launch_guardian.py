@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from executor_adapter.exceptions import MemoryLimitError, NodeLostError, WorkerUnavailableError
-from executor_adapter.pools.base import REFUSED_TIMEOUT, Assignment, PoolSupervisor, unavailable
+from executor_adapter.pools.base import Assignment, PoolSupervisor, unavailable
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess, start_interpreter
 from executor_adapter.pools.process.memory_watch import MemoryWatch, largest_attempt
@@ -32,6 +32,7 @@ from executor_adapter.worker import (
     lease_time,
     resident,
     tree_resident,
+    wire,
 )
 
 logger = logging.getLogger("executor_adapter.process")
@@ -42,8 +43,8 @@ _OWN_EXIT = -1
 
 _EXIT_TIMEOUT = 1.0
 """Seconds after which a guardian that was asked to exit is killed."""
-_REPLY_TIMEOUT = 7.0
-"""Seconds to wait for the guardian's report of a fork, which it tries for 5 seconds, or of a death that the host saw.
+_REPLY_TIMEOUT = wire.REFUSED_TIMEOUT + 2
+"""Seconds to wait for the guardian's report of a fork, which it tries for long, or of a death that the host saw.
 
 What the worker has left may be gigabytes, and takes seconds to die on a busy machine.
 """
@@ -433,8 +434,8 @@ class GuardianLauncher(Launcher):
         if any(other.ready and not other.retired for other in self.workers.members.values()):
             logger.warning("the system refuses another process (%s): jobs wait for a worker", os.strerror(errno))
         else:  # The guardian has tried for seconds already, so the assignment fails at once.
-            worker.crash_cause = unavailable(os.strerror(errno), f"for {REFUSED_TIMEOUT:.0f} s")
-        self.workers.on_worker_exit(number, 0)
+            worker.crash_cause = unavailable(os.strerror(errno), f"for {wire.REFUSED_TIMEOUT:.0f} s")
+        self.workers.on_worker_exit(number, None)
 
     def on_guardian_ready(self, guardian: GuardianClient) -> None:
         """Take note that the guardian has imported the modules to preload."""

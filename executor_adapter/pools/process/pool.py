@@ -370,7 +370,7 @@ class ProcessPool(StartingPool[WorkerHandle]):
 
     # --- deaths ---
 
-    def on_exit(self, worker: WorkerHandle, returncode: int) -> None:
+    def on_exit(self, worker: WorkerHandle, returncode: int | None) -> None:
         """Report a worker's exit: what it had started crashed or was stopped, and the rest is handed back."""
         output_tail = self._read_rest(worker)
         started = 0 if worker.lease_expired else worker.count_started()
@@ -412,12 +412,12 @@ def _call_once(worker: WorkerHandle) -> None:
         on_usable()
 
 
-def record_exit(assignment: Assignment, returncode: int) -> None:
-    """Record on the assignment how its worker exited; the number is that of `subprocess.Popen.returncode`."""
-    if returncode >= 0:
-        assignment.exit_code = returncode
-    else:
+def record_exit(assignment: Assignment, returncode: int | None) -> None:
+    """Record on the assignment how its worker exited; the number is that of `WorkerSet.on_worker_exit`."""
+    if returncode is not None and returncode < 0:
         assignment.exit_signal = -returncode
+    else:
+        assignment.exit_code = returncode
 
 
 def crash_error(

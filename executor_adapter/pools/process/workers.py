@@ -86,7 +86,7 @@ class WorkerSet:
         *,
         make_launcher: Callable[[dict[str, Any], WorkerSet], Launcher],
         on_frames: Callable[[WorkerHandle], Any],
-        on_exit: Callable[[WorkerHandle, int], None],
+        on_exit: Callable[[WorkerHandle, int | None], None],
     ) -> None:
         self.start_failures = 0
         self.peak_busy = 0
@@ -221,8 +221,8 @@ class WorkerSet:
         worker.stop_listening()
         worker.process.expect_exit()
 
-    def on_worker_exit(self, number: int, returncode: int) -> None:
-        """Report that a worker has exited; the code is that of `subprocess.Popen.returncode`."""
+    def on_worker_exit(self, number: int, returncode: int | None) -> None:
+        """Report that a worker has exited; the code is that of `subprocess.Popen.returncode`; None: it never began."""
         worker = self.members.pop(number, None)
         if worker is None:
             return
