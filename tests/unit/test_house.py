@@ -116,7 +116,7 @@ BUDGETS = {
     "pools/cluster": 3_431,
     "pools/in_process": 620,
     "pools/memory": 394,
-    "pools/process": 1_531,
+    "pools/process": 1_522,
     "pools/transport": 568,
     "prefect": 5_839,
     "scheduler": 421,

@@ -88,10 +88,9 @@ class Launcher(ABC):
     It reports each end with `WorkerSet.on_worker_exit`, once nothing that the worker started is alive.
     """
 
-    tickets_in_pipe: ClassVar[bool]
-    """Whether tickets are in a pipe, whose end tells a worker that its host has died, and not in an eventfd."""
-    starts_quickly: ClassVar[bool] = True
-    """Whether a worker is ready in milliseconds: it gets calls before that, and the time to exit by itself."""
+    spawns: ClassVar[bool] = False
+    """Whether a worker is an interpreter of its own: it gets no call before it is ready, and sees by the end of the
+    pipe of its tickets that its host has died."""
 
     @abstractmethod
     def launch(self, worker: WorkerHandle, fds: list[int]) -> WorkerProcess:
@@ -249,7 +248,7 @@ class WorkerHandle:
         undo.callback(sock.close)
         with contextlib.ExitStack() as theirs:
             theirs.callback(their_socket.close)
-            self._tickets = Tickets(in_pipe=launcher.tickets_in_pipe)
+            self._tickets = Tickets(in_pipe=launcher.spawns)
             undo.callback(self._tickets.close)
             stdout_fd, their_stdout = _pipe(undo, theirs)
             stderr_fd, their_stderr = _pipe(undo, theirs)

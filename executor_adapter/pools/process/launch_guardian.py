@@ -350,8 +350,6 @@ class ForkedProcess(WorkerProcess):
 class GuardianLauncher(Launcher):
     """Starts workers with a guardian, which is started with the first, and receives its reports."""
 
-    tickets_in_pipe: ClassVar[bool] = False
-
     def __init__(self, supervisor: PoolSupervisor, settings: dict[str, Any], workers: WorkerSet) -> None:
         self.guardian: GuardianClient | None = None
         self._supervisor = supervisor

@@ -94,8 +94,7 @@ class SpawnedProcess(WorkerProcess):
 class SpawnLauncher(Launcher):
     """Spawns workers, and looks for their ends."""
 
-    tickets_in_pipe: ClassVar[bool] = True
-    starts_quickly: ClassVar[bool] = False
+    spawns: ClassVar[bool] = True
 
     def __init__(self, supervisor: PoolSupervisor, settings: dict[str, Any], workers: WorkerSet) -> None:
         self._supervisor = supervisor

@@ -93,16 +93,6 @@ class ProcessPool(StartingPool[WorkerHandle]):
     def make_launcher(self, settings: dict[str, Any], workers: WorkerSet) -> Launcher:
         """Return what starts the processes of `workers`; `settings` go to each."""
 
-    @property
-    def pids(self) -> list[int]:
-        """The pids of all living workers, the spare one included."""
-        return [pid for worker in self.workers.members.values() if (pid := worker.process.pid) is not None]
-
-    @property
-    def idle(self) -> int:
-        """Number of workers that are ready and have no assignment."""
-        return len(self.workers.idle)
-
     def close(self, on_closed: Callable[[], None]) -> None:
         self.workers.close(on_closed)
 
@@ -185,7 +175,7 @@ class ProcessPool(StartingPool[WorkerHandle]):
     def _write(self, worker: WorkerHandle) -> None:
         if not worker.unsent:  # All of them were taken back.
             return
-        if not (worker.ready or self.workers.launcher.starts_quickly):  # What is not sent is taken back at once.
+        if self.workers.launcher.spawns and not worker.ready:  # What is not sent is taken back at once.
             return
         nothing_before = worker.unsent == len(worker.queue)
         worker.write(self._path)

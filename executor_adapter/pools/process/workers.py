@@ -203,7 +203,7 @@ class WorkerSet:
     def shut_down(self, worker: WorkerHandle) -> None:
         """Retire a worker that has no assignments, and let it exit."""
         self.retire(worker)
-        if worker.ready or self.launcher.starts_quickly:
+        if worker.ready or not self.launcher.spawns:
             worker.request_exit()
         else:
             worker.kill()  # It has run no function that might clean up.

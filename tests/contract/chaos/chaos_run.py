@@ -22,6 +22,7 @@ from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.worker.process_tree import TREE_VARIABLE
 from tests.contract.chaos import functions
 from tests.contract.chaos.jobs import JobKind, draw_jobs
+from tests.contract.process_pool.harness import pids_of
 from tests.insides import supervisor_of
 
 WORKERS = 6
@@ -172,7 +173,7 @@ def worker_pids(executor: JobExecutor) -> list[int]:
     pool = supervisor_of(executor).pools.made.get("process")
     # It belongs to the supervisor's thread, and may change while this thread reads it.
     with contextlib.suppress(RuntimeError):
-        return pool.pids if isinstance(pool, ProcessPool) else []
+        return pids_of(pool) if isinstance(pool, ProcessPool) else []
     return []
 
 

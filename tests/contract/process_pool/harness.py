@@ -18,6 +18,7 @@ from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import START_METHOD, StartMethod
 from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.kinds import pool_kinds
+from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.pools.transport.envelope import Ending, Outcome
 from tests.waiting import PATIENCE
 
@@ -33,6 +34,11 @@ class DueCall:
 
     def cancel(self) -> None:
         self.callback = None
+
+
+def pids_of(pool: ProcessPool) -> list[int]:
+    """Return the pids of all living workers of a pool."""
+    return [pid for worker in pool.workers.members.values() if (pid := worker.process.pid) is not None]
 
 
 class Harness:
@@ -110,6 +116,16 @@ class Harness:
 
     # --- for tests ---
 
+    @property
+    def pids(self) -> list[int]:
+        """The pids of all living workers of a process pool, the spare one included."""
+        return pids_of(self.pool)
+
+    @property
+    def idle(self) -> int:
+        """The number of workers of a process pool that are ready and have no assignment."""
+        return len(self.pool.workers.idle)
+
     def submit(self, function: Any, *args: Any, short: bool = False, **fields: Any) -> Assignment:
         """Queue one attempt of a job. `memory_limit`, `scope` and `checkpoint` are fields of the assignment."""
         of_assignment = {name: fields.pop(name) for name in ("memory_limit", "scope", "checkpoint") if name in fields}
@@ -182,7 +198,7 @@ class Harness:
     def warm_up(self, workers: int) -> None:
         """Wait until so many workers are ready and idle, so that the one used last is the one used next."""
         self.value(self.submit(os.getpid))
-        self.until(lambda: self.pool.idle == workers)
+        self.until(lambda: self.idle == workers)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         """Stop an assignment, and wait until nothing that it started is alive."""

@@ -121,7 +121,7 @@ def test_jobs_queued_behind_a_crash_are_handed_back_without_an_attempt(tmp_path:
 def test_sigkill_of_an_idle_worker_harms_no_job(pool: Harness) -> None:
     """Killing idle workers harms no job."""
     pool.value(pool.submit(functions.pid))
-    for pid in pool.pool.pids:
+    for pid in pool.pids:
         os.kill(pid, signal.SIGKILL)
     assert [pool.value(pool.submit(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
     assert not [each for each in pool.endings if pool.ending(each) is Ending.CRASHED]
@@ -141,19 +141,19 @@ def test_an_attempt_that_goes_from_one_dead_worker_to_the_next_runs() -> None:
     with contextlib.closing(StartsAtOnce(3)) as pool:
         for each in [pool.submit(functions.nap, 0.1) for _ in range(3)]:
             pool.value(each)
-        pool.until(lambda: pool.pool.idle == 4)
+        pool.until(lambda: pool.idle == 4)
         workers, guardian = pool.pool.workers, pool.pool.workers.launcher.guardian.pid
         workers.idle.sort(key=lambda worker: -worker.number)  # The oldest is used first, and reported first.
         for worker in workers.idle:  # Only the guardian's reports tell of the deaths.
             pool.unwatch(worker.fd)
             worker.process.stop_watching()
-        for pid in (guardian, *pool.pool.pids):
+        for pid in (guardian, *pool.pids):
             os.kill(pid, signal.SIGSTOP)
         assignment = pool.submit(functions.add, 1, 1)
         pool.turn(0.0)
-        for pid in pool.pool.pids:
+        for pid in pool.pids:
             os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not any(map(alive, pool.pool.pids)))  # The guardian reaps its oldest child first.
+        wait_for(lambda: not any(map(alive, pool.pids)))  # The guardian reaps its oldest child first.
         os.kill(guardian, signal.SIGCONT)
         assert pool.value(assignment) == 2
         assert len(pool.hand_backs) > 1
@@ -361,7 +361,7 @@ pool.warm_up(2)
 guardian = pool.value(pool.submit(os.getppid))
 running = [pool.submit(functions.hold_gil, 60) for _ in range(2)]
 pool.until(lambda: all(pool.starts[each] for each in running))
-print(guardian, *pool.pool.pids, flush=True)
+print(guardian, *pool.pids, flush=True)
 pool.until(lambda: False)
 """
 
@@ -406,4 +406,4 @@ def test_closing_while_the_guardian_dies() -> None:
     guardian = int(Path(f"/proc/{assignment.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(guardian, signal.SIGKILL)
     pool.close()
-    assert pool.pool.pids == []
+    assert pool.pids == []

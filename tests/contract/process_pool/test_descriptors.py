@@ -115,7 +115,7 @@ def test_a_worker_whose_pidfd_was_lost_serves_one_job() -> None:
     with harness(1) as pool:
         first = pool.submit(functions.pid)
         fork_without_pidfd(pool)
-        lost = list(pool.pool.pids)
+        lost = list(pool.pids)
         served = [pool.value(first), *(pool.value(pool.submit(functions.pid)) for _ in range(5))]
         assert served[0] in lost
         assert all(served.count(pid) <= 1 for pid in lost)

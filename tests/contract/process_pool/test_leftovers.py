@@ -38,7 +38,7 @@ def untouched(one_worker: Harness) -> dict[str, Any]:
 @pytest.mark.parametrize("name", leftovers.LEFT)
 def test_a_function_leaves_nothing_to_the_next(one_worker: Harness, untouched: dict[str, Any], name: str) -> None:
     """The function after one that left something behind finds its worker as it was, or another worker."""
-    one_worker.until(lambda: one_worker.pool.idle == 2)  # From now on the worker used last is the one used next.
+    one_worker.until(lambda: one_worker.idle == 2)  # From now on the worker used last is the one used next.
     pid = one_worker.value(one_worker.submit(leftovers.leave, name))
     if name == "traceback_later":
         one_worker.value(one_worker.submit(functions.nap, 0.6))

@@ -232,7 +232,7 @@ def test_closing_leaves_no_process_and_no_descriptor() -> None:
             assignments = [pool.submit(functions.nap, 0.01) for _ in range(6)]
             crashed = pool.submit(functions.crash)
             pool.until_ended(crashed, *assignments)
-            pids = pool.pool.pids
+            pids = pool.pids
             token = next(
                 part
                 for part in Path(f"/proc/{pids[0]}/environ").read_text().split("\0")
@@ -250,7 +250,7 @@ def test_closing_while_workers_start() -> None:
     pool.submit(functions.pid)
     pool.turn(0)
     pool.close()
-    assert pool.pool.pids == []
+    assert pool.pids == []
 
 
 def test_a_worker_that_does_not_exit_is_killed() -> None:

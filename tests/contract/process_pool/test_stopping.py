@@ -151,7 +151,7 @@ def test_handing_back_behind_a_job_that_has_not_started_takes_back_all(start_met
     """If the first job has not started after all, it is handed back too, and its slot is free."""
     with harness(1, start_method=start_method) as pool:
         pool.warm_up(2)
-        for pid in pool.pool.pids:
+        for pid in pool.pids:
             os.kill(pid, signal.SIGSTOP)
         calls = [pool.submit(functions.add, number, 1, short=True) for number in range(3)]
         pool.until(lambda: not pool.pending)
@@ -159,7 +159,7 @@ def test_handing_back_behind_a_job_that_has_not_started_takes_back_all(start_met
         assert not pool.pool.hand_back_queued(pool.now() + 1)
         assert pool.hand_backs == calls[::-1]
         assert pool.pool.busy == 0
-        for pid in pool.pool.pids:
+        for pid in pool.pids:
             os.kill(pid, signal.SIGCONT)
         pool.until_ended(*calls)
         assert sorted(pool.value(each) for each in calls) == [1, 2, 3]
@@ -193,8 +193,8 @@ def test_capacity_is_back_at_once_after_a_kill(pool: Harness, tmp_path: Path) ->
     """After a kill the spare worker runs the next job."""
     first = pool.submit(functions.nap, 3600, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
-    pool.until(lambda: len(pool.pool.pids) == 2)
-    (spare,) = set(pool.pool.pids) - {int((tmp_path / "pid").read_text())}
+    pool.until(lambda: len(pool.pids) == 2)
+    (spare,) = set(pool.pids) - {int((tmp_path / "pid").read_text())}
     pool.stop(first, grace=0)
     assert pool.value(pool.submit(functions.pid)) == spare
 
@@ -301,15 +301,15 @@ def test_the_peak_memory_is_measured_for_each_attempt() -> None:
 def test_the_memory_limit_of_a_job_that_was_taken_back_holds_for_no_other(pool: Harness) -> None:
     """A worker from which a job with a memory_limit was taken back runs the next job without that limit."""
     pool.warm_up(2)
-    for pid in pool.pool.pids:
+    for pid in pool.pids:
         os.kill(pid, signal.SIGSTOP)
     taken_back = pool.submit(functions.pid, memory_limit=100 << 20)
     pool.until_running(taken_back)
     pool.pool.stop(taken_back, grace=0)
     assert pool.ending(taken_back) is Ending.STOPPED
-    for pid in pool.pool.pids:
+    for pid in pool.pids:
         os.kill(pid, signal.SIGCONT)
-    pool.until(lambda: pool.pool.idle == 2)
+    pool.until(lambda: pool.idle == 2)
     unlimited = pool.submit(functions.hold_memory, 200 << 20, 1.0)
     assert pool.value(unlimited) > 0
     assert unlimited.pid == taken_back.pid

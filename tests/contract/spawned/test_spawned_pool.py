@@ -42,7 +42,7 @@ def test_sigkill_of_idle_workers_harms_no_job() -> None:
     """Killing idle workers harms no job."""
     with harness(2, start_method="spawn") as pool:
         pool.warm_up(2)
-        for pid in pool.pool.pids:
+        for pid in pool.pids:
             os.kill(pid, signal.SIGKILL)
         assert [pool.value(pool.submit(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
 
@@ -75,15 +75,15 @@ def test_a_job_that_a_dead_worker_had_not_started_is_handed_back() -> None:
     """A job that was sent to a worker but had not started when the worker died is handed back."""
     with harness(1, start_method="spawn") as pool:
         pool.warm_up(2)
-        for pid in pool.pool.pids:
+        for pid in pool.pids:
             os.kill(pid, signal.SIGSTOP)
         assignment = pool.submit(functions.add, 1, 1)
         pool.until_running(assignment)
         assert assignment.pid is not None
-        others = set(pool.pool.pids) - {assignment.pid}
+        others = set(pool.pids) - {assignment.pid}
         for pid in others:  # A dead one that the pool still takes for idle would get the job, and hand it back too.
             os.kill(pid, signal.SIGKILL)
-        pool.until(lambda: others.isdisjoint(pool.pool.pids))
+        pool.until(lambda: others.isdisjoint(pool.pids))
         os.kill(assignment.pid, signal.SIGKILL)
         assert pool.value(assignment) == 2
         assert pool.hand_backs == [assignment]
@@ -128,7 +128,7 @@ if sys.argv[1] == "which forked":
     if os.fork() == 0:
         time.sleep(20)
         os._exit(0)
-print(*pool.pool.pids, flush=True)
+print(*pool.pids, flush=True)
 pool.until(lambda: False)
 """
 
@@ -166,8 +166,8 @@ def test_a_job_whose_worker_was_stopped_before_ends_at_its_limit() -> None:
     """A job sent to a worker that was stopped before never starts, and still ends at max_runtime."""
     with JobExecutor(1, config=SHORT_GRACE) as executor:
         executor.run(Job(function=functions.pid, pool="process"))
-        pool = supervisor_of(executor).pools.made["process"]
-        wait_for(lambda: pool.idle == 2)  # A spare worker that gets ready later would take the job.
+        pool: Any = supervisor_of(executor).pools.made["process"]
+        wait_for(lambda: len(pool.workers.idle) == 2)  # A spare worker that gets ready later would take the job.
         os.kill(executor.run(Job(function=functions.pid, pool="process")), signal.SIGSTOP)
         job = Job(function=functions.pid, pool="process", max_runtime=0.3, retry_attempts=0)
         with pytest.raises(JobTimeoutError):
@@ -188,7 +188,7 @@ def test_settings_reach_every_worker(caplog: pytest.LogCaptureFixture) -> None:
     with harness(1, start_method="spawn", **options) as pool:
         seen = pool.value(pool.submit(functions.environment_of_worker))
         assert pool.value(pool.submit(functions.remembered)) == "kept"
-        pool.until(lambda: pool.pool.idle == 2)
+        pool.until(lambda: pool.idle == 2)
     assert seen["nice"] == 3
     assert "wave" in seen["modules"]
     noted = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -238,7 +238,7 @@ def test_a_spare_worker_takes_over_after_a_kill() -> None:
     """After a kill the spare worker runs the next job."""
     with harness(1, start_method="spawn") as pool:
         pool.warm_up(2)
-        before = set(pool.pool.pids)
+        before = set(pool.pids)
         running = pool.submit(functions.nap, 30)
         pool.until_running(running)
         pool.stop(running, grace=0)
@@ -250,14 +250,14 @@ def test_workers_that_start_while_their_number_is_lowered_end() -> None:
     with harness(4, start_method="spawn") as pool:
         jobs = [pool.submit(functions.add, 1, number) for number in range(4)]
         pool.turn(0)
-        for pid in pool.pool.pids:
+        for pid in pool.pids:
             os.kill(pid, signal.SIGSTOP)
         waiting = pool.pool.unstarted()
         assert waiting == jobs
         pool.pool.resize(1)
         assert {pool.pool.recall(assignment) for assignment in waiting} == {Recall.TAKEN_BACK}
-        pool.until(lambda: len(pool.pool.pids) <= 2)
-        for pid in pool.pool.pids:
+        pool.until(lambda: len(pool.pids) <= 2)
+        for pid in pool.pids:
             os.kill(pid, signal.SIGCONT)
         pool.until_ended(*jobs)
 
@@ -323,7 +323,7 @@ def test_closing_leaves_no_process_and_no_descriptor() -> None:
         assignments = [pool.submit(functions.nap, 0.01) for _ in range(4)]
         crashed = pool.submit(functions.crash)
         pool.until_ended(crashed, *assignments)
-        pids = pool.pool.pids
+        pids = pool.pids
     assert not any(map(alive, pids))
     del assignments, crashed, pool
     assert open_descriptors() == before
@@ -350,7 +350,7 @@ def test_closing_while_workers_start() -> None:
     pool.submit(functions.pid)
     pool.turn(0)
     pool.close()
-    assert pool.pool.pids == []
+    assert pool.pids == []
 
 
 # --- refused jobs ---
