@@ -8,7 +8,6 @@ import functools
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -182,7 +181,7 @@ class JobExecutor(JobCaller):
         if all(getattr(kind, name) is getattr(JobExecutor, name) for name in _OVERRIDABLE):
             return None
         applies_max_runtime = kind.execute_job is JobExecutor.execute_job
-        return HookedExecution(self._supervisor, weakref.WeakMethod(self.execute_job), applies_max_runtime)
+        return HookedExecution(self._supervisor, self, applies_max_runtime)
 
     def _make_tracer(self) -> Callable[[JobScope | None], JobScope] | None:
         """Return what puts a submitted job into a span of its own; None where the program has set up no tracer."""

@@ -31,17 +31,17 @@ ExecuteJob = Callable[[Job], Coroutine[Any, Any, Any]]
 class HookedExecution:
     """Runs each call of `execute_job` as a coroutine in a pool of its own, which reports its end here.
 
-    `execute_job` is the executor's, which is held by its live jobs alone. `applies_max_runtime`: whether the supervisor
+    `executor` has the `execute_job`, and is held by its live jobs alone. `applies_max_runtime`: whether the supervisor
     ends attempts at `max_runtime`; otherwise `execute_job` decides. All methods but `admit` and `attempt` are for the
     supervisor's thread only.
     """
 
-    def __init__(self, supervisor: Supervisor, execute_job: weakref.ref[ExecuteJob], applies_max_runtime: bool) -> None:
+    def __init__(self, supervisor: Supervisor, executor: Any, applies_max_runtime: bool) -> None:
         self.now, self.call_at, self.call_soon = supervisor.now, supervisor.call_at, supervisor.call_soon
         self.on_message = supervisor.on_message
         self.lend_slot, self.take_slot_back = supervisor.lend_slot, supervisor.take_slot_back
         self._supervisor = supervisor
-        self._execute_job = execute_job
+        self._executor = weakref.ref(executor)
         self._applies_max_runtime = applies_max_runtime
         make_pool: Any = pool_kinds()("coroutine")
         self.calls = make_pool(self, 1)
@@ -50,9 +50,9 @@ class HookedExecution:
 
     def admit(self, job: Job, **how: Any) -> JobFuture:
         """Admit a job as `Supervisor.admit` does; a recovered one not once nobody holds the executor any more."""
-        if (execute_job := self._execute_job()) is None:
+        if (executor := self._executor()) is None:
             raise ExecutorClosedError("the executor was dropped: hold it for as long as it is to run jobs")
-        driver = HookedDriver(job, self._supervisor, self, execute_job, self._applies_max_runtime)
+        driver = HookedDriver(job, self._supervisor, self, executor.execute_job, self._applies_max_runtime)
         return self._supervisor.admit(job, driver=driver, **how)
 
     async def attempt(self, job: Job) -> Any:

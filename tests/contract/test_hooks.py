@@ -176,6 +176,18 @@ def test_a_value_after_the_deadline_does_not_count() -> None:
         assert future.job.error_code == "DEADLINE_EXCEEDED"
 
 
+def test_execute_job_may_be_a_static_method() -> None:
+    """A subclass whose `execute_job` needs no executor may write it as a static method."""
+
+    class Static(JobExecutor):
+        @staticmethod
+        async def execute_job(job: Job) -> Any:  # type: ignore[override]
+            return job.args
+
+    with Static(1) as executor:
+        assert executor.run(short_job(args=(1, 2))) == (1, 2)
+
+
 def test_a_stuck_hook_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     """A stuck hook is abandoned: it is counted, logged with its stack, and its slot is free."""
     with running_executor(Blocking) as executor:
