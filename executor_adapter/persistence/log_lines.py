@@ -38,6 +38,7 @@ class LogLines:
         self._live = live
         self._lines: deque[LogLine] = deque(maxlen=MAX_WAITING_LINES)
         self._last_seq = 0
+        self._lock = threading.RLock()  # Re-entrant: a signal handler may log while its thread holds it.
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         """Receive a message of a worker process; topics and contents are those of `pools.base.PoolSupervisor`."""
@@ -75,10 +76,12 @@ class LogLines:
                 logger.exception("%d lines of job logs cannot be recorded and are dropped", len(batch))
 
     def _add(self, job_id: str, attempt: int, level: int, source: str, text: str) -> None:
-        # Unique, and in order also across hosts as far as their clocks agree.
-        self._last_seq = seq = max(time.time_ns(), self._last_seq + 1)
         longest = MAX_LINE_LENGTH if level or len(self._lines) < BATCH_SIZE else MAX_LINE_LENGTH // 32
-        self._lines.append(LogLine(job_id, attempt, seq, time.time(), level, source, storable(text[:longest])))
+        text = storable(text[:longest])
+        with self._lock:
+            # Unique, and in order also across hosts as far as their clocks agree.
+            self._last_seq = seq = max(time.time_ns(), self._last_seq + 1)
+            self._lines.append(LogLine(job_id, attempt, seq, time.time(), level, source, text))
 
 
 _capturing: list[LogLines] = []

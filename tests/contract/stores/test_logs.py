@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config import Settings
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.status import JobStatus
+from executor_adapter.persistence.log_lines import LogLines
 from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine, Written, open_store
 from executor_adapter.store.host import new_host
+from executor_adapter.worker import JobContext
 from tests.contract.stores.databases import url_of
 from tests.waiting import wait_for
 
@@ -60,6 +63,33 @@ def test_lines_come_back_as_they_were_written(any_store: JobStore) -> None:
     assert texts(any_store.lines("a", after=1)) == ["line 3", "line 4"]
     assert texts(any_store.lines("a", limit=2)) == ["line 3", "line 4"]
     assert any_store.lines("nobody") == []
+
+
+def test_lines_of_several_threads_have_numbers_of_their_own(mocker: MockerFixture) -> None:
+    """Two threads that log at once after the clock was set back give their lines different numbers."""
+    job = JobContext("a", 1, emit=mocker.Mock())
+    lines, store = LogLines({"a": Job(function=str)}), mocker.Mock()
+    record = logging.LogRecord("mine", logging.INFO, "", 1, "text", (), None)
+    others: list[threading.Thread] = []
+
+    class Past(int):
+        """A time at whose comparison another thread logs."""
+
+        def __lt__(self, other: int) -> bool:
+            if not others:
+                others.append(threading.Thread(target=lines.on_record, args=(record, job)))
+                others[0].start()
+                others[0].join(0.2)
+            return True
+
+    lines.on_record(record, job)
+    mocker.patch("time.time_ns", return_value=Past())
+    lines.on_record(record, job)
+    others[0].join()
+    lines.write_to(store)
+    numbers = [line.seq for line in store.write_lines.call_args.args[0]]
+    assert len(set(numbers)) == 3
+    assert numbers == sorted(numbers)
 
 
 def test_the_newest_lines_stay(any_store: JobStore) -> None:
