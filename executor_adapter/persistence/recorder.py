@@ -69,7 +69,7 @@ CHECK_INTERVAL = 1.0
 """Seconds between checks of the progress that running jobs report, and of requests to cancel them."""
 MAX_PENDING_WRITES = 100_000
 """Changes kept in memory while the store cannot be written; past it new jobs are refused."""
-MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 5.0
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.2, 5.0
 """Seconds between tries while the store cannot be written; the delay doubles with each."""
 SHUTDOWN_TIMEOUT = 30.0
 """Seconds for which a shutdown tries to write what is pending. It waits twice as long for a call that has begun."""
@@ -112,7 +112,7 @@ class Recorder:
         self._next_watch: LoopTimer | None = None
         """The supervisor's timer for the end of the lease."""
         self._asked_at: float | None = None
-        """Since when the recorder's thread may be waiting for an answer of the store; None: it is not."""
+        """Since when the store may owe an answer, or could not be written; None: neither."""
         self._pending = PendingWrites(
             supervisor, queue, is_durable=store.durable, requeue_on_shutdown=requeue_on_shutdown
         )
@@ -126,9 +126,8 @@ class Recorder:
         self._losses = 0
         """How often the lease was lost."""
         self._lines = LogLines(supervisor.intake.jobs)
-        self._down_since: float | None = None
-        """When the store was first found to be down; None: it could be written when that was last tried."""
-        self._retry_delay = MIN_RETRY_DELAY
+        self._retry_delay = 0.0
+        """Seconds until the next try to write to the store; 0: it could be written when that was last tried."""
         self._lock = threading.RLock()
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         """Calls for the recorder's thread, and the futures of their values."""
@@ -268,7 +267,7 @@ class Recorder:
         if left <= 0 and self._is_down and now < due + CHECK_INTERVAL:
             self._stop_before_expiry()
             return
-        if self._silence > self._lease.seconds:
+        if self._is_silent_for(self._lease.seconds):
             self._refuse_requests()
         if self._supervisor.intake.jobs or self._waiting:
             is_soon = left <= 0 or (self._waiting and left > CHECK_INTERVAL)
@@ -349,10 +348,10 @@ class Recorder:
                 self._lease.announce()
             self._turn()
             self._lease.announce()
-            self._hurry.wait(self._retry_delay if self._is_down else BATCH_INTERVAL)
+            self._hurry.wait(self._retry_delay or BATCH_INTERVAL)
         until = time.monotonic() + SHUTDOWN_TIMEOUT
         while not self._turn() and (self._host or self._pending) and time.monotonic() < until:
-            time.sleep(self._retry_delay)
+            time.sleep(self._retry_delay or BATCH_INTERVAL)
         self._finish()
 
     def _seconds_until_due(self) -> float | None:
@@ -367,8 +366,8 @@ class Recorder:
 
     def _turn(self) -> bool:
         """Write and answer all that is due; return whether that has succeeded."""
-        number, began = len(self._requests), time.monotonic()
-        self._asked_at = began
+        number = len(self._requests)
+        self._asked_at = self._asked_at or time.monotonic()
         try:
             self._pending.collect()
             # Before the collected transitions, so that a reader who sees a job's end finds its whole log.
@@ -379,13 +378,14 @@ class Recorder:
             self._answer(number)
             return True
         except StoreUnavailableError as error:
-            self._on_outage(error, began)
+            self._on_outage(error)
         except LeaseLostError:
             self._on_lease_lost()
         except Exception:
             logger.exception("the recorder failed in one turn and continues")
         finally:
-            self._asked_at = None
+            if not self._retry_delay:
+                self._asked_at = None
         return False
 
     def _answer(self, number: int) -> None:
@@ -425,27 +425,24 @@ class Recorder:
     @property
     def _is_down(self) -> bool:
         """Whether the store could not be written when that was last tried, or has not answered for long."""
-        return self._down_since is not None or self._silence > self._lease.seconds * RENEWAL_SHARE
+        return self._retry_delay > 0 or self._is_silent_for(self._lease.seconds * RENEWAL_SHARE)
 
-    @property
-    def _silence(self) -> float:
-        """Seconds for which the recorder's thread may have been waiting for an answer of the store."""
-        return 0.0 if (asked_at := self._asked_at) is None else time.monotonic() - asked_at
+    def _is_silent_for(self, seconds: float) -> bool:
+        return (asked_at := self._asked_at) is not None and time.monotonic() - asked_at > seconds
 
     def _unavailable(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.store.url} cannot be written now")
 
-    def _on_outage(self, error: StoreUnavailableError, began: float) -> None:
-        """Note that what began at the monotonic time `began` has failed."""
-        if self._down_since is None:
-            self._down_since = began
+    def _on_outage(self, error: StoreUnavailableError) -> None:
+        """Note that the store cannot be written now."""
+        if not self._retry_delay:
             self._supervisor.call_soon(self._limiter.on_outage)
             logger.error(
                 "%s cannot be written: %s: jobs continue, and their changes are kept in memory until it can",
                 self.store.url,
                 error,
             )
-        self._retry_delay = min(2 * self._retry_delay, MAX_RETRY_DELAY)
+        self._retry_delay = min(max(2 * self._retry_delay, MIN_RETRY_DELAY), MAX_RETRY_DELAY)
         self._refuse_requests()
 
     def _on_lease_lost(self) -> None:
@@ -543,11 +540,12 @@ class Recorder:
 
     def _mark_written(self, jobs: list[Job]) -> None:
         self._pending.mark_written(jobs)
-        self._asked_at = time.monotonic()
-        if self._down_since is not None:
-            seconds = time.monotonic() - self._down_since
+        now = time.monotonic()
+        if self._retry_delay:
+            seconds = now - (self._asked_at or now)
             logger.warning("%s can be written again after %.1f s: nothing was lost", self.store.url, seconds)
-            self._down_since, self._retry_delay = None, MIN_RETRY_DELAY
+            self._retry_delay = 0.0
+        self._asked_at = now
 
     # --- tools ---
 
