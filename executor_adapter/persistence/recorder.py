@@ -73,6 +73,8 @@ MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.2, 5.0
 """Seconds between tries while the store cannot be written; the delay doubles with each."""
 SHUTDOWN_TIMEOUT = 30.0
 """Seconds for which a shutdown tries to write what is pending. It waits twice as long for a call that has begun."""
+IDLE_SHUTDOWN_TIMEOUT = 3.0
+"""The same where nothing is pending: only the lease is to be ended, which also ends by itself."""
 
 
 class Recorder:
@@ -299,7 +301,7 @@ class Recorder:
         left = -1
         while self._thread is not None and self._thread.is_alive() and left != len(self._pending):
             left = len(self._pending)
-            self._thread.join(2 * SHUTDOWN_TIMEOUT)
+            self._thread.join(2 * (SHUTDOWN_TIMEOUT if left else IDLE_SHUTDOWN_TIMEOUT))
         if self._thread is not None and self._thread.is_alive():
             logger.error("%d jobs could not be recorded: %s does not answer", left, self.store.url)
         self._refuse_requests()
@@ -349,7 +351,7 @@ class Recorder:
             self._turn()
             self._lease.announce()
             self._hurry.wait(self._retry_delay or BATCH_INTERVAL)
-        until = time.monotonic() + SHUTDOWN_TIMEOUT
+        until = time.monotonic() + (SHUTDOWN_TIMEOUT if self._pending else IDLE_SHUTDOWN_TIMEOUT)
         while not self._turn() and (self._host or self._pending) and time.monotonic() < until:
             time.sleep(self._retry_delay or BATCH_INTERVAL)
         self._finish()

@@ -110,7 +110,7 @@ BUDGETS = {
     "job": 1_094,
     "modules": 463,
     "monitoring": 703,
-    "persistence": 1_160,
+    "persistence": 1_161,
     "pipeline": 4_706,
     "pools": 555,
     "pools/cluster": 3_431,

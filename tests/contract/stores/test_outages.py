@@ -14,6 +14,7 @@ import socket
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -304,6 +305,23 @@ def test_a_shutdown_does_not_wait_for_a_store_that_hangs(
                 release.result(PATIENCE)
         wait_for(lambda: "executor-recorder" not in [thread.name for thread in threading.enumerate()])
     assert re.search(r"1 jobs could not be recorded: postgresql\S* does not answer", caplog.text)
+
+
+def test_a_shutdown_hardly_waits_where_nothing_is_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that hangs when all is recorded, and is asked only for the end of the lease, is given less time."""
+    monkeypatch.setattr("executor_adapter.persistence.recorder.SHUTDOWN_TIMEOUT", 2.0)
+    monkeypatch.setattr("executor_adapter.persistence.recorder.IDLE_SHUTDOWN_TIMEOUT", 0.1)
+    answers = threading.Event()
+    executor = JobExecutor(1, config=Settings(), store=f"sqlite:///{tmp_path}/jobs.db")
+    executor.run(Job(function=store_jobs.give, args=(0,)))
+    assert executor.flush()
+    monkeypatch.setattr(executor.store, "leave", lambda *_: answers.wait(PATIENCE))
+    began = time.monotonic()
+    try:
+        executor.shutdown(timeout=0)
+        assert time.monotonic() - began < 2.0
+    finally:
+        answers.set()
 
 
 @pytest.mark.parametrize("method", ["hosts", "register", "release"])
