@@ -217,9 +217,8 @@ class JobExecutor(JobCaller):
             self.fill_in_defaults(job)
         if self._tracer is not None:
             scope = self._tracer(scope)
-        if self._persistence is None:
-            return self._admit(job, timeout=timeout, scope=scope)
-        return self._persistence.admit(job, functools.partial(self._admit, job, timeout=timeout, scope=scope))
+        stored = None if self._persistence is None else self._persistence.prepare(job)
+        return self._admit(job, timeout=timeout, scope=scope, stored=stored)
 
     def fill_in_defaults(self, job: Job) -> None:
         """Set the open fields of a job that was not submitted yet from the settings, as `submit` does.
@@ -273,8 +272,8 @@ class JobExecutor(JobCaller):
             self._driven_defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor, on_message=on_message)
         scope = self._tracer and self._tracer(None)
-        admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=scope)
-        future = admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)
+        stored = None if self._persistence is None else self._persistence.prepare(job, driven=True)
+        future = self._supervisor.admit(job, driver=driver, scope=scope, stored=stored)
         future.note_read()  # The caller ends the job itself, or reads how its twin ends.
         driver.twin = None if future.job is job else future
         return driver

@@ -1,6 +1,6 @@
 """Persistence of one executor: its store, the recorder that writes to it, and the recovery of jobs that no host runs.
 
-JobPersistence   what the executor calls: admit, recover, release, history; claims jobs that no host runs
+JobPersistence   what the executor calls: prepare, recover, release, history; claims jobs that no host runs
 Recorder         writes transitions in batches and answers requests, on a thread of its own
 PendingWrites    what is not written yet
 Lease            this executor's claim on its jobs
@@ -33,6 +33,7 @@ from executor_adapter.job import (
 )
 from executor_adapter.persistence.history import QueueHistory
 from executor_adapter.persistence.recorder import Recorder
+from executor_adapter.persistence.serialization import StoredCall
 from executor_adapter.persistence.stored_functions import StoredFunctions
 from executor_adapter.store import (
     JobFilter,
@@ -48,7 +49,7 @@ from executor_adapter.store import (
     restore,
     signed_pickles,
 )
-from executor_adapter.supervision import JobFuture, Supervisor
+from executor_adapter.supervision import Supervisor
 
 logger = logging.getLogger("executor_adapter.store")
 
@@ -128,17 +129,12 @@ class JobPersistence:
             return None
         return signed_pickles(None if settings.pickle_key is None else settings.pickle_key.get_secret_value())
 
-    def admit(self, job: Job, admit: Callable[..., JobFuture], *, driven: bool = False) -> JobFuture:
-        """Call `admit(stored=...)`, which submits the job, with what the store needs to record it.
-
-        Raises:
-            InvalidJobError: The job cannot be stored; the message names the reason and the fix.
-            QueueFullError: too many changes wait for a store that cannot be written.
-        """
-        future = admit(stored=self.recorder.prepare(job, driven=driven))
-        if future.job is job and self.store.durable:
+    def prepare(self, job: Job, *, driven: bool = False) -> StoredCall:
+        """Return what the store needs to record a job that is about to be submitted; see `Recorder.prepare`."""
+        stored = self.recorder.prepare(job, driven=driven)
+        if self.store.durable:
             self._functions.add(job.function)
-        return future
+        return stored
 
     def recover(self) -> list[Job]:
         """Claim the jobs of this queue that no host runs; return those that run here from now on.
