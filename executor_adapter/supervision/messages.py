@@ -140,32 +140,27 @@ OutputMode = Literal["forward", "log", "drop"]
 """What becomes of the lines that a function prints in a worker process, where nobody else receives them."""
 
 
-class UnclaimedMessages:
-    """Receives what functions in worker processes log and print, where their job has no scope that does so."""
+def is_output_full(mode: OutputMode, assignment: Assignment | None) -> bool | None:
+    """Return whether the output of an attempt waits for this program's own streams; None if it goes elsewhere."""
+    is_forwarded = mode == "forward" and (assignment is None or not has_receiver(assignment.job))
+    return program_output.is_full if is_forwarded else None
 
-    def __init__(self, output: OutputMode) -> None:
-        self._output = output
 
-    def is_output_full(self, assignment: Assignment | None) -> bool | None:
-        """Return whether the output of an attempt waits for this program's own streams; None if it goes elsewhere."""
-        is_forwarded = self._output == "forward" and (assignment is None or not has_receiver(assignment.job))
-        return program_output.is_full if is_forwarded else None
+def show_message(mode: OutputMode, assignment: Assignment | None, topic: str, content: Any) -> None:
+    """Show what a function in a worker process logs and prints, where its job has no scope that receives it.
 
-    def receive(self, assignment: Assignment | None, topic: str, content: Any) -> None:
-        """Log a log record. Write a line of output to this program's own, log it or drop it.
-
-        Topics and contents are those of `PoolSupervisor.on_message`; other topics are ignored. `assignment`: None for
-        output that belongs to no job.
-        """
-        if topic == "output" and self._output == "forward":
-            # A worker of this machine waits before it has written too much, see `is_output_full`.
-            program_output.write(*content, may_omit=assignment is not None and assignment.node is not None)
-        elif assignment is None:
-            return
-        elif topic == "log":
-            logging.getLogger(content["name"]).log(content["level"], "%s", content["message"], extra=_extra(assignment))
-        elif topic == "output" and self._output == "log":
-            logger.info("%s: %s", content[0], content[1], extra=_extra(assignment))
+    Log a log record. Write a line of output to this program's own, log it or drop it. Topics and contents are those of
+    `PoolSupervisor.on_message`; other topics are ignored. `assignment`: None for output that belongs to no job.
+    """
+    if topic == "output" and mode == "forward":
+        # A worker of this machine waits before it has written too much, see `is_output_full`.
+        program_output.write(*content, may_omit=assignment is not None and assignment.node is not None)
+    elif assignment is None:
+        return
+    elif topic == "log":
+        logging.getLogger(content["name"]).log(content["level"], "%s", content["message"], extra=_extra(assignment))
+    elif topic == "output" and mode == "log":
+        logger.info("%s: %s", content[0], content[1], extra=_extra(assignment))
 
 
 def _extra(assignment: Assignment) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from executor_adapter.pools.transport.envelope import PLAIN_TYPES, Ending, Outco
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.limits import RunningAttempts, Stopping
-from executor_adapter.supervision.messages import JobScope, OutputMode, UnclaimedMessages, program_output
+from executor_adapter.supervision.messages import JobScope, OutputMode, is_output_full, program_output, show_message
 from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stopped
 from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import NEVER, Dispatcher, PoolSet, SlotLimits
@@ -69,8 +69,6 @@ def _show_errors(call: Callable[..., object], *args: Any) -> None:
 for _name in ("", ".cluster", ".coroutine", ".job", ".loop", ".memory", ".prefect", ".process", ".store", ".thread"):
     _logger = logging.getLogger(f"executor_adapter{_name}")
     _logger.handle = functools.partial(_show_errors, _logger.handle)  # type: ignore[method-assign]
-
-MessageListener = Callable[[Assignment, str, Any], object]
 
 
 class Supervisor:
@@ -127,10 +125,10 @@ class Supervisor:
         self._running = RunningAttempts()
         self.stopping = Stopping(loop, self.intake, self.pools, self._running, self.follow_up, kill_grace=kill_grace)
         self._run_times = RunTimes()
-        self.unclaimed = UnclaimedMessages(output)
-        self.is_output_full = self.unclaimed.is_output_full
-        self.message_listeners: list[MessageListener] = []
-        """Called with what functions in worker processes log and print, for example by a store."""
+        self.is_output_full = functools.partial(is_output_full, output)
+        self._show_message = functools.partial(show_message, output)
+        self.keep_log: Callable[[Assignment, str, Any], object] | None = None
+        """Called with what functions in worker processes log and print, where a store keeps it."""
         self.thread.on_closed += [self.discard.close, self._report_unread]
 
     # ------------------------------------------------------------------ from any thread
@@ -465,7 +463,7 @@ class Supervisor:
 
     def _receive(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         if assignment is None:
-            self.unclaimed.receive(None, topic, content)
+            self._show_message(None, topic, content)
             return
         live = assignment.job.live
         if topic == "progress":
@@ -476,15 +474,14 @@ class Supervisor:
         elif topic == "position":
             assignment.position = content
             return
-        else:
-            for listener in self.message_listeners:
-                listener(assignment, topic, content)
+        elif self.keep_log is not None:
+            self.keep_log(assignment, topic, content)
         if live.scope is not None and live.scope.receives:
             live.scope.on_message(assignment, topic, content)
         elif live.driver is not None and live.driver.on_message is not None:
             live.driver.on_message(topic, content)
         else:
-            self.unclaimed.receive(assignment, topic, content)
+            self._show_message(assignment, topic, content)
 
     def _report_unread(self) -> None:
         if self.futures.unread.failures:
