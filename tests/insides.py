@@ -1,12 +1,26 @@
-"""The one way in which tests reach inside an executor."""
+"""The one way in which tests reach inside an executor, and make parts of one."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 from executor_adapter import Job, JobExecutor, JobStatus
+from executor_adapter.pools import SupervisorLoop
 from executor_adapter.supervision import Supervisor
+
+
+def plain_loop(clock: Callable[[], float] = time.monotonic) -> SupervisorLoop:
+    """Return a loop whose turns make its calls alone."""
+
+    def turn() -> float:
+        loop.run_calls()
+        return math.inf
+
+    loop = SupervisorLoop(turn, clock)
+    return loop
 
 
 def supervisor_of(executor: JobExecutor) -> Supervisor:

@@ -61,14 +61,12 @@ class SupervisorLoop:
     """A selector, a heap of timers and an inbox. All but `call_soon` and `wake` are for the thread in `run` only.
 
     `on_turn` is called in each turn, once what has arrived is read. It does what must come first, calls `run_calls`,
-    and returns the time at which it must be called again. Without it, a turn makes its calls alone.
+    and returns the time at which it must be called again.
     """
 
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, *, on_turn: Callable[[], float] | None = None
-    ) -> None:
+    def __init__(self, on_turn: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:
         self.now = clock
-        self._on_turn = on_turn or self.run_calls
+        self._on_turn = on_turn
         self._selector = selectors.DefaultSelector()
         self._watched: dict[int, _Watched] = {}
         self.timers: list[tuple[float, int, LoopTimer]] = []
@@ -218,8 +216,8 @@ class SupervisorLoop:
         if mask & selectors.EVENT_WRITE and self._watched.get(fd) is watched and watched.on_writable is not None:
             self._call(watched.on_writable)
 
-    def run_calls(self) -> float:
-        """Make the calls that had arrived when this turn began, then those that were due by then; return infinity."""
+    def run_calls(self) -> None:
+        """Make the calls that had arrived when this turn began, then those that were due by then."""
         for _ in range(self.arrived):
             callback, args = self._inbox.popleft()
             self._call(callback, *args)
@@ -231,7 +229,6 @@ class SupervisorLoop:
                 continue
             callback, timer.callback = timer.callback, None
             self._call(callback)
-        return float("inf")
 
     def _next_due(self) -> float:
         return min(self.timers[0][0], self._wanted_at) if self.timers else self._wanted_at

@@ -98,7 +98,7 @@ class Supervisor:
     ) -> None:
         self.now = clock
         self._kind_of = kind_of
-        self._loop = loop = SupervisorLoop(clock, on_turn=self._turn)
+        self._loop = loop = SupervisorLoop(self._turn, clock)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at = loop.call_at
         self.thread = make_thread(loop, lambda error: self.stopping.fail_all(error), self.count_jobs)

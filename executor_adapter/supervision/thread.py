@@ -145,7 +145,7 @@ class SupervisorThread:
         """Set once nothing runs any more."""
         self.on_closed: list[Callable[[], object]] = []
         """Called in order once nothing runs any more."""
-        self.on_released: list[Callable[[], object]] = []
+        self.on_released: Callable[[], object] = lambda: None
         """Called after those, and after all callbacks of futures."""
         self.belongs_to_parent = False
         """It was made by the process that this one was forked from, and runs there."""
@@ -256,8 +256,7 @@ class SupervisorThread:
         self.closed.set()
         if not self.callbacks.wait(MAX_CALLBACK_SECONDS):
             logger.warning("a callback of a future takes longer than %s s: not waiting for it", MAX_CALLBACK_SECONDS)
-        for callback in self.on_released:
-            callback()
+        self.on_released()
         self._released.set()
 
     def _launch(self) -> None:

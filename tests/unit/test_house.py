@@ -112,7 +112,7 @@ BUDGETS = {
     "monitoring": 703,
     "persistence": 1_162,
     "pipeline": 4_706,
-    "pools": 555,
+    "pools": 552,
     "pools/cluster": 3_431,
     "pools/in_process": 620,
     "pools/memory": 394,
@@ -121,7 +121,7 @@ BUDGETS = {
     "prefect": 5_839,
     "scheduler": 421,
     "store": 1_700,
-    "supervision": 2_475,
+    "supervision": 2_474,
     "worker": 1_790,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from executor_adapter.pools.loop import SupervisorLoop
+from tests.insides import plain_loop
 from tests.waiting import PATIENCE, wait_for
 
 
@@ -30,7 +31,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def loop(clock: Clock) -> Iterator[SupervisorLoop]:
-    loop = SupervisorLoop(clock)
+    loop = plain_loop(clock)
     yield loop
     loop.close()
 
@@ -58,7 +59,7 @@ def test_timers_run_when_due_in_order_of_time_then_age(loop: SupervisorLoop, clo
 @pytest.mark.parametrize("when", [60 * 86_400.0, 1e300])
 def test_it_sleeps_until_any_time(when: float) -> None:
     """The loop can sleep until any time, however far away."""
-    loop = SupervisorLoop()
+    loop = plain_loop()
     loop.call_at(loop.now() + when, lambda: None)
     thread = threading.Thread(target=loop.run)
     thread.start()
@@ -100,7 +101,7 @@ def test_a_failing_turn_does_not_end_the_loop(caplog: pytest.LogCaptureFixture) 
             raise KeyError(-1)
         return loop.run_calls()
 
-    loop = SupervisorLoop(on_turn=fail_once)
+    loop = SupervisorLoop(fail_once)
     with contextlib.closing(loop):
         loop.call_soon(ran.append, "call")
         turn(loop)
@@ -119,7 +120,7 @@ def test_only_calls_that_had_arrived_when_a_turn_began_are_made_in_it() -> None:
             loop.call_soon(order.append, "later call")
         return loop.run_calls()
 
-    loop = SupervisorLoop(on_turn=accept)
+    loop = SupervisorLoop(accept)
     with contextlib.closing(loop):
         loop.call_soon(order.append, "call")
         turn(loop)
@@ -237,7 +238,7 @@ def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
         turns.append(time.monotonic())
         return loop.run_calls()
 
-    loop = SupervisorLoop(on_turn=count)
+    loop = SupervisorLoop(count)
     thread = threading.Thread(target=loop.run)
     thread.start()
     wait_for(lambda: turns)

@@ -41,7 +41,7 @@ class Agent:
     """Implements `base.PoolSupervisor` for the pool of this node."""
 
     def __init__(self, end: LinkEnd, held_fds: tuple[int, ...] = (), node: str = "") -> None:
-        self.loop = loop = SupervisorLoop(on_turn=self._turn)
+        self.loop = loop = SupervisorLoop(self._turn)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at, self.call_soon, self.now = loop.call_at, loop.call_soon, loop.now
         self.slots = 0

@@ -20,11 +20,11 @@ from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.pools.cluster.engines import leases
 from executor_adapter.pools.cluster.handshake import Door, prove
 from executor_adapter.pools.cluster.link import tls_context
-from executor_adapter.pools.loop import SupervisorLoop
 from tests.contract.cluster import functions
 from tests.contract.cluster.certificates import Authority
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
 from tests.contract.cluster.hosts import full_port
+from tests.insides import plain_loop
 from tests.waiting import PATIENCE, wait_for
 
 LARGE = 9_000_000
@@ -121,7 +121,7 @@ class Listening:
 
     def __init__(self, authority: Authority) -> None:
         self.accepted: list[socket.socket] = []
-        self._loop = loop = SupervisorLoop()
+        self._loop = loop = plain_loop()
         context = tls_context(authority.certificates, listens=True)
         self._door = Door(loop.call_soon, "127.0.0.1", TOKEN, self.accepted.append, context)
         self.address = self._door.address

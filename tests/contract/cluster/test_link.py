@@ -14,6 +14,7 @@ from executor_adapter.pools.cluster import agent, frames
 from executor_adapter.pools.cluster.link import CHUNK_BYTES, ArrivingFiles, Link, PipeEnd, SocketEnd
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.worker import values, wire
+from tests.insides import plain_loop
 from tests.waiting import PATIENCE
 
 
@@ -21,7 +22,7 @@ class Pair:
     """Two links to one another on one loop, and what the second one has received."""
 
     def __init__(self) -> None:
-        self.loop = SupervisorLoop()
+        self.loop = plain_loop()
         self.received: list[wire.Frame] = []
         self.lost: list[str] = []
         ours, theirs = socket.socketpair()
