@@ -183,9 +183,6 @@ class WorkerPool(ABC):
     can_stop_soft: ClassVar[bool] = False
     """Whether `interrupt` raises SoftTimeoutError inside a function."""
 
-    can_keep: ClassVar[bool] = True
-    """Whether the result of a job with `keep` stays where later jobs of the pool run."""
-
     is_here: ClassVar[bool] = True
     """Whether attempts run on this machine, and so take of its resources."""
 

@@ -53,12 +53,13 @@ def check_limits(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, type[
         need = "resources: a GPU is given to a process, by CUDA_VISIBLE_DEVICES"
     if need and kind.is_here and not kind.can_set_environment:
         raise InvalidJobError(f"{need}, and pool={name!r} has none of its own: use pool='process'")
-    if job.resources is not None and not kind.is_here and name not in LEASING_POOLS:
+    has_no_books = not kind.is_here and name not in LEASING_POOLS
+    if job.resources is not None and has_no_books:
         raise InvalidJobError(
             f"resources={dict(job.resources)}: nobody counts what the hosts of pool={name!r} have: leave them out, and "
             "let the slots of each host limit what runs there, or use pool='dask' or pool='ray'"
         )
-    if job.keep and not kind.can_keep:
+    if job.keep and has_no_books:
         raise InvalidJobError(
             f"keep=True: pool={name!r} has no place where a result stays: leave it out, or use pool='dask' or "
             "pool='ray'"

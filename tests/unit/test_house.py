@@ -113,7 +113,7 @@ BUDGETS = {
     "persistence": 1_162,
     "pipeline": 4_706,
     "pools": 552,
-    "pools/cluster": 3_431,
+    "pools/cluster": 3_429,
     "pools/in_process": 620,
     "pools/memory": 394,
     "pools/process": 1_522,

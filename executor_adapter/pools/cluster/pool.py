@@ -37,7 +37,6 @@ class RemotePool(LeasingPool):
 
     can_limit_memory: ClassVar[bool] = True
     can_stop_soft: ClassVar[bool] = True
-    can_keep: ClassVar[bool] = False
     is_here: ClassVar[bool] = False
     shapes: ShapeBooks
     source: LeaseSource

@@ -380,7 +380,6 @@ class EngineLeases(LeaseSource):
 class EnginePool(RemotePool):
     """Runs attempts on the nodes of an engine's cluster; without an address, on a local one that it starts."""
 
-    can_keep: ClassVar[bool] = True
     engine: ClassVar[type[Engine]]
     reference: ClassVar[tuple[str, str]]
     """The module and the class of the engine's references to data."""
