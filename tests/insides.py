@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.pools import SupervisorLoop
-from executor_adapter.supervision import Supervisor
+from executor_adapter.supervision import Capacity, SlotLimits, Supervisor
+from executor_adapter.supervision.intake import JobIntake
+from executor_adapter.supervision.scheduling import Dispatcher
 
 
-def plain_loop(clock: Callable[[], float] = time.monotonic) -> SupervisorLoop:
-    """Return a loop whose turns make its calls alone."""
+def plain_loop(
+    clock: Callable[[], float] = time.monotonic, *, before_calls: Callable[[], object] = lambda: None
+) -> SupervisorLoop:
+    """Return a loop whose turns call `before_calls`, and make its calls."""
 
     def turn() -> float:
+        before_calls()
         loop.run_calls()
         return math.inf
 
     loop = SupervisorLoop(turn, clock)
     return loop
+
+
+def make_dispatcher(
+    limits: SlotLimits,
+    capacity: Capacity | None = None,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    pool_of: Callable[[Job], Any] | None = None,
+) -> Dispatcher:
+    """Return a dispatcher of no pools, which knows no limits of memory and tools."""
+    pools: Any = SimpleNamespace(made={}, of=pool_of)
+    return Dispatcher(
+        stopped_loop(now),
+        JobIntake(None, lambda: True, contextlib.nullcontext),
+        pools,
+        limits,
+        read_capacity=lambda: capacity or Capacity(),
+        memory_guard=None,
+        tool_limits=None,
+    )
+
+
+def stopped_loop(now: Callable[[], float], call_at: Callable[..., object] = lambda *call: None) -> Any:
+    """Return a loop that does not run; `call_at` gets what is due some time."""
+    return SimpleNamespace(now=now, call_at=call_at)
 
 
 def supervisor_of(executor: JobExecutor) -> Supervisor:

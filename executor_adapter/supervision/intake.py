@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -28,8 +27,8 @@ class JobIntake:
     def __init__(
         self,
         max_pending: int | None,
-        may_wait: Callable[[], bool] = lambda: True,
-        waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        may_wait: Callable[[], bool],
+        waiting: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.closed = False
         self.jobs: dict[str, Job] = {}
@@ -65,9 +64,9 @@ class JobIntake:
         future: JobFuture,
         timeout: float | None,
         *,
-        is_new: bool = True,
-        prepare: Callable[[], object] = lambda: None,
-        stored: Any = None,
+        is_new: bool,
+        prepare: Callable[[], object],
+        stored: Any,
     ) -> JobFuture:
         """Admit the job and return its future; or the future of its live twin, if it has one.
 

@@ -6,13 +6,13 @@ import bisect
 import heapq
 import itertools
 import logging
-import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, field
 
 from executor_adapter.job import LEASING_POOLS, Job, ToolLimit, shape_of
-from executor_adapter.pools import LeasingPool, MemoryGuard, WorkerPool
+from executor_adapter.pools import LeasingPool, MemoryGuard, SupervisorLoop, WorkerPool
+from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.line import Line, LineKey
 from executor_adapter.supervision.resources import Capacity, ResourceLedger
 from executor_adapter.supervision.tools import RateLimiter
@@ -228,24 +228,20 @@ class Dispatcher:
 
     def __init__(
         self,
+        loop: SupervisorLoop,
+        intake: JobIntake,
+        pools: PoolSet,
         limits: SlotLimits,
-        pools: Mapping[str, WorkerPool],
-        read_capacity: Callable[[], Capacity] = Capacity,
-        pool_of: Callable[[Job], WorkerPool] | None = None,
-        now: Callable[[], float] = time.monotonic,
         *,
-        memory_guard: MemoryGuard | None = None,
-        tool_limits: Mapping[str, ToolLimit] | None = None,
-        call_at: Callable[[float, Callable[[], None]], object] = lambda when, call: None,
-        running_of: Callable[[str], Iterable[Job]] = lambda tool: (),
+        read_capacity: Callable[[], Capacity],
+        memory_guard: MemoryGuard | None,
+        tool_limits: Mapping[str, ToolLimit] | None,
     ) -> None:
         self.limits = limits
         """No attempt starts beyond these slots. Any thread may replace it."""
         self.queue = ReadyQueue()
-        self.resources = ResourceLedger(read_capacity, pool_of or (lambda job: pools[job.live.pool]))
-        self.rate_limiter = RateLimiter(
-            tool_limits or {}, now=now, call_at=call_at, release=self.queue.enter, running_of=running_of
-        )
+        self.resources = ResourceLedger(read_capacity, pools.of)
+        self.rate_limiter = RateLimiter(tool_limits or {}, loop, release=self.queue.enter, running_of=intake.running_of)
         self.memory_guard = memory_guard
         self.reserved = 0
         """Slots granted to drivers that have not begun their attempt."""
@@ -259,13 +255,13 @@ class Dispatcher:
         """The job that runs alone: no other attempt may start while it runs."""
         self._lease_until = NEVER
         """The `lease_time` from which other hosts may run the jobs of this one, so that nothing may start."""
-        self._pools = pools
+        self._pools = pools.made
         self._short: list[Line] = []
         """The lines that were tried in this turn, and for whose first job resources were short."""
         self._has_leased = False
         """Whether any job has needed a lease yet."""
         self._reserved_of: Counter[str] = Counter()
-        self._now = now
+        self._now = loop.now
         self._full_since: dict[str, float] = {}
         """Since when jobs of a pool wait for a slot, or, for ALL_POOLS, jobs of any pool."""
         self._reported: set[str] = set()

@@ -110,15 +110,13 @@ class Supervisor:
         self.tracker = StateTracker(observers)
         self.pools = PoolSet(lambda name: make_pool(name, self), clock, loop.stop)
         self.dispatcher = Dispatcher(
+            loop,
+            self.intake,
+            self.pools,
             limits,
-            self.pools.made,
-            read_capacity,
-            self.pools.of,
-            clock,
+            read_capacity=read_capacity,
             memory_guard=memory_guard,
             tool_limits=tool_limits,
-            call_at=loop.call_at,
-            running_of=self.intake.running_of,
         )
         self.discard = Discard(lambda: self.thread.is_inline or self.thread.belongs_to_parent)
         self.follow_up = FollowUp(loop, self.intake, self.tracker, self.dispatcher, self.pools, self.discard)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from executor_adapter.job import Job, ToolLimit
+from executor_adapter.pools import SupervisorLoop
 from executor_adapter.store import SharedTools, ToolAsk, ToolControl, ToolShare
 from executor_adapter.supervision.line import Line
 
@@ -247,16 +248,14 @@ class RateLimiter:
     def __init__(
         self,
         limits: Mapping[str, ToolLimit],
+        loop: SupervisorLoop,
         *,
-        now: Callable[[], float],
-        call_at: Callable[[float, Callable[[], None]], object],
         release: Callable[[Line], None],
-        running_of: Callable[[str], Iterable[Job]] = lambda _: (),
+        running_of: Callable[[str], Iterable[Job]],
     ) -> None:
         self.is_used = bool(limits)
         """Whether anything can hold a job back."""
-        self._now = now
-        self._call_at = call_at
+        self._now, self._call_at = loop.now, loop.call_at
         self._release = release
         self._running_of = running_of
         self._own_limits = dict(limits)

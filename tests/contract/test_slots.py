@@ -16,8 +16,9 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.pools import processor_quota
 from executor_adapter.supervision.resources import Capacity
-from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
+from executor_adapter.supervision.scheduling import SlotLimits
 from executor_adapter.testing import InlineExecutor
+from tests.insides import make_dispatcher
 from tests.waiting import PATIENCE
 
 MANY = 40
@@ -131,7 +132,7 @@ class Slots:
 
     def __init__(self, limits: SlotLimits) -> None:
         self.time = 0.0
-        self.dispatcher = Dispatcher(limits, {}, now=lambda: self.time)
+        self.dispatcher = make_dispatcher(limits, now=lambda: self.time)
         self.jobs = [Job(function=len) for _ in range(3)]
         for job in self.jobs:
             job.live.pool = "thread"
@@ -208,8 +209,8 @@ def test_the_supervisor_wakes_to_report_that_jobs_wait(caplog: pytest.LogCapture
 
 def test_a_job_is_given_resources_only_where_it_has_a_slot() -> None:
     """Jobs that waited for a resource start in their order, and none takes it from others without a slot."""
-    dispatcher = Dispatcher(
-        SlotLimits(of_pool={"process": 1, "coroutine": 9}), {}, lambda: Capacity({"license": 2, "seat": 1}, ())
+    dispatcher = make_dispatcher(
+        SlotLimits(of_pool={"process": 1, "coroutine": 9}), Capacity({"license": 2, "seat": 1}, ())
     )
     started: list[str] = []
 

@@ -121,7 +121,7 @@ BUDGETS = {
     "prefect": 5_839,
     "scheduler": 421,
     "store": 1_700,
-    "supervision": 2_474,
+    "supervision": 2_466,
     "worker": 1_790,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

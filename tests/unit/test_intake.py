@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,13 +29,14 @@ class IntakeHarness:
     """An intake with a single place, which is taken, and threads that wait for it."""
 
     def __init__(self, executor: InlineExecutor) -> None:
-        self.intake = JobIntake(1)
+        self.intake = JobIntake(1, lambda: True, contextlib.nullcontext)
         self._supervisor = supervisor_of(executor)
         self.first = Job(function=print, job_id="first")
         self.enter(self.first)
 
     def enter(self, job: Job, timeout: float | None = None) -> JobFuture:
-        return self.intake.enter(job, JobFuture(job, self._supervisor.futures), timeout)
+        future = JobFuture(job, self._supervisor.futures)
+        return self.intake.enter(job, future, timeout, is_new=True, prepare=lambda: None, stored=None)
 
     def enter_in_threads(self, *jobs: Job) -> Callable[[], list[Any]]:
         """Submit each job in a thread of its own and wait until all block.

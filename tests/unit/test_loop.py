@@ -95,13 +95,12 @@ def test_a_failing_turn_does_not_end_the_loop(caplog: pytest.LogCaptureFixture) 
     """A turn of the owner that fails is logged, and the next one makes the calls."""
     ran: list[str] = []
 
-    def fail_once() -> float:
+    def fail_once() -> None:
         ran.append("turn")
         if len(ran) == 1:
             raise KeyError(-1)
-        return loop.run_calls()
 
-    loop = SupervisorLoop(fail_once)
+    loop = plain_loop(before_calls=fail_once)
     with contextlib.closing(loop):
         loop.call_soon(ran.append, "call")
         turn(loop)
@@ -114,13 +113,12 @@ def test_only_calls_that_had_arrived_when_a_turn_began_are_made_in_it() -> None:
     """A call that arrives during a turn waits for the next: what was submitted before it is accepted first."""
     order: list[str] = []
 
-    def accept() -> float:
+    def accept() -> None:
         order.append("accept")
         if len(order) == 1:
             loop.call_soon(order.append, "later call")
-        return loop.run_calls()
 
-    loop = SupervisorLoop(accept)
+    loop = plain_loop(before_calls=accept)
     with contextlib.closing(loop):
         loop.call_soon(order.append, "call")
         turn(loop)
@@ -234,11 +232,10 @@ def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
     """An idle loop takes no turns until a thread wakes it."""
     turns: list[float] = []
 
-    def count() -> float:
+    def count() -> None:
         turns.append(time.monotonic())
-        return loop.run_calls()
 
-    loop = SupervisorLoop(count)
+    loop = plain_loop(before_calls=count)
     thread = threading.Thread(target=loop.run)
     thread.start()
     wait_for(lambda: turns)

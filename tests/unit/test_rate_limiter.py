@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from executor_adapter import Job, JobStatus
 from executor_adapter.job.validation import ToolLimit
 from executor_adapter.supervision.line import Line
-from executor_adapter.supervision.scheduling import Dispatcher, ReadyQueue, SlotLimits
+from executor_adapter.supervision.scheduling import ReadyQueue, SlotLimits
 from executor_adapter.supervision.tools import RateLimiter
-from tests.insides import cancel_queued
+from tests.insides import cancel_queued, make_dispatcher, stopped_loop
 
 
 class LimitedTools:
@@ -25,9 +25,9 @@ class LimitedTools:
         self.started: list[tuple[float, Job]] = []
         self.rate_limiter = RateLimiter(
             limits,
-            now=lambda: self.time,
-            call_at=lambda when, call: self.timers.append((when, call)),
+            stopped_loop(lambda: self.time, lambda *call: self.timers.append(call)),
             release=self.release,
+            running_of=lambda _: (),
         )
         self.queue = ReadyQueue()
 
@@ -129,12 +129,12 @@ class LimitedDispatcher(LimitedTools):
 
     def __init__(self, slots: int, **limits: ToolLimit) -> None:
         super().__init__(**limits)
-        self.dispatcher = Dispatcher(SlotLimits(slots), {})
+        self.dispatcher = make_dispatcher(SlotLimits(slots))
         self.dispatcher.rate_limiter = RateLimiter(
             limits,
-            now=lambda: self.time,
-            call_at=lambda when, call: self.timers.append((when, call)),
+            stopped_loop(lambda: self.time, lambda *call: self.timers.append(call)),
             release=self.dispatcher.queue.enter,
+            running_of=lambda _: (),
         )
         self.submitted: list[Job] = []
         self.running: list[Job] = []

@@ -19,7 +19,8 @@ from executor_adapter.executor.defaults import read_capacity
 from executor_adapter.job import UNITS
 from executor_adapter.pools import LeasingPool
 from executor_adapter.supervision.resources import Capacity
-from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
+from executor_adapter.supervision.scheduling import SlotLimits
+from tests.insides import make_dispatcher
 
 CAPACITY = Capacity({"CPU": 4, "GPU": 2, "memory": 1 << 30, "license": 3}, ("0", "7"))
 
@@ -32,7 +33,7 @@ class Allotments:
     """A dispatcher with slots for all jobs, which starts what has its resources; records what runs, in order."""
 
     def __init__(self, limits: SlotLimits | None = None) -> None:
-        self.dispatcher = Dispatcher(limits or SlotLimits(), {}, lambda: CAPACITY)
+        self.dispatcher = make_dispatcher(limits or SlotLimits(), CAPACITY)
         self.machine = self.dispatcher.resources.machine
         self.running: list[Job] = []
         self._queued_at = itertools.count()
@@ -197,7 +198,7 @@ def test_no_more_leases_are_wanted_than_their_pool_has_slots(mocker: MockerFixtu
     """A cluster is asked for as many leases as attempts could start on it, however many could start elsewhere."""
     pool = mocker.create_autospec(LeasingPool, instance=True)
     pool.shapes = mocker.Mock(**{"has_lease.return_value": False})
-    dispatcher = Dispatcher(SlotLimits(of_pool={"dask": 2, "thread": 64}), {}, pool_of=lambda _: pool)
+    dispatcher = make_dispatcher(SlotLimits(of_pool={"dask": 2, "thread": 64}), pool_of=lambda _: pool)
     for _ in range(3):
         job = Job(function=nothing, pool="dask", resources={"GPU": 1})
         job.live.pool, job.live.resources = "dask", dispatcher.resources.needs_of(job, "dask")

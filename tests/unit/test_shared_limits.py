@@ -11,8 +11,9 @@ from executor_adapter.store import SharedTools, ToolAsk, ToolControl, ToolShare,
 from executor_adapter.supervision import ToolRequest
 from executor_adapter.supervision import tools as tool_limits
 from executor_adapter.supervision.line import Line
-from executor_adapter.supervision.scheduling import Dispatcher, ReadyQueue, SlotLimits
+from executor_adapter.supervision.scheduling import ReadyQueue, SlotLimits
 from executor_adapter.supervision.tools import RateLimiter
+from tests.insides import make_dispatcher, stopped_loop
 
 KNOWN = tool_limits.KNOWN_SECONDS
 
@@ -29,8 +30,7 @@ class SharedLimits:
         self.controls: dict[str, ToolControl] = {}
         self.limiter = RateLimiter(
             limits,
-            now=lambda: self.time,
-            call_at=lambda when, call: self.timers.append((when, call)),
+            stopped_loop(lambda: self.time, lambda *call: self.timers.append(call)),
             release=self.release,
             running_of=lambda _: running,
         )
@@ -218,7 +218,7 @@ def test_slots_for_which_their_pool_has_no_worker_are_given_back(tools: SharedLi
             dispatcher.push(job)
         dispatcher.run(dispatcher.reserve, lambda job: False)
 
-    dispatcher = Dispatcher(SlotLimits(of_pool={"process": 1, "thread": 64}), {})
+    dispatcher = make_dispatcher(SlotLimits(of_pool={"process": 1, "thread": 64}))
     dispatcher.rate_limiter = tools.limiter
     in_processes(*jobs(2))
     assert tools.asked is not None
