@@ -59,9 +59,9 @@ def is_generator_function(function: Callable[..., Any] | str) -> bool:
     """Return whether calling `function` returns a generator, sync or async, which would run nothing of its body."""
     if type(function) is types.FunctionType:
         return bool(function.__code__.co_flags & _GENERATORS)
-    if isinstance(function, str):
+    if isinstance(function, str) and not function.startswith("__main__:"):  # A notebook may define that one anew.
         return _names_generator_function(function)
-    found: Any = function
+    found: Any = resolve(function)
     while isinstance(found, functools.partial):
         found = found.func
     if not isinstance(found, _FUNCTIONS):

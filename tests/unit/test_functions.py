@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import itertools
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.functions import check_arguments, resolve
+from executor_adapter.job.functions import check_arguments, is_generator_function, resolve
 from executor_adapter.supervision.limits import NEVER
 from executor_adapter.supervision.supervisor import RunTimes
 
@@ -34,6 +35,15 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 
     monkeypatch.syspath_prepend(tmp_path)
     return write
+
+
+def test_a_function_of_the_main_module_may_be_defined_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator function that a notebook replaces by a plain one is refused no more."""
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "rows", lambda: (yield), raising=False)
+    assert is_generator_function("__main__:rows")
+    monkeypatch.setattr(main, "rows", list)
+    assert not is_generator_function("__main__:rows")
 
 
 @pytest.mark.parametrize(
