@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from executor_adapter.pools.base import MAX_QUEUED_BEHIND_SECONDS as MAX_QUEUED_BEHIND_SECONDS
     from executor_adapter.pools.base import Assignment as Assignment
     from executor_adapter.pools.base import LeasingPool as LeasingPool
     from executor_adapter.pools.base import PoolSupervisor as PoolSupervisor

@@ -34,6 +34,9 @@ logger = logging.getLogger("executor_adapter")
 RETRY_INTERVAL = 0.25
 """Seconds between two attempts to start what was refused."""
 
+MAX_QUEUED_BEHIND_SECONDS = 0.05
+"""Max seconds that a job waits in a worker behind a running one; then it is taken back for another worker."""
+
 REFUSALS = (OSError, RuntimeError)
 """What a refused descriptor or process raises, and a refused thread."""
 

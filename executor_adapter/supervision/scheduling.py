@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, field
 
 from executor_adapter.job import LEASING_POOLS, Job, ToolLimit, shape_of
-from executor_adapter.pools import LeasingPool, MemoryGuard, SupervisorLoop, WorkerPool
+from executor_adapter.pools import MAX_QUEUED_BEHIND_SECONDS, LeasingPool, MemoryGuard, SupervisorLoop, WorkerPool
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.line import Line, LineKey
 from executor_adapter.supervision.resources import Capacity, ResourceLedger
@@ -27,8 +27,6 @@ SHORTAGE_SECONDS = 10.0
 """Seconds for which jobs wait for a slot before the log says so."""
 ALL_POOLS = ""
 """Stands for all pools together, where a name of a pool is expected."""
-MAX_QUEUED_BEHIND_SECONDS = 0.05
-"""Max seconds that a job waits in a worker behind a running one; then it is taken back for another worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import time
 from concurrent.futures import wait
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from executor_adapter.config import (
     SshSettings,
 )
 from executor_adapter.pools import Assignment
-from executor_adapter.pools.cluster.grants import agent_with_free_lease
+from executor_adapter.pools.cluster.grants import choose_agent
 from executor_adapter.store import open_store
 from executor_adapter.worker.process_tree import resident
 from tests.benchmarks.cpu import JOBS, cpu_of, run_burst, submit
@@ -94,7 +95,7 @@ def _measure_choice(executor: JobExecutor, pool: FarPool) -> float:
     agents = list(itertools.islice(itertools.cycle(far.agents), CHOICES))
     job = Job(function=nothing, pool=pool)
     attempt = Assignment(job, 1, far.prepare(job))
-    return cpu_of(lambda: [agent_with_free_lease(agents, attempt) for _ in range(1000)]) / 1000
+    return cpu_of(lambda: [choose_agent(agents, attempt, methodcaller("free", ()), ()) for _ in range(1000)]) / 1000
 
 
 def measure_queued_job(pool: FarPool, cluster: ClusterSettings, folder: Path) -> float:

@@ -13,6 +13,7 @@ from executor_adapter.config import ClusterSettings
 from executor_adapter.job import UNITS, Shape, shape_of
 from executor_adapter.pools import Assignment
 from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.cluster.grants import ShapeBooks
 from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
@@ -27,7 +28,8 @@ TIMEOUT, LOST_AFTER = 60.0, 3600.0
 class Source(LeaseSource):
     """Knows what is asked for, and counts what goes back; tests grant leases."""
 
-    def __init__(self) -> None:
+    def __init__(self, books: ShapeBooks) -> None:
+        self._books = books
         self.shapes: dict[int, Shape] = {}
         self.released = 0
 
@@ -36,8 +38,8 @@ class Source(LeaseSource):
         """How many leases of each shape are asked for."""
         return Counter(self.shapes.values())
 
-    def ask(self, leases: Sequence[int], shape: Shape = ()) -> None:
-        self.shapes.update(dict.fromkeys(leases, shape))
+    def ask(self, leases: Sequence[int]) -> None:
+        self.shapes.update((lease, self._books.asked[lease]) for lease in leases)
 
     def withdraw(self, lease: int) -> None:
         del self.shapes[lease]
@@ -70,7 +72,7 @@ class Pool(RemotePool):
             cast("Any", self), max_workers, cluster=ClusterSettings(node_timeout=TIMEOUT, lost_after=LOST_AFTER)
         )
         self.supervisor = cast("Any", self)
-        self.source = self.leases = Source()
+        self.source = self.leases = Source(self.shapes)
 
     # What a pool asks of its supervisor.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.exceptions import JobSerializationError
-from executor_adapter.pools.base import Assignment, Recall
+from executor_adapter.pools.base import MAX_QUEUED_BEHIND_SECONDS, Assignment, Recall
 from executor_adapter.pools.cluster import frames, portable
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
 from executor_adapter.pools.cluster.program import Source
@@ -31,8 +31,6 @@ from executor_adapter.worker import lease_time, values, wire
 
 logger = logging.getLogger("executor_adapter.cluster")
 
-MAX_QUEUED_BEHIND_SECONDS = 0.05
-"""Max seconds that a call waits in a worker behind a running one; then it is taken back for another worker."""
 SETUP_TIMEOUT = 60.0
 """Seconds in which a head sets up an agent that has proved itself; one that has died never does."""
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
-from operator import attrgetter, methodcaller
+from operator import methodcaller
 from typing import ClassVar, NamedTuple, Protocol
 
 from executor_adapter.exceptions import WorkerUnavailableError
@@ -49,7 +49,7 @@ class LeasesOwner(AgentOwner, Protocol):
     def is_closing(self) -> bool:
         """Whether no attempt will be started any more."""
 
-    def give(self, agent: RemoteAgent, assignment: Assignment, shape: Shape = ()) -> None:
+    def give(self, agent: RemoteAgent, assignment: Assignment, shape: Shape) -> None:
         """Send an attempt to an agent that has a free lease of its shape."""
 
     def release(self, agent: RemoteAgent, shape: Shape) -> None:
@@ -59,20 +59,10 @@ class LeasesOwner(AgentOwner, Protocol):
         """Let an agent without a lease end, unless leases have just gone back for others: some may follow soon."""
 
 
-def agent_with_free_lease(agents: list[RemoteAgent], assignment: Assignment, shape: Shape = ()) -> RemoteAgent | None:
-    """Return an agent that can start the attempt now."""
-    return _choose(agents, assignment, methodcaller("free", shape), shape)
-
-
-def agent_with_room(agents: list[RemoteAgent], assignment: Assignment) -> RemoteAgent | None:
-    """Return an agent at which the attempt can be queued behind others."""
-    return _choose(agents, assignment, attrgetter("room_behind"), ())
-
-
-def _choose(
+def choose_agent(
     agents: list[RemoteAgent], assignment: Assignment, room: Callable[[RemoteAgent], int], shape: Shape
 ) -> RemoteAgent | None:
-    """Return an agent that has room for the attempt on its leases of this shape, and put it behind the others.
+    """Return an agent that has `room` for the attempt on its leases of this shape, and put it behind the others.
 
     It is the one that has the attempt's data, if that has room; else that with the most room for each of its leases
     among the first ones. One whose node is known to lack a module of the function is chosen only where all do.
@@ -318,7 +308,7 @@ class ShapeBooks:
 
     def _serve(self, book: _Book) -> None:
         while book.waiting:
-            agent = agent_with_free_lease(self._pool.agents, book.waiting[0], book.shape)
+            agent = choose_agent(self._pool.agents, book.waiting[0], methodcaller("free", book.shape), book.shape)
             if agent is None and not book.is_hopeless:
                 break
             assignment = book.waiting.popleft()
@@ -370,7 +360,7 @@ class ShapeBooks:
         leases = [next(self._numbers) for _ in range(count)]
         if leases:
             self.asked.update(dict.fromkeys(leases, shape))
-            self._pool.source.ask(leases, shape)
+            self._pool.source.ask(leases)
             if not self._will_look:
                 self._will_look = True
                 self._pool.supervisor.call_soon(self._look)

@@ -18,11 +18,8 @@ class LeaseSource(ABC):
     """Whether idle leases stay with the pool, since nobody else could use them."""
 
     @abstractmethod
-    def ask(self, leases: Sequence[int], shape: Shape = ()) -> None:
-        """Ask for leases. Each is reported by `RemotePool.granted`, in any order, at any time.
-
-        `shape`: what each takes of its node in place of what a plain slot takes.
-        """
+    def ask(self, leases: Sequence[int]) -> None:
+        """Ask for leases, whose shapes are in the books. Each is reported by `RemotePool.granted`, at any time."""
 
     @abstractmethod
     def withdraw(self, lease: int) -> None:

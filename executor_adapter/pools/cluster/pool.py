@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.config import ClusterSettings
 from executor_adapter.job import shape_of
 from executor_adapter.pools.base import Assignment, LeasingPool, PoolSupervisor, Recall, Timer
 from executor_adapter.pools.cluster import frames
-from executor_adapter.pools.cluster.grants import LeaseWatch, ShapeBooks, agent_with_free_lease, agent_with_room
+from executor_adapter.pools.cluster.grants import LeaseWatch, ShapeBooks, choose_agent
 from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import LinkEnd
 from executor_adapter.pools.cluster.references import remote_payload
@@ -27,6 +28,7 @@ logger = logging.getLogger("executor_adapter.cluster")
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that agents may take to end when the pool is closed."""
+_FREE_SLOTS, _ROOM = methodcaller("free", ()), attrgetter("room_behind")
 
 
 class RemotePool(LeasingPool):
@@ -85,21 +87,22 @@ class RemotePool(LeasingPool):
 
     def start(self, assignment: Assignment) -> None:
         is_plain = assignment.job.live.resources is None
-        if is_plain and (agent := agent_with_free_lease(self.agents, assignment)) is not None:
-            self.give(agent, assignment)
+        agent = choose_agent(self.agents, assignment, _FREE_SLOTS, ()) if is_plain else None
+        if agent is not None:
+            self.give(agent, assignment, ())
         else:
             self.shapes.start(assignment)
 
-    def give(self, agent: RemoteAgent, assignment: Assignment, shape: Shape = ()) -> None:
+    def give(self, agent: RemoteAgent, assignment: Assignment, shape: Shape) -> None:
         if assignment.payload.lent:
             self.source.lend(agent, assignment.payload.lent)
         agent.give(assignment, shape)
         self._count(agent)
 
     def queue_behind(self, assignment: Assignment) -> bool:
-        agent = None if assignment.memory_limit is not None else agent_with_room(self.agents, assignment)
+        agent = None if assignment.memory_limit is not None else choose_agent(self.agents, assignment, _ROOM, ())
         if agent is not None:
-            self.give(agent, assignment)
+            self.give(agent, assignment, ())
         return agent is not None
 
     def hand_back_queued(self, before: float) -> bool:

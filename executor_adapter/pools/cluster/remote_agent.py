@@ -191,7 +191,7 @@ class RemoteAgent:
         """Give back a lease that is not used."""
         self._send_now(wire.pack_frame(frames.RELEASED, word=lease))
 
-    def give(self, assignment: Assignment, shape: Shape = ()) -> None:
+    def give(self, assignment: Assignment, shape: Shape) -> None:
         """Send an attempt, which runs on a slot or on a lease of its own.
 
         Raises:

@@ -23,7 +23,7 @@ class RemoteAttempt(Assignment):
 
     __slots__ = ("is_on_lease", "is_told", "returns", "seq")
 
-    def __init__(self, seq: int, number: int, job_id: str, payload: Payload, flags: int = 0) -> None:
+    def __init__(self, seq: int, number: int, job_id: str, payload: Payload, flags: int) -> None:
         job: Any = SimpleNamespace(job_id=job_id)  # All that this process knows of it.
         super().__init__(job, number, payload)
         self.seq = seq

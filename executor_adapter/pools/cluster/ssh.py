@@ -69,7 +69,7 @@ class SshHosts(LeaseSource):
 
     # --- leases ---
 
-    def ask(self, leases: Sequence[int], shape: Shape = ()) -> None:
+    def ask(self, leases: Sequence[int]) -> None:
         self._unplaced += leases
         self._place()
 

@@ -192,7 +192,7 @@ class EngineLeases(LeaseSource):
 
     # --- leases ---
 
-    def ask(self, leases: Sequence[int], shape: Shape = ()) -> None:
+    def ask(self, leases: Sequence[int]) -> None:
         self._connect_once()
         for lease in leases:
             self._ask(lease)
