@@ -116,7 +116,7 @@ BUDGETS = {
     "pools/cluster": 3_427,
     "pools/in_process": 620,
     "pools/memory": 394,
-    "pools/process": 1_522,
+    "pools/process": 1_520,
     "pools/transport": 568,
     "prefect": 5_839,
     "scheduler": 421,

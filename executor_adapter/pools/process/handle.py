@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -223,7 +222,6 @@ class WorkerHandle:
         """Whether the host made it exit, so that its exit is not a failure of its own."""
         self.stopping: Assignment | None = None
         """The assignment for whose sake it was asked to end."""
-        self._stopped_at = 0.0
         self._kill_at = 0.0
         self._kill_timer: Timer | None = None
         self._supervisor = supervisor
@@ -426,8 +424,7 @@ class WorkerHandle:
     def terminate(self, assignment: Assignment, grace: float) -> None:
         """Ask the worker to end, to stop `assignment`, and kill it after `grace` seconds."""
         self.stopping = assignment
-        self._stopped_at = time.monotonic()
-        self._kill_at = self._stopped_at + grace
+        self._kill_at = self._supervisor.now() + grace
         if grace > 0:
             self.process.terminate()
             self._kill_after(grace)
@@ -436,8 +433,8 @@ class WorkerHandle:
 
     def shorten_grace(self, grace: float) -> None:
         """Kill the worker after `grace` seconds if that is earlier than before."""
-        if time.monotonic() + grace < self._kill_at:
-            self._kill_at = time.monotonic() + grace
+        if (kill_at := self._supervisor.now() + grace) < self._kill_at:
+            self._kill_at = kill_at
             self._kill_after(grace)
 
     def ended_before_stop(self, ended: float) -> bool:
@@ -446,9 +443,10 @@ class WorkerHandle:
         The worker is killed in any case, since what the function started must end too.
         """
         self.kill()
-        if ended > self._stopped_at:
+        running = self.queue[0]
+        if running.stop_asked_at is not None and ended > running.stop_asked_at:
             return False
-        self.stopping = self.queue[0].stop_asked_at = None
+        self.stopping = running.stop_asked_at = None
         return True
 
     def request_exit(self) -> None:

@@ -200,9 +200,14 @@ class Harness:
         self.value(self.submit(os.getpid))
         self.until(lambda: self.idle == workers)
 
+    def ask_to_stop(self, assignment: Assignment, *, grace: float) -> None:
+        """Stop an assignment, as a supervisor does."""
+        assignment.stop_asked_at = assignment.stop_asked_at or self.now()
+        self.pool.stop(assignment, grace=grace)
+
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         """Stop an assignment, and wait until nothing that it started is alive."""
-        self.pool.stop(assignment, grace=grace)
+        self.ask_to_stop(assignment, grace=grace)
         assert self.ending(assignment) is Ending.STOPPED
 
     def messages_of(self, assignment: Assignment, topic: str) -> list[Any]:
@@ -214,7 +219,7 @@ class Harness:
         self.pending.clear()
         for assignment in list(self.starts):
             if assignment not in self.endings:
-                self.pool.stop(assignment, grace=0)
+                self.ask_to_stop(assignment, grace=0)
         self.until(lambda: self.pool.busy == 0)
         self.pending.clear()
         closed: list[bool] = []

@@ -104,7 +104,7 @@ def test_a_worker_whose_pidfd_was_lost_is_killed_though_its_guardian_is_stopped(
     fork_without_pidfd(pool)
     pool.until((tmp_path / "pid").exists)
     os.kill(pool.pool.workers.launcher.guardian.pid, signal.SIGSTOP)
-    pool.pool.stop(stubborn, grace=0)
+    pool.ask_to_stop(stubborn, grace=0)
     monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 8.0)
     assert pool.ending(stubborn) is Ending.STOPPED
     assert not alive(int((tmp_path / "pid").read_text()))

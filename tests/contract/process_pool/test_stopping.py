@@ -55,7 +55,7 @@ def test_functions_that_ignore_sigterm_are_killed_side_by_side(tmp_path: Path) -
         assignments = [pool.submit(functions.ignore_sigterm, str(path), 3600) for path in paths]
         pool.until(lambda: all(text_of(path) for path in paths))
         for assignment in assignments:
-            pool.pool.stop(assignment, grace=2.0)
+            pool.ask_to_stop(assignment, grace=2.0)
         pool.until_ended(*assignments)
     ends = [assignment.ended_at for assignment in assignments]
     assert max(ends) - min(ends) < 2.0
@@ -67,7 +67,7 @@ def test_the_shorter_grace_counts(pool: Harness, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     assignment = pool.submit(functions.ignore_sigterm, str(path), 3600)
     pool.until(lambda: text_of(path))
-    pool.pool.stop(assignment, grace=3600)
+    pool.ask_to_stop(assignment, grace=3600)
     pool.stop(assignment, grace=0.05)
 
 
@@ -105,7 +105,7 @@ def test_a_job_that_has_not_started_is_stopped_without_harm() -> None:
         running = pool.submit(functions.nap, 0.2, short=True)
         behind = [pool.submit(functions.add, number, 1, short=True) for number in range(4)]
         pool.until(lambda: not pool.pending)
-        pool.pool.stop(behind[1], grace=0)
+        pool.ask_to_stop(behind[1], grace=0)
         assert pool.endings[behind[1]].ending is Ending.STOPPED
         pool.until_ended(running, *behind)
         assert pool.ending(running) is Ending.RETURNED
@@ -122,7 +122,7 @@ def test_stopping_a_job_hands_back_those_behind_it(tmp_path: Path, start_method:
         behind = [pool.submit(functions.add, number, 1, short=True) for number in range(4)]
         pool.until((tmp_path / "pid").exists)
         assert not pool.pending
-        pool.pool.stop(running, grace=0)
+        pool.ask_to_stop(running, grace=0)
         assert pool.hand_backs == behind[::-1]
         pool.until_ended(running, *behind)
         assert pool.ending(running) is Ending.STOPPED
@@ -171,7 +171,7 @@ def test_jobs_that_were_never_sent_are_stopped_and_recalled(pool: Harness) -> No
     pool.pending.clear()
     pool.pool.start(stopped)
     pool.pool.start(recalled)
-    pool.pool.stop(stopped, grace=5)
+    pool.ask_to_stop(stopped, grace=5)
     assert pool.endings[stopped].ending is Ending.STOPPED
     assert pool.pool.recall(recalled) is Recall.TAKEN_BACK
     assert pool.hand_backs == [recalled]
@@ -183,7 +183,7 @@ def test_stopping_an_ended_job_is_harmless(pool: Harness) -> None:
     """Stop, interrupt and recall of a job that has ended do nothing."""
     assignment = pool.submit(functions.pid)
     pool.value(assignment)
-    pool.pool.stop(assignment, grace=0)
+    pool.ask_to_stop(assignment, grace=0)
     pool.pool.interrupt(assignment)
     assert pool.pool.recall(assignment) is Recall.STARTED
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
@@ -305,7 +305,7 @@ def test_the_memory_limit_of_a_job_that_was_taken_back_holds_for_no_other(pool: 
         os.kill(pid, signal.SIGSTOP)
     taken_back = pool.submit(functions.pid, memory_limit=100 << 20)
     pool.until_running(taken_back)
-    pool.pool.stop(taken_back, grace=0)
+    pool.ask_to_stop(taken_back, grace=0)
     assert pool.ending(taken_back) is Ending.STOPPED
     for pid in pool.pids:
         os.kill(pid, signal.SIGCONT)

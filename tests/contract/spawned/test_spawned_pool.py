@@ -269,7 +269,7 @@ def test_a_job_without_a_worker_is_stopped_or_recalled_at_once() -> None:
         pool.pending.clear()
         pool.pool.start(stopped)
         pool.pool.start(recalled)
-        pool.pool.stop(stopped, grace=5)
+        pool.ask_to_stop(stopped, grace=5)
         assert pool.endings[stopped].ending is Ending.STOPPED
         assert pool.pool.recall(recalled) is Recall.TAKEN_BACK
         assert pool.pool.busy == 0
