@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from executor_adapter.error_facts import ErrorFacts
@@ -49,7 +49,8 @@ class PendingWrites:
         self._due: dict[Job, Transition] = {}
         self._running: dict[Job, Progress | None] = {}
         """Running jobs, with their progress as last recorded."""
-        self._requeued: set[Job] = set()
+        self.requeued: set[Job] = set()
+        """Jobs to be recorded as PENDING for another host, once the executor has interrupted them."""
         self._disowned: set[Job] = set()
 
     def __len__(self) -> int:
@@ -59,11 +60,6 @@ class PendingWrites:
     def is_empty(self) -> bool:
         """Whether every job that was admitted is in the store, with its latest transition."""
         return not len(self) and not self._unwritten
-
-    @property
-    def is_requeuing(self) -> bool:
-        """Whether jobs are to be recorded for another host that no host can find yet."""
-        return bool(self._requeued)
 
     def on_transition(self, transition: Transition) -> None:
         """Receive a transition, on the supervisor's thread."""
@@ -114,18 +110,14 @@ class PendingWrites:
             self._unwritten.pop(job, None)
             self._offered.discard(job)
             if transition.status in TERMINAL:
-                self._requeued.discard(job)
-
-    def requeue(self, jobs: Collection[Job]) -> None:
-        """Record these jobs as PENDING for another host once the executor has interrupted them."""
-        self._requeued.update(jobs)
+                self.requeued.discard(job)
 
     def disown(self, jobs: Iterable[Job]) -> int:
         """Record nothing more of these jobs, which another host runs now; return how many had ended here unrecorded."""
         ended = 0
         for job in jobs:
             due = self._due.pop(job, None)
-            self._requeued.discard(job)
+            self.requeued.discard(job)
             if job.status not in TERMINAL:
                 self._disowned.add(job)
             elif due is not None:
@@ -151,7 +143,7 @@ class PendingWrites:
             quarantined=status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
             keep=self._keeps_jobs,
         )
-        is_requeued = self._requeue_on_shutdown or job in self._requeued
+        is_requeued = self._requeue_on_shutdown or job in self.requeued
         if is_requeued and status is JobStatus.CANCELLED and was_cut_off(error):  # For the next host.
             record = replace(record, status=JobStatus.PENDING, host=None, completed_at=None)
             return replace(record, error_code=None, error_message=None)

@@ -285,7 +285,7 @@ class Recorder:
         if known:
             text = "%s could not be written for %.0f s, so the lease on it ends: %d jobs are stopped here and run again"
             logger.error(text, self.store.url, self._lease.age, len(known))
-            self._pending.requeue(known)
+            self._pending.requeued.update(known)
             self._stop(known)
 
     def _holds_slot(self, job: Job) -> bool:
@@ -479,7 +479,7 @@ class Recorder:
         """
         live = self._supervisor.intake.jobs
         # A copy, since the supervisor may add to them meanwhile.
-        return self._pending.is_requeuing or any(live.get(job.job_id) is job for job in list(self._handed_over))
+        return bool(self._pending.requeued) or any(live.get(job.job_id) is job for job in list(self._handed_over))
 
     # --- writing ---
 

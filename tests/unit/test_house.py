@@ -110,7 +110,7 @@ BUDGETS = {
     "job": 1_094,
     "modules": 463,
     "monitoring": 703,
-    "persistence": 1_162,
+    "persistence": 1_157,
     "pipeline": 4_706,
     "pools": 554,
     "pools/cluster": 3_427,
