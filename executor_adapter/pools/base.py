@@ -378,7 +378,7 @@ class StartingPool(WorkerPool, Generic[W]):
             self._refused_since = self.supervisor.now()
         elif self.supervisor.now() - self._refused_since >= wire.REFUSED_TIMEOUT:
             for assignment in tuple(self.waiting):
-                self.end_waiting(assignment, crashed(unavailable(error, f"for {wire.REFUSED_TIMEOUT:.0f} s")))
+                self.end_waiting(assignment, crashed(unavailable(text_of(error))))
 
     def _try_later(self) -> None:
         if self._retry_timer is None:
@@ -410,12 +410,11 @@ class StartingPool(WorkerPool, Generic[W]):
         return True
 
 
-def unavailable(refusal: BaseException | str, when: str) -> WorkerUnavailableError:
-    """Return the error of a job for which the system refused a worker."""
-    why = refusal if isinstance(refusal, str) else text_of(refusal)
+def unavailable(why: str) -> WorkerUnavailableError:
+    """Return the error of a job for which the system refused a worker; `why` is what the system says."""
     return WorkerUnavailableError(
-        f"no worker could be started {when}, since the system refused it: {why}: raise the limit (ulimit -u for "
-        "processes and threads, -n for descriptors), or lower max_workers"
+        f"no worker could be started for {wire.REFUSED_TIMEOUT:.0f} s, since the system refused it: {why}: "
+        "raise the limit (ulimit -u for processes and threads, -n for descriptors), or lower max_workers"
     )
 
 

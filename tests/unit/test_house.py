@@ -112,7 +112,7 @@ BUDGETS = {
     "monitoring": 703,
     "persistence": 1_157,
     "pipeline": 4_706,
-    "pools": 554,
+    "pools": 553,
     "pools/cluster": 3_427,
     "pools/in_process": 620,
     "pools/memory": 394,

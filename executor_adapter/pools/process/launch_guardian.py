@@ -432,7 +432,7 @@ class GuardianLauncher(Launcher):
         if any(other.ready and not other.retired for other in self.workers.members.values()):
             logger.warning("the system refuses another process (%s): jobs wait for a worker", os.strerror(errno))
         else:  # The guardian has tried for seconds already, so the assignment fails at once.
-            worker.crash_cause = unavailable(os.strerror(errno), f"for {wire.REFUSED_TIMEOUT:.0f} s")
+            worker.crash_cause = unavailable(os.strerror(errno))
         self.workers.on_worker_exit(number, None)
 
     def on_guardian_ready(self, guardian: GuardianClient) -> None:
