@@ -46,7 +46,7 @@ def make_dispatcher(
         limits,
         read_capacity=lambda: capacity or Capacity(),
         memory_guard=None,
-        tool_limits=None,
+        tool_limits={},
     )
 
 

@@ -233,13 +233,13 @@ class Dispatcher:
         *,
         read_capacity: Callable[[], Capacity],
         memory_guard: MemoryGuard | None,
-        tool_limits: Mapping[str, ToolLimit] | None,
+        tool_limits: Mapping[str, ToolLimit],
     ) -> None:
         self.limits = limits
         """No attempt starts beyond these slots. Any thread may replace it."""
         self.queue = ReadyQueue()
         self.resources = ResourceLedger(read_capacity, pools.of)
-        self.rate_limiter = RateLimiter(tool_limits or {}, loop, release=self.queue.enter, running_of=intake.running_of)
+        self.rate_limiter = RateLimiter(tool_limits, loop, release=self.queue.enter, running_of=intake.running_of)
         self.memory_guard = memory_guard
         self.reserved = 0
         """Slots granted to drivers that have not begun their attempt."""

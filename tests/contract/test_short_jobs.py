@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from executor_adapter import Job
-from executor_adapter.pools import Assignment, WorkerPool
+from executor_adapter.pools import Assignment, WorkerPool, pool_kinds
 from executor_adapter.pools.transport.envelope import returned
-from executor_adapter.supervision import SlotLimits, Supervisor
+from executor_adapter.supervision import Capacity, SlotLimits, Supervisor
 from tests.contract.process_pool.harness import MAX_BEHIND, harness
 from tests.waiting import PATIENCE
 
@@ -44,7 +44,18 @@ def test_as_many_jobs_may_be_queued_behind_one_as_take_a_moment(seconds: float, 
         pools.append(TakesTime(supervisor, seconds))
         return pools[0]
 
-    supervisor = Supervisor(limits=SlotLimits(1), make_pool=make_pool)
+    supervisor = Supervisor(
+        limits=SlotLimits(1),
+        make_pool=make_pool,
+        kind_of=pool_kinds(),
+        observers=(),
+        max_pending=None,
+        tool_limits={},
+        memory_guard=None,
+        read_capacity=Capacity,
+        kill_grace=5.0,
+        output="forward",
+    )
     for _ in range(2):
         supervisor.admit(Job(function=math.sqrt, args=(2.0,), pool="thread")).result(PATIENCE)
     supervisor.close(cancel_pending=False, cancel_running=False)
