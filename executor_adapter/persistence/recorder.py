@@ -303,7 +303,7 @@ class Recorder:
             left = len(self._pending)
             self._thread.join(2 * (SHUTDOWN_TIMEOUT if left else IDLE_SHUTDOWN_TIMEOUT))
         if self._thread is not None and self._thread.is_alive():
-            logger.error("%d jobs could not be recorded: %s does not answer", left, self.store.url)
+            logger.error("%d job changes could not be recorded: %s does not answer", left, self.store.url)
         self._refuse_requests()
         for done in list(self._waiting):
             self._resolve(done)

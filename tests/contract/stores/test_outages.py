@@ -304,7 +304,7 @@ def test_a_shutdown_does_not_wait_for_a_store_that_hangs(
             with pytest.raises(StoreUnavailableError):
                 release.result(PATIENCE)
         wait_for(lambda: "executor-recorder" not in [thread.name for thread in threading.enumerate()])
-    assert re.search(r"1 jobs could not be recorded: postgresql\S* does not answer", caplog.text)
+    assert re.search(r"[12] job changes could not be recorded: postgresql\S* does not answer", caplog.text)
 
 
 def test_a_shutdown_hardly_waits_where_nothing_is_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
