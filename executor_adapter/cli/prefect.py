@@ -80,8 +80,6 @@ def bootstrap(
     """
     module = importlib.import_module(f"{SETUP}.bootstrap")
     plans = importlib.import_module(f"{SETUP}.plan")
-    if note := module.note_on_server():
-        print_note(SafeText(note))
     plan = plans.BootstrapPlan() if file is None else plans.read_plan(file)
     with reaching_server(module.UNREACHABLE_ERRORS):
         changes = module.bootstrap(plan, settings=load_config(config), dry_run=dry_run)

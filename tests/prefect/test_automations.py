@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from prefect import flow
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
@@ -25,7 +24,6 @@ from executor_adapter.monitoring import Alert, HealthMonitor, health
 from executor_adapter.prefect import BootstrapPlan, emit_alert, job_events, run_jobs
 from executor_adapter.prefect.mirror.runs import flush_events
 from executor_adapter.prefect.setup.automations import automations
-from tests.api_server import as_json, serving
 from tests.prefect.conftest import Api
 from tests.waiting import PATIENCE, wait_for
 
@@ -44,28 +42,17 @@ def prefect_api(server_of_file: str) -> str:
     return server_of_file
 
 
-@pytest.fixture(scope="module")
-def webhook() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    """The URL of a server for messages, and the list of the messages that it gets."""
-    with serving(lambda path, body: as_json({})) as (url, requests):
-        yield url, requests
-
-
-def create(plan: BootstrapPlan, notify: UUID | None = None) -> Created:
+def create(plan: BootstrapPlan) -> Created:
     """Create the automations of a plan, and return their ids by the end of their names."""
     with get_client(sync_client=True) as client:
-        return {each.name.partition(": ")[2]: client.create_automation(each) for each in automations(plan, notify)}
+        return {each.name.partition(": ")[2]: client.create_automation(each) for each in automations(plan)}
 
 
 @pytest.fixture(scope="module")
-def created(prefect_api: str, webhook: tuple[str, list[tuple[str, Any]]]) -> Created:
-    """The automations of the pool on the server, with a notification block."""
-    data = {"subject": "{{subject}}", "body": "{{body}}"}
-    block = CustomWebhookNotificationBlock(name="ops", url=f"{webhook[0]}/", json_data=data)
-    saved = block.save(f"ops-{uuid4().hex[:8]}")
-    assert isinstance(saved, UUID)
+def created(prefect_api: str) -> Created:
+    """The automations of the pool on the server."""
     quick = {"heartbeat_seconds": HEARTBEAT_SECONDS, "pending_seconds": PENDING_SECONDS}  # Too short to be allowed.
-    return create(BootstrapPlan(work_pool=POOL, crashes_rescheduled=2).model_copy(update=quick), saved)
+    return create(BootstrapPlan(work_pool=POOL, crashes_rescheduled=2).model_copy(update=quick))
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +114,8 @@ def set_state(api: Api, flow_run_id: str, state_type: str, name: str | None = No
     api.post(f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": True})
 
 
-def test_failing_jobs_fire(
-    api: Api, created: Created, of_others: Created, webhook: tuple[str, list[tuple[str, Any]]]
-) -> None:
-    """A job past its limit, a quarantined one and a high failure rate fire and send a message; other jobs do not.
+def test_failing_jobs_fire(api: Api, created: Created, of_others: Created) -> None:
+    """A job past its limit, a quarantined one and a high failure rate fire; other jobs do not.
 
     The automations of another pool do not fire.
     """
@@ -163,12 +148,6 @@ def test_failing_jobs_fire(
     assert flow_run_id not in str(fired(api, created["crashed flow run"]))
     assert [fired(api, of_others[name]) for name in of_others] == [[] for _ in of_others]
 
-    wait_for(lambda: len(webhook[1]) >= 3)
-    (limit,) = [body for _, body in webhook[1] if "job past its limit" in body["subject"]]
-    assert "A job exceeded a time limit" in limit["body"]
-    assert "Flow run: " in limit["body"]
-    assert flow_run_id in limit["body"]
-
 
 def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created, monkeypatch: pytest.MonkeyPatch) -> None:
     """A running job that has used most of its max_runtime or deadline fires, and one that has used little does not."""
@@ -197,19 +176,8 @@ def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created, m
     assert f"executor-adapter.job.{names['fine']}" not in fired(api, created["job near its limit"])
 
 
-@pytest.fixture
-def created_for_all(prefect_api: str) -> Created:
-    """The automations of a plan that also watches what its pool does not run."""
-    return create(BootstrapPlan(work_pool=f"pool-{uuid4().hex[:8]}", watch_all=True))
-
-
-def test_a_crashed_and_a_failed_flow_run_fire(
-    api: Api, created: Created, of_others: Created, created_for_all: Created
-) -> None:
-    """Each of the two fires for its own flow runs alone, a time-out among the failed ones; none for other ends.
-
-    Flow runs of another pool and by hand fire those of a plan with `watch_all` only.
-    """
+def test_a_crashed_and_a_failed_flow_run_fire(api: Api, created: Created, of_others: Created) -> None:
+    """Each of the two fires for flow runs of its own pool alone, a time-out among the failed; none for other ends."""
     ends = {"completed": None, "cancelled": None, "crashed": None, "failed": None, "timed out": "TimedOut"}
     deployments = {"mine": new_deployment(api, POOL), "of others": new_deployment(api, OTHER), "by hand": None}
     found: dict[str, str] = {}
@@ -229,17 +197,14 @@ def test_a_crashed_and_a_failed_flow_run_fire(
     for automations_of, whose in ((created, "mine"), (of_others, "of others")):
         wait_for(lambda: fired_for(automations_of["crashed flow run"]) == {crashed[whose]})  # noqa: B023
         wait_for(lambda: fired_for(automations_of["failed flow run"]) == failed[whose])  # noqa: B023
-    wait_for(lambda: fired_for(created_for_all["crashed flow run"]) == set(crashed.values()))
-    wait_for(lambda: fired_for(created_for_all["failed flow run"]) == set[str]().union(*failed.values()))
     assert fired_for(created["crashed flow run"]) == {crashed["mine"]}
     assert fired_for(created["failed flow run"]) == failed["mine"]
 
 
-def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(
-    api: Api, created: Created, created_for_all: Created
-) -> None:
+def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, created: Created) -> None:
     """A run of the work pool that crashed is scheduled again as often as planned; one of another pool is not."""
-    other = create_run(api, new_deployment(api, f"pool-{uuid4().hex[:8]}"))
+    pool = f"pool-{uuid4().hex[:8]}"
+    watching, other = create(BootstrapPlan(work_pool=pool)), create_run(api, new_deployment(api, pool))
     run = create_run(api, new_deployment(api, POOL))
     for start in (1, 2, 3):
         set_state(api, run, "RUNNING")
@@ -249,8 +214,7 @@ def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(
             wait_for(lambda: api.get(f"/flow_runs/{run}")["state_name"] == "AwaitingRetry")
     set_state(api, other, "RUNNING")
     set_state(api, other, "CRASHED")
-    # The automation on all crashes comes after the one that was not to fire.
-    wait_for(lambda: f"prefect.flow-run.{other}" in fired(api, created_for_all["crashed flow run"]))
+    wait_for(lambda: f"prefect.flow-run.{other}" in fired(api, watching["crashed flow run"]))
     both = [f"prefect.flow-run.{each}" for each in (run, other)]
     assert [each for each in fired(api, created["restart a crashed run"]) if each in both] == [both[0]] * 2
     assert [api.get(f"/flow_runs/{each}")["state_name"] for each in (run, other)] == ["Crashed", "Crashed"]

@@ -11,11 +11,9 @@ from types import ModuleType
 from uuid import uuid4
 
 import pytest
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.events import Automation, AutomationCore
-from prefect.events.actions import DoNothing
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.variables import Variable
@@ -34,7 +32,6 @@ from executor_adapter.prefect import (
     read_plan,
 )
 from executor_adapter.prefect.setup.automations import with_all_fields
-from executor_adapter.prefect.setup.bootstrap import note_on_server
 from tests.servers import ROOT
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -181,32 +178,8 @@ def test_the_longest_heartbeat_of_the_pool_counts(plan: BootstrapPlan, client: S
     assert wait_with("default") == 720
 
 
-def test_notifications_are_added_to_the_automations(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
-    """With `notify`, automations also send their messages to that block, but for the one that may fire in vain."""
-    bootstrap(plan, settings=SETTINGS)
-    block = CustomWebhookNotificationBlock(name="ops", url="http://127.0.0.1:9/")
-    slug = CustomWebhookNotificationBlock.get_block_type_slug()
-    name = f"ops-{uuid4().hex[:8]}"
-    saved = block.save(name)
-    with_messages = plan.model_copy(update={"notify": f"{slug}/{name}"})
-    changes = bootstrap(with_messages, settings=SETTINGS)
-    assert outcomes(changes)["automation", BootstrapOutcome.CHANGED] == 7
-    found = automations_of(plan, client)
-    actions = {name: [each.type for each in automation.actions] for name, automation in found.items()}
-    assert actions.pop(lost_of(plan)) == ["change-flow-run-state"]
-    assert set(map(tuple, actions.values())) == {("send-notification",)}
-    assert {found[name].actions[-1].block_document_id for name in actions} == {saved}
-    assert outcomes(bootstrap(with_messages, settings=SETTINGS))["automation", BootstrapOutcome.UNCHANGED] == 8
-    for automation in found.values():
-        client.delete_automation(automation.id)
-    assert DoNothing().type not in {each.type for automation in found.values() for each in automation.actions}
-
-
 def test_two_plans_on_one_server_leave_each_other_alone(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
     """The bootstrap of another pool changes no automation and no queue of the first one, whatever its plan says."""
-    block = CustomWebhookNotificationBlock(name="ops", url="http://127.0.0.1:9/")
-    name = f"ops-{uuid4().hex[:8]}"
-    block.save(name)
     other = plan.model_copy(
         update={
             "work_pool": f"{plan.work_pool}-2",  # Its name begins like the first one's.
@@ -214,7 +187,6 @@ def test_two_plans_on_one_server_leave_each_other_alone(plan: BootstrapPlan, cli
             "heartbeat_seconds": 600,
             "crashes_rescheduled": 5,
             "pending_seconds": 60,
-            "notify": f"{CustomWebhookNotificationBlock.get_block_type_slug()}/{name}",
         }
     )
     bootstrap(plan, settings=SETTINGS)
@@ -227,20 +199,6 @@ def test_two_plans_on_one_server_leave_each_other_alone(plan: BootstrapPlan, cli
     }
     for each in (plan, other):
         assert {change.outcome for change in bootstrap(each, settings=SETTINGS)} == {BootstrapOutcome.UNCHANGED}
-
-
-@pytest.mark.parametrize(
-    ("notify", "message"),
-    [("ops", "'ops' is not TYPE/NAME"), ("slack-webhook/ops", "the server has no block 'slack-webhook/ops'")],
-)
-def test_an_unknown_notification_block_is_refused(
-    plan: BootstrapPlan, client: SyncPrefectClient, notify: str, message: str
-) -> None:
-    """A notification block that does not exist is refused in words before anything is created."""
-    with pytest.raises(ConfigurationError, match=message):
-        bootstrap(plan.model_copy(update={"notify": notify}), settings=SETTINGS)
-    with pytest.raises(ObjectNotFound):
-        client.read_work_pool(plan.work_pool)
 
 
 def test_a_pool_of_another_type_is_kept(plan: BootstrapPlan) -> None:
@@ -283,13 +241,6 @@ def test_the_command_prints_what_it_did(
         assert [
             (line[:3], " ".join(line[3:-2] or line[3:])) for line in lines if f"{plan.work_pool}/pipeline" in line
         ] == [(["work", "queue", f"{plan.work_pool}/pipeline"], said)]
-
-
-def test_where_no_server_is_configured_it_says_which_one_is_set_up() -> None:
-    """Without PREFECT_API_URL the embedded server is set up, and the command says so."""
-    assert note_on_server() is None
-    with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        assert "PREFECT_API_URL is not set" in str(note_on_server())
 
 
 @pytest.mark.parametrize("script", [deployments.bootstrap, deployments.serve])

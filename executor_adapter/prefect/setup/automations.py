@@ -1,9 +1,8 @@
 """The automations that watch jobs and flow runs. Their triggers fire on an open-source server.
 
-Each does nothing but fire, which the server records as an event and the UI shows, unless the plan names a notification
-block. A lost flow run also becomes Crashed, and where the plan says so, runs that crashed, or that nothing has started,
-are scheduled again. All of this is about the plan's work pool, whose name each automation has, so plans of two pools
-share a server. No automation changes a flow run outside the pool.
+Each does nothing but fire, which the server records as an event and the UI shows. A lost flow run also becomes Crashed,
+and where the plan says so, runs that crashed, or that nothing has started, are scheduled again. All of this is about
+the plan's work pool, whose name each automation has, so plans of two pools share a server.
 
 A tag of each automation is the fingerprint of its trigger. It tells a trigger that people have changed from one that
 another plan of the pool has made.
@@ -16,11 +15,10 @@ import json
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
 from prefect.events import AutomationCore, CompoundTrigger, EventTrigger, Posture
-from prefect.events.actions import ChangeFlowRunState, DoNothing, SendNotification
+from prefect.events.actions import ChangeFlowRunState, DoNothing
 
 from executor_adapter.prefect.setup.plan import BootstrapPlan
 
@@ -47,25 +45,14 @@ PAUSES = frozenset(f"{FLOW_RUNS}{name}" for name in ("Paused", "Suspended", "Awa
 STARTS = frozenset({HEARTBEAT, f"{FLOW_RUNS}Running", f"{FLOW_RUNS}Retrying", f"{FLOW_RUNS}AwaitingConcurrencySlot"})
 """Events of a flow run whose process, or whose worker, lives."""
 
-SUBJECT = "{{ automation.name }}"
-BODY = """\
-{{ automation.description }}
 
-Event: {{ event.event }}
-{% if flow_run is defined and flow_run %}Flow run: {{ flow_run.name }}, {{ flow_run | ui_url }}
-{% endif %}{% if event.payload.error_message is defined %}Error: {{ event.payload.error_message }}
-{% endif %}{% if event.payload.message is defined %}{{ event.payload.message }}
-{% endif %}"""
+def automations(plan: BootstrapPlan) -> list[AutomationCore]:
+    """Return all automations of a plan."""
+    return [*_watching(plan), *_scheduling_again(plan)]
 
 
-def automations(plan: BootstrapPlan, notify: UUID | None = None) -> list[AutomationCore]:
-    """Return all automations of a plan; all but `_lost` also send a message to the notification block `notify`."""
-    return [*_watching(plan, notify), *_scheduling_again(plan, notify)]
-
-
-def _watching(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCore]:
+def _watching(plan: BootstrapPlan) -> Iterator[AutomationCore]:
     failed = {RESOURCE_ID: f"{FLOW_RUNS}*", "prefect.state-type": StateType.FAILED.value}
-    related = {} if plan.watch_all else _runs_of_pool(plan)
     for name, event, labels, description in (
         ("job near its limit", f"{HEALTH}near-limit", {}, "A job is near its max_runtime or deadline, and ends at it."),
         ("job past its limit", f"{JOBS}timed-out", {}, "A job exceeded a time limit and is not retried."),
@@ -75,12 +62,12 @@ def _watching(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCo
         ("crashed flow run", CRASHED, {}, "A flow run crashed."),
         ("missed schedule", f"{FLOW_RUNS}Late", {}, "A flow run has not started in time: does a worker run?"),
     ):
-        trigger = _trigger(plan, expect={event}, match=labels, match_related=related)
-        yield _automation(plan, name, description, trigger, [], notify)
+        trigger = _trigger(plan, expect={event}, match=labels)
+        yield _automation(plan, name, description, trigger)
     yield _lost(plan)
 
 
-def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCore]:
+def _scheduling_again(plan: BootstrapPlan) -> Iterator[AutomationCore]:
     """Yield the automations that schedule a flow run of the plan's work pool once more."""
     if plan.crashes_rescheduled:
         # The server counts the starts of a flow run, so that one which always crashes is not run for ever.
@@ -90,8 +77,8 @@ def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[Auto
             f"{plan.crashes_rescheduled} times. It is scheduled again."
         )
         again = _schedule("Scheduled again, because it crashed")
-        yield _automation(plan, "restart a crashed run", description, trigger, [again], notify)
-        yield _unstarted(plan, notify)
+        yield _automation(plan, "restart a crashed run", description, trigger, again)
+        yield _unstarted(plan)
     if plan.pending_seconds is not None:
         trigger = _trigger(
             plan,
@@ -105,7 +92,7 @@ def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[Auto
             f"{plan.pending_seconds} s. It is scheduled again."
         )
         again = _schedule(f"Scheduled again, because it had not started within {plan.pending_seconds} s")
-        yield _automation(plan, "restart a stuck run", description, trigger, [again], notify)
+        yield _automation(plan, "restart a stuck run", description, trigger, again)
 
 
 def _schedule(message: str) -> ChangeFlowRunState:
@@ -130,7 +117,7 @@ def _crashed(plan: BootstrapPlan, starts: Iterable[int], **fields: Any) -> Event
     return _trigger(plan, expect={CRASHED}, match=match, **fields)
 
 
-def _unstarted(plan: BootstrapPlan, notify: UUID | None) -> AutomationCore:
+def _unstarted(plan: BootstrapPlan) -> AutomationCore:
     """Return the automation on flow runs that crash before they start, of which the server counts no starts."""
     restarts = min(plan.crashes_rescheduled, UNSTARTED_RESTARTS)
     # A trigger fires once for a flow run within its window: the first one at the first crash, the next at the second.
@@ -141,14 +128,13 @@ def _unstarted(plan: BootstrapPlan, notify: UUID | None) -> AutomationCore:
     )
     again = _schedule("Scheduled again, because it crashed before it started")
     trigger = CompoundTrigger(require="any", triggers=triggers, within=timedelta(0))
-    return _automation(plan, "restart an unstarted run", description, trigger, [again], notify)
+    return _automation(plan, "restart an unstarted run", description, trigger, again)
 
 
 def _lost(plan: BootstrapPlan) -> AutomationCore:
     """Return the automation on flow runs whose heartbeats have stopped although they have not ended.
 
-    It sends no message. The server may learn late that a flow run has ended, and this then fires, but crashes nothing.
-    The message on a flow run that it has crashed is that of "crashed flow run".
+    The server may learn late that a flow run has ended, and this then fires, but crashes nothing.
     """
     seconds = MISSED_HEARTBEATS * plan.heartbeat_seconds
     trigger = _trigger(
@@ -164,7 +150,7 @@ def _lost(plan: BootstrapPlan) -> AutomationCore:
         f"A flow run of the work pool {plan.work_pool} has sent no heartbeat for {seconds} s, four times the longest "
         "interval of the pool, and has not ended. It becomes Crashed."
     )
-    return _automation(plan, "flow run without heartbeat", description, trigger, [crash])
+    return _automation(plan, "flow run without heartbeat", description, trigger, crash)
 
 
 def _automation(
@@ -172,17 +158,14 @@ def _automation(
     name: str,
     description: str,
     trigger: EventTrigger | CompoundTrigger,
-    actions: list[Any],
-    notify: UUID | None = None,
+    action: ChangeFlowRunState | None = None,
 ) -> AutomationCore:
-    if notify is not None:
-        actions = [*actions, SendNotification(block_document_id=notify, subject=SUBJECT, body=BODY)]
     automation = AutomationCore(
         name=f"executor-adapter {plan.work_pool}: {name}",  # Each pool's own: plans of two teams share a server.
         description=description,
         tags=[TAG],
         trigger=trigger,
-        actions=actions or [DoNothing()],
+        actions=[action or DoNothing()],
     )
     return with_all_fields(automation, tags=[TAG, fingerprint(automation)])
 
@@ -218,9 +201,5 @@ def fingerprint(automation: AutomationCore) -> str:
 
 
 def is_edited(automation: AutomationCore) -> bool:
-    """Return whether people have changed the trigger since a bootstrap made it.
-
-    An automation with the tag alone was made before triggers had a fingerprint.
-    """
-    marks = [tag for tag in automation.tags if tag.startswith(FINGERPRINT)]
-    return fingerprint(automation) not in marks if marks else TAG not in automation.tags
+    """Return whether people have changed the trigger since a bootstrap made it."""
+    return fingerprint(automation) not in automation.tags

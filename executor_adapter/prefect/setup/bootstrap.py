@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -16,17 +15,13 @@ from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitUpdate,
     VariableCreate,
     WorkPoolCreate,
-    WorkPoolUpdate,
 )
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.events import AutomationCore
-from prefect.events.actions import DoNothing, SendNotification
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import get_current_settings
 
 from executor_adapter.blocks import JobExecutorBlock
 from executor_adapter.config import Settings, load_config
-from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.prefect.setup.automations import (
     FINGERPRINT,
     automations,
@@ -75,20 +70,13 @@ def bootstrap(
         dry_run: only find out what would be done.
 
     Raises:
-        ConfigurationError: the configuration is wrong, or `plan.notify` names no notification block of the server.
+        ConfigurationError: the configuration is wrong.
         httpx.HTTPError: the server cannot be reached.
     """
     plan = plan or BootstrapPlan()
     settings = settings or load_config()
     with get_client(sync_client=True) as client:
         return list(Bootstrap(client, plan, settings, dry_run).run())
-
-
-def note_on_server() -> str | None:
-    """Return what to know where no server is configured: then this machine's embedded one is set up."""
-    if get_current_settings().api.url:
-        return None
-    return "PREFECT_API_URL is not set: this is about the database of this machine, which a server started here uses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +90,6 @@ class Bootstrap:
 
     def run(self) -> Iterator[BootstrapChange]:
         """Yield what was done about each thing."""
-        notify = self._notification_block()  # First, because a wrong name must leave everything as it is.
         yield self._work_pool()
         # In the order of their priorities: the server moves others down to make room for one.
         for name, priority in sorted(self.plan.work_queues.items(), key=lambda item: item[1]):
@@ -116,7 +103,7 @@ class Bootstrap:
             yield self._executor_block(self.plan.executor_block)
         if self.plan.automations:
             longest = self._longest_heartbeat_seconds()
-            for wanted in automations(self.plan.model_copy(update={"heartbeat_seconds": longest}), notify):
+            for wanted in automations(self.plan.model_copy(update={"heartbeat_seconds": longest})):
                 yield self._automation(wanted)
 
     def _settle(
@@ -149,12 +136,10 @@ class Bootstrap:
     # --- pools, queues, limits, variables, blocks ---
 
     def _work_pool(self) -> BootstrapChange:
-        client, plan, known = self.client, self.plan, _found(self.client.read_work_pool, self.plan.work_pool)
-        declared = {} if plan.work_pool_limit is None else {"concurrency_limit": plan.work_pool_limit}
-        first = {"type": plan.work_pool_type}
-        create = functools.partial(client.create_work_pool, WorkPoolCreate(name=plan.work_pool, **first, **declared))
-        change = functools.partial(client.update_work_pool, plan.work_pool, WorkPoolUpdate(**declared))
-        return self._settle("work pool", plan.work_pool, known, create, change, declared=declared, first=first)
+        name, first = self.plan.work_pool, {"type": self.plan.work_pool_type}
+        known = _found(self.client.read_work_pool, name)
+        create = functools.partial(self.client.create_work_pool, WorkPoolCreate(name=name, **first))
+        return self._settle("work pool", name, known, create, declared={}, first=first)
 
     def _work_queue(self, name: str, priority: int) -> BootstrapChange:
         client, pool = self.client, self.plan.work_pool
@@ -192,21 +177,6 @@ class Bootstrap:
 
     # --- automations ---
 
-    def _notification_block(self) -> UUID | None:
-        if self.plan.notify is None:
-            return None
-        slug, separator, name = self.plan.notify.partition("/")
-        if not separator:
-            raise ConfigurationError(
-                f"notify: {self.plan.notify!r} is not TYPE/NAME: give slack-webhook/ops, for example"
-            )
-        known = _found(self.client.read_block_document_by_name, name, slug, include_secrets=False)
-        if known is None:
-            raise ConfigurationError(
-                f"notify: the server has no block {self.plan.notify!r}: create it in the UI, or save it in Python"
-            )
-        return UUID(str(known.id))
-
     def _longest_heartbeat_seconds(self) -> int:
         """Return the longest interval between two heartbeats of a flow run of the pool, by the plan or a deployment."""
         pool = _found(self.client.read_work_pool, self.plan.work_pool)
@@ -225,17 +195,10 @@ class Bootstrap:
         if known is None:
             create = functools.partial(client.create_automation, wanted)
             return self._settle("automation", wanted.name, None, create, declared={}, first={})
-        sends = {_block_of(action) for action in known.actions}
-        missing = [action for action in wanted.actions if (block := _block_of(action)) and block not in sends]
-        declared = {f"message to block {_block_of(action)}": "sent" for action in missing}
-        kept = [action for action in known.actions if not (missing and isinstance(action, DoNothing))]
-        fields: dict[str, Any] = {"actions": kept + missing}
         edited = is_edited(known)
-        if not edited:
-            tags = [tag for tag in known.tags if not tag.startswith(FINGERPRINT)]
-            fields |= {"description": wanted.description, "trigger": wanted.trigger}
-            fields["tags"] = list(dict.fromkeys([*tags, *wanted.tags]))
-            declared |= trigger | {"description": wanted.description, "tags": sorted(fields["tags"])}
+        tags = list(dict.fromkeys([*(tag for tag in known.tags if not tag.startswith(FINGERPRINT)), *wanted.tags]))
+        fields = {"description": wanted.description, "trigger": wanted.trigger, "tags": tags}
+        declared = {} if edited else trigger | {"description": wanted.description, "tags": sorted(tags)}
         now = trigger_facts(known) | {"description": known.description, "tags": sorted(known.tags)}
 
         def change() -> None:
@@ -251,8 +214,3 @@ def _found(read: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return read(*args, **kwargs)
     except ObjectNotFound:
         return None
-
-
-def _block_of(action: object) -> UUID | None:
-    """Return the block through which an action sends a message; None for all other actions."""
-    return action.block_document_id if isinstance(action, SendNotification) else None

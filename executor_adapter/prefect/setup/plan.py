@@ -28,8 +28,6 @@ class BootstrapPlan(BaseModel):
     """The work pool that runs the deployments."""
     work_pool_type: str = "process"
     """Its type, if it has to be created: process, docker, kubernetes, ..."""
-    work_pool_limit: Annotated[int, Field(ge=0)] | None = None
-    """Flow runs of the pool that may run at once; null: the server's value stays."""
     work_queues: dict[str, Annotated[int, Field(ge=1)]] = {
         "collection": 1,
         "processing": 2,
@@ -45,9 +43,6 @@ class BootstrapPlan(BaseModel):
     """The name of a JobExecutorBlock with the configuration's number of workers. One that exists stays as it is."""
     automations: bool = True
     """Whether the automations that watch jobs and flow runs of the pool are created."""
-    watch_all: bool = False
-    """Whether those that change no flow run also watch what the pool does not run: what other pools do, `serve`, and a
-    flow run by hand."""
     heartbeat_seconds: Annotated[int, Field(ge=30)] = DEFAULT_HEARTBEAT_SECONDS
     """The longest interval between two heartbeats of the pool's flow runs; a deployment of the pool may have a longer
     one. After four without one a flow run becomes Crashed."""
@@ -57,8 +52,6 @@ class BootstrapPlan(BaseModel):
     pending_seconds: Annotated[int, Field(ge=30)] | None = None
     """Seconds in which a flow run that a worker of the pool took must start, or it is scheduled again: longer than the
     start of a container takes. null: any time."""
-    notify: str | None = None
-    """A notification block, as TYPE/NAME (slack-webhook/ops): the automations send their messages to it."""
 
 
 def read_plan(file: Path) -> BootstrapPlan:
