@@ -18,17 +18,15 @@ JOB_EVENTS = {
     "quarantined": "The job crashed more workers than its policy allows; sent in addition to the above.",
     "retried": "An attempt failed, and another follows.",
     "cancelled": "The job was cancelled.",
-    "completed": "The job completed. Not sent unless `kinds` asks for it.",
 }
 
 
 def reference() -> str:
     """Both families of events, each with what its resource is."""
     jobs = importlib.import_module(JobEvents.__module__)
-    if JOB_EVENTS.keys() != set(jobs.ALL_KINDS):
-        raise ValueError(f"describe the events of jobs: {set(jobs.ALL_KINDS) ^ JOB_EVENTS.keys()}")
-    default = {kind: "yes" if kind in jobs.KINDS else "no" for kind in JOB_EVENTS}
-    rows = [(code(jobs.PREFIX + kind), said, default[kind]) for kind, said in JOB_EVENTS.items()]
+    if JOB_EVENTS.keys() != set(jobs.KINDS):
+        raise ValueError(f"describe the events of jobs: {set(jobs.KINDS) ^ JOB_EVENTS.keys()}")
+    rows = [(code(jobs.PREFIX + kind), said) for kind, said in JOB_EVENTS.items()]
     prefix = importlib.import_module(emit_alert.__module__).HEALTH_PREFIX
     members = griffe.load("executor_adapter", resolve_aliases=True)["monitoring.AlertKind"].members
     alerts = [(code(f"{prefix}{kind}"), members[kind.name].docstring.value) for kind in AlertKind]
@@ -38,7 +36,7 @@ def reference() -> str:
             "",
             "Sent by [`job_events`](prefect.md#executor_adapter.prefect.job_events).",
             "",
-            table(("event", "when", "sent by default"), rows),
+            table(("event", "when"), rows),
             "## Health",
             "",
             "Sent by [`emit_alert`](prefect.md#executor_adapter.prefect.emit_alert).",

@@ -275,7 +275,7 @@ def test_every_event_is_in_the_reference(reference: Reference) -> None:
     """Each event of a job and each alert, by its full name."""
     jobs = importlib.import_module(JobEvents.__module__)
     alerts = importlib.import_module(emit_alert.__module__).HEALTH_PREFIX
-    names = {jobs.PREFIX + kind for kind in jobs.ALL_KINDS} | {f"{alerts}{kind}" for kind in monitoring.AlertKind}
+    names = {jobs.PREFIX + kind for kind in jobs.KINDS} | {f"{alerts}{kind}" for kind in monitoring.AlertKind}
     assert len(names) >= 10
     assert names <= reference("events")
 

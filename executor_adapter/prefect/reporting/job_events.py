@@ -11,7 +11,6 @@
     executor-adapter.job.quarantined    it has killed more workers than its policy allows
     executor-adapter.job.retried        an attempt failed, and another one follows
     executor-adapter.job.cancelled      it was cancelled
-    executor-adapter.job.completed      it completed; sent only if asked for
 
 The resource is the job, `executor-adapter.job.ID`, and the flow run is a related resource.
 
@@ -35,13 +34,12 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect.events import emit_event
 
-from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.job import CRASHES, JobStatus, Transition
 from executor_adapter.monitoring import Alert
@@ -52,23 +50,12 @@ from executor_adapter.prefect.reporting.background import BackgroundCalls
 
 PREFIX = "executor-adapter.job."
 KINDS = ("failed", "timed-out", "crashed", "out-of-memory", "quarantined", "retried", "cancelled")
-"""The kinds that are sent by default."""
-
-ALL_KINDS = (*KINDS, "completed")
 
 
 class JobEvents:
-    """An observer of `executor` that sends events; see `job_events`. Make it in the flow run, if there is one.
+    """An observer of `executor` that sends events; see `job_events`. Make it in the flow run, if there is one."""
 
-    Raises:
-        InvalidJobError: a kind is unknown.
-    """
-
-    def __init__(self, executor: JobExecutor, kinds: Iterable[str] = KINDS) -> None:
-        self._kinds = frozenset(kinds)
-        if unknown := self._kinds.difference(ALL_KINDS):
-            said = ", ".join(sorted(unknown))
-            raise InvalidJobError(f"unknown kinds of events: {said}: choose from {', '.join(ALL_KINDS)}")
+    def __init__(self, executor: JobExecutor) -> None:
         self._executor = executor
         self._related: list[Any] = json.loads(f"[{flow_run_facts().related}]")
         self._calls = BackgroundCalls("job-events")
@@ -76,15 +63,14 @@ class JobEvents:
     def __call__(self, transition: Transition) -> None:
         if transition.status is JobStatus.RETRYING:
             self._put("retried", transition)
-        elif transition.status.is_terminal:
+        elif transition.status.is_terminal and transition.status is not JobStatus.COMPLETED:
             code = transition.job.error_code if transition.error is not None else None
             self._put(_with_dashes(state_kind(transition.status, error_code=code).name), transition)
             if code in CRASHES and any(transition.job is job for job in self._executor.quarantined()):
                 self._put("quarantined", transition)
 
     def _put(self, kind: str, transition: Transition) -> None:
-        if kind in self._kinds:
-            self._calls.put(functools.partial(self._emit, kind, snapshot_of(transition)))
+        self._calls.put(functools.partial(self._emit, kind, snapshot_of(transition)))
 
     def close(self) -> None:
         """Send the remaining events."""
@@ -105,13 +91,13 @@ def _resource(job: JobSnapshot) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def job_events(*, executor: JobExecutor | None = None, kinds: Iterable[str] = KINDS) -> Iterator[JobEvents]:
+def job_events(*, executor: JobExecutor | None = None) -> Iterator[JobEvents]:
     """Send events for the jobs that an executor, by default the current one, runs in the block.
 
     An automation can then trigger on `executor-adapter.job.crashed`, for example. A thread sends the events.
     """
     executor = executor or current_executor()
-    events = JobEvents(executor, kinds)
+    events = JobEvents(executor)
     executor.add_observer(events)
     try:
         yield events
