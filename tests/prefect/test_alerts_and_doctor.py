@@ -91,14 +91,12 @@ def test_doctor_accepts_a_tuned_recorder(prefect_api: str) -> None:
 def test_a_prefect_that_is_newer_than_was_tested_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says it once in a process, and doctor each time; this Prefect is none of these."""
-    assert server.untested_prefect() is None
+    """The log says it once in a process."""
     monkeypatch.setattr(server, "NEWEST_TESTED", (3, 5))
     server.warn_of_untested_prefect.cache_clear()
     for _ in range(2):
         server.warn_of_untested_prefect()
     assert caplog.text.count("is newer than 3.5, the newest that executor_adapter was tested with") == 1
-    assert by_name(checks())["prefect"].level is Level.WARNING
 
 
 def test_doctor_reports_a_server_that_does_not_answer() -> None:

@@ -221,22 +221,16 @@ NEWEST_TESTED = (3, 9)
 """The newest Prefect that all tests have passed with."""
 
 
-def untested_prefect(version: str = prefect.__version__) -> str | None:
-    """Return what to know of a Prefect that is newer than those that were tested; None for any other."""
-    if tuple(map(int, version.split(".")[:2])) <= NEWEST_TESTED:
-        return None
-    newest = ".".join(map(str, NEWEST_TESTED))
-    return (
-        f"Prefect {version} is newer than {newest}, the newest that executor_adapter was tested with: look for a newer"
-        f" executor_adapter, or install 'prefect=={newest}.*' if something does not work"
-    )
-
-
 @functools.cache
-def warn_of_untested_prefect() -> None:
-    """Log once in this process what to know of an untested Prefect."""
-    if note := untested_prefect():
-        logger.warning(note)
+def warn_of_untested_prefect(version: str = prefect.__version__) -> None:
+    """Log once in this process that Prefect is newer than those that were tested."""
+    if tuple(map(int, version.split(".")[:2])) > NEWEST_TESTED:
+        newest = ".".join(map(str, NEWEST_TESTED))
+        logger.warning(
+            "Prefect %s is newer than %s, the newest that executor_adapter was tested with: look for a newer"
+            " executor_adapter, or install 'prefect==%s.*' if something does not work",
+            *(version, newest, newest),
+        )
 
 
 def server_name() -> str:
