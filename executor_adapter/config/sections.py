@@ -345,11 +345,11 @@ class MonitoringSettings(Section):
     """Time between two checks."""
 
 
-MirrorMode = Literal["auto", "always", "never"]
+MirrorMode = Literal["auto", "never"]
 
 
 class PrefectSettings(Section):
     """Sets how the schedulers use Prefect."""
 
     mirror: MirrorMode = "auto"
-    """Whether their jobs are shown as task runs: auto (where a Prefect API is configured), always or never."""
+    """Whether their jobs are shown as task runs: auto (where a Prefect API is configured) or never."""

@@ -46,10 +46,10 @@ def mirror_for(mode: MirrorMode, observers: Iterable[Observer]) -> SchedulerMirr
     It asks no server, but it may import Prefect, which is too slow for an event loop's thread. Where Prefect cannot be
     used, it logs a warning and returns None.
     """
-    if mode == "never" or (mode == "auto" and not _is_hinted_at()):
+    if mode == "never" or not _is_hinted_at():
         return None
     try:
-        made: SchedulerMirror | None = _imported(MIRROR).make_mirror(observers, always=mode == "always")
+        made: SchedulerMirror | None = _imported(MIRROR).make_mirror(observers)
     except Exception as error:
         logger.warning("jobs are not mirrored, since Prefect cannot be used here: %s: %s", type(error).__name__, error)
         return None

@@ -99,7 +99,6 @@ class Soak:
         self.settings = Settings.model_validate(
             {
                 "store": {"url": f"sqlite:///{folder / 'jobs.db'}"},
-                "prefect": {"mirror": "always"},
                 "executor": {"preload": (*PRELOAD, "tests.acceptance.soak", "httpx"), "kill_grace": 0.2},
                 "collection": {"max_concurrent_jobs": 2},
             }

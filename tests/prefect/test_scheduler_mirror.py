@@ -21,7 +21,6 @@ from prefect.settings import (
     PREFECT_API_REQUEST_TIMEOUT,
     PREFECT_API_URL,
     PREFECT_CLOUD_API_URL,
-    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     temporary_settings,
 )
 
@@ -48,7 +47,6 @@ Mirrors = Callable[[], int]
 
 ONCE = RetryPolicy(retry_attempts=1, retry_delay=0.1)
 NEVER = Settings(prefect=PrefectSettings(mirror="never"))
-ALWAYS = Settings(prefect=PrefectSettings(mirror="always"))
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -156,7 +154,7 @@ def test_a_mirror_among_the_observers_is_the_only_one(prefect_api: str, observer
     async def main() -> None:
         with PrefectMirror() as mirror:
             own = mirror if observer == "mirror" else mirror.__call__
-            scheduler = CollectionScheduler(1, config=ALWAYS, observers=[own])
+            scheduler = CollectionScheduler(1, config=Settings(), observers=[own])
             await run_jobs(scheduler, quick())
             assert mirrors() == 1
             scheduler.close()
@@ -244,15 +242,14 @@ def test_with_never_nothing_is_mirrored(api: Api, mirrors: Mirrors) -> None:
 # --- Prefect cannot be used ---
 
 
-@pytest.mark.parametrize("mode", ["auto", "always"])
 def test_jobs_run_where_prefect_cannot_be_imported(
-    prefect_api: str, mode: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Jobs run where Prefect cannot be imported, and one warning states that they are not mirrored."""
     monkeypatch.setattr("executor_adapter.scheduler.mirroring.MIRROR", "not_installed")
 
     async def main() -> None:
-        scheduler = CollectionScheduler(1, config=Settings(prefect=PrefectSettings(mirror=mode)))
+        scheduler = CollectionScheduler(1, config=Settings())
         await run_jobs(scheduler, job := quick())
         assert job.status is JobStatus.COMPLETED
         await scheduler.stop()
@@ -262,19 +259,6 @@ def test_jobs_run_where_prefect_cannot_be_imported(
     assert warning == (
         "jobs are not mirrored, since Prefect cannot be used here: ModuleNotFoundError: No module named 'not_installed'"
     )
-
-
-def test_always_without_any_server_is_a_warning(prefect_api: str, caplog: pytest.LogCaptureFixture) -> None:
-    """With "always" but no server, a warning names the setting to change."""
-
-    async def main() -> None:
-        scheduler = CollectionScheduler(1, config=ALWAYS)
-        with temporary_settings({PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
-            await run_jobs(scheduler, quick())
-        scheduler.close()
-
-    run(main)
-    assert "set PREFECT_API_URL" in caplog.text
 
 
 @pytest.fixture

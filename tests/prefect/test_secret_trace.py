@@ -123,7 +123,6 @@ def test_a_secret_is_in_no_output(prefect_api: str, tmp_path: Path) -> None:
             "lake": str(data / "lake"),
             "store": {"url": f"sqlite:///{data / 'jobs.db'}", "pickle_arguments": True},
             "job": {"retry_attempts": 0},
-            "prefect": {"mirror": "always"},
             "tools": {"orders": tool | {"credential": {"env": "ORDERS_TOKEN"}}, "people": tool | by_name},
         }
         (data / "config.yaml").write_text(yaml.safe_dump(config))

@@ -201,7 +201,7 @@ def test_settings_are_frozen() -> None:
         ("executor: {max_workers: yes}", "executor.max_workers: True is not allowed: must be a number"),
         ("collection: {job_timeout: .inf}", "collection.job_timeout: inf is not allowed: must be a finite"),
         ("collection:", "collection: None is not allowed: must be a mapping of keys to values"),
-        ("prefect: {mirror: off}", "prefect.mirror: False is not allowed: must be 'auto', 'always' or 'never'"),
+        ("prefect: {mirror: off}", "prefect.mirror: False is not allowed: must be 'auto' or 'never'"),
         (
             "colection: {}",
             "colection is not a key: did you mean collection? allowed are cluster, collection",

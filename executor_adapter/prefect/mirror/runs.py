@@ -190,19 +190,10 @@ DRAIN_TIMEOUT = 10.0
 """Seconds for all states when the executor is closed; final states get HURRIED_CLOSE_SECONDS more."""
 
 
-def make_mirror(observers: Iterable[Observer], *, always: bool) -> PrefectSchedulerMirror | None:
-    """Return the mirror of a scheduler's next executor; None if an observer is one, or no API is configured.
-
-    With `always` and no configured API the embedded server is used, if Prefect's settings allow it.
-    """
-    if any(isinstance(getattr(observer, "__self__", observer), PrefectMirror) for observer in observers):
-        return None
-    settings = get_current_settings()
-    if settings.api.url is not None or (always and settings.server.ephemeral.enabled):
-        return PrefectSchedulerMirror()
-    if always:
-        logger.warning("jobs are not mirrored: set PREFECT_API_URL, or allow Prefect's embedded server")
-    return None
+def make_mirror(observers: Iterable[Observer]) -> PrefectSchedulerMirror | None:
+    """Return the mirror of a scheduler's next executor; None if an observer is one, or no API is configured."""
+    is_mirrored = any(isinstance(getattr(each, "__self__", each), PrefectMirror) for each in observers)
+    return None if is_mirrored or get_current_settings().api.url is None else PrefectSchedulerMirror()
 
 
 class PrefectSchedulerMirror:
