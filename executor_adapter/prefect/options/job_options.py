@@ -90,14 +90,10 @@ def _translated(options: Mapping[str, Any], retries: int | None) -> dict[str, An
     job: dict[str, Any] = {}
     if options.get("timeout_seconds") is not None:
         job["max_runtime"] = options["timeout_seconds"]
-    if options.get("retry_delay_seconds") is not None:
+    delays, jitter = options.get("retry_delay_seconds"), options.get("retry_jitter_factor")
+    if delays is not None or jitter is not None:
         attempts = options.get("retries", options.get("retry_attempts", retries))
-        delays, jitter = options["retry_delay_seconds"], options.get("retry_jitter_factor")
         job["retry"] = policy_from_prefect(attempts, delays, jitter)
-    elif options.get("retry_jitter_factor") is not None:
-        raise InvalidJobError(
-            "retry_jitter_factor needs retry_delay_seconds: give both, or retry=RetryPolicy(jitter=...)"
-        )
     elif options.get("retries") is not None:
         job["retry_attempts"] = options["retries"]
     return job

@@ -12,7 +12,6 @@ from typing import Any
 
 from prefect import Task
 
-from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import RetryPolicy
 
 MAX_DELAYS = 50
@@ -27,25 +26,14 @@ def policy_from_prefect(retries: int | None, delays: Delays, jitter: float | Non
     Without `retries` it has none, and leaves `retry_attempts` unset for the executor's settings to fill in.
 
     Raises:
-        InvalidJobError: the delays are neither a number, nor a list of numbers, nor a callable that returns one; or the
-            jitter is negative.
+        InvalidJobError: a delay is no number of seconds, or the jitter is negative.
     """
     given = delays(MAX_DELAYS if retries is None else retries) if callable(delays) else delays
     listed = given if isinstance(given, list | tuple) else (given or 0.0,)
-    if not all(_is_delay(delay) for delay in listed):
-        raise InvalidJobError(
-            f"retry_delay_seconds={delays!r}: give seconds, a list of them, or a callable that makes one of `retries`"
-        )
-    if jitter is not None and not _is_delay(jitter):
-        raise InvalidJobError(f"retry_jitter_factor={jitter!r}: give a share of the delay, 0 or more")
     policy = RetryPolicy(retry_attempts=retries or 0, delays=tuple(listed), jitter=min(1.0, jitter or 0.0), **fields)
     if retries is None:
         policy.model_fields_set.remove("retry_attempts")
     return policy
-
-
-def _is_delay(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def policy_of_task(task: Task[..., Any]) -> RetryPolicy:
