@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 394,
     "pools/process": 1_520,
     "pools/transport": 572,
-    "prefect": 5_673,
+    "prefect": 5_663,
     "scheduler": 421,
     "store": 1_700,
     "supervision": 2_465,

@@ -7,10 +7,8 @@ import functools
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Self
-from uuid import UUID
 
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
@@ -145,33 +143,22 @@ async def await_job_task(job_run: JobRun, run: Callable[[], Any]) -> Any:
 def _run_and_record(run: Callable[[], Any]) -> Any:
     """Call `run()`, and wait until the server has recorded how the task run ended where no task runner does so.
 
-    That is in a worker process, and under a runner that is not notified of the flow run's end. The last of the
-    concurrent calls waits; only for a few seconds if a signal or another BaseException ends the process.
+    That is in a worker process, and under a runner that is not notified of the flow run's end. If a signal or another
+    BaseException ends the process, the server gets only a few seconds.
     """
     if not _must_wait_for_server():
         return run()
     flow_run_id = current_flow_run_id()
-    with _lock:
-        _calls[flow_run_id] += 1
-    wait = functools.partial(runs.drain, flow_run_id)
     try:
-        return run()
-    except BaseException as error:
-        if not isinstance(error, Exception):
-            wait = functools.partial(runs.close, flow_run_id, timeout=remaining_close_seconds(time.monotonic()))
+        value = run()
+    except Exception:
+        runs.drain(flow_run_id)
         raise
-    finally:
-        with _lock:
-            _calls[flow_run_id] -= 1
-            is_last = not _calls[flow_run_id]
-            if is_last:
-                del _calls[flow_run_id]
-        if is_last:
-            wait()
-
-
-_calls: Counter[UUID | None] = Counter()
-"""The number of calls in progress that have to wait for the server, by flow run."""
+    except BaseException:
+        runs.close(flow_run_id, timeout=remaining_close_seconds(time.monotonic()))
+        raise
+    runs.drain(flow_run_id)
+    return value
 
 
 def _must_wait_for_server() -> bool:
