@@ -88,6 +88,23 @@ def test_an_interrupted_landing_is_not_found_and_is_continued(tmp_path: Path) ->
     assert len(landing(tmp_path).files) == 3
 
 
+INTERRUPTED = (
+    '{"name": "00001.json", "origin": "https://shop/orders?page=0", "received_at": "2026-11-30T22:18:40.080129+00:00", '
+    '"size": 1, "checksum": "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b", "rows": 1, '
+    '"details": {}}\n'
+)
+
+
+def test_a_landing_that_another_release_left_is_continued(tmp_path: Path) -> None:
+    """An update does not ask a source again for what is there: the names and the form of the files stay."""
+    left = tmp_path / "landing/shop/orders/2013-01/20261130T221840.077720Z-235d824e"
+    left.mkdir(parents=True)
+    (left / "00001.json").write_bytes(b"1")
+    (left / "files.ndjson").write_text(INTERRUPTED)
+    assert receive(tmp_path, [b"1", b"2"]) == [1]
+    assert landing(tmp_path).folder == left
+
+
 def test_an_old_or_different_landing_is_not_continued(tmp_path: Path) -> None:
     """A landing of other settings, or one that was interrupted long ago, is started anew."""
     with pytest.raises(ConnectionError):
