@@ -29,6 +29,7 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
+from prefect.states import Completed
 from pydantic import PrivateAttr
 
 from executor_adapter import Job, JobExecutor, current_job
@@ -66,7 +67,7 @@ async def use_prefect_async(word: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("pool", ["thread", "coroutine", "process"])
 def test_logger_print_and_runtime_work_in_every_pool(api: Api, executor: JobExecutor, pool: str) -> None:
-    """The function sees its task run and flow run, and its lines are logged once."""
+    """The function sees its task run, with what its arguments resolved to, and flow run; its lines are logged once."""
     task: Any = job_task(
         use_prefect_async if pool == "coroutine" else use_prefect, pool=pool, log_prints=True, name="say"
     )
@@ -74,7 +75,7 @@ def test_logger_print_and_runtime_work_in_every_pool(api: Api, executor: JobExec
     @flow(name="talk")
     def run() -> Any:
         with tags("around"):
-            future = task.submit("hello")
+            future = task.submit(Completed(data="hello"))
         return future.result(), future.task_run_id
 
     seen, task_run_id = run()
