@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from executor_adapter.pipeline.sources.files import find_files, land_file
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of
 from executor_adapter.pipeline.sources.reading import read_texts
 from executor_adapter.pipeline.storing import Collected, store_landing
-from executor_adapter.pipeline.tables import PARENT_ID, ConfiguredTable
+from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import connected
 
 SETTLE_TIME = 3600.0
@@ -63,15 +63,12 @@ def find_windows(
     return [Window(since=table.raw.next_since(SINGLE_WINDOW, table.settings.look_back, table.start))]
 
 
-def land(
-    table: ConfiguredTable, window: Window, *, known_parents: Collection[str] = (), is_over: bool = False
-) -> Landing:
+def land(table: ConfiguredTable, window: Window, *, is_over: bool = False) -> Landing:
     """Land one window of a table, whatever its source is; the body of a job in a thread.
 
     Args:
         table: the table, of a tool with a source.
         window: the window, one of `find_windows`.
-        known_parents: REST: ids of the resource that `for_each` names for which nothing is asked.
         is_over: REST: whether the window does not change any more: a landing that is there is returned, and the API is
             not asked again.
 
@@ -85,7 +82,7 @@ def land(
         case RestTool() as tool:
             from executor_adapter.pipeline.sources.rest.resource import land_resource
 
-            return land_resource(table, tool, window, known_parents=known_parents, is_over=is_over)
+            return land_resource(table, tool, window, is_over=is_over)
         case SqlTool() as tool:
             from executor_adapter.pipeline.sources.sql import land_query
 
@@ -133,7 +130,6 @@ def collect_window(table: ConfiguredTable, window: Window, *, again: bool = Fals
         table,
         # A file is landed as a whole.
         replace(window, since=None, until=None) if of_files else window,
-        known_parents=() if again or table.parent is None or table.is_whole else _known_parents(table, window),
         is_over=is_over.exists() and not again,
     )
     days = (window.since, window.until) if of_files else (None, None)
@@ -180,16 +176,11 @@ def read_sample(table: ConfiguredTable) -> str:
 def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
     """Make a table anew from its landings, without asking the source: after a change of types, or of what divides it.
 
-    If it is interrupted, call it again. The objects of a resource with `for_each` are asked for anew by the next run,
-    because a landing has those alone that were new.
+    If it is interrupted, call it again.
 
     Returns:
         `landings`: how many were read; `rows`, `rejected`: what they have given.
     """
-    if table.parent is not None and (days := table.raw.windows()):
-        shutil.rmtree(table.lake / "landing" / table.tool_name / table.name, ignore_errors=True)
-        with writing(_note_of(table, table.name, "since")) as file:
-            file.write(min(days).encode())
     for layer in table.layers:
         shutil.rmtree(layer.folder, ignore_errors=True)
         shutil.rmtree(layer.state, ignore_errors=True)
@@ -262,15 +253,6 @@ def _check_selected(table: ConfiguredTable, landing: Landing, done: Collected) -
             f"window {missing[0]!r} is not in {landing.files[0].origin}: the windows are "
             f"{', '.join(sorted((*done.windows, *done.unwanted)))}"
         )
-
-
-def _known_parents(table: ConfiguredTable, window: Window) -> frozenset[str]:
-    """Return the ids for which the table has objects in the window."""
-    schema = table.raw.schema()
-    if schema is None or PARENT_ID not in schema.names or table.raw.find(window.name) is None:
-        return frozenset()
-    with table.raw.reading(window.name) as batches:
-        return frozenset(each for batch in batches for each in batch[PARENT_ID].to_pylist())
 
 
 def _day(day: date) -> Window:

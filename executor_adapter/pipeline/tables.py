@@ -189,7 +189,7 @@ class ConfiguredTable:
     def unfit(self) -> LakeTable:
         """What is not a row, or does not fit the schema, with the reasons: windows of their own among the rejects."""
         # Where a part of a window is asked for at a time, the rejects of the parts before must stay.
-        return self._layer("rejected", key=("text",) if self.cursor or self.parent else ())
+        return self._layer("rejected", key=("text",) if self.cursor else ())
 
     @property
     def processed(self) -> LakeTable:

@@ -657,26 +657,15 @@ class States(Days):
         return super().settings() | {"path": "/states", "params": {"person": "{id}"}, "for_each": "people"}
 
     def asked_for(self, day: date) -> list[str] | None:
-        """Return the people of a day of whom no state is known; None: it cannot be found out who came."""
+        """Return the people of a day, of whom states are asked for; None: it cannot be found out who came."""
         name = day.isoformat()
         if day in self.people.asked() and not self.people.is_down(name):
-            found = [row["id"] for row in self.api.people_of(day)]
-        elif name in self.people.found:
-            found = self.people.found[name]
-        else:
-            return None
-        known = {row["parent_id"] for row in self.days.get(name, {}).values()}
-        return [each for each in found if each not in known]
+            return [row["id"] for row in self.api.people_of(day)]
+        return self.people.found.get(name)
 
     def fails(self) -> bool:
         ids = [self.asked_for(day) for day in self.asked()]
         return None in ids or (self.is_down() and any(ids))
-
-    def rebuilt(self) -> None:
-        """Without landings of its own, it asks again for all days that it had rows of."""
-        self.first = min(map(date.fromisoformat, [day for day, rows in self.days.items() if rows]), default=self.first)
-        self.final.clear()
-        self.days.clear()
 
     def collected(self) -> None:
         days = self.asked()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -37,21 +36,13 @@ _BY_CONTENT_TYPE = {
 }
 
 
-def land_resource(
-    table: ConfiguredTable,
-    tool: RestTool,
-    window: Window,
-    *,
-    known_parents: Collection[str] = (),
-    is_over: bool = False,
-) -> Landing:
+def land_resource(table: ConfiguredTable, tool: RestTool, window: Window, *, is_over: bool = False) -> Landing:
     """Ask for all pages of a resource in a window, and return the landing that has them.
 
     Args:
         table: the table of the resource.
         tool: the API; its `url` is set. Its request rate is shared under its name.
         window: the window; its bounds fill `{since}`, `{until}` and `{last}`.
-        known_parents: ids of the resource that `for_each` names for which nothing is asked.
         is_over: whether the window does not change any more: a landing that is there is returned.
 
     Raises:
@@ -64,9 +55,6 @@ def land_resource(
         return known
     rate = RequestRate(root / "landing" / table.tool_name / "request-rate", tool.request_rate)
     ids: list[str | None] = [None] if resource.for_each is None else _parent_ids(table, tool, resource.for_each, window)
-    if known_parents:
-        log("%s: %d parents are known, and not asked for again", table.name, sum(each in known_parents for each in ids))
-        ids = [each for each in ids if each not in known_parents]
     with (
         closing(ApiClient(tool, rate)) as client,
         receiving(root, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver,
@@ -198,27 +186,11 @@ class _Download:
             raise data_error(f"{answer.origin} names a next page that was there before: {place}")
 
     def _refuse_repeated(self, path: Path, parent_id: str | None, answer: Answer) -> None:
-        """Refuse the page before once more, unless that is another one by now: new objects have moved it here."""
-        before = self._before(parent_id)
-        if not before or not answer.rows or self._paging.by not in {"page", "offset"}:
-            return
-        if checksum_of(path) != before[-1].checksum:
-            return
-        state = before[-2].details["next"] if len(before) > 1 else first_state(self._paging)
-        if self._checksum_now(parent_id, state) == before[-1].checksum:
-            raise data_error(
-                f"{answer.origin} sent the page before once more: the API may not know paging by {self._paging.by}"
-            )
-        log("%s: %d objects came twice, since others were added before them", self._table, answer.rows)
-
-    def _checksum_now(self, parent_id: str | None, state: State) -> str:
-        """Return the checksum of a page as the API sends it now."""
-        url, body = self._request(state, _values_of(self._window, parent_id))
-        digest = hashlib.sha256()
-        with self._client.answer(self._resource.method, url, body=body) as response:
-            for chunk in bounded(response, self._tool.max_bytes):
-                digest.update(chunk)
-        return digest.hexdigest()
+        """Refuse the page before once more. New objects may have moved it here: the next run begins anew."""
+        before = self._before(parent_id)[-1:] if answer.rows and self._paging.by in {"page", "offset"} else []
+        if before and checksum_of(path) == before[0].checksum:
+            said = f"sent the page before once more: the API may not know paging by {self._paging.by}"
+            raise DataCollectionException(f"{answer.origin} {said}", error_code="REQUEST_ERROR")
 
 
 def _format_of(response: httpx.Response, resource: RestResource) -> Format:
