@@ -27,7 +27,7 @@ _SECRET_NAMES = (
     "odbc.?connect",
 )
 _NAMED_SECRET = f"(?:{'|'.join(_SECRET_NAMES)})"
-SECRET = re.compile(_NAMED_SECRET + r"|\b(?:params|body)\.key$", re.I)
+SECRET = re.compile(_NAMED_SECRET + r"|\bparams\.key$", re.I)
 """Keys whose values are not shown."""
 _IS_SECRET = re.compile(_NAMED_SECRET + r"|(?<=[?&])key(?==)", re.I)
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"

@@ -146,17 +146,13 @@ class FileTable(TableSettings, Format):
 class RestResource(CursorSettings, Format):
     """Describes one resource of a REST API: a list of objects, read page by page.
 
-    In `path`, `params` and `body`, `{since}` and `{until}` stand for the bounds of a window, `{last}` for the last
+    In `path` and `params`, `{since}` and `{until}` stand for the bounds of a window, `{last}` for the last
     moment before `until`, and `{id}` for each id of the resource that `for_each` names. In the path they are quoted.
     """
 
     path: str = Field(min_length=1, description="the path below the tool's url")
-    method: Literal["GET", "POST"] = "GET"
-    """The HTTP method of the request."""
     params: dict[str, str] = Field(default_factory=dict)
     """The query of the request."""
-    body: dict[str, Any] = Field(default_factory=dict)
-    """The body of the request, sent as JSON."""
     key: Names = ("id",)
     """The fields that identify an object; the first one is what `{id}` stands for in a resource of `for_each`."""
     paging: Paging | None = None

@@ -104,7 +104,7 @@ class ConfiguredTable:
         settings = self.settings
         if not isinstance(settings, RestResource):
             return frozenset()
-        request = json.dumps([settings.path, settings.params, settings.body])
+        request = json.dumps([settings.path, settings.params])
         return frozenset(name for name in ("since", "until", "last") if f"{{{name}}}" in request)
 
     @property

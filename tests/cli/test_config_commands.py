@@ -301,14 +301,16 @@ def test_of_a_url_everything_but_its_secrets_is_shown(command: Command, home: Pa
         "params: {key: s3cret}",
         "params: {auth: s3cret}",
         "params: {X-Authorization: s3cret}",
-        "method: POST, body: {credential: s3cret}",
-        "method: POST, body: {login: [{user: me, passwd: s3cret}]}",
-        "method: POST, body: {pin_token: 53637}",
+        "arguments: {credential: s3cret}",
+        "arguments: {login: [{user: me, passwd: s3cret}]}",
+        "arguments: {pin_token: 53637}",
     ],
 )
 def test_what_is_called_a_secret_is_not_shown(command: Command, home: Path, message: str) -> None:
     """A value whose key is named like a secret is hidden."""
-    write(home, f"tools: {{orders: {{source: rest, url: 'http://a', resources: {{r: {{path: /r, {message}}}}}}}}}")
+    function = f"source: function, tables: {{r: {{function: 'a:b', {message}}}}}"
+    rest = f"source: rest, url: 'http://a', resources: {{r: {{path: /r, {message}}}}}"
+    write(home, f"tools: {{orders: {{{rest if message.startswith('params') else function}}}}}")
     for words in (("--json",), ()):
         out = command("config", "show", *words).out
         assert "(hidden)" in out

@@ -296,12 +296,13 @@ class FakeApi:
         if path.startswith("/states"):
             run = path.rpartition("=")[2]
             return as_json([{"id": f"{run} {name}", "type": name} for name in ("RUNNING", "COMPLETED")])
-        rows = self.runs.get(date.fromisoformat(body["day"][:10]), [])
-        return as_json(rows[body["offset"] : body["offset"] + body["limit"]])
+        query = {name: values[0] for name, values in parse_qs(urlsplit(path).query).items()}
+        rows, offset = self.runs.get(date.fromisoformat(query["day"][:10]), []), int(query["offset"])
+        return as_json(rows[offset : offset + int(query["limit"])])
 
 
 def history(url: str, lake: Path, name: str = "runs", **settings: Any) -> ConfiguredTable:
-    runs = {"path": "/runs", "method": "POST", "body": {"day": "{since}"}, "paging": {"by": "offset"}} | settings
+    runs = {"path": "/runs", "params": {"day": "{since}"}, "paging": {"by": "offset"}} | settings
     states = {"path": "/states", "params": {"run": "{id}"}, "for_each": "runs"}
     found = tables(lake, source="rest", url=url, days=1, resources={"states": states, "runs": runs})
     assert [table.name for table in found] == ["runs", "states"]

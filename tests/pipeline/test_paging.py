@@ -71,18 +71,18 @@ def test_capped_and_short_pages_lose_nothing(
     assert len(api.requests) == requests
 
 
-def test_a_post_has_its_paging_in_the_body(tmp_path: Path) -> None:
-    """The parameters of the paging are numbers in the JSON body of a POST."""
-    import json
+def test_the_bounds_of_a_window_are_parameters(tmp_path: Path) -> None:
+    """They stand beside the parameters of the paging."""
 
     def respond(request: Request) -> HttpAnswer:
-        body = json.loads(request.body)
-        assert body["filter"] == {"since": "2026-01-02T00:00:00+00:00", "last": "2026-01-02T23:59:59.999999+00:00"}
-        return as_json(ITEMS[body["offset"] : body["offset"] + body["limit"]])
+        assert request.query["since"] == "2026-01-02T00:00:00+00:00"
+        assert request.query["last"] == "2026-01-02T23:59:59.999999+00:00"
+        start = int(request.query["offset"])
+        return as_json(ITEMS[start : start + int(request.query["limit"])])
 
-    body = {"filter": {"since": "{since}", "last": "{last}"}}
+    params = {"since": "{since}", "last": "{last}"}
     with serving(respond) as api:
-        described = tool(api.url, paging={"by": "offset"}, page_size=4, resource={"method": "POST", "body": body})
+        described = tool(api.url, paging={"by": "offset"}, page_size=4, resource={"params": params})
         assert collect(tmp_path, described) == IDS
 
 

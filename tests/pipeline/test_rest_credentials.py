@@ -105,19 +105,11 @@ def test_credentials_do_not_follow_a_redirect(tmp_path: Path, kind: str) -> None
     assert SECRET not in str([request.headers for request in other.requests])
 
 
-def test_a_body_does_not_follow_a_redirect(tmp_path: Path) -> None:
-    """A POST whose body would go to another origin is refused, be it allowed; endless redirects are too."""
-    with serving(lambda _: as_json([])) as other:
-        post = {"allowed_hosts": ["127.0.0.1"], "resource": {"method": "POST", "body": {"a": 1}}}
-        for location, said in (
-            (f"{other.url}/x", "redirects a POST with its body to another origin"),
-            ("/items", "redirects more than 5 times"),
-        ):
-            with serving(lambda _: (307, {"Location": location}, b"")) as api:  # noqa: B023
-                error = failure(tmp_path, tool(api.url, **post))
-            assert error.error_code == "CONFIGURATION_ERROR"
-            assert said in str(error)
-    assert other.requests == []
+def test_endless_redirects_are_refused(tmp_path: Path) -> None:
+    """An API that leads to itself for ever is a configuration error."""
+    with serving(lambda _: (307, {"Location": "/items"}, b"")) as api:
+        error = failure(tmp_path, tool(api.url))
+    assert (error.error_code, "redirects more than 5 times" in str(error)) == ("CONFIGURATION_ERROR", True)
 
 
 @pytest.mark.parametrize("paging", [{"by": "none"}, {"by": "url", "next": "next"}])

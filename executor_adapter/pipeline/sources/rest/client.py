@@ -81,7 +81,7 @@ class ApiClient:
         return url
 
     @contextmanager
-    def answer(self, method: str, url: httpx.URL, *, body: Any = None) -> Iterator[httpx.Response]:
+    def answer(self, url: httpx.URL) -> Iterator[httpx.Response]:
         """Send a request, follow redirects, and yield the answer, whose body is still to come: read it by `bounded`.
 
         Raises:
@@ -89,20 +89,20 @@ class ApiClient:
                 where the body is cut off): see `error_codes`.
         """
         with _explained(url):
-            response = self._send(method, url, body)
+            response = self._send(url)
             if response.status_code == 401 and self._authentication.forget_token():
                 response.close()
-                response = self._send(method, url, body)
+                response = self._send(url)
             try:
                 _raise_for_status(response)
                 yield response
             finally:
                 response.close()
 
-    def _send(self, method: str, url: httpx.URL, body: Any) -> httpx.Response:
+    def _send(self, url: httpx.URL) -> httpx.Response:
         for _ in range(MAX_REDIRECTS + 1):
             is_own = self._is_own(url)
-            request = self._client.build_request(method, url, json=body)
+            request = self._client.build_request("GET", url)
             if is_own:
                 request.headers.update({**self._headers, **self._authentication.headers(self._client)})
                 self._cookies.set_cookie_header(request)
@@ -115,12 +115,7 @@ class ApiClient:
                 return response
             response.close()
             self._check_target(followed.url, f"{shown(url)} redirects to")
-            if body is not None and followed.method != "GET" and not self._is_own(followed.url):
-                raise configuration_error(
-                    f"{shown(url)} redirects a {method} with its body to another origin, {shown(followed.url)}"
-                )
-            method, url = followed.method, followed.url
-            body = body if method != "GET" else None
+            url = followed.url
         raise configuration_error(f"{shown(url)} redirects more than {MAX_REDIRECTS} times")
 
     def _check_target(self, url: httpx.URL, said: str) -> None:

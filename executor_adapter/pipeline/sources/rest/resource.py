@@ -138,8 +138,8 @@ class _Download:
 
     def _page(self, parent_id: str | None, state: State) -> State | None:
         """Receive one page and return the state of the next one."""
-        url, body = self._request(state, _values_of(self._window, parent_id))
-        with self._client.answer(self._resource.method, url, body=body) as response:
+        url = self._address(state, _values_of(self._window, parent_id))
+        with self._client.answer(url) as response:
             format = _format_of(response, self._resource)
 
             def inspect(path: Path) -> tuple[int, dict[str, Any]]:
@@ -163,16 +163,12 @@ class _Download:
         following: State | None = file.details["next"]
         return following
 
-    def _request(self, state: State, values: dict[str, str | None]) -> tuple[httpx.URL, Any]:
-        resource = self._resource
-        url = self._client.address(_fill_path(resource.path, values))
+    def _address(self, state: State, values: dict[str, str | None]) -> httpx.URL:
+        url = self._client.address(_fill_path(self._resource.path, values))
         if "url" in state:
-            return self._client.next_address(url, state["url"]), None
-        params = _fill(resource.params, values)
-        asked = parameters(self._paging, state, self._tool.page_size)
-        if resource.method == "POST":
-            return url.copy_merge_params(params), _fill(resource.body, values) | asked
-        return url.copy_merge_params({**params, **{name: str(value) for name, value in asked.items()}}), None
+            return self._client.next_address(url, state["url"])
+        params: dict[str, Any] = {name: _filled(value, values) for name, value in self._resource.params.items()}
+        return url.copy_merge_params(params | parameters(self._paging, state, self._tool.page_size))
 
     def _before(self, parent_id: str | None) -> list[LandedFile]:
         """Return the pages that were received already."""
@@ -238,21 +234,6 @@ def _values_of(window: Window, parent_id: str | None) -> dict[str, str | None]:
     return {"since": window.since, "until": window.until, "last": last, "id": parent_id}
 
 
-def _fill(template: Any, values: dict[str, str | None]) -> Any:
-    """Replace the names in a template, at any depth; other braces stay.
-
-    Raises:
-        DataCollectionException: CONFIGURATION_ERROR, a name stands for nothing in this window.
-    """
-    if isinstance(template, dict):
-        return {name: _fill(value, values) for name, value in template.items()}
-    if isinstance(template, list):
-        return [_fill(value, values) for value in template]
-    if isinstance(template, str):
-        return _filled(template, values)
-    return template
-
-
 def _fill_path(template: str, values: dict[str, str | None]) -> str:
     """Replace the names in the path of a URL; the values are quoted, so that none changes the path."""
     # A value of dots alone would lead to another folder, and quote leaves it as it is.
@@ -264,6 +245,11 @@ def _fill_path(template: str, values: dict[str, str | None]) -> str:
 
 
 def _filled(template: str, values: dict[str, str | None]) -> str:
+    """Replace the names in a template; other braces stay.
+
+    Raises:
+        DataCollectionException: CONFIGURATION_ERROR, a name stands for nothing in this window.
+    """
     for name, value in values.items():
         if f"{{{name}}}" in template:
             if value is None:
