@@ -132,8 +132,6 @@ class FileTable(TableSettings, Format):
     file: str = Field(min_length=1, description="the path or pattern of a file, or its URL")
     """CSV, NDJSON, JSON or Parquet, also in ZIP or gzip: the path or pattern (`*.csv`) below the package or directory,
     or a URL (`s3://bucket/*.csv`)."""
-    member: str | None = None
-    """The file inside a ZIP archive that has several, by its name or a pattern such as `flights*.csv`."""
     partition: Names = ()
     """Columns whose values divide the table into windows; none: each file of a pattern is a window, and a single file
     is the window `all`."""

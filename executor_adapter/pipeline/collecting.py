@@ -163,9 +163,8 @@ def read_sample(table: ConfiguredTable) -> str:
         if is_whole and window.size > MAX_WHOLE:
             return f"{window.name} is there, and too large to be tried"
         landing = land(aside, replace(window, is_sample=not is_whole))
-        member = given.pop("member", None)
         loader, fit = Loader(connection, table.schema, **given), 0
-        for text in read_texts(landing, table.format, lambda _: None, member):
+        for text in read_texts(landing, table.format, lambda _: None):
             # What comes after the first batch may be cut off.
             fit = next((loaded.rows.num_rows for loaded in loader.load(text)), 0)
             break

@@ -86,10 +86,10 @@ def store_landing(
     if not landing.is_new:
         check_content(landing)
     with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
-        member, delivery = divided.pop("member", None), landing.files[0].origin if len(landing.files) == 1 else source
+        delivery = landing.files[0].origin if len(landing.files) == 1 else source
         loader = Loader(connection, schema, **divided, delivery=delivery, on_rejects=storing.reject)
         max_bytes = getattr(table.tool, "max_bytes", MAX_UNPACKED)
-        texts = read_texts(landing, table.format, storing.reject, member, max_bytes)
+        texts = read_texts(landing, table.format, storing.reject, max_bytes)
         # Of several files each is a window, where nothing divides them.
         is_one_file = isinstance(table.tool, FilesTool) and not table.is_pattern
         window = SINGLE_WINDOW if is_one_file else source

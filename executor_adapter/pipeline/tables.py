@@ -75,8 +75,8 @@ class ConfiguredTable:
 
     @property
     def of_files(self) -> dict[str, Any]:
-        """What the settings of a table in files say beside their format: `member`, `partition`, `period`."""
-        return self.settings.model_dump(include={"member", "partition", "period"})
+        """What the settings of a table in files say beside their format: `partition`, `period`."""
+        return self.settings.model_dump(include={"partition", "period"})
 
     @property
     def is_pattern(self) -> bool:

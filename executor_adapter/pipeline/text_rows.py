@@ -41,8 +41,8 @@ READ = "read "
 
 _TEXT, _INT = pa.string(), pa.int64()
 REJECTED = pa.schema({"step": _TEXT, "delivery": _TEXT, "line": _INT, "row": _INT, "reason": _TEXT, "text": _TEXT})
-"""The columns of rejects: the step (`read`, `type`, or one of the table), the delivery (a file, also inside an archive,
-or the URL of a page), the line there where it begins, null where there are no lines, the number of the row in its
+"""The columns of rejects: the step (`read`, `type`, or one of the table), the delivery (a file, or the URL of a
+page), the line there where it begins, null where there are no lines, the number of the row in its
 delivery or window (both counted from 1), everything that is wrong, and the line as it is or the row as JSON."""
 
 

@@ -59,13 +59,11 @@ def test_archives_are_read_like_plain_files(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob(".tmp-*")] == []
 
 
-def test_a_member_is_chosen(tmp_path: Path) -> None:
-    """`member` chooses one of several files by its pattern; without it the error lists them."""
-    content = zipped(a_csv=PLAIN, b_csv=b"c\n3\n")
-    assert read(tmp_path, content, ".zip", member="b*")[0] == [{"c": "3"}]
-    error = failure(tmp_path, content, ".zip")
-    assert error.error_code == "CONFIGURATION_ERROR"
-    assert str(error).endswith("the archive has 2 files: set member to one of a.csv, b.csv")
+def test_an_archive_has_one_file(tmp_path: Path) -> None:
+    """Of several none is chosen."""
+    error = failure(tmp_path, zipped(a_csv=PLAIN, b_csv=b"c\n3\n"), ".zip")
+    assert error.error_code == "DATA_ERROR"
+    assert str(error).endswith("the archive has 2 files: pack one alone")
 
 
 @pytest.mark.parametrize(

@@ -32,18 +32,18 @@ FORMATS = {
 
 
 def read_rows(
-    landing: Landing, format: Format, on_rejects: OnRejects, member: str | None = None, max_bytes: int = MAX_UNPACKED
+    landing: Landing, format: Format, on_rejects: OnRejects, max_bytes: int = MAX_UNPACKED
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of all files of a landing as batches of text columns, in their order: see `read_texts`."""
     check_content(landing)
     with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
-        for text in read_texts(landing, format, on_rejects, member, max_bytes):
+        for text in read_texts(landing, format, on_rejects, max_bytes):
             for batch in text.select(connection, lambda source: f"FROM {source}"):
                 yield pa.RecordBatch.from_arrays(batch.columns, names=list(text.names))
 
 
 def read_texts(
-    landing: Landing, format: Format, on_rejects: OnRejects, member: str | None = None, max_bytes: int = MAX_UNPACKED
+    landing: Landing, format: Format, on_rejects: OnRejects, max_bytes: int = MAX_UNPACKED
 ) -> Iterator[Text]:
     """Yield the rows of all files of a landing, in their order; each is to be read before the next one is asked for.
 
@@ -51,14 +51,13 @@ def read_texts(
         landing: what was received.
         format: how its bytes become rows.
         on_rejects: is given what is not a row, in batches.
-        member: the file inside ZIP archives that have several.
         max_bytes: bytes of an unpacked file, at most.
 
     Raises:
         DataCollectionException: DATA_ERROR, a file is broken, or not as it was received; CONFIGURATION_ERROR, a setting
             is missing or wrong.
     """
-    return _texts_of(_parts(landing, format, on_rejects, member, max_bytes))
+    return _texts_of(_parts(landing, format, on_rejects, max_bytes))
 
 
 def _texts_of(parts: Iterator[Any]) -> Iterator[Text]:
@@ -69,19 +68,15 @@ def _texts_of(parts: Iterator[Any]) -> Iterator[Text]:
             yield from some
 
 
-def _parts(
-    landing: Landing, format: Format, on_rejects: OnRejects, member: str | None, max_bytes: int
-) -> Iterator[Any]:
+def _parts(landing: Landing, format: Format, on_rejects: OnRejects, max_bytes: int) -> Iterator[Any]:
     for file in landing.files:
         path = landing.path_of(file)
         if file.rows == 0:
             continue
         encoding = format.encoding or file.details.get("encoding")
-        with unpacked(path, member=member, max_bytes=max_bytes) as (plain, inside):
+        with unpacked(path, max_bytes=max_bytes) as (plain, inside):
             given = format.model_copy(update={"encoding": encoding, "format": format.format or _format_of(inside)})
-            is_member = inside not in (path.name, path.name.removesuffix(".gz"))
-            name = f"{file.origin}: {inside}" if is_member else file.origin
-            yield from _read(plain, name, given, on_rejects, file.details.get("columns") or {})
+            yield from _read(plain, file.origin, given, on_rejects, file.details.get("columns") or {})
 
 
 def _read(path: Path, name: str, format: Format, on_rejects: OnRejects, added: Mapping[str, str]) -> Iterator[Any]:

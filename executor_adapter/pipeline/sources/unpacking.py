@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import fnmatch
 import gzip
 import lzma
 import tempfile
@@ -33,17 +32,15 @@ _UTF8 = {"utf-8", "utf-8-sig", "ascii"}
 
 
 @contextmanager
-def unpacked(path: Path, *, member: str | None = None, max_bytes: int = MAX_UNPACKED) -> Iterator[tuple[Path, str]]:
+def unpacked(path: Path, *, max_bytes: int = MAX_UNPACKED) -> Iterator[tuple[Path, str]]:
     """Yield a file with the content of `path`, and its name; a temporary one where that is a ZIP or gzip archive.
 
     Args:
         path: the landed file; its first bytes say what it is.
-        member: the name or pattern of the file inside a ZIP archive that has several.
         max_bytes: bytes of the content, at most.
 
     Raises:
-        DataCollectionException: DATA_ERROR, the archive is broken, encrypted or too large; CONFIGURATION_ERROR, not
-            exactly one file in the archive is meant.
+        DataCollectionException: DATA_ERROR, the archive is broken, encrypted or too large, or has not exactly one file.
     """
     with path.open("rb") as file:
         start = file.read(4)
@@ -58,7 +55,10 @@ def unpacked(path: Path, *, member: str | None = None, max_bytes: int = MAX_UNPA
                     _copy(path, cast(IO[bytes], source), plain, max_bytes)
             else:
                 with zipfile.ZipFile(path) as archive:
-                    name = _member(archive, path, member)
+                    names = [each.filename for each in archive.infolist() if not each.is_dir()]
+                    if len(names) != 1:
+                        raise data_error(f"{path}: the archive has {len(names)} files: pack one alone")
+                    (name,) = names
                     with archive.open(name) as source:
                         _copy(path, source, plain, max_bytes)
         except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
@@ -116,12 +116,3 @@ def _copy(path: Path, source: IO[bytes], plain: BinaryIO, max_bytes: int) -> Non
             raise data_error(f"{path}: unpacks to more than {max_bytes:,} bytes")
         plain.write(chunk)
     plain.flush()
-
-
-def _member(archive: zipfile.ZipFile, path: Path, member: str | None) -> str:
-    names = [each.filename for each in archive.infolist() if not each.is_dir()]
-    meant = [name for name in names if member is None or fnmatch.fnmatch(name, member)]
-    if len(meant) != 1:
-        said = "the archive has" if member is None else f"{member} matches"
-        raise configuration_error(f"{path}: {said} {len(meant)} files: set member to one of {', '.join(names[:10])}")
-    return meant[0]
