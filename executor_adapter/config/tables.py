@@ -36,8 +36,6 @@ class Format(Section):
     """CSV: whether the first line has the names of the columns; null: found out; an error where that is not clear."""
     columns: Names = ()
     """CSV: the names of the columns, where the data has no header."""
-    skip: Count = Field(default=0, ge=0)
-    """CSV: lines before the header that are passed over."""
     nulls: Names = ("",)
     """Texts that mean that there is no value. A quoted text in CSV is always a value; an empty text in JSON is one."""
 

@@ -13,7 +13,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TextIO
 
@@ -55,7 +55,6 @@ class Dialect(NamedTuple):
     quote: str
     header: bool
     columns: tuple[str, ...]
-    skip: int
 
 
 class CsvText:
@@ -122,7 +121,7 @@ class CsvText:
 
     def _check_lines(self, rows: int, swallowed: int) -> None:
         """Refuse a file of which a line is in no row and no reject: DuckDB passes over what an open quote swallows."""
-        missing = self._count - self._dialect.skip - self._dialect.header - rows - len(self._rejected)
+        missing = self._count - self._dialect.header - rows - len(self._rejected)
         if missing == swallowed == 0:
             return
         # Lines that go on in quotes, and empty ones, are counted only where there may be some.
@@ -156,7 +155,7 @@ class CsvText:
         """
         first = number = empty = begin = 0
         is_wide = len(self._dialect.columns) > 1
-        for number, line, begin in islice(self._lines(), self._dialect.skip, None):
+        for number, line, begin in self._lines():
             first, empty = first or number, empty + (is_wide and not line.rstrip("\r\n"))
             if not begin:
                 yield first, number, empty, True
@@ -176,7 +175,7 @@ class CsvText:
         closing = re.compile(f"(?:[^{each}]|{each}{each})*+{each}") if quote else opening
         with self._path.open(encoding="latin-1", newline=self._end) as file:
             for number, line in enumerate(file, 1):
-                place = 0 if quote and quote in line and number > self._dialect.skip else len(line)
+                place = 0 if quote and quote in line else len(line)
                 while found := (closing.match if begin else opening.search)(line, place):
                     begin, place = 0 if begin else number, found.end()
                 yield number, line, begin
@@ -221,7 +220,7 @@ def read_csv(
 def _dialect(path: Path, name: str, format: Format, end: str) -> Dialect:
     quote = '"' if format.quote is None else format.quote
     delimiter = format.delimiter or ("\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
-    first_line = _first_names(path, name, delimiter, quote, format.skip, end)
+    first_line = _first_names(path, name, delimiter, quote, end)
     other = next((each for each in ";\t|" if len(first_line) == 1 and each in first_line[0]), None)
     if format.delimiter is None and other is not None:
         raise configuration_error(
@@ -236,13 +235,13 @@ def _dialect(path: Path, name: str, format: Format, end: str) -> Dialect:
             )
     columns = format.columns or tuple(each or f"column{number}" for number, each in enumerate(first_line, 1))
     check_names(columns, name)
-    return Dialect(delimiter, quote, header, columns, format.skip)
+    return Dialect(delimiter, quote, header, columns)
 
 
-def _first_names(path: Path, name: str, delimiter: str, quote: str, skip: int, end: str) -> list[str]:
+def _first_names(path: Path, name: str, delimiter: str, quote: str, end: str) -> list[str]:
     """Return the values of the first line that is not empty."""
     with path.open(encoding="utf-8-sig", errors="replace", newline=end) as file:
-        lines = _bounded_lines(file, name, skip)
+        lines = _bounded_lines(file, name)
         if len(delimiter) > 1:
             return next(lines, "").rstrip("\r\n").split(delimiter)
         reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None)
@@ -252,18 +251,17 @@ def _first_names(path: Path, name: str, delimiter: str, quote: str, skip: int, e
             raise data_error(f"{name} is not CSV: {error}") from error
 
 
-def _bounded_lines(file: TextIO, name: str, skip: int) -> Iterator[str]:
-    """Yield the lines after those that are skipped, of which one is the header: it may have line ends in quotes."""
+def _bounded_lines(file: TextIO, name: str) -> Iterator[str]:
+    """Yield the lines, of which the first is the header: it may have line ends in quotes."""
     size = 0
     for number in count(1):
         line = file.readline(MAX_LINE + 1)
-        size = len(line) if number <= skip else size + len(line.strip())
+        size += len(line.strip())
         if size > MAX_LINE:
             raise data_error(f"{name}: line {number} {_REASONS['LINE SIZE OVER MAXIMUM']}: correct the file")
         if not line:
             return
-        if number > skip:
-            yield line
+        yield line
 
 
 def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
@@ -274,7 +272,6 @@ def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
         "columns": f"{{{columns}}}",
         "auto_detect": "false",
         "header": str(dialect.header).lower(),
-        "skip": str(dialect.skip),
         "delim": literal(dialect.delimiter),
         "quote": literal(dialect.quote),
         "escape": literal(dialect.quote),
