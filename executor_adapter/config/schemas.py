@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
@@ -117,14 +117,11 @@ class _OrType:
 
 
 class TableSchema(Section):
-    """Declares the columns of a table, and what becomes of the others."""
+    """Declares the columns of a table. Those that are not declared are kept as text."""
 
     columns: dict[str, Annotated[Column, _OrType]] = Field(
         min_length=1, description="a mapping of column names to types"
     )
-    undeclared: Literal["text", "drop", "refuse"] = "text"
-    """What becomes of columns that are not declared: they are kept as text, left out and named in the log, or an
-    error."""
     check: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
     """`module:name` of a pandera schema that the typed rows are checked against."""
 

@@ -53,7 +53,7 @@ class Loader:
         on_rejects: OnRejects = lambda _: None,
     ) -> None:
         # Without a schema no column is declared, and all stay text; a schema in the configuration has at least one.
-        self._schema = schema or TableSchema.model_construct(columns={}, undeclared="text")
+        self._schema = schema or TableSchema.model_construct(columns={})
         self._connection, self._partition, self._period, self._delivery = connection, partition, period, delivery
         self._on_rejects = on_rejects
         self._seen = set[str]()
@@ -66,7 +66,6 @@ class Loader:
         A declared column that the text lacks is null. Columns that are not declared come last.
 
         Raises:
-            DataProcessingException: DATA_ERROR, a column is not declared and refused.
             DataCollectionException: CONFIGURATION_ERROR, a column of `partition` is not there. See `read_texts`.
         """
         others, before = self._check_names(text.names), self.rows
@@ -116,16 +115,11 @@ class Loader:
     def _check_names(self, names: Sequence[str]) -> list[str]:
         """Return the columns that are kept without being declared."""
         others = [name for name in names if name not in self._schema.columns]
-        if others and self._schema.undeclared == "refuse":
-            raise rows_error(
-                f"the column {others[0]!r} is not declared: add it to the schema, or set undeclared: text", "schema"
-            )
         new = sorted(set(others) - self._seen)
         if new and self._schema.columns:
-            done = "left out" if self._schema.undeclared == "drop" else "kept as text"
-            log("columns that are not declared are %s: %s", done, ", ".join(new))
+            log("columns that are not declared are kept as text: %s", ", ".join(new))
         self._seen |= set(names)
-        return [] if self._schema.undeclared == "drop" else others
+        return others
 
     def _statement(self, source: str, names: Sequence[str], others: Sequence[str]) -> str:
         """Return the statement that numbers, divides and types rows, and gives the texts of those that do not fit."""

@@ -104,14 +104,14 @@ MAY_IMPORT = {
 }
 BUDGETS = {
     "cli": 1_871,
-    "config": 1_028,
+    "config": 1_027,
     "exceptions": 170,
     "executor": 1_171,
     "job": 1_094,
     "modules": 463,
     "monitoring": 703,
     "persistence": 1_157,
-    "pipeline": 4_638,
+    "pipeline": 4_633,
     "pools": 553,
     "pools/cluster": 3_427,
     "pools/in_process": 620,
