@@ -85,8 +85,6 @@ class TableSettings(Section):
     steps: tuple[str | dict[str, Any], ...] = ()
     """The steps that its rows go through, in their order: `module:function`, or a mapping of the name of a step (sql,
     deduplicate, enrich, check, function) to its options."""
-    version: str = ""
-    """Change it where the code of a step has changed: the table is then processed again."""
     vanished_rows: Vanished | None = None
     """What becomes of rows of a window that its source has no longer: they stay (keep), stay with the time in
     `vanished_at` (mark), or are removed (delete); null: delete without a key, or where the source gives all rows each

@@ -39,7 +39,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
     """
     steps, source, target, rejects = table.read_steps, table.raw, table.processed, table.rejects
     entry = source.get(window)
-    fingerprint = processing_fingerprint(entry, fingerprint_of(steps, table.lake), table.settings.version)
+    fingerprint = processing_fingerprint(entry, fingerprint_of(steps, table.lake))
     if not again and target.find(window, fingerprint) is not None:
         log("%s %s: already processed", target, window)
         return Processed(status="already_processed")
@@ -69,9 +69,9 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
     return done
 
 
-def processing_fingerprint(entry: WindowEntry, steps: str, version: str = "") -> str:
+def processing_fingerprint(entry: WindowEntry, steps: str) -> str:
     """Return the fingerprint of what the steps make of a window; `steps` is that of the steps."""
-    return digest_of(entry.fingerprint, entry.collected_at, steps, version)
+    return digest_of(entry.fingerprint, entry.collected_at, steps)
 
 
 def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> str:
@@ -196,7 +196,7 @@ def _made(table: ConfiguredTable) -> Iterator[tuple[str, int, WindowEntry | None
     processed = table.processed.windows()
     for window, entry in table.raw.windows().items():
         done = processed.get(window)
-        is_current = done and done.fingerprint == processing_fingerprint(entry, steps, table.settings.version)
+        is_current = done and done.fingerprint == processing_fingerprint(entry, steps)
         yield window, entry.rows, done if is_current else None
 
 

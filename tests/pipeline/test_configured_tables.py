@@ -236,7 +236,7 @@ def test_what_is_processed_needs_no_job(airports: ConfiguredTable) -> None:
     assert list(windows_to_process(airports)) == ["all"]
     process(airports)
     assert windows_to_process(airports) == {}
-    assert list(windows_to_process(of_file(airports.lake.parent, version="2"))) == ["all"]
+    assert list(windows_to_process(of_file(airports.lake.parent, steps=[{"sql": "FROM {rows}"}]))) == ["all"]
 
 
 def test_what_was_made_of_a_window_that_is_empty_now_goes(airports: ConfiguredTable) -> None:
@@ -619,11 +619,11 @@ def test_a_query_begins_where_it_is_said(tmp_path: Path) -> None:
 
 
 def test_a_window_is_processed_once(airports: ConfiguredTable) -> None:
-    """A processed window is not processed again, until its table's version changes."""
+    """A processed window is not processed again, until its steps change."""
     collect(airports)
     assert process(airports) == [(3, "processed", 1)]
     assert process(airports) == [(0, "already_processed", 0)]
-    assert process(of_file(airports.lake.parent, version="2"))[0][1] == "processed"
+    assert process(of_file(airports.lake.parent, steps=[{"sql": "FROM {rows}"}]))[0][1] == "processed"
 
 
 def test_rows_and_rejects_are_in_tables(airports: ConfiguredTable) -> None:

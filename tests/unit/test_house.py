@@ -104,7 +104,7 @@ MAY_IMPORT = {
 }
 BUDGETS = {
     "cli": 1_871,
-    "config": 1_027,
+    "config": 1_026,
     "exceptions": 170,
     "executor": 1_171,
     "job": 1_094,
