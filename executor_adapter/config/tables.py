@@ -162,8 +162,6 @@ class SqlTable(CursorSettings):
     """The table, as `name` or `schema.name`."""
     query: str | None = None
     """The query instead of a table, a SELECT; `:since` and `:until` in it stand for the bounds of the window."""
-    columns: Names = ()
-    """The columns of the table that are read; none: all."""
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -171,8 +169,6 @@ class SqlTable(CursorSettings):
             raise PydanticCustomError("source", "must have one of the keys table and query")
         if self.query is not None and not _READS.match(self.query):
             raise PydanticCustomError("source", "query must begin with SELECT or WITH: sources are only read")
-        if self.query is not None and self.columns:
-            raise PydanticCustomError("source", "columns goes with table: name the columns in the query")
         return self
 
 

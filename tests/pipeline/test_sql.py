@@ -80,11 +80,10 @@ def test_a_table_is_received_as_text(shop: Shop) -> None:
     assert (landing.rows, len(landing.files)) == (5, 3)
 
 
-def test_columns_and_queries_are_chosen(shop: Shop) -> None:
-    """Some columns of a table, or the rows of a query with the bounds of the window."""
+def test_a_query_has_the_bounds_of_the_window(shop: Shop) -> None:
+    """Its rows are received, and what it calls them."""
     shop.run("CREATE TABLE orders (id INTEGER, day VARCHAR(10))")
     shop.run("INSERT INTO orders VALUES (1, '2026-01-01'), (2, '2026-01-02'), (3, '2026-01-03')")
-    assert shop.rows(columns=["day"])[0] == {"day": "2026-01-01"}
     query = f"SELECT id, 'a%' AS note FROM {shop.prefix}orders WHERE day >= :since AND day < :until"
     window = Window(name="d", since="2026-01-02", until="2026-01-03")
     assert shop.rows(window, query=query) == [{"id": "2", "note": "a%"}]
@@ -121,7 +120,6 @@ def test_mistakes_are_configuration_errors(shop: Shop) -> None:
     shop.run("CREATE TABLE orders (id INTEGER)")
     for fields, window, said in (
         ({"table": "nothing"}, Window(), "there is no table nothing: correct table"),
-        ({"columns": ["id", "name"]}, Window(), "has no column name: the columns are id"),
         ({"cursor": "at"}, Window(), "has no column at"),
         ({"cursor": "id"}, Window(since="soon"), "'soon' is no bound for a cursor of type INTEGER()"),
         ({"query": "SELECT :since"}, Window(), "asks for :since, which this window does not have"),
@@ -284,11 +282,10 @@ def test_a_user_or_database_that_does_not_exist_is_a_configuration_error(tmp_pat
 
 
 def test_settings_that_contradict_are_refused() -> None:
-    """A table or a query, no password in the URL, and columns with a table alone."""
+    """A table or a query, and no password in the URL."""
     base = {"source": "sql", "url": POSTGRESQL}
     for fields, said in (
         ({"tables": {"t": {}}}, "must have one of the keys table and query"),
-        ({"tables": {"t": {"query": "SELECT 1", "columns": "a"}}}, "name the columns in the query"),
         ({"tables": {"t": {"query": "DELETE FROM t RETURNING a"}}}, "query must begin with SELECT or WITH"),
         ({"tables": {"t": {"query": "/* SELECT */ DROP TABLE t"}}}, "query must begin with SELECT or WITH"),
         (

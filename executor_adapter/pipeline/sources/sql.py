@@ -88,13 +88,11 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
         return sa.text(described.query).bindparams(**{name: _bound(window, name) for name in names})
     schema, _, name = (described.table or "").rpartition(".")
     table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=engine)
-    missing = [each for each in (*described.columns, *filter(None, [described.cursor])) if each not in table.c]
-    if missing:
-        columns = ", ".join(table.c.keys())
-        raise configuration_error(f"{described.table} has no column {missing[0]}: the columns are {columns}")
-    statement = sa.select(*(table.c[each] for each in described.columns or table.c.keys()))
+    statement = sa.select(table)
     if described.cursor is None:
         return statement
+    if described.cursor not in table.c:
+        raise configuration_error(f"{described.table} has no column {described.cursor}: correct cursor")
     cursor = table.c[described.cursor]
     conditions = []
     if window.since is not None:
