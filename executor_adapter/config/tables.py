@@ -43,8 +43,8 @@ class Format(Section):
 class Paging(Section):
     """Says how the pages of an API are asked for. A page that is short is never taken for the last one.
 
-    Pages by number or offset end with an empty page, by a total, or by a field that says whether there are more; those
-    by cursor, URL or Link header where there is no next one.
+    Pages by number or offset end with an empty page or by a total; those by cursor, URL or Link header where there is
+    no next one.
     """
 
     by: Literal["none", "page", "offset", "cursor", "url", "link"] = "none"
@@ -64,8 +64,6 @@ class Paging(Section):
     """`cursor`, `url`: the keys in the answer that lead to the next cursor or address, such as `meta.next`."""
     total: str | None = None
     """The keys in the answer that lead to the number of all objects; null: the answer has none."""
-    more: str | None = None
-    """The keys in the answer that lead to whether there are more pages; null: the answer does not say."""
 
     @model_validator(mode="after")
     def _check_next(self) -> Paging:

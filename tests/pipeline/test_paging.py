@@ -86,18 +86,17 @@ def test_the_bounds_of_a_window_are_parameters(tmp_path: Path) -> None:
         assert collect(tmp_path, described) == IDS
 
 
-def test_a_total_and_a_flag_end_the_paging(tmp_path: Path) -> None:
-    """Where the answer has a total, or says whether there is more, no empty page is asked for."""
+def test_a_total_ends_the_paging(tmp_path: Path) -> None:
+    """Where the answer has a total, no empty page is asked for."""
 
     def respond(request: Request) -> HttpAnswer:
         start = int(request.query["offset"])
-        return as_json({"items": cut(request, start), "total": 7, "more": start + CAP < 7})
+        return as_json({"items": cut(request, start), "total": 7})
 
     with serving(respond) as api:
-        for number, proof in enumerate(({"total": "total"}, {"more": "more"})):
-            paging = {"by": "offset", **proof}
-            assert collect(tmp_path / str(number), tool(api.url, paging=paging, resource={"records": "items"})) == IDS
-    assert len(api.requests) == 6
+        paging = {"by": "offset", "total": "total"}
+        assert collect(tmp_path, tool(api.url, paging=paging, resource={"records": "items"})) == IDS
+    assert len(api.requests) == 3
 
 
 def test_missing_objects_are_an_error(tmp_path: Path) -> None:
@@ -119,15 +118,11 @@ def test_missing_objects_are_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_an_end_that_the_answer_contradicts_is_an_error(tmp_path: Path, paging: dict[str, Any], code: str) -> None:
-    """However pages are asked for, a total that was not reached, or a flag that there is more, is an error."""
-    with serving(lambda _: as_json({"items": ITEMS, "next": None, "all": 9, "more": True})) as api:
-        for proof, said in (
-            ({"total": "all"}, "said that there are 9 objects and sent 7"),
-            ({"more": "more"}, "said that there is more and named no next page"),
-        ):
-            error = failure(tmp_path, tool(api.url, paging=paging | proof, resource={"records": "items"}))
-            assert error.error_code == code
-            assert said in str(error)
+    """However pages are asked for, a total that was not reached is an error."""
+    with serving(lambda _: as_json({"items": ITEMS, "next": None, "all": 9})) as api:
+        error = failure(tmp_path, tool(api.url, paging=paging | {"total": "all"}, resource={"records": "items"}))
+    assert error.error_code == code
+    assert "said that there are 9 objects and sent 7" in str(error)
 
 
 def test_a_total_that_nothing_was_said_of_is_believed(tmp_path: Path) -> None:

@@ -90,27 +90,15 @@ def _is_last(paging: Paging, rows: int, answer: Answer) -> bool:
     if answer.rows == 0:
         _check_end(paging, rows, answer)
         return True
-    more, total = _said(paging, answer)
-    return (more is not None and not more) or (total is not None and rows >= total)
-
-
-def _said(paging: Paging, answer: Answer) -> tuple[Any, int | None]:
-    """Return whether there is more, and how many objects there are in all: None where the answer is not to say so."""
-    more = None if paging.more is None else _found(answer, paging.more)
-    return more, None if paging.total is None else _number(answer, paging.total)
+    return paging.total is not None and rows >= _number(answer, paging.total)
 
 
 def _check_end(paging: Paging, rows: int, answer: Answer) -> None:
     """Refuse an end that the answer itself contradicts."""
-    more, total = _said(paging, answer)
-    # One answer that was to be all of it is as short when it is asked for again.
-    code = "CONFIGURATION_ERROR" if paging.by == "none" else "API_ERROR"
-    advice = ": set paging.by" if paging.by == "none" else ""
-    if total is not None and rows < total:
-        said = f"{answer.origin} said that there are {total} objects and sent {rows}{advice}"
-        raise DataCollectionException(said, error_code=code)
-    if more:
-        said = f"{answer.origin} said that there is more and named no next page{advice}"
+    if paging.total is not None and rows < (total := _number(answer, paging.total)):
+        # One answer that was to be all of it is as short when it is asked for again.
+        code = "CONFIGURATION_ERROR" if paging.by == "none" else "API_ERROR"
+        said = f"{answer.origin} said that there are {total} objects and sent {rows}: check paging"
         raise DataCollectionException(said, error_code=code)
 
 
