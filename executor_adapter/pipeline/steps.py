@@ -10,26 +10,25 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import duckdb
 import pyarrow as pa
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
-from executor_adapter.job import nearest
+from executor_adapter.job import did_you_mean
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.text_rows import REASON, ROW
 
-BUILT_IN = ("check", "deduplicate", "enrich", "function", "sql")
 Spec = str | Mapping[str, Any]
 """A step in the configuration: `module:function`, or a mapping of the name of a step to its options."""
 MISTAKES = (LookupError, TypeError, ValueError, AttributeError, NameError, ArithmeticError, AssertionError)
@@ -39,12 +38,74 @@ MAX_REASONS = 10
 """Reasons that `Processed` names."""
 
 _TABLE = re.compile(r"\{table:([^{}]+)\}")
-_OPTIONS = {
-    "deduplicate": ({"key"}, {"order_by", "keep", "reject"}),
-    "enrich": ({"table", "on", "columns"}, {"missing"}),
-    "check": ({"schema"}, set()),
-    "sql": ({"sql"}, set()),
-}
+
+
+def _as_list(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
+def _as_mapping(given: Any) -> Any:
+    return given if isinstance(given, Mapping) else {name: name for name in _as_list(given)}
+
+
+def _read_sql(text: str) -> str:
+    if not text.endswith(".sql"):
+        return text
+    try:
+        return Path(text).read_text()
+    except OSError as error:
+        raise ValueError(error) from None
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+Columns = Annotated[dict[str, str], BeforeValidator(_as_mapping), Field(min_length=1)]
+"""Names of columns, here and elsewhere."""
+
+
+class Options(BaseModel):
+    """What a step of the configuration says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Check(Options):
+    """Names a schema of pandera."""
+
+    check: str
+
+
+class Deduplicate(Options):
+    """Says which of the rows with the same key stays."""
+
+    key: Annotated[Names, Field(min_length=1)]
+    order_by: Names = []
+    keep: Literal["first", "last"] = "last"
+    reject: bool = False
+
+
+class Enrich(Options):
+    """Says which columns of another table are added: `on` by those here, `columns` by those there."""
+
+    table: str = Field(pattern=r"^[^./]+\.[^./]+$")
+    on: Columns
+    columns: Columns
+
+
+class Function(Options, extra="allow"):
+    """Names a function; what it has beside these is given to the function."""
+
+    function: str
+    reads: Names = []
+    batch: int | None = Field(default=None, ge=1, strict=True)
+
+
+class Sql(Options):
+    """Has a query, in a file or as it stands."""
+
+    sql: Annotated[str, AfterValidator(_read_sql)]
+
+
+KINDS: dict[str, type[Options]] = {kind.__name__.lower(): kind for kind in (Check, Deduplicate, Enrich, Function, Sql)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +113,24 @@ class Step:
     """One step, as the configuration has it, whose options are known to fit."""
 
     name: str
-    kind: str
-    options: Mapping[str, Any]
+    options: Any
     key: str
     """Where the configuration has it."""
 
     @property
     def reads(self) -> list[str]:
         """The other tables that it reads, as `tool.table`."""
-        if self.kind == "enrich":
-            return [self.options["table"]]
-        found = _TABLE.findall(self.options["sql"]) if self.kind == "sql" else self.options.get("reads", ())
-        return [found] if isinstance(found, str) else list(found)
+        match self.options:
+            case Enrich(table=table):
+                return [table]
+            case Sql(sql=sql):
+                return _TABLE.findall(sql)
+        return list(getattr(self.options, "reads", ()))
 
     @property
     def reference(self) -> str | None:
         """What it imports, as `module:name`."""
-        return {"check": self.options.get("schema"), "function": self.options.get("function")}.get(self.kind)
+        return getattr(self.options, "function", None) or getattr(self.options, "check", None)
 
 
 def read_step(spec: Spec, key: str = "steps") -> Step:
@@ -79,65 +141,26 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
     """
     if isinstance(spec, str):
         spec = {"function": spec} if ":" in spec else {spec: {}}
-    kind = next((each for each in spec if each in BUILT_IN), None)
+    kind = next((each for each in spec if each in KINDS), None)
     if kind is None:
-        wrong = next(iter(spec), "")
-        near = nearest(str(wrong), BUILT_IN)
-        hint, allowed = f"did you mean {near}? " if near else "", ", ".join(BUILT_IN)
-        raise ConfigurationError(f"{key}: {wrong!r} is not a step: {hint}must be one of {allowed}, or module:function")
-    if kind == "function":
-        batch = spec.get("batch")
-        if batch is not None and (type(batch) is not int or batch < 1):
-            raise ConfigurationError(f"{key}: batch: {batch!r} is not allowed: must be a number of rows, at least 1")
-        return Step(str(spec["function"]), kind, {"reads": (), "batch": None, **spec}, key)
-    given = spec[kind]
-    if kind in ("check", "sql") and not isinstance(given, Mapping):
-        given = {"schema" if kind == "check" else "sql": given}
-    if len(spec) > 1 or not isinstance(given, Mapping):
-        raise ConfigurationError(f"{key}: {kind}: must be one mapping of options, such as {{{kind}: {{...}}}}")
-    required, optional = _OPTIONS[kind]
-    options = {str(each): value for each, value in given.items()}
-    for name in (*(required - options.keys()), *(options.keys() - required - optional)):
-        said, known = "is missing" if name in required else "is not an option", [*sorted(required), *sorted(optional)]
-        raise ConfigurationError(f"{key}: {kind}: {name} {said}: the options are {', '.join(known)}")
-    _check_options(kind, options, key)
-    return Step(kind if kind != "sql" else _name_of_sql(options["sql"]), kind, options, key)
-
-
-def _check_options(kind: str, options: dict[str, Any], key: str) -> None:
-    choices = {"keep": ("first", "last"), "missing": ("keep", "reject", "drop"), "reject": (True, False)}
-    for name, allowed in choices.items():
-        if name in options and options[name] not in allowed:
-            said = ", ".join(str(each).lower() for each in allowed)
-            raise ConfigurationError(f"{key}: {kind}: {name}: {options[name]!r} is not allowed: must be one of {said}")
-    for name in ("key", "on", "columns"):
-        if name in options and not options[name]:
-            raise ConfigurationError(f"{key}: {kind}: {name}: must be at least one column")
-    table = options.get("table")
-    if table is not None and not re.fullmatch(r"[^./]+\.[^./]+", str(table)):
-        raise ConfigurationError(f"{key}: {kind}: table: {table!r} is not allowed: must be tool.table")
-    if "sql" in options:
-        options["sql"] = _read_sql(str(options["sql"]), key)
-
-
-def _read_sql(text: str, key: str) -> str:
-    if not text.endswith(".sql"):
-        return text
+        wrong = str(next(iter(spec), ""))
+        said = f"{did_you_mean(wrong, KINDS, otherwise='must be one of ')}, or module:function"
+        raise ConfigurationError(f"{key}: {wrong!r} is not a step: {said}")
+    given = spec[kind] if kind in ("deduplicate", "enrich") and len(spec) == 1 else spec
     try:
-        return f"-- {Path(text).name}\n{Path(text).read_text()}"
-    except OSError as error:
-        raise ConfigurationError(f"{key}: sql: {text}: {error.strerror}: must be the path of a file, or SQL") from None
-
-
-def _name_of_sql(text: str) -> str:
-    first = text.partition("\n")[0]
-    return first[3:] if first.startswith("-- ") else "sql"
+        options = KINDS[kind].model_validate(given)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigurationError(f"{key}: {kind}: {said}") from None
+    is_file = kind == "sql" and str(spec[kind]).endswith(".sql")
+    return Step(Path(spec[kind]).name if is_file else spec[kind] if kind == "function" else kind, options, key)
 
 
 def fingerprint_of(steps: Sequence[Step], root: Path) -> str:
     """Return what the steps depend on: themselves, their SQL, and the version of each other table that they read."""
     read = {table: other_table(root, table).version() for step in steps for table in step.reads}
-    return json.dumps([[[each.kind, each.options] for each in steps], read], default=str, sort_keys=True)
+    options = [[each.name, each.options.model_dump()] for each in steps]
+    return json.dumps([options, read], default=str, sort_keys=True)
 
 
 def other_table(root: Path, name: str) -> LakeTable:
@@ -222,25 +245,28 @@ class Run:
 
     def _put(self, view: str, step: Step, before: str) -> None:
         """Make the view of what a step gives."""
-        if step.kind in ("function", "check"):
-            self._database.register(view, _called(step, self._relations(step, before)))
-            return
-        query = {"sql": self._sql, "deduplicate": self._deduplicate, "enrich": self._enrich}[step.kind](step, before)
-        if step.kind != "deduplicate":
-            file = self._space / f"{view}.parquet"
-            # A file spills nothing, and is read as fast as a table.
-            self._database.execute(f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION lz4_raw)")
-            query = f"FROM read_parquet({literal(file)})"
+        match step.options:
+            case Function() | Check():
+                self._database.register(view, _called(step, self._relations(step, before)))
+                return
+            case Deduplicate():
+                query = self._deduplicate(step.options, before)
+            case _:
+                query = self._enrich(step, before) if isinstance(step.options, Enrich) else self._sql(step, before)
+                file = self._space / f"{view}.parquet"
+                # A file spills nothing, and is read as fast as a table.
+                self._database.execute(f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION lz4_raw)")
+                query = f"FROM read_parquet({literal(file)})"
         self._make_view(view, query)
 
     def _relations(self, step: Step, before: str) -> Iterator[duckdb.DuckDBPyRelation]:
         """Yield the rows that a function is called with: all of them, or `batch` at a time."""
-        batch = step.options.get("batch") or max(1, self.account.kept)
+        batch = getattr(step.options, "batch", None) or max(1, self.account.kept)
         for start in range(0, max(1, self.account.kept), batch):
             yield self._database.sql(f"FROM {before} LIMIT {batch} OFFSET {start}")
 
     def _sql(self, step: Step, before: str) -> str:
-        text = _TABLE.sub(lambda found: self._other(step, found[1]), step.options["sql"])
+        text = _TABLE.sub(lambda found: self._other(step, found[1]), step.options.sql)
         return text.replace("{rows}", before).strip().rstrip(";")
 
     def _other(self, step: Step, name: str) -> str:
@@ -256,14 +282,9 @@ class Run:
         found = self._database.execute(f"DESCRIBE FROM {source}").fetchall()
         return {name: kind for name, kind, *_ in found}
 
-    def _deduplicate(self, step: Step, before: str) -> str:
-        options = step.options
-        keys, order, keep = _names(options["key"]), _names(options.get("order_by", ())), options.get("keep", "last")
-        columns = self.columns(before)
-        for name in (*keys, *order):
-            if name not in columns:
-                raise _error(step, f"there is no column {name}: the columns are {_shown(columns)}", "DATA_ERROR")
-        highest = keep == "last"
+    def _deduplicate(self, options: Deduplicate, before: str) -> str:
+        keys, order = options.key, options.order_by
+        highest = options.keep == "last"
         # A value beats no value, and of equal ones the later row stays, or the earlier one.
         known = "IS NOT NULL" if highest else "IS NULL"
         parts = [part for name in map(quoted, order) for part in (f"{name} {known}", name)]
@@ -273,7 +294,7 @@ class Run:
         winners = f"FROM best_{self._number}"  # The numbers alone are kept, and no copy of the rows.
         self._database.execute(f"CREATE TEMP TABLE best_{self._number} AS SELECT {best} FROM {before} GROUP BY {group}")
         empty = " OR ".join(f"{quoted(name)} IS NULL" for name in keys)
-        cases, others = [], "" if options.get("reject", False) else f" WHERE {ROW} IN ({winners})"
+        cases, others = [], "" if options.reject else f" WHERE {ROW} IN ({winners})"
         if self._value(f"SELECT count(*) FROM {before} WHERE {empty}"):
             # Nothing tells a row without a value in its key from another one.
             cases.append(f"WHEN {empty} THEN {literal(' or '.join(keys) + ': is empty')}")
@@ -284,37 +305,10 @@ class Run:
         return f"SELECT *{reason} FROM {before}{others}"
 
     def _enrich(self, step: Step, before: str) -> str:
-        options, name = step.options, step.options["table"]
-        keys, added = _mapping(options["on"]), _mapping(options["columns"])
-        source = self._other(step, name)
-        here, there = self.columns(before), self.columns(source)
-        for column in (*keys.values(), *added):
-            if column not in there:
-                raise _error(step, f"{name} has no column {column}: it has {_shown(there)}")
-        for column, partner in keys.items():
-            if column not in here:
-                raise _error(step, f"there is no column {column}: the columns are {_shown(here)}", "DATA_ERROR")
-            if here[column] != there[partner]:
-                said = f"{column} is {here[column]} here and {there[partner]} there: declare the same type in both"
-                raise _error(step, f"{said} schemas", "DATA_ERROR")
-        taken = next((each for each in added.values() if each in here), None)
-        if taken is not None:
-            raise _error(step, f"there is a column {taken} already: give the other one a name by a mapping in columns")
-        group = ", ".join(quoted(each) for each in keys.values())
-        known = " AND ".join(f"{quoted(each)} IS NOT NULL" for each in keys.values())
-        twice = self._database.execute(
-            f"SELECT {group} FROM {source} WHERE {known} GROUP BY ALL HAVING count(*) > 1 LIMIT 1"
-        ).fetchall()
-        if twice:
-            key = dict(zip(keys, twice[0], strict=True))
-            said = f"{name} has several rows with {key}: rows would become more by it: join by more columns"
-            raise _error(step, said, "DATA_ERROR")
-        on = " AND ".join(f"r.{quoted(mine)} = t.{quoted(theirs)}" for mine, theirs in keys.items())
-        columns = ", ".join(f"t.{quoted(theirs)} AS {quoted(mine)}" for theirs, mine in added.items())
-        missing, alone = options.get("missing", "keep"), f"t.{quoted(next(iter(keys.values())))} IS NULL"
-        reason = f", CASE WHEN {alone} THEN {literal(f'no partner by {_shown(keys)} in {name}')} END AS {REASON}"
-        join = f"FROM {before} r {'' if missing == 'drop' else 'LEFT '}JOIN (FROM {source}) t ON {on}"
-        return f"SELECT r.*, {columns}{reason if missing == 'reject' else ''} {join}"
+        options, source = step.options, self._other(step, step.options.table)
+        on = " AND ".join(f"r.{quoted(mine)} = t.{quoted(theirs)}" for mine, theirs in options.on.items())
+        columns = ", ".join(f"t.{quoted(theirs)} AS {quoted(mine)}" for theirs, mine in options.columns.items())
+        return f"SELECT r.*, {columns} FROM {before} r LEFT JOIN (FROM {source}) t ON {on}"
 
     def _accounted(self, step: Step, before: str, after: str) -> str:
         """Account for the rows of a step, and return the view of those that go on."""
@@ -328,7 +322,7 @@ class Run:
             self._make_view(view, f"SELECT {rest}, row_number() OVER () AS {ROW} FROM {after}")
             return view
         rows = self._count(after)
-        is_own = step.kind in ("sql", "function", "check")
+        is_own = not isinstance(step.options, Deduplicate)
         if is_own and self._value(f"SELECT count(DISTINCT {ROW}) FROM {after}") != rows:
             raise _error(step, "returned a row twice: return each row once, or leave out _row where rows become others")
         others = f"SELECT count(*) FROM {after} WHERE {ROW} NOT IN (SELECT {ROW} FROM {before})"
@@ -361,14 +355,14 @@ class Run:
 def _called(step: Step, batches: Iterator[duckdb.DuckDBPyRelation]) -> Any:
     """Return what a function makes of the rows, as a table of Arrow."""
     function = import_object(step.reference or "", "steps")
-    if step.kind == "check":
+    if isinstance(step.options, Check):
         from executor_adapter.pipeline.checks import checked_by
 
-        function, kind, options = checked_by(function), "pandas", {}
+        function, kind = checked_by(function), "pandas"
     else:
-        options = {name: value for name, value in step.options.items() if name not in ("function", "reads", "batch")}
         kind = _library_of(function)
-    found = [_as_arrow(step, function(_given(relation, kind), **options)) for relation in batches]
+    options = step.options.model_extra or {}
+    found = [_as_arrow(function(_given(relation, kind), **options)) for relation in batches]
     return found[0] if len(found) == 1 else pa.concat_tables(found, promote_options="permissive")
 
 
@@ -400,17 +394,10 @@ def _given(relation: duckdb.DuckDBPyRelation, library: str) -> Any:
     return relation.to_arrow_table().to_pandas(types_mapper=pd.ArrowDtype)
 
 
-def _as_arrow(step: Step, found: Any) -> pa.Table:
-    module = type(found).__module__.partition(".")[0].lstrip("_")
-    match module, type(found).__name__:
-        case "polars", "LazyFrame":
-            return pa.table(found.collect())
-        case "pandas", "DataFrame":
-            return pa.Table.from_pandas(found, preserve_index=False)
-        case ("polars", "DataFrame") | ("pyarrow", "Table") | ("duckdb", _):
-            return pa.table(found)
-    said = "a DataFrame of pandas or polars, a table of pyarrow, or a relation of DuckDB"
-    raise _error(step, f"returned a {type(found).__name__}: return {said}")
+def _as_arrow(found: Any) -> pa.Table:
+    if type(found).__module__.startswith("pandas."):
+        return pa.Table.from_pandas(found, preserve_index=False)
+    return pa.table(found)
 
 
 @contextmanager
@@ -422,36 +409,15 @@ def _explained(step: Step) -> Iterator[None]:
         raise
     except duckdb.Error as error:
         wrong = isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException)
-        code = "CONFIGURATION_ERROR" if wrong and step.kind == "sql" else "DATA_ERROR"
+        code = "CONFIGURATION_ERROR" if wrong else "DATA_ERROR"
         raise _error(step, str(error).partition("\n\n")[0].replace("\n", " "), code) from error
     except MISTAKES as error:
-        raise _error(step, f"raised {type(error).__name__}: {error}{_place_of(step, error)}", "DATA_ERROR") from error
-
-
-def _place_of(step: Step, error: Exception) -> str:
-    """Return where in the function's own file it was raised, or nothing where Python does not know."""
-    if step.kind != "function":
-        return ""
-    file = inspect.getsourcefile(inspect.unwrap(import_object(step.name, "steps")))
-    own = [each for each in traceback.extract_tb(error.__traceback__) if each.filename == file]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        raise _error(step, f"raised {type(error).__name__}: {error}", "DATA_ERROR") from error
 
 
 def quoted(name: str) -> str:
     """Return the name of a column in SQL."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def _names(given: Any) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
-
-
-def _mapping(given: Any) -> dict[str, str]:
-    return dict(given) if isinstance(given, Mapping) else {name: name for name in _names(given)}
-
-
-def _shown(names: Any) -> str:
-    return ", ".join(each for each in names if each not in (ROW, REASON))
 
 
 def _error(step: Step, message: str, code: str = "CONFIGURATION_ERROR") -> DataProcessingException:

@@ -97,7 +97,7 @@ def test_what_a_pipeline_names_is_looked_for(command: Command, home: Path) -> No
     assert step == f"{place}.steps: 'my_rules:stepp' {missing} attribute 'stepp': must be module:name"
     table["steps"] = [{"deduplicate": {"keys": "id"}}]
     write(home, yaml.safe_dump({"tools": {"shop": tool}}))
-    said = "steps: deduplicate: key is missing: the options are key, keep, order_by, reject"
+    said = "steps: deduplicate: key: Field required; keys: Extra inputs are not permitted"
     assert command("config", "check").err == f"{place}.{said}\n"
     table["steps"] = []
     tool["summary"] = "my_rule:summarise"

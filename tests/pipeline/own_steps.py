@@ -55,12 +55,6 @@ def with_polars(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(pl.col("price") * 2)
 
 
-def with_polars_lazily(rows: pl.DataFrame) -> pl.LazyFrame:
-    import polars as pl
-
-    return rows.lazy().filter(pl.col("price") > 15)
-
-
 def with_pyarrow(rows: pyarrow.Table) -> pyarrow.Table:
     return rows.filter(pc.greater(rows["price"], 15))
 
