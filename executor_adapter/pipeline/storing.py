@@ -143,12 +143,12 @@ class _Storing:
             if window is not None and not self._found and self._table.policy != "keep":
                 self._empty(window)
         windows, unwanted = _divided(self._found)
-        added = sum(writer.result.added for writer in self._writers.values())
+        added = sum(writer.added for writer in self._writers.values())
         return Collected(
             status="collected",
             rows=self._stored,
             rejected=self._rejected,
-            added=added + (self._reject_writer.result.added if self._reject_writer else 0),
+            added=added + (self._reject_writer.added if self._reject_writer else 0),
             windows=windows,
             unwanted=unwanted,
         )

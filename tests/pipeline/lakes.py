@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from executor_adapter.pipeline.lake.table import LakeTable, Written
+from executor_adapter.pipeline.lake.table import LakeTable, Writer
 
 ROWS = pa.table({"id": [1, 2, 3], "note": ["a", "b", "c"]})
 
@@ -18,14 +18,14 @@ def lake_table(root: Path, **settings: Any) -> LakeTable:
     return LakeTable(root=root, layer="raw", tool="shop", name="order lines", **settings)
 
 
-def write(table: LakeTable, window: str, *batches: pa.Table, **given: Any) -> Written:
+def write(table: LakeTable, window: str, *batches: pa.Table, **given: Any) -> Writer:
     with table.writing(window, **{"fingerprint": "v1"} | given) as writer:
         for each in batches:
             writer.add(each)
-    return writer.result
+    return writer
 
 
-def write_rows(table: LakeTable, window: str, rows: list[dict[str, Any]], **given: Any) -> Written:
+def write_rows(table: LakeTable, window: str, rows: list[dict[str, Any]], **given: Any) -> Writer:
     return write(table, window, pa.Table.from_pylist(rows), **given)
 
 

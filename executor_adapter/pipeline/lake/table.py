@@ -251,7 +251,7 @@ class LakeTable:
         """Write what a source has of a window; it is in the lake when the block ends, and not at all if it raises.
 
         What the window had before is merged with it by the table's key; rows of the range that are no longer there are
-        kept, marked or deleted by the table's policy. `Writer.result` says what has become of the rows. If a newer
+        kept, marked or deleted by the table's policy. `Writer.added` says how many are new. If a newer
         answer is in the lake already, because another run was faster, this one is dropped.
 
         Args:
@@ -299,20 +299,6 @@ class LakeTable:
         return merging.since_of(found.watermark, schema.field(self.cursor).type, look_back, start)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """What has become of the rows that were given to a writer."""
-
-    status: Literal["written", "overtaken"]
-    """`overtaken`: a newer answer was in the lake already, and stays."""
-    rows: int
-    """Rows of the window now."""
-    added: int = 0
-    """Rows that the window did not have."""
-    replaced: int = 0
-    """Older rows in whose place a newer one came."""
-
-
 class Writer:
     """Takes the rows of one window; see `LakeTable.writing`."""
 
@@ -324,20 +310,10 @@ class Writer:
         self._parts: list[FileWriter] = []
         self._keys: list[pa.Array] = []
         self._highest: Any = None
-        self._result: Written | None = None
+        self.rows = self.added = 0
+        """Rows of the window, and those that it did not have, once the block has ended; 0 where it was overtaken."""
         self.dropped = self.merged = 0
         """Rows of the input that are left out on purpose, or became others: see `WindowEntry`."""
-
-    @property
-    def result(self) -> Written:
-        """What has become of the rows.
-
-        Raises:
-            RuntimeError: the block of `LakeTable.writing` has not ended, or has failed.
-        """
-        if self._result is None:
-            raise RuntimeError(f"{self._table} {self._entry.window}: the rows are written when the block ends")
-        return self._result
 
     def add(self, rows: pa.RecordBatch | pa.Table) -> None:
         """Append rows. Batches may differ in their columns; one without rows only tells its columns.
@@ -401,7 +377,6 @@ class Writer:
         kind = None if self._table.cursor is None else schema.field(self._table.cursor).type
         if found is not None and self._is_overtaken(found.ranges, kind):
             log("%s: a newer answer of another run is there already", self._entry.window)
-            self._result = Written(status="overtaken", rows=found.rows)
             return
         self._entry = replace(
             self._entry,
@@ -485,8 +460,7 @@ class Writer:
         known = () if found is None else found.ranges
         entry = file.close(replace(self._entry, ranges=merging.with_range(new, known, stay)))
         publish(file.path, self._table.file_of(self._entry.window))
-        added = max(0, new.rows - replaced)
-        self._result = Written(status="written", rows=entry.rows, added=added, replaced=replaced)
+        self.rows, self.added = entry.rows, max(0, new.rows - replaced)
 
     def _is_whole(self, found: WindowEntry | None, schema: pa.Schema) -> bool:
         """Return whether the file that was written is that of the window as it is."""
