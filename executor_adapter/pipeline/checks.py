@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pandas.api.types import is_integer_dtype, is_string_dtype
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.errors import rows_error
@@ -50,9 +49,6 @@ def checked_by(schema: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
 
 def _in_types_of(rows: pd.DataFrame, schema: Any) -> pd.DataFrame:
     """Return rows in the schema's types; a type that cannot hold a value exactly is a mistake of the schemas."""
-    missing = [name for name, column in schema.columns.items() if name not in rows and column.required]
-    if missing:
-        raise _error(f"missing columns: {', '.join(missing)}: the columns are {', '.join(map(str, rows.columns))}")
     wrong = {
         name: column.dtype.type
         for name, column in schema.columns.items()
@@ -62,29 +58,15 @@ def _in_types_of(rows: pd.DataFrame, schema: Any) -> pd.DataFrame:
 
 
 def _converted(values: pd.Series, dtype: Any) -> pd.Series:
+    kind = pa.array(pd.Series([], dtype=dtype)).type
+    if pa.types.is_null(kind) or pa.types.is_dictionary(kind):  # Python's objects and categories hold any value.
+        return values.astype(dtype)
     try:
-        if _is_exact(values.dtype, dtype):
-            return pd.Series(dtype.__from_arrow__(values.array.__arrow_array__()), values.index, name=values.name)
-        converted = values.astype(dtype)
-        same = (converted.astype(values.dtype) == values) | values.isna()
-    except (TypeError, ValueError, OverflowError) as error:
+        given = pa.array(values).cast(kind)
+        found = dtype.__from_arrow__(given) if hasattr(dtype, "__from_arrow__") else np.asarray(given)
+        return pd.Series(found, values.index, dtype, name=values.name)
+    except (pa.ArrowException, TypeError, ValueError) as error:
         raise _error(f"{values.name}: {values.dtype} cannot become {dtype}: {error}: declare its type") from error
-    if not same.all() or (converted.isna() != values.isna()).any():
-        changed = values[~same.astype(bool)].head(1).tolist()
-        raise _error(f"{values.name}: {dtype} cannot hold {changed}: declare a wider type in the pandera schema")
-    return converted
-
-
-def _is_exact(given: Any, dtype: Any) -> bool:
-    """Return whether pandas takes an Arrow column as it is into the type, or raises: without asking value by value."""
-    if not (isinstance(given, pd.ArrowDtype) and hasattr(dtype, "__from_arrow__")):
-        return False
-    kind = given.pyarrow_dtype
-    return (
-        (pa.types.is_integer(kind) and is_integer_dtype(dtype))
-        or (pa.types.is_string(kind) and is_string_dtype(dtype))
-        or (pa.types.is_timestamp(kind) and kind.tz is not None and isinstance(dtype, pd.DatetimeTZDtype))
-    )
 
 
 def _note(failure: Any, reasons: dict[Any, list[str]]) -> None:
