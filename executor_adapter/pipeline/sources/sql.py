@@ -5,6 +5,7 @@ A retry starts anew, because only one statement sees the table at one moment.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -24,19 +25,11 @@ from executor_adapter.pipeline.sources.landing import Landing, Window, land_batc
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import check_names, text_array
 
-_REFUSALS = (
-    "authentication failed",
-    "no password supplied",
-    "not permitted to log in",
-    "no pg_hba.conf entry",
-    "permission denied for database",
-    "does not exist",
-    "Access denied for user",
-    "Unknown database",
-    "Login failed for user",
+_REFUSED = re.compile(
+    "authentication failed|no password supplied|not permitted to log in|no pg_hba.conf entry|does not exist|"
+    "permission denied for database|Access denied for user|Unknown database|Login failed for user"
 )
-"""What databases say to a wrong user, password or name of a database. Their drivers give no code for it."""
-
+"""Matches what databases say to a wrong user, password or name of a database. Their drivers give no code for it."""
 
 _SQLITE_CODES = {"": "DATA_ERROR", "SQLITE_ERROR": "CONFIGURATION_ERROR"}
 """What SQLite calls operational, by its name: a text that is not UTF-8 has none; the rest, such as a lock, may pass."""
@@ -143,33 +136,16 @@ def _rows(tool: SqlTool, described: SqlTable, window: Window) -> Generator[pa.Re
 def _explained(tool: SqlTool) -> Iterator[None]:
     try:
         yield
-    except exc.NoSuchTableError as error:
-        raise configuration_error(f"{_said(tool, f'there is no table {error}')}: correct table") from None
-    except exc.ArgumentError as error:
-        raise configuration_error(f"{_said(tool, error)}: write it as kind://user@host/database") from None
-    except (exc.ProgrammingError, exc.NoSuchModuleError) as error:
-        raise configuration_error(_said(tool, error)) from None
-    except (ModuleNotFoundError, exc.NoSuchColumnError) as error:
-        raise configuration_error(f"{_said(tool, error)}: install the driver of the database") from None
-    except exc.ResourceClosedError:
-        raise configuration_error(_said(tool, "the statement gives no rows: write a SELECT")) from None
-    except (exc.SQLAlchemyError, OSError, UnicodeError) as error:
-        said, code = _said(tool, error), error_code_of(error)
-        if isinstance(cause := getattr(error, "orig", None), sqlite3.OperationalError):
-            code = _SQLITE_CODES.get(getattr(cause, "sqlite_errorname", ""), "SOURCE_UNAVAILABLE")
-        elif isinstance(error, exc.OperationalError | exc.InterfaceError | OSError):
-            if (refused := _refused(said)) is not None:
-                raise refused from None
-            code = "NETWORK_ERROR"
-        raise DataCollectionException(said, error_code=code) from None
+    except (exc.SQLAlchemyError, ModuleNotFoundError, OSError, UnicodeError) as error:
+        said = redacted(f"{tool.url}: {type(error).__name__}: {error}".partition("\n")[0])
+        raise DataCollectionException(said, error_code=_code_of(error)) from None
 
 
-def _said(tool: SqlTool, error: Exception | str) -> str:
-    return redacted(f"{tool.url}: {error}".partition("\n")[0])
-
-
-def _refused(said: str) -> DataCollectionException | None:
-    """Return the error of a database that refuses the user; None for any other, such as one that is starting up."""
-    if not any(refusal in said for refusal in _REFUSALS):
-        return None
-    return configuration_error(f"{said}: check `url`, which names the user and the database, and `credential`")
+def _code_of(error: Exception) -> str:
+    if isinstance(cause := getattr(error, "orig", None), sqlite3.OperationalError):
+        return _SQLITE_CODES.get(getattr(cause, "sqlite_errorname", ""), "SOURCE_UNAVAILABLE")
+    wrong = exc.ArgumentError | exc.InvalidRequestError | exc.ProgrammingError | ModuleNotFoundError
+    if isinstance(error, wrong) or (isinstance(error, exc.DBAPIError) and _REFUSED.search(str(error))):
+        return "CONFIGURATION_ERROR"
+    is_lost = isinstance(error, exc.OperationalError | exc.InterfaceError | OSError)
+    return "NETWORK_ERROR" if is_lost else error_code_of(error)
