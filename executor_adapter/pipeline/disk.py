@@ -3,7 +3,7 @@
 Names are not synced: each would cost a write to the disk, and file systems with a journal keep their order. So a power
 cut may undo the last seconds, and the next run does them again.
 
-What the disk or its permissions refuse is raised in one line, without a traceback, with what to do.
+What the disk or its permissions refuse is raised in one line, without a traceback.
 """
 
 from __future__ import annotations
@@ -27,22 +27,13 @@ TEMPORARY = ".tmp-"
 LOCK_INTERVAL = 0.05
 """Seconds between two attempts to take a lock."""
 
-_ADVICE = {
-    errno.ENOSPC: "free some space, or move `lake` to another disk",
-    errno.EDQUOT: "free some space, or raise the quota",
-    errno.EACCES: "give the user that runs the jobs the right to it",
-    errno.EPERM: "give the user that runs the jobs the right to it",
-    errno.EROFS: "the file system is read-only: move `lake`",
-    errno.EISDIR: "a folder is where a file should be: move it away",
-    errno.ENOTDIR: "a file is where a folder should be: move it away",
-    errno.ENAMETOOLONG: "the name is too long: shorten the names of the tool, the table or the windows",
-}
+_SETUP = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Raise what the system refuses in the block as one line that says what to do.
+    """Raise what the system refuses in the block as one line.
 
     Raises:
         DataCollectionException: CONFIGURATION_ERROR for rights and names; DISK_FULL for space, which is retried.
@@ -50,13 +41,11 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _ADVICE:
+        if error.errno not in _SETUP | _FULL:
             raise
-        place = error.filename or path
         code = "DISK_FULL" if error.errno in _FULL else "CONFIGURATION_ERROR"
-        raise DataCollectionException(
-            f"{place}: {os.strerror(error.errno)}: {_ADVICE[error.errno]}", error_code=code
-        ) from None
+        said = f"{error.filename or path}: {os.strerror(error.errno or 0)}"
+        raise DataCollectionException(said, error_code=code) from None
 
 
 @contextmanager
