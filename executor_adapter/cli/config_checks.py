@@ -77,11 +77,10 @@ def check_pipeline(settings: Settings, *, sources: bool) -> Iterator[Finding]:
         return
     with modules_of_this_directory():
         try:
-            from executor_adapter.pipeline import doubts_about, import_references, select_tables
+            from executor_adapter.pipeline import import_references, select_tables
 
             tables = select_tables(settings)
             yield from map(_as_finding, import_references(settings, tables))
-            yield from (warning(*each) for each in doubts_about(tables))
             yield from map(check_source, tables if sources else ())
         except ConfigurationError as error:
             yield _as_finding(error)

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.storing import store_landing as store_landing
     from executor_adapter.pipeline.tables import ConfiguredTable as ConfiguredTable
     from executor_adapter.pipeline.tables import configured_tables as configured_tables
-    from executor_adapter.pipeline.tables import doubts_about as doubts_about
     from executor_adapter.pipeline.tables import import_references as import_references
     from executor_adapter.pipeline.tables import processing_order as processing_order
     from executor_adapter.pipeline.tables import select_tables as select_tables

@@ -20,7 +20,7 @@ from executor_adapter.pipeline.loading import Loader, by_window
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window
 from executor_adapter.pipeline.sources.reading import check_content, read_texts
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
-from executor_adapter.pipeline.tables import WAY_TO_SHARE, ConfiguredTable
+from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import READ, Text, connected
 
 MAX_WAITING = 500_000
@@ -192,7 +192,7 @@ class _Storing:
         origin, own = found.fingerprint.partition(" ")[2], self._landing.manifest.window.name
         if origin != own:
             said = f"window {name} has rows of {origin!r} already, which would be replaced by those of {own!r}"
-            raise configuration_error(f"{self._table}: {said}: {WAY_TO_SHARE}")
+            raise configuration_error(f"{self._table}: {said}: set key, or leave out partition")
 
     def reject(self, rejects: pa.RecordBatch) -> None:
         """Put aside what is not a row, or does not fit."""

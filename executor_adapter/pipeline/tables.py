@@ -33,9 +33,6 @@ from executor_adapter.pipeline.steps import Step, read_step
 
 PARENT_ID = "parent_id"
 """The column of a resource with `for_each`: the id for which an object was asked."""
-WAY_ALONE = "leave out partition and period, so that each file is a window"
-WAY_TO_SHARE = f"set key and leave out vanished_rows, so that rows are merged by the key, or {WAY_ALONE}"
-"""How several files may have rows of what is one window now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,15 +254,6 @@ def processing_order(tables: Iterable[ConfiguredTable]) -> list[list[ConfiguredT
             raise ConfigurationError(f"steps: {', '.join(left)} read each other: let one of them read raw rows instead")
         groups.append([left.pop(name) for name in ready])
     return groups
-
-
-def doubts_about(tables: Iterable[ConfiguredTable]) -> Iterator[tuple[str, str, str]]:
-    """Yield settings that are allowed, but may not do what was meant: the key, what they do, and the way out."""
-    for table in (each for each in tables if each.is_pattern and each.of_files["partition"]):
-        if table.raw.policy != "keep":
-            yield f"{table.key}.partition", "of files with rows of the same window all but one will fail", WAY_TO_SHARE
-        if table.settings.vanished_windows == "delete":
-            yield f"{table.key}.vanished_windows", "rows of a file that is gone stay in windows of others", WAY_ALONE
 
 
 def import_references(settings: Settings, tables: Iterable[ConfiguredTable]) -> list[ConfigurationError]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -131,43 +130,16 @@ def test_rejects_beyond_the_limit_are_counted(
     assert len(command("pipeline", "rejects", "shop.orders", "--window", "jan.csv", "--json").json) == 2
 
 
-@pytest.mark.parametrize("merging", [{}, {"key": "id", "vanished_rows": "delete"}])
-def test_files_that_cannot_share_a_window_are_told_before_and_in_one_line(
-    command: Command, home: Path, done: ConfiguredTable, merging: dict[str, str]
+def test_files_that_cannot_share_a_window_are_told_in_one_line(
+    command: Command, home: Path, done: ConfiguredTable
 ) -> None:
-    """`config check` warns; a rebuild that meets them says in one line what stands in the way, and the ways out."""
+    """A rebuild that meets them says what stands in the way, and the ways out."""
     (home / "inbox/feb.csv").write_text("id,day\n4,2024-01-01\n")
-    settings = yaml.safe_load((home / "config.yaml").read_text())
-    settings["tools"]["shop"]["tables"]["orders"] |= {"vanished_windows": "delete", **merging}
-    (home / "config.yaml").write_text(yaml.safe_dump(settings))
-    alone = "leave out partition and period, so that each file is a window"
-    way = f"set key and leave out vanished_rows, so that rows are merged by the key, or {alone}"
-    place = "config.yaml: tools.shop.tables.orders"
-    stay = "rows of a file that is gone stay in windows of others"
-    checked = command("config", "check")
-    assert (checked.code, checked.err.splitlines()) == (
-        0,
-        [
-            f"{place}.partition: of files with rows of the same window all but one will fail: {way}",
-            f"{place}.vanished_windows: {stay}: {alone}",
-        ],
-    )
-    (table,) = select_tables(load_config())
-    collect_windows(table, find_windows(table))
+    collect_windows(done, find_windows(done))
     rebuilt = command("pipeline", "rebuild", "shop.orders")
     assert rebuilt.code == 1
+    way = "set key, or leave out partition"
     assert rebuilt.err.splitlines()[0].endswith(f"would be replaced by those of 'feb.csv': {way}")
-
-
-@pytest.mark.parametrize("settings", [{"partition": [], "period": None}, {"key": "id"}])
-def test_files_that_can_be_kept_side_by_side_are_not_doubted(
-    command: Command, home: Path, orders: ConfiguredTable, settings: dict[str, Any]
-) -> None:
-    """Without a partition each is a window, and with a key their rows are merged."""
-    described = yaml.safe_load((home / "config.yaml").read_text())
-    described["tools"]["shop"]["tables"]["orders"] |= settings
-    (home / "config.yaml").write_text(yaml.safe_dump(described))
-    assert command("config", "check") == (0, "config.yaml: fine\n", "")
 
 
 @pytest.mark.parametrize("words", ["windows", "rejects", "backfill --since 2024-01-01", "reprocess", "rebuild"])

@@ -221,7 +221,7 @@ def test_without_a_schema_everything_stays_text(shop: Shop) -> None:
 def test_files_that_share_a_window_need_a_key(shop: Shop, tmp_path: Path) -> None:
     """The rows of one file never replace those of another one in silence; with a key they are merged."""
     shop.write("b.csv", "w,2013-01,4")
-    with pytest.raises(DataCollectionException, match=r"2013-01 has rows of 'a.csv' already.*: set key and") as caught:
+    with pytest.raises(DataCollectionException, match=r"2013-01 has rows of 'a.csv' already.*: set key, or") as caught:
         shop.collect()
     assert caught.value.error_code == "CONFIGURATION_ERROR"
     assert len(shop.rows(shop.raw)) == 3
