@@ -28,7 +28,7 @@ class Format(Section):
     records: str | None = None
     """JSON: the keys that lead to the list of objects, or to one object, such as `data.items`; `.`: the data is one
     object; null: the data is the list."""
-    delimiter: str | None = Field(default=None, min_length=1, max_length=4)
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """CSV: what is between two values; null: a comma, and a tab in a .tsv file."""
     quote: str | None = Field(default=None, max_length=1)
     """CSV: the character around values; null: `"`; empty: there is none."""

@@ -221,11 +221,6 @@ def _dialect(path: Path, name: str, format: Format, end: str) -> Dialect:
     quote = '"' if format.quote is None else format.quote
     delimiter = format.delimiter or ("\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
     first_line = _first_names(path, name, delimiter, quote, end)
-    other = next((each for each in ";\t|" if len(first_line) == 1 and each in first_line[0]), None)
-    if format.delimiter is None and other is not None:
-        raise configuration_error(
-            f"{name}: the first line is one value, with {other!r} in it: set delimiter to that, or to {delimiter!r}"
-        )
     header = format.header
     if header is None:
         header = not format.columns
@@ -242,8 +237,6 @@ def _first_names(path: Path, name: str, delimiter: str, quote: str, end: str) ->
     """Return the values of the first line that is not empty."""
     with path.open(encoding="utf-8-sig", errors="replace", newline=end) as file:
         lines = _bounded_lines(file, name)
-        if len(delimiter) > 1:
-            return next(lines, "").rstrip("\r\n").split(delimiter)
         reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None)
         try:
             return next((line for line in reader if line), [])
