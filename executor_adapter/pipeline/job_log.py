@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,17 +26,12 @@ def do_each(things: Sequence[Any], work: Callable[[Any], dict[str, Any]], total:
     """Return what `work` gives for each thing, added to `total`; its status stays where these are not all the same.
 
     `failed` are those of several things for which it failed: each of them needs a job of its own. There its error stops
-    no other, is retried by the policy, and is a job's. The error for a single thing is raised. What is not begun when
-    half of the job's time is used gets jobs too: `max_runtime` was set for one thing.
+    no other, is retried by the policy, and is a job's. The error for a single thing is raised.
     """
     if len(things) == 1:
         return work(things[0]) | {"failed": []}
     total, statuses = total | {"failed": []}, set[str]()
-    job, began = running_job(), time.monotonic()
     for number, thing in enumerate(things, 1):
-        if job is not None and job.ends_at is not None and 2 * time.monotonic() > began + job.ends_at:
-            total["failed"] += things[number - 1 :]
-            break
         try:
             done = work(thing)
             statuses.add(done.pop("status"))

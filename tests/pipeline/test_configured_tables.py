@@ -147,18 +147,6 @@ def test_one_job_opens_one_database_for_several_files(tmp_path: Path, mocker: Mo
     assert found == {"read a.csv": [4, 3], "read c.csv": [4, 2]}
 
 
-def test_one_job_does_several_windows_in_half_of_its_time(mocker: MockerFixture) -> None:
-    """The limit of a job was set for one window: those that would come late are left for jobs of their own."""
-    clock = mocker.patch("executor_adapter.pipeline.job_log.time")
-    clock.monotonic.side_effect = range(1000, 2000, 10)
-    token = enter_job(JobContext("job", 1, emit=mocker.Mock(), ends_at=1060.0))
-    try:
-        done = do_each(["a", "b", "c", "d", "e"], lambda name: {"status": "done", "names": [name]}, {"names": []})
-        assert done == {"status": "done", "names": ["a", "b", "c"], "failed": ["d", "e"]}
-    finally:
-        leave_job(token)
-
-
 def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     """`max_bytes` of the tool holds for what an archive unpacks to, too; raising it is enough to go on."""
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"n\n" + b"1\n" * 5000))
