@@ -448,19 +448,6 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
     assert caught.value.error_code == "DISK_FULL"
 
 
-@pytest.mark.parametrize("name", ["", "..", "_x", "a/b", ".x"])
-def test_a_name_that_makes_no_folder_is_refused(tmp_path: Path, name: str) -> None:
-    """A table cannot lead out of the lake, nor into a folder that readers pass over."""
-    with pytest.raises(ConfigurationError, match="must be a name without /"):
-        LakeTable(root=tmp_path, layer="raw", tool="shop", name=name)
-
-
-def test_a_path_and_a_key_may_be_text(tmp_path: Path) -> None:
-    """A table takes what people write."""
-    table = LakeTable(root=str(tmp_path), layer="raw", tool="shop", name="orders", key="id")  # type: ignore[arg-type]
-    assert write(table, "w", ROWS, ROWS).rows == 3
-
-
 def test_a_policy_without_a_key_is_refused(tmp_path: Path) -> None:
     """Rows cannot be kept or marked where nothing tells which is which."""
     with pytest.raises(ConfigurationError, match="vanished_rows: 'mark' needs a key"):

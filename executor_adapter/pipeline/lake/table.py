@@ -80,16 +80,6 @@ class LakeTable:
     """Seconds to wait for another job that writes to the table."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
-        key: Any = self.key  # People write one column as text.
-        object.__setattr__(self, "key", (key,) if isinstance(key, str) else tuple(key))
-        for field in ("layer", "tool", "name"):
-            value = getattr(self, field)
-            # They are names of folders, and readers pass over those that begin with a dot or an underscore.
-            if not value or value.startswith((".", "_")) or "/" in value:
-                raise ConfigurationError(
-                    f"{field}: {value!r} is not allowed: must be a name without /, that begins with neither . nor _"
-                )
         if self.vanished_rows is not None and self.cursor is not None:
             raise ConfigurationError(
                 f"{self}: vanished_rows does not go with cursor: an answer from there on does not say which older rows "
