@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from executor_adapter.config import FilesTool, FileTable, FunctionTool, RestTool, SqlTool
+from executor_adapter.config import FilesTool, FunctionTool, RestTool, SqlTool
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
@@ -219,29 +219,17 @@ def _note_of(table: ConfiguredTable, name: str, day: str) -> Path:
 
 def _check_division(table: ConfiguredTable) -> None:
     """Refuse to divide new rows in another way than those that are there: rows of both would be the same ones."""
-    place, division = table.raw, _division(table)
+    place, division = table.raw, repr((table.is_dated, table.is_pattern, *table.of_files.values()))
     note = place.state / "division"
-    before = note.read_text() if note.exists() else None
-    if before == division:
+    if note.exists() and note.read_text() == division:
         return
-    if before is not None and place.any_file() is not None:
+    if note.exists() and place.any_file() is not None:
         raise configuration_error(
-            f"{table}: its rows in the lake are divided by {before}, and are to be divided by {division} now: "
-            f"undo that, or make the table anew: executor-adapter pipeline rebuild {table.full_name}"
+            f"{table}: its rows in the lake are divided into other windows: undo the change of file, partition or "
+            f"period, or make the table anew: executor-adapter pipeline rebuild {table.full_name}"
         )
     with writing(note) as file:
         file.write(division.encode())
-
-
-def _division(table: ConfiguredTable) -> str:
-    """Return in words what the windows of the table are."""
-    settings = table.settings
-    if table.is_dated:
-        return "UTC day"
-    if isinstance(settings, FileTable) and settings.partition:
-        columns = ", ".join(settings.partition)
-        return f"{settings.period} of {columns}" if settings.period else f"column {columns}"
-    return "source file" if table.is_pattern else "no column"
 
 
 def _check_selected(table: ConfiguredTable, landing: Landing, done: Collected) -> None:

@@ -23,7 +23,7 @@ from executor_adapter.exceptions import ConfigurationError, DataCollectionExcept
 from executor_adapter.pipeline.lake import stored
 from executor_adapter.pipeline.lake import table as module
 from executor_adapter.pipeline.lake.stored import ROW_GROUP, FileWriter, WindowEntry
-from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
+from executor_adapter.pipeline.lake.table import remove_windows
 from executor_adapter.pipeline.upkeep import remove_leftovers
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
 from tests.waiting import PATIENCE
