@@ -158,17 +158,6 @@ def test_runs_that_overtake_one_another(tmp_path: Path) -> None:
     assert caught.value.error_code == "LOCKED"
 
 
-def test_a_range_is_not_overtaken_by_an_answer_for_another_one(tmp_path: Path) -> None:
-    """Without a key too: what was asked for later has no row of it. One that shares a value with it has."""
-    table = lake_table(tmp_path, cursor="at")
-    write_rows(table, "w", [row("a", 1, "old"), row("e", 5, "old")], collected_at=at(1))
-    write_rows(table, "w", [row("e", 5, "new")], since="5", collected_at=at(4))
-    done = write_rows(table, "w", [row("a", 1, "late")], until="5", collected_at=at(3))
-    assert (done.status, notes(table)) == ("written", [("a", "late"), ("e", "new")])
-    with pytest.raises(DataCollectionException, match="collect it again"):
-        write_rows(table, "w", [row("e", 5, "late")], until="6", collected_at=at(3))
-
-
 # --- properties ---
 
 LATE = 3

@@ -90,13 +90,6 @@ def _check_cursor(value: Any, column: str) -> None:
         raise rows_error(f"{column}: {text} {said}", "lake")
 
 
-def overlap(one: Range, other: Range, kind: pa.DataType) -> bool:
-    """Return whether a value of the cursor column may be in both ranges."""
-    begins = [typed(each.since, kind).as_py() for each in (one, other) if each.since is not None]
-    ends = [typed(each.until, kind).as_py() for each in (one, other) if each.until is not None]
-    return not begins or not ends or max(begins) < min(ends)
-
-
 def newer_than(asked: Range, known: Sequence[Range]) -> pa.Array:
     """Return the mask of the rows for which the source was asked later."""
     return pa.concat_arrays([pa.repeat(each.collected_at > asked.collected_at, each.rows) for each in known])

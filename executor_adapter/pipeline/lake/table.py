@@ -365,7 +365,7 @@ class Writer:
         found, before = self._table.find(self._entry.window), self._table.schema()
         schema, changes = self._schema_after(before)
         kind = None if self._table.cursor is None else schema.field(self._table.cursor).type
-        if found is not None and self._is_overtaken(found.ranges, kind):
+        if found is not None and self._is_overtaken(found.ranges):
             log("%s: a newer answer of another run is there already", self._entry.window)
             return
         self._entry = replace(
@@ -414,18 +414,18 @@ class Writer:
     def _new_file(self, name: str, schema: pa.Schema) -> FileWriter:
         return FileWriter(self._space / f"{name}.parquet", schema)
 
-    def _is_overtaken(self, known: Sequence[Range], kind: pa.DataType | None) -> bool:
+    def _is_overtaken(self, known: Sequence[Range]) -> bool:
         """Return whether a newer answer is in the lake already, in whose place this one must not come.
 
         Raises:
-            DataCollectionException: LOCKED, a newer answer has a part of it: it has to be collected again.
+            DataCollectionException: LOCKED, a newer answer may have a part of it: it has to be collected again.
         """
         mine = self._asked
         newer = [each for each in known if each.origin == mine.origin and each.collected_at > mine.collected_at]
         if self._table.cursor is None:
             return bool(newer)
         # With a key, its rows are merged below those that are newer.
-        if not self._table.key and any(merging.overlap(mine, each, kind) for each in newer):
+        if newer and not self._table.key:
             raise DataCollectionException(
                 "the window was collected again by another run meanwhile: collect it again", error_code="LOCKED"
             )
