@@ -111,17 +111,9 @@ def _in_zone(zone: str | None) -> str:
         return "CAST(NULL AS TIMESTAMPTZ)"
     if zone == "UTC":
         return "timezone('UTC', l)"
-
-    def there(moment: str) -> str:
-        return f"timezone({literal(zone)}, timezone('UTC', {moment}))"
-
-    # By the offset of the day before, and of the day after: where these differ, one of the two may be right.
-    before, after = (f"(l - ({there(f'l {sign} INTERVAL 1 DAY')} - (l {sign} INTERVAL 1 DAY)))" for sign in "-+")
-    is_before, is_after = f"{there(before)} = l", f"{there(after)} = l"
-    return (
-        f"CASE WHEN {is_before} AND ({before} = {after} OR NOT {is_after}) THEN timezone('UTC', {before}) "
-        f"WHEN {is_after} AND NOT {is_before} THEN timezone('UTC', {after}) END"
-    )
+    moment = f"timezone({literal(zone)}, l)"
+    is_local = [f"timezone({literal(zone)}, {moment} + INTERVAL ({each}) MINUTE) = l" for each in (0, -60, -30, 30, 60)]
+    return f"CASE WHEN {is_local[0]} AND NOT ({' OR '.join(is_local[1:])}) THEN {moment} END"
 
 
 def _by_format(format: str, text: str) -> str:
