@@ -116,7 +116,7 @@ def test_what_is_not_there_is_a_configuration_error(inbox: Path, monkeypatch: py
         (tool("a.csv", package="no_such"), "package no_such is not installed: pip install no_such"),
         (
             tool("gs://b/a.csv"),
-            "gs:// needs a package that is not installed: Please install gcsfs to access Google Storage",
+            "Please install gcsfs to access Google Storage",
         ),
         (tool("what://b/a.csv"), "what://b/a.csv: Protocol not known: what"),
         *((tool(url), f"{url} is not allowed: name a folder in `directory`, a web server by") for url in OTHER_PLACES),

@@ -44,13 +44,13 @@ def test_values_stay_as_they_are_written(tmp_path: Path, suffix: str, content: b
 
 
 def test_records_are_found_in_an_envelope(tmp_path: Path) -> None:
-    """`records` leads to the list; without it, or with a wrong one, the error says where lists are."""
+    """`records` leads to the list; without it, or with a wrong one, there is none."""
     content = b'{"meta": {"total": 1}, "data": {"items": [{"a": 1}]}, "links": []}'
     assert read(tmp_path, content, ".json", records="data.items")[0] == [{"a": "1"}]
     for records in (None, "data.rows"):
         error = failure(tmp_path, content, ".json", records=records)
         assert error.error_code == "CONFIGURATION_ERROR"
-        assert str(error).endswith("it has lists at links")
+        assert str(error).endswith(f"has no list of objects at records={records!r}: correct records")
 
 
 def test_each_bad_line_is_rejected_by_itself(tmp_path: Path) -> None:

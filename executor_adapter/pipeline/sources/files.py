@@ -197,9 +197,7 @@ def _system(tool: FilesTool, scheme: str, url: str) -> tuple[Any, str]:
         raise _error(f"{url} is not allowed: {way}", "CONFIGURATION_ERROR")
     try:
         system, path = fsspec.core.url_to_fs(url, **_options(tool))
-    except ImportError as error:
-        raise _error(f"{scheme}:// needs a package that is not installed: {error}", "CONFIGURATION_ERROR") from None
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise _error(f"{url}: {error}", "CONFIGURATION_ERROR") from None
     return system, path
 

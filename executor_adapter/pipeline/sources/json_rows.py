@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 
-from executor_adapter.config import Format, redacted
+from executor_adapter.config import Format
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
 from executor_adapter.pipeline.text_rows import MAX_REJECT_TEXT, OnRejects, Reject, batch_of, rejects_batch
@@ -114,7 +114,7 @@ def records_in(document: Any, format: Format, name: str) -> list[Any]:
     """Return the list in a parsed document: itself, or what is at `format.records`, where one object is a list of one.
 
     Raises:
-        DataCollectionException: CONFIGURATION_ERROR, there is no list; the message says where there are some.
+        DataCollectionException: CONFIGURATION_ERROR, there is no list.
     """
     found = document
     for key in (format.records or "").strip(".").split("."):
@@ -124,10 +124,7 @@ def records_in(document: Any, format: Format, name: str) -> list[Any]:
         return found
     if isinstance(found, dict) and format.records is not None:
         return [found]
-    lists = [key for key, value in document.items() if isinstance(value, list)] if isinstance(document, dict) else []
-    where = f"it has lists at {', '.join(lists)}" if lists else "it begins with " + redacted(to_text(document))[:100]
-    said = f"at records={format.records!r}" if format.records else "at its top: set records"
-    raise configuration_error(f"{name} has no list of objects {said}: {where}")
+    raise configuration_error(f"{name} has no list of objects at records={format.records!r}: correct records")
 
 
 def to_text(value: Any) -> str:

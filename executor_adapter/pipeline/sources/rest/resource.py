@@ -28,11 +28,7 @@ from executor_adapter.pipeline.tables import PARENT_ID, ConfiguredTable
 _BY_CONTENT_TYPE = {
     "application/json": "json",
     "application/x-ndjson": "ndjson",
-    "application/jsonl": "ndjson",
-    "application/jsonlines": "ndjson",
     "text/csv": "csv",
-    "text/tab-separated-values": "csv",
-    "application/vnd.apache.parquet": "parquet",
 }
 
 
