@@ -122,8 +122,6 @@ class TableSchema(Section):
     columns: dict[str, Annotated[Column, _OrType]] = Field(
         min_length=1, description="a mapping of column names to types"
     )
-    check: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
-    """`module:name` of a pandera schema that the typed rows are checked against."""
 
     @model_validator(mode="before")
     @classmethod

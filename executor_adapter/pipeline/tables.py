@@ -160,11 +160,8 @@ class ConfiguredTable:
 
     @property
     def read_steps(self) -> list[Step]:
-        """The steps of its rows: see `read_step`; the first one is the check of the schema, where it has one."""
-        settings = self.settings
-        check = None if settings.table_schema is None else settings.table_schema.check
-        first = [] if check is None else [read_step({"check": check}, f"{self.key}.schema.check")]
-        return first + [read_step(spec, f"{self.key}.steps") for spec in settings.steps]
+        """The steps of its rows: see `read_step`."""
+        return [read_step(spec, f"{self.key}.steps") for spec in self.settings.steps]
 
     @property
     def reads(self) -> set[str]:

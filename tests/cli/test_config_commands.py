@@ -109,20 +109,20 @@ def test_what_a_pipeline_names_is_looked_for(command: Command, home: Path) -> No
 
 
 def test_a_check_that_is_not_there_is_found(command: Command, home: Path) -> None:
-    """`config check` and the start of a run find it, in a schema and among the steps: exit code 2, and nothing runs."""
+    """`config check` and the start of a run find it: exit code 2, and nothing runs."""
     (home / "my_checks.py").write_text("SCHEMAS = {}\n")
     (home / "orders.csv").write_text("id\n1\n")
     table: dict[str, Any] = {
         "file": "orders.csv",
-        "schema": {"columns": {"id": "integer"}, "check": "my_checks:SCHEMA"},
+        "schema": {"columns": {"id": "integer"}},
     }
-    table["steps"] = [{"check": "my_check:ORDERS"}]
+    table["steps"] = [{"check": "my_checks:SCHEMA"}, {"check": "my_check:ORDERS"}]
     tools = {"shop": {"source": "files", "directory": ".", "tables": {"orders": table}}}
     write(home, yaml.safe_dump({"lake": "lake", "tools": tools}))
     place, failed = "tools.shop.tables.orders", "cannot be imported"
     no_name, no_module = "module 'my_checks' has no attribute 'SCHEMA'", "No module named 'my_check'"
     said = [
-        f"{place}.schema.check: 'my_checks:SCHEMA' {failed}: AttributeError: {no_name}: must be module:name",
+        f"{place}.steps: 'my_checks:SCHEMA' {failed}: AttributeError: {no_name}: must be module:name",
         f"{place}.steps: 'my_check:ORDERS' {failed}: ModuleNotFoundError: {no_module}: must be module:name",
     ]
     checked, run = command("config", "check"), command("pipeline", "run")

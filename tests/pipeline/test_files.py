@@ -114,10 +114,7 @@ def test_what_is_not_there_is_a_configuration_error(inbox: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for described, said in (
         (tool("a.csv", package="no_such"), "package no_such is not installed: pip install no_such"),
-        (
-            tool("gs://b/a.csv"),
-            "Please install gcsfs to access Google Storage",
-        ),
+        (tool("gs://b/a.csv"), "gs://b/a.csv: Please install gcsfs to access Google Storage"),
         (tool("what://b/a.csv"), "what://b/a.csv: Protocol not known: what"),
         *((tool(url), f"{url} is not allowed: name a folder in `directory`, a web server by") for url in OTHER_PLACES),
     ):

@@ -198,7 +198,6 @@ def test_a_schema_is_written_in_yaml() -> None:
         price: {type: "decimal(10,2)", nullable: false}
         paid: {type: boolean, true_words: ["yes"], false_words: ["no"]}
         at: {type: timestamp, zone: America/New_York, format: "%Y-%m-%d %H:%M"}
-      check: rules.orders:ORDERS
     """
     found = TableSchema.model_validate(yaml.safe_load(text))
     assert load(found, batch(**{name: [None] for name in found.columns})).rows.schema == pa.schema(

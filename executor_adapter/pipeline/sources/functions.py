@@ -32,8 +32,7 @@ def land_function(table: ConfiguredTable, tool: FunctionTool, window: Window) ->
 
     Raises:
         ConfigurationError: there is no such function.
-        DataCollectionException: CONFIGURATION_ERROR, it is not a function; DATA_ERROR, it gives something else. Or what
-            the function raises.
+        DataCollectionException: DATA_ERROR, it gives something else. Or what the function raises.
     """
     described = tool.tables[table.name]
     name = described.function
