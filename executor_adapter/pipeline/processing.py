@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.disk import digest_of
-from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import do_each, log, progress
 from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
 from executor_adapter.pipeline.lake.table import LakeTable, Writer, remove_windows
@@ -34,7 +33,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
 
     Raises:
         DataProcessingException: DATA_ERROR, the window is not there or does not fit; CONFIGURATION_ERROR, a step
-            returns what it must not; PROCESSING_ERROR, rows were lost.
+            returns what it must not.
         ConfigurationError: there is no such step.
     """
     steps, source, target, rejects = table.read_steps, table.raw, table.processed, table.rejects
@@ -49,9 +48,6 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
             run.apply(step)
             progress(number + 1, len(steps), "steps")
         done = run.account
-        if done.given != done.kept + done.merged + done.rejected + done.dropped:
-            what = f"{done.kept} kept, {done.merged} merged, {done.rejected} rejected and {done.dropped} dropped"
-            raise rows_error(f"{done.given} rows were given, but {what}", "conservation", "PROCESSING_ERROR")
         # The stack closes in reverse order: the rows, which make the window processed, are published last.
         rows = stack.enter_context(target.writing(window, fingerprint=fingerprint))
         rows.dropped, rows.merged = done.dropped, done.merged
@@ -77,14 +73,9 @@ def processing_fingerprint(entry: WindowEntry, steps: str) -> str:
 def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> str:
     """Return SQL that gives the rows of a window: one version of it, which the stack holds while it is replaced."""
     version = space / "source.parquet"
-    file, schema = stack.enter_context(source.file_of(window).open("rb")), source.schema()
+    file = stack.enter_context(source.file_of(window).open("rb"))
     # By a name that no other window has, so that DuckDB takes nothing that it remembers of one.
     version.symlink_to(f"/dev/fd/{file.fileno()}")
-    names = Counter(name.lower() for name in (schema or pa.schema([])).names)
-    twice = next((name for name, times in names.items() if times > 1), None)
-    if twice is not None:
-        said = f"two columns are called {twice!r} but for their case: give one another name"
-        raise rows_error(f"{source}: {said}", "lake")
     scan = f"read_parquet({literal(version)}, file_row_number = true, hive_partitioning = false)"
     return f"SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {scan}"
 

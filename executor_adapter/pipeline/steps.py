@@ -322,12 +322,9 @@ class Run:
             self._make_view(view, f"SELECT {rest}, row_number() OVER () AS {ROW} FROM {after}")
             return view
         rows = self._count(after)
-        is_own = not isinstance(step.options, Deduplicate)
-        if is_own and self._value(f"SELECT count(DISTINCT {ROW}) FROM {after}") != rows:
-            raise _error(step, "returned a row twice: return each row once, or leave out _row where rows become others")
-        others = f"SELECT count(*) FROM {after} WHERE {ROW} NOT IN (SELECT {ROW} FROM {before})"
-        if is_own and (foreign := self._value(others)):
-            said = f"returned {foreign} rows that it was not given: keep _row, or leave it out where rows become others"
+        known = f"SELECT count(DISTINCT {ROW}) FROM {after} SEMI JOIN {before} USING ({ROW})"
+        if not isinstance(step.options, Deduplicate) and self._value(known) != rows:
+            said = "returned a row twice, or one that it was not given: leave out _row where rows become others"
             raise _error(step, said)
         if given > rows:
             self.account.drops[f"dropped by {step.name}"] += given - rows

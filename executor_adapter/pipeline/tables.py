@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter.config import (
+    Column,
     FilesTool,
     FileTable,
     Format,
@@ -120,19 +121,12 @@ class ConfiguredTable:
     @cached_property
     def schema(self) -> TableSchema | None:
         """The declared types; columns of the key must have a value, since rows without one could not be told apart."""
-        settings = self.settings
-        declared = settings.table_schema
-        if not settings.key:
-            return declared
-        if declared is None:
-            columns: dict[str, Any] = {name: {"type": "text", "nullable": False} for name in settings.key}
-            return TableSchema.model_validate({"columns": columns})
-        keys = {
-            name: column.model_copy(update={"nullable": False})
-            for name, column in declared.columns.items()
-            if name in settings.key
-        }
-        return declared.model_copy(update={"columns": {**declared.columns, **keys}})
+        declared = self.settings.table_schema
+        columns = {} if declared is None else {**declared.columns}
+        for name in self.settings.key:
+            column = columns.get(name) or Column(type="text")
+            columns[name] = column.model_copy(update={"nullable": False})
+        return TableSchema(columns=columns) if columns else None
 
     def check(self) -> None:
         """Check what the settings of a table are only together.
