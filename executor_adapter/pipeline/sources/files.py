@@ -22,7 +22,7 @@ import fsspec
 from executor_adapter.config import FilesTool, redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline.disk import digest_of, explained
+from executor_adapter.pipeline.disk import explained
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Window, find_landing, receiving
 from executor_adapter.pipeline.sources.unpacking import CHUNK
@@ -220,11 +220,7 @@ def _local_version(file: BufferedReader) -> str:
 def _remote_content(system: Any, path: str) -> str:
     """Return what identifies the content of an object: what the server says of it."""
     system.invalidate_cache()
-    info = system.info(path)
-    said = {
-        key: str(info[key]) for key in ("size", "ETag", "etag", "content_md5", "md5Hash", "LastModified") if key in info
-    }
-    return f"remote {digest_of(sorted(said.items()))}"
+    return f"remote {system.ukey(path)}"
 
 
 def _chunks(file: IO[bytes], size: int | None, origin: str, limit: int) -> Iterator[bytes]:
