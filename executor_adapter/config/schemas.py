@@ -34,12 +34,6 @@ class Column(Section):
     """Whether the source may have no such column at all; otherwise that is an error."""
     nulls: Names = ()
     """Texts that mean that there is no value, such as "NA"."""
-    strip: bool = False
-    """Whether spaces around the text are taken off."""
-    true_words: Names = ("true",)
-    """Boolean: the texts that mean true, in any case."""
-    false_words: Names = ("false",)
-    """Boolean: the texts that mean false, in any case."""
     format: str | None = None
     """Date, timestamp: the format, such as `%d.%m.%Y %H:%M`, with a year; null: ISO 8601."""
     zone: str | None = None
@@ -91,9 +85,6 @@ class Column(Section):
             raise ValueError("format must have a year, %Y or %y: declare it as text, and let a step add the year")
         if self.zone is not None and self.kind != "timestamp":
             raise ValueError(f"zone is for timestamps, not for {self.kind}")
-        both = {each.lower() for each in self.true_words} & {each.lower() for each in self.false_words}
-        if both:
-            raise ValueError(f"true_words and false_words both have {', '.join(sorted(both))}")
         return self
 
     @property

@@ -37,9 +37,7 @@ _FIELDS = {
 
 
 def cleaned(column: Column, text: str) -> str:
-    """Return SQL of a text without the spaces around it and the words that mean null, as the column says."""
-    if column.strip:
-        text = rf"regexp_replace({text}, '^[\s\x0b\x1c-\x1f\x85\pZ]+|[\s\x0b\x1c-\x1f\x85\pZ]+$', '', 'g')"
+    """Return SQL of a text without the words that mean null, as the column says."""
     return f"CASE WHEN {text} NOT IN ({_texts(column.nulls)}) THEN {text} END" if column.nulls else text
 
 
@@ -61,9 +59,8 @@ def cast(column: Column, text: str) -> tuple[str, str]:
             value = f"CASE WHEN isfinite({number}) THEN {number} END"
             return _guarded(text, FLOAT, value), "is not a finite number"
         case "boolean":
-            yes, no = (_texts(each.lower() for each in words) for words in (column.true_words, column.false_words))
-            value = f"CASE WHEN lower({text}) IN ({yes}) THEN true WHEN lower({text}) IN ({no}) THEN false END"
-            return value, f"is not one of {', '.join((*column.true_words, *column.false_words))}"
+            value = f"CASE lower({text}) WHEN 'true' THEN true WHEN 'false' THEN false END"
+            return value, "is not one of true, false"
         case "date":
             value = f"CASE WHEN {text} >= '0001' THEN TRY_CAST({text} AS DATE) END"
             iso = _guarded(text, r"\d{4}-\d\d?-\d\d?", value)

@@ -77,7 +77,6 @@ def values(column: Any, *texts: str | None) -> list[Any]:
         ("float", "-1.5e3", -1500.0),
         ("float", "+.5", 0.5),
         ("boolean", "TRUE", True),
-        ({"type": "boolean", "true_words": "yes", "false_words": ["no", 0]}, "0", False),
         ("date", "2012-02-29", date(2012, 2, 29)),
         ({"type": "date", "format": "%d.%m.%Y"}, "1.2.2013", date(2013, 2, 1)),
         ({"type": "date", "format": "%d%b%y"}, "05MAR69", date(1969, 3, 5)),
@@ -95,7 +94,6 @@ def values(column: Any, *texts: str | None) -> list[Any]:
         ),
         ("json", '{"a": [1, null]}', '{"a": [1, null]}'),
         ({"type": "integer", "nulls": ["NA", -999]}, "-999", None),
-        ({"type": "integer", "strip": True}, " 5 ", 5),
     ],
 )  # fmt: skip
 def test_a_text_is_taken_exactly(column: Any, text: str, value: Any) -> None:
@@ -196,7 +194,7 @@ def test_a_schema_is_written_in_yaml() -> None:
       columns:
         id: text
         price: {type: "decimal(10,2)", nullable: false}
-        paid: {type: boolean, true_words: ["yes"], false_words: ["no"]}
+        paid: boolean
         at: {type: timestamp, zone: America/New_York, format: "%Y-%m-%d %H:%M"}
     """
     found = TableSchema.model_validate(yaml.safe_load(text))
@@ -225,8 +223,6 @@ def test_a_schema_is_written_in_yaml() -> None:
         ({"type": "date", "format": "%d.%m."}, "must have a year, %Y or %y: declare it as text, and let a step add"),
         ({"type": "timestamp", "format": "%d.%m.%Y %I:%M", "zone": "UTC"}, "must have %I and %p together"),
         ({"type": "timestamp", "format": "%d.%m.%Y %H:%M %p", "zone": "UTC"}, "must have %I and %p together"),
-        ({"type": "boolean", "true_words": [True]}, 'write "yes", "no" and "null" in quotes'),
-        ({"type": "boolean", "true_words": "x", "false_words": "X"}, "both have x"),
         ({"type": "text", "nulable": False}, "nulable"),
     ],
 )

@@ -104,14 +104,14 @@ MAY_IMPORT = {
 }
 BUDGETS = {
     "cli": 1_871,
-    "config": 1_021,
+    "config": 1_015,
     "exceptions": 170,
     "executor": 1_171,
     "job": 1_094,
     "modules": 463,
     "monitoring": 703,
     "persistence": 1_157,
-    "pipeline": 4_415,
+    "pipeline": 4_412,
     "pools": 553,
     "pools/cluster": 3_427,
     "pools/in_process": 620,
