@@ -39,7 +39,8 @@ DEFAULT_LIFETIME = 300.0
 """Seconds for which a token is taken to be valid whose server does not say."""
 STEP = 0.5
 """Seconds of a wait that cannot be interrupted, at most."""
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+MAX_AHEAD = 3600.0
+"""Seconds from now until the last moment that requests take, at most."""
 
 
 class ApiClient:
@@ -278,21 +279,16 @@ class RequestRate:
         """Wait for the next free moment, and take it."""
         if self._rate is None:
             return
-        moment = self.take(time.monotonic())
+        moment = self.take(time.time())
         # In steps, so that a thread whose job is at its limit can end.
-        while (rest := moment - time.monotonic()) > 0:
+        while (rest := moment - time.time()) > 0:
             time.sleep(min(rest, STEP))
 
     def take(self, now: float) -> float:
-        """Take the next free moment at or after `now`, and return it; both on the monotonic clock."""
-        interval = 1 / self._rate if self._rate else 0.0
+        """Take the next free moment at or after `now`, and return it; both in seconds since the epoch."""
         with locked(self._file):
-            boot, _, free = self._file.read_text().partition(" ")
-            moment = max(now, float(free)) if boot == _boot() and free else now
-            self._file.write_text(f"{_boot()} {moment + interval!r}")
+            free = float(self._file.read_text() or now)
+            # The clock may have been set back.
+            moment = free if now < free < now + MAX_AHEAD else now
+            self._file.write_text(repr(moment + (1 / self._rate if self._rate else 0.0)))
         return moment
-
-
-def _boot() -> str:
-    """Return what identifies the machine's start, from which the clock counts; "-" where the system does not say."""
-    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "-"
