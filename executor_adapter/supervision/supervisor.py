@@ -222,10 +222,14 @@ class Supervisor:
         if self.intake.jobs:
             logger.warning("%s ends %d jobs", number.name, len(self.intake.jobs))
         if hasattr(sys, "ps1"):
-            for job in self.intake.all_held():
-                self.cancel_job(job)
+            self.call_soon(self._end_jobs, self.intake.all_held())
         else:
             self.close(cancel_pending=True, cancel_running=True)
+
+    def _end_jobs(self, jobs: list[Job]) -> None:
+        """Cancel these jobs in one turn: none that waits starts because another has ended."""
+        for job in jobs:
+            self.stopping.end_job(job, StopReason.CANCEL)
 
     def detach_after_fork(self) -> None:
         """Accept no jobs in a forked process, which has none of the threads, and leave the parent's resources alone."""

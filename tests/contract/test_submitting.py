@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -129,6 +130,29 @@ def test_a_job_is_submitted_before_it_is_cancelled(
     assert [transition.previous for transition in of_job] == [None, JobStatus.PENDING]
     assert [transition.status for transition in of_job] == [JobStatus.PENDING, JobStatus.CANCELLED]
     assert executor.stats().jobs_pending == 0
+
+
+def test_no_job_starts_while_a_signal_at_a_prompt_ends_all(
+    executor: JobExecutor, transitions: list[Transition], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that waits for the worker of another one is cancelled with it, however slow the thread is that is told."""
+    monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
+    supervisor = supervisor_of(executor)
+    running = executor.submit(Job(function=time.sleep, args=(30,), pool="process"))
+    wait_for(executor.running)
+    waiting = executor.submit(Job(function=work))
+    call_soon = supervisor.call_soon
+
+    def call_slowly(*call: Any) -> None:
+        call_soon(*call)
+        wait_for(running.done)
+
+    monkeypatch.setattr(supervisor, "call_soon", call_slowly)
+    supervisor.on_signal(signal.SIGINT)
+    with pytest.raises(JobCancelledError):
+        waiting.result(timeout=PATIENCE)
+    of_job = [transition.status for transition in transitions if transition.job is waiting.job]
+    assert of_job == [JobStatus.PENDING, JobStatus.CANCELLED]
 
 
 def submit_until_refused(executor: JobExecutor) -> list[JobFuture]:

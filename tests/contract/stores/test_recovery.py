@@ -22,7 +22,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore, StoreUnavailableError
 from tests.contract.stores import store_jobs
-from tests.contract.stores.conftest import MakeStored, leases_here, record_in, wait_for_end
+from tests.contract.stores.conftest import MakeStored, leases_here, let_leases_expire, record_in, wait_for_end
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
@@ -264,13 +264,13 @@ def test_jobs_cut_off_by_a_shutdown_stay_pending_with_requeue_on_shutdown(
     assert {job.job_id for job in recovered} == ({running.job_id, waiting.job_id} if requeue_on_shutdown else set())
 
 
-def test_a_living_host_keeps_its_jobs(make_stored: MakeStored, tmp_path: Path) -> None:
+def test_a_living_host_keeps_its_jobs(make_stored: MakeStored, url: str, tmp_path: Path) -> None:
     """On one machine a living host keeps its jobs, even when its lease has expired."""
-    owner = make_stored(settings={"lease": 0.2})
+    owner = make_stored()
     job = owner.submit(Job(function=store_jobs.wait_for_file, args=(str(tmp_path / "go"),))).job
     assert owner.flush()
     other = make_stored()
-    time.sleep(0.5)
+    let_leases_expire(url)
     assert other.recover() == []
     (tmp_path / "go").touch()
     wait_for(lambda: job.status is JobStatus.COMPLETED)
