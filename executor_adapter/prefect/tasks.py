@@ -58,7 +58,7 @@ def _with_companion(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def submit(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if FlowRunContext.get() is None and not kwargs.get("deferred"):
+        if FlowRunContext.get() is None and not (kwargs.get("deferred") or get_task_viz_tracker()):
             raise RuntimeError(_outside(self.name, method.__name__))
         with flow_run_context_for_jobs() or contextlib.nullcontext():
             return method(self, *args, **kwargs)

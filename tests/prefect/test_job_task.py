@@ -19,6 +19,7 @@ from prefect.futures import as_completed
 from prefect.states import Suspended
 from prefect.task_engine import run_task_sync
 from prefect.transactions import Transaction, transaction
+from prefect.utilities.visualization import TaskVizTracker, VisualizationUnsupportedError
 
 from executor_adapter import current_job
 from executor_adapter.exceptions import WorkerCrashedError
@@ -149,6 +150,12 @@ def test_a_job_task_runs_outside_a_flow_like_a_task(api: Api) -> None:
     wait_for(lambda: api.state_names(task_run_id) == ["Pending", "Running", "Completed"])
     with pytest.raises(RuntimeError, match="needs a flow run"):
         double.submit(1)
+
+
+def test_a_visualized_flow_cannot_map_a_job_task_either() -> None:
+    """In `flow.visualize()`, which has no flow run, `map` raises what that of a plain task raises."""
+    with TaskVizTracker(), pytest.raises(VisualizationUnsupportedError, match="not currently supported"):
+        double.map([1])
 
 
 def test_a_failure_raises_the_functions_own_exception_and_fails_the_flow() -> None:
