@@ -33,10 +33,16 @@ from tests.waiting import PATIENCE, wait_for
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Poll more often and wait less, because these tests are not about durations."""
+    """Poll more often and wait less, because these tests are not about durations; flows end by themselves."""
     monkeypatch.setattr(watcher, "POLL_INTERVAL", 0.2)
-    monkeypatch.setattr(flow_end, "INTERRUPT_TIMEOUT", 1.0)
+    monkeypatch.setattr(flow_end, "INTERRUPT_TIMEOUT", PATIENCE)
     monkeypatch.setattr(flow_end, "QUIET_SECONDS", 1.0)
+
+
+@pytest.fixture
+def interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a flow that does not end by itself be interrupted after a second."""
+    monkeypatch.setattr(flow_end, "INTERRUPT_TIMEOUT", 1.0)
 
 
 def cancel_soon(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
@@ -132,7 +138,6 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
         run_jobs(jobs, executor=executor)
 
     mocker.patch.object(watcher, "POLL_INTERVAL", PATIENCE if by_signal else 0.2)
-    mocker.patch.object(flow_end, "INTERRUPT_TIMEOUT", PATIENCE)  # The flow ends by itself, by the jobs or the signal.
     mocker.patch.object(sys.modules[type(flow_run_watcher).__module__], "ASK_TIMEOUT", PATIENCE)
     with JobExecutor(2) as executor, pytest.raises(KeyboardInterrupt if by_signal else JobCancelledError):
         run(below)
@@ -164,6 +169,7 @@ def test_a_flow_whose_runner_ends_it_knows_that_it_was_cancelled(
     assert states == ["Cancelling"]
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
     prefect_api: str, ended: Callable[[UUID], None]
 ) -> None:
@@ -193,6 +199,7 @@ def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
     ended(ids[0])
 
 
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("below", [0, 1], ids=["a flow", "a subflow"])
 def test_a_flow_is_interrupted_while_the_server_stalls(
     prefect_api: str, api: Api, ended: Callable[[UUID], None], mocker: Any, below: int
@@ -316,6 +323,7 @@ def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: 
     assert api.state_names(futures[1].task_run_id) == ["Pending", "Cancelled"]
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], None]) -> None:
     """The asyncio task of an async flow is cancelled, and its caller gets CancelledRun."""
     ids: list[UUID] = []
