@@ -62,7 +62,10 @@ def _converted(values: pd.Series, dtype: Any) -> pd.Series:
     if pa.types.is_null(kind) or pa.types.is_dictionary(kind):  # Python's objects and categories hold any value.
         return values.astype(dtype)
     try:
-        given = pa.array(values).cast(kind)
+        source = pa.array(values)
+        given = source.cast(kind)
+        if not given.cast(source.type).equals(source):  # Arrow rounds a decimal to the nearest float.
+            raise ValueError("a value would change")
         found = dtype.__from_arrow__(given) if hasattr(dtype, "__from_arrow__") else np.asarray(given)
         return pd.Series(found, values.index, dtype, name=values.name)
     except (pa.ArrowException, TypeError, ValueError) as error:

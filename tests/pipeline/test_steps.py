@@ -116,6 +116,7 @@ def test_columns_that_a_check_does_not_name_stay(tmp_path: Path) -> None:
         ("2.5::DOUBLE AS id, 'x' AS city, 1.0::DOUBLE AS price", "id: .* cannot become Int64"),
         ("'x' AS id, 'x' AS city, 1.0::DOUBLE AS price", "id: .* cannot become Int64"),
         (f"1 AS id, 'x' AS city, {2**53 + 1}::BIGINT AS price", "price: .* cannot become Float64: Integer value"),
+        (f"1 AS id, 'x' AS city, {2**53 + 1}.5::DECIMAL(20, 2) AS price", "Float64: a value would change"),
     ],
 )
 def test_a_check_changes_no_value(tmp_path: Path, columns: str, message: str) -> None:
