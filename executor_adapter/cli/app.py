@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
@@ -11,11 +12,7 @@ import typer
 
 from executor_adapter.cli import config, doctor, jobs, new, pipeline, prefect, run, stats, tools, watch
 from executor_adapter.cli.output import (
-    CLOSED_OUTPUT,
-    ClosedOutputError,
     JsonOption,
-    discard_output,
-    flush_output,
     prepare_output,
     print_error,
     print_json,
@@ -75,16 +72,15 @@ def options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     prepare_output()
-    try:
-        code = _run(arguments)
-        flush_output()
-    except ClosedOutputError:
-        discard_output()
-        code = CLOSED_OUTPUT
-    except OSError as error:  # For example, the disk with the output is full.
-        print_error(error)
-        discard_output()
-        code = 1
+    code = _run(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()  # Where the interpreter fails to, it exits with 120.
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if not code and not isinstance(error, BrokenPipeError):  # Else its reader has left, as in `... | head -1`.
+                print_error(error)
+                code = 1
     sys.exit(code)
 
 
@@ -94,7 +90,7 @@ def _run(arguments: Sequence[str] | None) -> Any:
         app(args=arguments)
     except SystemExit as ended:
         return ended.code
-    except (NoSuchJobError, JobError) as error:
+    except (NoSuchJobError, JobError, OSError) as error:  # An OSError: the disk with the output is full, for example.
         print_error(error)
         return 1
     except (ConfigurationError, InvalidJobError) as error:

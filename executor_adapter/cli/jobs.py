@@ -22,7 +22,7 @@ from executor_adapter.cli.output import (
     seconds,
     status_text,
 )
-from executor_adapter.cli.rerun import live_rerun, parse_changes, rerun_record
+from executor_adapter.cli.rerun import FieldsOption, changes_of, live_rerun, rerun_record
 from executor_adapter.cli.stores import (
     ConfigOption,
     JobId,
@@ -285,9 +285,7 @@ def _style(level: int) -> str:
 def retry(
     job_ids: JobIds,
     max_runtime: Annotated[float | None, typer.Option("--max-runtime", min=0, help="Seconds for each attempt.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of the job.")
-    ] = None,
+    fields: FieldsOption = None,
     store: StoreOption = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
@@ -296,7 +294,7 @@ def retry(
 
     A job that is queued again already is not queued twice: the exit code is 1.
     """
-    given = parse_changes(changes or []) | ({} if max_runtime is None else {"max_runtime": max_runtime})
+    given = changes_of(fields, max_runtime)
     queued: list[dict[str, Any]] = []
     with opened(store, config_file) as opened_store:
         for fresh in [rerun_record(record, given) for record in find_jobs(opened_store, job_ids)]:

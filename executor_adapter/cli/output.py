@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
-import math
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from types import NoneType
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
+from pydantic_core import from_json, to_json
 from rich.table import Table
 
 from executor_adapter.config import redacted
@@ -40,9 +37,6 @@ CUT = "…"
 MIN_ID_END = 8
 """Letters of an id that are shown at least: the last six are a counter, see `executor_adapter.job.ids`."""
 
-CLOSED_OUTPUT = 141
-"""Exit code of a command whose reader left, as in `jobs list | head -1`: what a shell reports for SIGPIPE."""
-
 STYLES: dict[JobStatus, str] = {
     JobStatus.PENDING: "dim",
     JobStatus.RUNNING: "cyan",
@@ -53,24 +47,23 @@ STYLES: dict[JobStatus, str] = {
 }
 
 
-class ClosedOutputError(Exception):
-    """The reader of this command's output has left, so the command need not go on."""
-
-
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-"""Control characters of both sets (C0 and C1), line feeds excepted."""
-
-
 def console() -> SafeConsole:
     """Return a console for stdout."""
     return SafeConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document: indented on a terminal, on one line otherwise. Any `value` gives valid JSON."""
-    # In UTF-8, what cannot be printed is escaped as in JSON; in other encodings it is not.
-    is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
-    typer.echo(json_text(plain(value), indent=2 if sys.stdout.isatty() else None, ascii_only=not is_utf8))
+    """Print one JSON document in ASCII: indented on a terminal, on one line otherwise."""
+    text = json_text(value, indent=2 if sys.stdout.isatty() else None)
+    typer.echo(text.replace("\x7f", "\\u007f"))  # The one control character that `json` does not escape.
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON: NaN and infinities are null, and a value that cannot be JSON is its `repr`."""
+    try:
+        return json.dumps(from_json(to_json(value, inf_nan_mode="null", serialize_unknown=True)), indent=indent)
+    except Exception:
+        return json.dumps(safe_repr(value))
 
 
 def print_answer(value: Any, lines: Iterable[str], *, as_json: bool) -> None:
@@ -80,39 +73,6 @@ def print_answer(value: Any, lines: Iterable[str], *, as_json: bool) -> None:
     else:
         for line in lines:
             console().print(line, soft_wrap=True)
-
-
-def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
-    """Return readable JSON without control characters: `json` escapes those of ASCII only."""
-    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it.
-
-    Other keys than JSON's become text; NaN and the infinities become null, as in JavaScript; any other object becomes
-    its `str`. A value that contains itself, or whose own code fails, becomes its `repr`.
-    """
-    try:
-        converted = _converted(value)
-        json.dumps(converted)
-    except Exception:
-        return safe_repr(value)
-    return converted
-
-
-def _converted(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, _JSON_KEYS) else str(key): _converted(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_converted(part) for part in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | None) else str(value)
-
-
-_JSON_KEYS = (str, int, float, NoneType)
 
 
 def safe_repr(value: Any) -> str:
@@ -209,73 +169,14 @@ def print_note(text: SafeText) -> None:
     SafeConsole(stderr=True, soft_wrap=True).print(text)
 
 
-class _OutputFile(io.FileIO):
-    """File descriptor of stdout or stderr that may be a pipe without a reader."""
-
-    def __init__(self, descriptor: int, *, needs_reader: bool) -> None:
-        super().__init__(descriptor, "wb", closefd=False)
-        self.needs_reader = needs_reader
-        """Whether writing without a reader raises ClosedOutputError; otherwise the text is discarded."""
-
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            # Not an OSError, which rich, typer and a job's function would each treat in a way of their own.
-            if self.needs_reader:
-                raise ClosedOutputError from None
-            return len(data)
-
-
 def prepare_output() -> None:
-    """Make stdout and stderr accept any text, and end the command when the reader of stdout leaves.
-
-    Letters that the encoding lacks are escaped. What goes to a stream that was closed from the start is discarded.
-    """
+    """Make stdout and stderr accept any text: letters that the encoding lacks are escaped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:
+        if stream is None:  # It was closed from the start.
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-            with contextlib.suppress(io.UnsupportedOperation):  # It is a stream in memory, as in a test.
-                file = _OutputFile(stream.fileno(), needs_reader=name == "stdout")
-                setattr(sys, name, _text_stream(file, like=stream))
-
-
-def _text_stream(file: _OutputFile, *, like: io.TextIOWrapper) -> io.TextIOWrapper:
-    return io.TextIOWrapper(
-        cast("io.BufferedWriter", file) if like.write_through else io.BufferedWriter(file),
-        encoding=like.encoding,
-        errors=like.errors,
-        line_buffering=like.line_buffering,
-        write_through=like.write_through,
-    )
-
-
-def continue_without_reader() -> None:
-    """Discard what is printed to stdout once its reader has left, instead of ending the command."""
-    buffer = getattr(sys.stdout, "buffer", None)
-    file = getattr(buffer, "raw", buffer)
-    if isinstance(file, _OutputFile):
-        file.needs_reader = False
-
-
-def flush_output() -> None:
-    """Write what is buffered now: a failure when the interpreter exits would change the exit code to 120.
-
-    Raises:
-        ClosedOutputError: The reader of stdout has left.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-
-
-def discard_output() -> None:
-    """Discard what is buffered for stdout, and what is printed to it from now on."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def status_text(status: JobStatus, note: str = "") -> SafeText:

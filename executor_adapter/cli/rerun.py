@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,13 +20,18 @@ MAX_PRIORITY = 2**63 - 1
 _NOT_ITS_OWN = frozenset({"job_id", "function", "metadata"})
 
 
-def parse_changes(given: Sequence[str]) -> dict[str, Any]:
-    """Return the fields that FIELD=VALUE arguments set; a value is JSON, or else text.
+FieldsOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of the job.")
+]
+
+
+def changes_of(given: Sequence[str] | None, max_runtime: float | None) -> dict[str, Any]:
+    """Return the fields that FIELD=VALUE arguments and --max-runtime set; a value is JSON, or else text.
 
     Raises:
         typer.BadParameter: There is no "=", no such field, or the field cannot be changed.
     """
-    pairs = [text.partition("=") for text in given]
+    pairs = [text.partition("=") for text in given or ()]
     for name, equals, _ in pairs:
         if not equals:
             raise typer.BadParameter(f"--set {name!r} has no value: give FIELD=VALUE")
@@ -35,7 +40,8 @@ def parse_changes(given: Sequence[str]) -> dict[str, Any]:
         if name not in Job.model_fields:
             fields = [field for field in Job.model_fields if field not in _NOT_ITS_OWN]
             raise typer.BadParameter(f"--set {name!r} is not a field of Job: {did_you_mean(name, fields)}")
-    return {name: value_of(text) for name, _, text in pairs}
+    changes = {name: value_of(text) for name, _, text in pairs}
+    return changes | ({} if max_runtime is None else {"max_runtime": max_runtime})
 
 
 def value_of(text: str) -> Any:

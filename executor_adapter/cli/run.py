@@ -12,18 +12,16 @@
 134   WORKER_CRASHED: its process died                                             (as by SIGABRT)
 137   MEMORY_LIMIT: it exceeded memory_limit and was killed                        (as by the kernel)
 
-The code stays the same when the reader of the output exits, as in `run ... | head -1`: the job runs on.
+The code stays the same when the reader of the output exits, as in `run ... | head -1`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-import os
+import json
 import sys
 import time
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -31,20 +29,18 @@ import typer
 from executor_adapter.cli.checks import modules_of_this_directory
 from executor_adapter.cli.output import (
     JsonOption,
-    continue_without_reader,
     json_text,
-    plain,
     print_json,
     print_note,
     safe_repr,
     seconds,
 )
-from executor_adapter.cli.rerun import value_of
+from executor_adapter.cli.rerun import FieldsOption, changes_of, value_of
 from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.executor import JobExecutor
-from executor_adapter.job import Job, JobStatus, Transition, resolve
+from executor_adapter.job import Job, JobStatus, Transition
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pools import Assignment
 from executor_adapter.supervision import JobScope
@@ -83,14 +79,7 @@ def run(
         str, typer.Option("--pool", help="auto, coroutine, thread, process, ssh, dask or ray.")
     ] = "process",
     max_runtime: Annotated[float | None, typer.Option("--max-runtime", help="Seconds for each attempt.")] = None,
-    deadline: Annotated[float | None, typer.Option("--deadline", help="Seconds for all attempts together.")] = None,
-    retries: Annotated[int | None, typer.Option("--retries", min=0, help="Retries after the first attempt.")] = None,
-    retry_delay: Annotated[
-        float | None, typer.Option("--retry-delay", min=0, help="Seconds before the first retry.")
-    ] = None,
-    memory_limit: Annotated[str | None, typer.Option("--memory-limit", metavar="SIZE", help="Such as 512MiB.")] = None,
-    job_type: Annotated[str | None, typer.Option("--type", "-t", help="The job's type.")] = None,
-    tool: Annotated[str | None, typer.Option("--tool", help="The job's tool; the tool's limits apply.")] = None,
+    fields: FieldsOption = None,
     store: StoreOption = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
@@ -102,26 +91,21 @@ def run(
 
     Example: executor-adapter run mypackage.jobs:collect --arg flights --arg year=2013 --max-runtime 600
     """
-    continue_without_reader()
     args, kwargs = parse_arguments(arg or [])
-    options = {
-        "pool": pool, "max_runtime": max_runtime, "deadline": deadline, "retry_attempts": retries,
-        "retry_delay": retry_delay, "memory_limit": memory_limit, "job_type": job_type, "tool_name": tool,
-    }  # fmt: skip
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given = {"pool": pool, "args": args, "kwargs": kwargs} | changes_of(fields, max_runtime)
     config = load_config(config_file)
-    with modules_of_this_directory(), stdout_to_stderr() if as_json else contextlib.nullcontext():
-        check_call(function, args, kwargs)
-        job = Job(function=function, args=args, kwargs=kwargs, **given)
+    with modules_of_this_directory(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        job = Job(function=function, **given)
         url = store or config.store.url
         with _SingleJobExecutor(1, config=config, store=url, observers=[_print_retry]) as executor:
             value, error = _wait(executor, job)
     facts = None if error is None else facts_of(error)
-    _print_result(job, value, facts, as_json=as_json)
-    if not as_json:
-        if facts is not None and facts.traceback is not None:
-            print_note(SafeText(facts.traceback, style="dim"))
-        print_note(_summary(job, facts))
+    with contextlib.suppress(BrokenPipeError):  # The exit code is the job's, whether or not somebody reads the rest.
+        _print_result(job, value, facts, as_json=as_json)
+        if not as_json:
+            if facts is not None and facts.traceback is not None:
+                print_note(SafeText(facts.traceback, style="dim"))
+            print_note(_summary(job, facts))
     raise typer.Exit(exit_code(job) or int(facts is not None))
 
 
@@ -137,36 +121,6 @@ class _SingleJobExecutor(JobExecutor):
 
     def recover(self) -> list[Job]:
         return []
-
-
-@contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """Send to stderr what this process and its children print, so that stdout holds nothing but the JSON."""
-    stdout, kept = sys.stdout, os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        stdout.flush()  # A module may have kept sys.stdout and printed to it.
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def check_call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse a call that cannot be made.
-
-    Raises:
-        InvalidJobError: There is no such function.
-        typer.BadParameter: The function does not accept these arguments.
-    """
-    found = resolve(function)
-    with contextlib.suppress(ValueError):  # Some built-in functions have no signature.
-        signature = inspect.signature(found)
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise typer.BadParameter(f"{error}: {function} takes {signature}", param_hint="--arg") from None
 
 
 def parse_arguments(given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -237,27 +191,26 @@ def _progress(job: Job) -> ProgressCounts:
             note = f"attempt {job.attempt} failed, the next in {wait:.0f} s"
         case _:
             note = f"running, attempt {job.attempt}" if job.attempt > 1 else "running"
-    progress = job.progress
-    if progress is None:
-        return ProgressCounts(note=note)
-    total = None if not progress.total else round(progress.total)
-    return ProgressCounts(done=round(progress.done), total=total, note=progress.message or note)
+    return ProgressCounts(note=note if job.progress is None else job.progress.message or note)
 
 
 def _print_result(job: Job, value: Any, facts: ErrorFacts | None, *, as_json: bool) -> None:
     if as_json:
         names = ("job_id", "status", "duration", "records_processed")
-        shown = {name: getattr(job, name) for name in names} | {"value": plain(value), "attempts": len(job.attempts)}
+        shown = {name: getattr(job, name) for name in names} | {
+            "value": json.loads(json_text(value)),
+            "attempts": len(job.attempts),
+        }
         shown["error_code"] = job.error_code or (facts and facts.code)
         shown["error_message"] = job.error_message or (facts and facts.text)
         print_json(shown | {"traceback": facts and facts.traceback})
     elif value is not None:
-        typer.echo(_value_text(value))
+        typer.echo(escaped_lines(_value_text(value)))
 
 
 def _value_text(value: Any) -> str:
     try:
-        return json_text(value)
+        return json.dumps(value, ensure_ascii=False)
     except Exception:  # The value's own code may raise anything.
         return safe_repr(value)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from executor_adapter.cli.output import CLOSED_OUTPUT
 from executor_adapter.store import JobStore
 from tests.cli.conftest import fill, record
 from tests.waiting import PATIENCE
@@ -51,11 +50,10 @@ NIGHTLY = pytest.mark.nightly
 
 
 @pytest.mark.parametrize("unbuffered", [False, pytest.param(True, marks=NIGHTLY)])
-@pytest.mark.parametrize("pool", [pytest.param("thread", marks=NIGHTLY), "process"])
-def test_run_goes_on_when_its_reader_leaves(home: Path, pool: str, unbuffered: bool) -> None:
+def test_run_goes_on_when_its_reader_leaves(home: Path, unbuffered: bool) -> None:
     """`run ... | head -1`: the exit code says how the job ended, and stderr has only the summary."""
     (home / "talks.py").write_text(TALKS)
-    words = [sys.executable, "-m", "executor_adapter.cli", "run", "talks:f", "--pool", pool]
+    words = [sys.executable, "-m", "executor_adapter.cli", "run", "talks:f"]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home, env=environment(unbuffered)
     ) as process:
@@ -73,7 +71,7 @@ def test_run_goes_on_when_its_reader_leaves(home: Path, pool: str, unbuffered: b
 def test_run_keeps_its_exit_code_without_a_reader(home: Path, function: str, code: int, with_stderr: bool) -> None:
     """Output without a reader does not change the exit code of `run`."""
     argument = "flights" if function == "collect" else "DATA_ERROR"
-    words = ("run", f"work_of_a_user:{function}", "-a", argument, "--retries", "0")
+    words = ("run", f"work_of_a_user:{function}", "-a", argument, "--set", "retry_attempts=0")
     assert run_without_reader(home, *words, with_stderr=with_stderr).returncode == code
 
 
@@ -99,8 +97,8 @@ def test_run_keeps_its_exit_code_without_a_reader(home: Path, function: str, cod
 def test_other_commands_end_quietly_when_their_reader_leaves(
     home: Path, store: JobStore, words: tuple[str, ...]
 ) -> None:
-    """Other commands end with the code that a shell reports for SIGPIPE, and print nothing on stderr."""
+    """Other commands end without a traceback, and not with the code of an interpreter that cannot write."""
     fill(store, record("one"))
     done = run_without_reader(home, *words)
     assert done.stderr == ""
-    assert done.returncode == CLOSED_OUTPUT
+    assert done.returncode in (0, 1)
