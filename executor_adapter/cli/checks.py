@@ -6,7 +6,6 @@ import contextlib
 import os
 import platform
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -49,7 +48,6 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
     yield check_open_files(workers)
     yield check_processes(workers)
     yield check_memory(settings.executor.memory)
-    yield check_memory_files()
     if HAS_GUARDIAN and settings.executor.start_method == "spawn":
         yield warning("start method", f"spawn: {WITHOUT_GUARDIAN}", "remove executor.start_method to use a guardian")
     with modules_of_this_directory():
@@ -85,14 +83,11 @@ def check_configuration(config_file: Path | None) -> tuple[Finding, Settings]:
 
 def check_open_files(max_workers: int) -> Finding:
     """Check the limit of open files against the number of workers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = FILES_OF_PROGRAM + FILES_PER_WORKER * max_workers
     if soft != resource.RLIM_INFINITY and soft < needed:
         way_out = f"raise the limit (ulimit -n {needed}), or lower executor.max_workers"
         return wrong("open files", f"at most {soft}: {max_workers} workers need about {needed}", way_out)
-    if soft != resource.RLIM_INFINITY and soft < 4096:
-        way_out = f"thousands of coroutines with a socket each need more: ulimit -n {min(hard, 65536)}"
-        return warning("open files", f"at most {soft}, enough for {max_workers} workers", way_out)
     return fine("open files", f"at most {soft}")
 
 
@@ -116,21 +111,6 @@ def check_memory(size: int | Literal["auto"] | None) -> Finding:
         way_out = "no further attempt starts while one runs: end other programs, or allow more memory"
         return warning("memory", str(level), way_out)
     return fine("memory", str(level))
-
-
-def check_memory_files() -> Finding:
-    """Check for memory files, in which large values are sent; they count as shared memory."""
-    try:
-        os.close(os.memfd_create("doctor"))
-    except AttributeError:
-        return fine("memory files", "not supported here: large values are copied through sockets, up to 4 GiB")
-    except OSError as error:
-        return wrong("memory files", f"cannot be made: {error}", "large arguments and results need memfd_create")
-    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    if 0 < free < 64 << 20:
-        way_out = "libraries that share memory by name will fail: docker run --shm-size=1g"
-        return warning("memory files", f"fine, but /dev/shm has only {free >> 20} MiB", way_out)
-    return fine("memory files", f"fine; /dev/shm has {free >> 20:,} MiB free")
 
 
 def check_process_pool(settings: Settings) -> Finding:
@@ -175,20 +155,11 @@ def check_store(url: str | None) -> Finding:
     try:
         began = time.monotonic()
         jobs = sum(found.counts().values())
-        if file is not None and (exposed := _exposed_files(file)):
-            way_out = f"they hold the arguments of jobs: chmod 600 {' '.join(exposed)}"
-            return warning("store", f"{found.url}: other users can read its files", way_out)
         return fine("store", f"{found.url}: {jobs:,} jobs, answers in {(time.monotonic() - began) * 1000:.0f} ms")
     except StoreUnavailableError as error:
         return wrong("store", str(error), "start it, or set store.url to another")
     finally:
         found.close()
-
-
-def _exposed_files(store: Path) -> list[str]:
-    """Return the files of an SQLite store that other users than its owner may read or write."""
-    files = [Path(f"{store}{suffix}") for suffix in ("", "-wal", "-shm")]
-    return [str(file) for file in files if file.exists() and file.stat().st_mode & 0o077]
 
 
 def _check_directory(directory: Path, url: str) -> Finding:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from executor_adapter.cli import checks, doctor, output
-from executor_adapter.cli.checks import check_memory, check_memory_files, check_store, check_system
+from executor_adapter.cli.checks import check_memory, check_system
 from executor_adapter.monitoring.findings import Finding, Level, fine, wrong
-from executor_adapter.store import JobStore
 from tests.cli.conftest import Command
 
 
@@ -65,25 +64,12 @@ def test_the_memory_that_is_left_is_shown() -> None:
     assert "no further attempt starts" in short.way_out
 
 
-def test_a_store_that_others_can_read_is_a_warning(store: JobStore, home: Path) -> None:
-    """Doctor warns about a store whose files other users can read."""
-    url = f"sqlite:///{home / 'jobs.db'}"
-    assert check_store(url).level is Level.FINE
-    (home / "jobs.db").chmod(0o644)
-    found = check_store(url)
-    assert found.level is Level.WARNING
-    assert "other users can read its files" in found.found
-    assert f"chmod 600 {home / 'jobs.db'}" in found.way_out
-
-
 @pytest.mark.usefixtures("without_linux")
 def test_without_linux_the_process_pool_is_weaker_and_not_missing() -> None:
     """Without Linux, doctor warns about what the process pool lacks and does not report it as missing."""
     system = check_system()
     assert system.level is Level.WARNING
     assert "process jobs run in spawned interpreters: memory_limit is refused" in text_of(system)
-    files = check_memory_files()
-    assert (files.level, "copied through sockets" in files.found) == (Level.FINE, True)
 
 
 def test_modules_of_this_directory_are_preloaded(
