@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -28,7 +27,6 @@ from executor_adapter.cli.stores import (
     JobId,
     JobIds,
     StoreOption,
-    ago,
     duration_seconds,
     find_job,
     find_jobs,
@@ -37,7 +35,7 @@ from executor_adapter.cli.stores import (
 from executor_adapter.cli.waits import jobs_of_gone_hosts, reason_of
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job import TERMINAL, Attempt, JobStatus
+from executor_adapter.job import Attempt, JobStatus
 from executor_adapter.store import (
     MAX_LOG_LINES,
     JobFilter,
@@ -57,19 +55,12 @@ COLUMNS = ("ID", "STATUS", "FUNCTION", "TYPE", "TOOL", "TRY", "CREATED", "TOOK",
 MAX_OFFSET = 10**15
 """Last position in a list that can be asked for; databases have integers of 64 bits."""
 
-POLL_SECONDS = 0.5
-"""Seconds between reads of the store."""
-
 StatusOption = Annotated[
     list[JobStatus] | None, typer.Option("--status", "-s", help="Only this status; may be repeated.")
 ]
 TypeOption = Annotated[str | None, typer.Option("--type", "-t", help="Only jobs of this type.")]
 ToolOption = Annotated[str | None, typer.Option("--tool", help="Only jobs of this tool.")]
 QueueOption = Annotated[str | None, typer.Option("--queue", "-q", help="Only jobs of this queue, such as collection.")]
-SearchOption = Annotated[
-    str | None, typer.Option("--search", "-S", help="Text in id, type, tool, function or error; reads every job.")
-]
-SinceOption = Annotated[str | None, typer.Option("--since", help="Only jobs created in the last 90s, 15m, 2h or 7d.")]
 
 
 @app.command("list")
@@ -78,12 +69,9 @@ def list_jobs(
     job_type: TypeOption = None,
     tool: ToolOption = None,
     queue: QueueOption = None,
-    search: SearchOption = None,
-    since: SinceOption = None,
     quarantined: Annotated[bool, typer.Option("--quarantined", help="Only quarantined jobs.")] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Jobs per page.")] = 20,
     page: Annotated[int, typer.Option("--page", "-p", min=1)] = 1,
-    oldest_first: Annotated[bool, typer.Option("--oldest-first")] = False,
     store: StoreOption = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
@@ -94,14 +82,12 @@ def list_jobs(
         job_type=job_type,
         tool_name=tool,
         queue=queue,
-        text=search,
-        created_from=ago(since),
         quarantined=True if quarantined else None,
     )
     if page * limit > MAX_OFFSET:
         raise ConfigurationError(f"--page {page} of --limit {limit} is beyond any list: give smaller numbers")
     with opened(store, config_file) as opened_store:
-        found = opened_store.find(wanted, offset=(page - 1) * limit, limit=limit, newest_first=not oldest_first)
+        found = opened_store.find(wanted, offset=(page - 1) * limit, limit=limit)
         gone = jobs_of_gone_hosts(opened_store, found.records)
     if as_json:
         total = {"total": found.total, "total_is_exact": found.total_is_exact}
@@ -223,8 +209,6 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
 @app.command()
 def logs(
     job_id: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=1, help="Lines to start with.")] = MAX_LOG_LINES,
     store: StoreOption = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
@@ -235,29 +219,21 @@ def logs(
     """
     with opened(store, config_file) as opened_store:
         record = find_job(opened_store, job_id)
-        for line in log_of(opened_store, record.job_id, tail=tail, follow=follow):
+        for line in log_of(opened_store, record):
             if as_json:
                 print_json(asdict(line))
             else:
                 console().print(line_text(line), soft_wrap=True)
 
 
-def log_of(store: JobStore, job_id: str, *, tail: int, follow: bool) -> Iterator[LogLine]:
-    """Yield the newest `tail` lines; with `follow`, also those that are written until the job ends."""
-    after, limit = 0, min(tail, MAX_LOG_LINES)
-    while True:
-        record = store.get(job_id)
-        # Read before the lines, so that the last lines are included.
-        has_ended = record is None or record.status in TERMINAL
-        for line in store.lines(job_id, after=after, limit=limit):
-            after = line.seq
-            yield line
-        if has_ended and record is not None and record.traceback is not None:
-            yield _failure(record, after + 1)
-        if has_ended or not follow:
-            return
-        limit = MAX_LOG_LINES
-        time.sleep(POLL_SECONDS)
+def log_of(store: JobStore, record: JobRecord) -> Iterator[LogLine]:
+    """Yield the lines of the job, and how it failed."""
+    after = 0
+    for line in store.lines(record.job_id, after=after, limit=MAX_LOG_LINES):
+        after = line.seq
+        yield line
+    if record.traceback is not None:
+        yield _failure(record, after + 1)
 
 
 def _failure(record: JobRecord, seq: int) -> LogLine:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -116,15 +115,6 @@ class NoSuchJobError(Exception):
     """An id matches no job, or several."""
 
 
-def ago(text: str | None) -> float | None:
-    """Return the time that lies `text` before now (90s, 15m, 2h, 7d), in seconds since the epoch.
-
-    Raises:
-        typer.BadParameter: `text` is not a duration.
-    """
-    return None if text is None else time.time() - duration_seconds(text)
-
-
 def duration_seconds(text: str) -> float:
     """Return the seconds of a duration such as 90s, 15m, 2h or 7d.
 
@@ -139,17 +129,5 @@ def duration_seconds(text: str) -> float:
     return seconds
 
 
-def complete_job_id(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Complete a job id in the shell: return the newest jobs whose id starts with the text."""
-    try:
-        with opened(ctx.params.get("store"), ctx.params.get("config_file")) as store:
-            matching = (record for record in with_in_id(store, incomplete) if record.job_id.startswith(incomplete))
-            return [(record.job_id, f"{record.status} {record.job_type}") for record in itertools.islice(matching, 50)]
-    except Exception:
-        return []  # The user is typing: an error message would be in the way.
-
-
-JobIds = Annotated[
-    list[str], typer.Argument(metavar="JOB_ID...", help="Ids, or parts of ids.", autocompletion=complete_job_id)
-]
-JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="An id, or part of it.", autocompletion=complete_job_id)]
+JobIds = Annotated[list[str], typer.Argument(metavar="JOB_ID...", help="Ids, or parts of ids.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="An id, or part of it.")]

@@ -59,12 +59,8 @@ def test_in_a_narrow_terminal_jobs_are_told_apart_by_the_ends_of_their_ids(home:
         pane.run("jobs show …00000001")
         assert ids[0] in pane.wait_for("max_runtime")
         pane.run("jobs watch")
-        rows = (
-            r"^…00000003 +failed",
-            r"^…00000002 +running +collection +rest-flights +1 .* 25% ━+",
-            r"^…00000001 +failed +collection +rest-flights +1? +10.0 s +DATA_ERROR: a lo",
-        )
-        pane.wait_for(lambda text: all(re.search(row, text, re.MULTILINE) for row in rows))
+        row = r"^…00000002 +running +collection +rest-flights +1 .* 25% page"
+        pane.wait_for(lambda text: re.search(row, text, re.MULTILINE))
         pane.press("C-c")
         pane.wait_for("ready>")
 
@@ -91,13 +87,13 @@ def test_ctrl_c_ends_a_job(pane: Terminal, home: Path) -> None:
 
 
 def test_jobs_are_watched_live(pane: Terminal, home: Path) -> None:
-    """`jobs watch` shows counts, progress and ends live, and Ctrl-C restores the shell."""
+    """`jobs watch` shows counts and progress live, and Ctrl-C restores the shell."""
     with JobExecutor(2, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
         job = Job(function="work_of_a_user:slow", args=(60,), pool="process", job_id="slow-1", job_type="crawl")
         executor.submit(job)
         wait_for(lambda: job.status is RUNNING)
-        pane.run("jobs watch --interval 0.1")
-        shown = pane.wait_for(lambda text: re.search(r"slow-1 +running +crawl .*\d+% ━+ page \d+", text))
+        pane.run("jobs watch")
+        shown = pane.wait_for(lambda text: re.search(r"slow-1 +running +crawl .*\d+% page \d+", text))
         assert "1 running" in shown
         executor.cancel("slow-1")
         pane.wait_for(lambda text: "1 cancelled" in text and "0 running" in text)
@@ -109,13 +105,11 @@ def test_a_thousand_live_jobs_fit_the_screen(pane: Terminal, store: JobStore) ->
     """`jobs watch` shows running jobs first, says how many are hidden, and never scrolls."""
     live = [record(f"run-{n:04}", RUNNING, age=60, progress=progress(n, 1000)) for n in range(200)]
     live += [record(f"wait-{n:04}", PENDING, age=50) for n in range(800)]
-    fill(store, *live, record("over-0001"))
-    pane.run("jobs watch --interval 0.2")
-    shown = pane.wait_for(lambda text: "800 pending" in text and re.search(r"^over-0001 ", text, re.MULTILINE))
+    fill(store, *live)
+    pane.run("jobs watch")
+    shown = pane.wait_for(lambda text: "800 pending" in text and re.search(r"^and 9\d\d more", text, re.MULTILINE))
     assert shown.splitlines()[0].startswith("800 pending   200 running")
     assert len(re.findall(r"^run-\d{4} ", shown, re.MULTILINE)) >= 25
-    assert re.search(r"^and 9\d\d more", shown, re.MULTILINE)
-    assert re.search(r"^over-0001 +completed", shown, re.MULTILINE)
     assert len(shown.rstrip("\n").splitlines()) <= 40
     pane.press("C-c")
     pane.wait_for("ready>")
@@ -126,7 +120,7 @@ def test_watching_needs_a_terminal(pane: Terminal, store: JobStore) -> None:
     fill(store, record("over-0001"))
     pane.run("jobs watch | cat; echo code ${PIPESTATUS[0]}")
     assert "needs a terminal" in pane.wait_for("code 2")
-    pane.run("jobs watch --until-done --json | cat")
+    pane.run("jobs watch --json | cat")
     pane.wait_for('"completed": 1')
 
 
