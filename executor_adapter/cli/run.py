@@ -21,7 +21,6 @@ import contextlib
 import functools
 import json
 import sys
-import time
 from typing import Annotated, Any
 
 import typer
@@ -40,10 +39,8 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.executor import JobExecutor
-from executor_adapter.job import Job, JobStatus, Transition
+from executor_adapter.job import Job, JobStatus
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
-from executor_adapter.pools import Assignment
-from executor_adapter.supervision import JobScope
 from executor_adapter.terminal import SafeText, escaped_lines
 from executor_adapter.worker.facts import facts_of
 
@@ -97,7 +94,7 @@ def run(
     with modules_of_this_directory(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         job = Job(function=function, **given)
         url = store or config.store.url
-        with _SingleJobExecutor(1, config=config, store=url, observers=[_print_retry]) as executor:
+        with _SingleJobExecutor(1, config=config, store=url) as executor:
             value, error = _wait(executor, job)
     facts = None if error is None else facts_of(error)
     with contextlib.suppress(BrokenPipeError):  # The exit code is the job's, whether or not somebody reads the rest.
@@ -139,34 +136,9 @@ def parse_arguments(given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(args), kwargs
 
 
-def _print_retry(transition: Transition) -> None:
-    """Show the waiting user why the job is not finished yet."""
-    if transition.status is JobStatus.RETRYING:
-        job = transition.job
-        wait = seconds((job.state.retry_at or transition.at) - transition.at)
-        tries = job.policy.retry_attempts + 1
-        note = f"attempt {job.attempt} of {tries} failed, the next in {wait}: {job.error_code}: {job.error_message}"
-        print_note(SafeText(note, style="yellow"))
-
-
-class _PrintedOutput(JobScope):
-    """Prints the function's output and log where they would go if it ran in this process."""
-
-    def prepare(self, assignment: Assignment) -> None:
-        """Add nothing to the attempt."""
-
-    def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
-        """Print a message. A failure to print, as on a full disk, does not end the job."""
-        with contextlib.suppress(OSError):
-            if topic == "output":
-                print(content[1], file=getattr(sys, content[0]), flush=True)
-            elif topic == "log":
-                print(escaped_lines(f"{content['name']}: {content['message']}"), file=sys.stderr, flush=True)
-
-
 def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
     with ProgressBar(function_name_of(job), functools.partial(_progress, job), summary=False):
-        future = executor.submit(job, scope=_PrintedOutput())
+        future = executor.submit(job)
         try:
             error = future.exception()
         except KeyboardInterrupt:
@@ -183,15 +155,12 @@ def function_name_of(job: Job) -> str:
 
 def _progress(job: Job) -> ProgressCounts:
     """Return how far the job is, and what it waits for."""
-    match job.status:
-        case JobStatus.PENDING:
-            note = "waiting for a worker"
-        case JobStatus.RETRYING:
-            wait = max(0.0, (job.state.retry_at or 0.0) - time.time())
-            note = f"attempt {job.attempt} failed, the next in {wait:.0f} s"
-        case _:
-            note = f"running, attempt {job.attempt}" if job.attempt > 1 else "running"
-    return ProgressCounts(note=note if job.progress is None else job.progress.message or note)
+    note = "waiting for a worker" if job.status is JobStatus.PENDING else f"{job.status}, attempt {job.attempt}"
+    progress = job.progress
+    if progress is None:
+        return ProgressCounts(note=note)
+    total = None if not progress.total else round(progress.total)
+    return ProgressCounts(done=round(progress.done), total=total, note=progress.message or note)
 
 
 def _print_result(job: Job, value: Any, facts: ErrorFacts | None, *, as_json: bool) -> None:
