@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -48,7 +48,7 @@ def pause(tools: Tools, store: StoreOption = None, config_file: ConfigOption = N
     It takes effect within two seconds. Jobs that wait keep their queue_timeout and deadline.
     """
     with opened_for_tools(store, config_file) as opened_store:
-        for tool in _checked(tools):
+        for tool in tools:
             opened_store.pause_tool(tool, _who())
             console().print(f"{tool}: paused; resume it with `tools resume {tool}`")
 
@@ -57,12 +57,9 @@ def pause(tools: Tools, store: StoreOption = None, config_file: ConfigOption = N
 def resume(tools: Tools, store: StoreOption = None, config_file: ConfigOption = None) -> None:
     """Let executors start jobs of paused tools again."""
     with opened_for_tools(store, config_file) as opened_store:
-        shared = opened_store.tools()
-        for tool in _checked(tools):
-            was_paused = shared.control(tool).paused_by is not None
-            if was_paused:
-                opened_store.pause_tool(tool, None)
-            console().print(f"{tool}: {'resumed' if was_paused else 'it was not paused'}")
+        for tool in tools:
+            opened_store.pause_tool(tool, None)
+            console().print(f"{tool}: resumed")
 
 
 @app.command()
@@ -83,8 +80,7 @@ def limit(
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     with opened_for_tools(store, config_file) as opened_store:
-        for name in _checked([tool]):
-            opened_store.limit_tool(name, new, _who())
+        opened_store.limit_tool(tool, new, _who())
     shown = "the executors' own limits hold again" if new is None else f"limited to {_limit_text(new)}"
     console().print(f"{tool}: {shown}")
 
@@ -153,16 +149,6 @@ def _limit_text(limit: ToolLimit) -> str:
     return " and ".join([*parts, *([] if limit.rate is None else [f"{limit.rate:g} starts a second"])])
 
 
-def _checked(tools: Sequence[str]) -> Sequence[str]:
-    if not all(tool.strip() for tool in tools):
-        raise ConfigurationError("the name of the tool is empty: give the tool_name of its jobs")
-    return tools
-
-
 def _who() -> str:
     """Return who runs this command, as user@machine."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # A container may run as a user without a name.
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    return f"{os.environ.get('USER', 'unknown')}@{socket.gethostname()}"
