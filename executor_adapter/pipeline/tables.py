@@ -213,8 +213,8 @@ def select_tables(settings: Settings, names: Collection[str] | None = None) -> l
         names: tables as `tool.table`, or tools, for all of their tables; none: all tables.
 
     Raises:
-        ConfigurationError: no tool is configured, a name is unknown, there is no such step, or settings contradict one
-            another.
+        ConfigurationError: no tool is configured, a name is unknown, also one that a step reads, there is no such step,
+            or settings contradict one another.
     """
     if not settings.tools:
         raise ConfigurationError("tools is missing: describe at least one tool in config.yaml")
@@ -227,6 +227,9 @@ def select_tables(settings: Settings, names: Collection[str] | None = None) -> l
     selected = [table for table in tables if not names or {table.tool_name, table.full_name} & {*names}]
     for table in selected:
         table.check()
+        for name in table.reads - known.keys():
+            meant = did_you_mean(name, known, otherwise="must be one of ")
+            raise ConfigurationError(f"{table.key}.steps: {name!r} is not a table, as tool.table: {meant}")
     processing_order(selected)
     return selected
 
