@@ -212,7 +212,7 @@ def test_settings_are_frozen() -> None:
         ("tools: {x: {source: ftp}}", "tools.x.source: 'ftp' is not allowed: must be 'files', 'rest'"),
         ("tools: {x: {source: files, package: p}}", "tools.x.tables is missing: must be a mapping of table names"),
         (
-            "tools: {x: {source: files, package: p, tables: {t: {member: a}}}}",
+            "tools: {x: {source: files, package: p, tables: {t: {encoding: utf-8}}}}",
             "tools.x.tables.t.file is missing: must be the path or pattern of a file, or its URL",
         ),
         (
