@@ -7,7 +7,6 @@ import shutil
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pytest
@@ -25,9 +24,7 @@ from executor_adapter.pipeline.flows import (
     collection_flow,
     pipeline_flow,
     processing_flow,
-    run,
 )
-from executor_adapter.prefect import ReconcileReport
 from tests.api_server import Answer, as_json, serving
 from tests.prefect.conftest import Api
 from tests.waiting import wait_for
@@ -232,17 +229,6 @@ def test_a_failed_tool_leaves_the_others_whole(prefect_api: str, tmp_path: Path)
     (tmp_path / "missing.csv").write_text("id,day\n1,2024-01-30\n")
     pipeline_flow(config=config)
     assert (tmp_path / "lake/processed/other/orders/window=2024-01/rows.parquet").exists()
-
-
-def test_a_run_prints_what_the_server_has_not_recorded(
-    prefect_api: str, tmp_path: Path, mocker: MockerFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It waits for more than a minute, because a server that is busy with a large run records late."""
-    report = ReconcileReport(flow_run_id=uuid4(), recorded=1, resent=0, missing=(uuid4(),))
-    wait = mocker.patch.object(run, "wait_until_recorded", return_value=report)
-    collection_flow(config=configure(tmp_path, {"shop": files(tmp_path)}))
-    assert wait.call_args.kwargs["timeout"] > 60.0
-    assert "the server does not know the final state of 1 task runs" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.nightly
