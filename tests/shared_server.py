@@ -113,6 +113,7 @@ def server_of_tests() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="prefect-of-tests-") as folder, postgresql_database(name) as database:
         home = Path(folder)
         more = {DATABASE_VARIABLE: database, "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false"}
+        more["PREFECT_API_BLOCKS_REGISTER_ON_START"] = "true"  # Of two who register a type at once, Prefect fails one.
         with prefect_server(home, new_user_env(home, **WITHOUT_SCHEDULES, **more)) as server:
             yield server.url
 
