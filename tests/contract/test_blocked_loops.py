@@ -30,6 +30,8 @@ class LoopHarness:
         self.entered = threading.Event()
         self.ran: list[int] = []
         """The ids of the threads in which `note` ran."""
+        self.holding = threading.main_thread()
+        """The thread in which `hold` ran last."""
 
     async def block(self) -> None:
         self.entered.set()
@@ -43,6 +45,7 @@ class LoopHarness:
         return "in spite of it"
 
     async def hold(self) -> str:
+        self.holding = threading.current_thread()
         self.entered.set()
         while not self.release.is_set():
             await asyncio.sleep(0.001)
@@ -124,10 +127,9 @@ def test_a_job_that_had_started_on_a_blocked_loop_continues_when_it_can(loops: L
     loops.entered.clear()
     assert_timed_out_on_time(loops.submit_blocked(max_runtime=0.2))
     assert not started.done()
-    before = threading.active_count()
     loops.release.set()
     assert started.result(timeout=PATIENCE) == "held"
-    wait_for(lambda: threading.active_count() < before)  # the old loop's thread has ended
+    wait_for(lambda: not loops.holding.is_alive())
 
 
 def test_a_loop_blocked_without_a_limit_is_replaced_at_the_limit_of_a_waiting_job(loops: LoopHarness) -> None:

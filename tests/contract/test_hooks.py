@@ -60,8 +60,11 @@ class IgnoresCancel(Endless):
 class Blocking(Endless):
     """An executor whose `execute_job` blocks its event loop, for jobs of the tool "blocks" only."""
 
+    blocked: threading.Thread
+
     async def execute_job(self, job: Job) -> Any:
         if job.tool_name == "blocks":
+            self.blocked = threading.current_thread()
             self.entered.set()
             self.release.wait()
         return await self._execute_function(job)
@@ -249,9 +252,8 @@ def test_an_abandoned_loop_that_goes_on_starts_nothing() -> None:
     with running_executor(Blocking) as executor:
         abandoned = executor.submit(short_job(deadline=0.1, tool_name="blocks"))
         assert isinstance(abandoned.exception(timeout=PATIENCE), JobTimeoutError)
-        before = threading.active_count()
         executor.release.set()
-        wait_for(lambda: threading.active_count() < before)  # The thread of the abandoned loop has ended.
+        wait_for(lambda: not executor.blocked.is_alive())
         assert_slot_is_free(executor)
         assert abandoned.job.status is JobStatus.FAILED
         assert abandoned.job.attempts == ()
