@@ -358,7 +358,8 @@ def test_retry_after_pauses_the_whole_tool(make_executor: MakeExecutor, make_job
     assert second.result(timeout=PATIENCE) == 2
     assert first.result(timeout=PATIENCE) == 2
     assert second.job.started_at is not None
-    assert second.job.started_at > due - timedelta(milliseconds=5)
+    # Far from its submission, and as near as two clocks that are read one after the other.
+    assert second.job.started_at > due - timedelta(milliseconds=100)
 
 
 def test_the_settings_buffer_leaves_a_share_of_a_tool_s_rate_unused(make_job: MakeJob) -> None:

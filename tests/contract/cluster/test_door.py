@@ -245,7 +245,8 @@ def test_an_agent_is_killed_when_it_is_silent_for_as_long_as_a_lost_node(
     mocker.stopall()
     if not is_killed:
         assert agent.hold(-2).wait(PATIENCE)
-        listening.accepted[0].shutdown(socket.SHUT_WR)
+        (accepted,) = wait_for(lambda: listening.accepted)
+        accepted.shutdown(socket.SHUT_WR)
     wait_for(lambda: words)
     assert words == ["the agent ended with code -9, and does not say why" if is_killed else ""]
 
