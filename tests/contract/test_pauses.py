@@ -54,6 +54,7 @@ def test_a_paused_program_does_not_kill_its_guardian(
     wait_for(lambda: (tmp_path / "neighbour").exists() and (tmp_path / "victim").exists())
     guardian = guardian_of(executor)
     dying = victim.job.live.assignment.worker
+    wait_for(lambda: dying.process.pid)  # The guardian says it, which must not be stopped before.
     os.kill(guardian.pid, signal.SIGSTOP)
     with monkeypatch.context() as quick:
         quick.setattr(launch_guardian, "_REPLY_TIMEOUT", 0.4)
