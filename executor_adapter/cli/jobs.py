@@ -260,7 +260,6 @@ def _style(level: int) -> str:
 @app.command()
 def retry(
     job_ids: JobIds,
-    max_runtime: Annotated[float | None, typer.Option("--max-runtime", min=0, help="Seconds for each attempt.")] = None,
     fields: FieldsOption = None,
     store: StoreOption = None,
     config_file: ConfigOption = None,
@@ -270,7 +269,7 @@ def retry(
 
     A job that is queued again already is not queued twice: the exit code is 1.
     """
-    given = changes_of(fields, max_runtime)
+    given = changes_of(fields)
     queued: list[dict[str, Any]] = []
     with opened(store, config_file) as opened_store:
         for fresh in [rerun_record(record, given) for record in find_jobs(opened_store, job_ids)]:

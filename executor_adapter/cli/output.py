@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from pydantic_core import from_json, to_json
+from pydantic_core import to_jsonable_python
 from rich.table import Table
 
 from executor_adapter.config import redacted
@@ -54,16 +54,21 @@ def console() -> SafeConsole:
 
 def print_json(value: Any) -> None:
     """Print one JSON document in ASCII: indented on a terminal, on one line otherwise."""
-    text = json_text(value, indent=2 if sys.stdout.isatty() else None)
+    text = json.dumps(plain(value), indent=2 if sys.stdout.isatty() else None)
     typer.echo(text.replace("\x7f", "\\u007f"))  # The one control character that `json` does not escape.
 
 
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Return JSON: NaN and infinities are null, and a value that cannot be JSON is its `repr`."""
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: NaN and infinities are None, and other objects their `str`.
+
+    A value that contains itself, bytes that are no text, or a number of thousands of digits, is its `repr`.
+    """
     try:
-        return json.dumps(from_json(to_json(value, inf_nan_mode="null", serialize_unknown=True)), indent=indent)
+        found = to_jsonable_python(value, inf_nan_mode="null", serialize_unknown=True)
+        json.dumps(found)
     except Exception:
-        return json.dumps(safe_repr(value))
+        return safe_repr(value)
+    return found
 
 
 def print_answer(value: Any, lines: Iterable[str], *, as_json: bool) -> None:

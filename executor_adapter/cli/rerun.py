@@ -21,12 +21,12 @@ _NOT_ITS_OWN = frozenset({"job_id", "function", "metadata"})
 
 
 FieldsOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of the job.")
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the job; may be repeated.")
 ]
 
 
-def changes_of(given: Sequence[str] | None, max_runtime: float | None) -> dict[str, Any]:
-    """Return the fields that FIELD=VALUE arguments and --max-runtime set; a value is JSON, or else text.
+def changes_of(given: Sequence[str] | None) -> dict[str, Any]:
+    """Return the fields that FIELD=VALUE arguments set; a value is JSON, or else text.
 
     Raises:
         typer.BadParameter: There is no "=", no such field, or the field cannot be changed.
@@ -40,8 +40,7 @@ def changes_of(given: Sequence[str] | None, max_runtime: float | None) -> dict[s
         if name not in Job.model_fields:
             fields = [field for field in Job.model_fields if field not in _NOT_ITS_OWN]
             raise typer.BadParameter(f"--set {name!r} is not a field of Job: {did_you_mean(name, fields)}")
-    changes = {name: value_of(text) for name, _, text in pairs}
-    return changes | ({} if max_runtime is None else {"max_runtime": max_runtime})
+    return {name: value_of(text) for name, _, text in pairs}
 
 
 def value_of(text: str) -> Any:

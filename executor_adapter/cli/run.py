@@ -28,7 +28,7 @@ import typer
 from executor_adapter.cli.checks import modules_of_this_directory
 from executor_adapter.cli.output import (
     JsonOption,
-    json_text,
+    plain,
     print_json,
     print_note,
     safe_repr,
@@ -75,7 +75,6 @@ def run(
     pool: Annotated[
         str, typer.Option("--pool", help="auto, coroutine, thread, process, ssh, dask or ray.")
     ] = "process",
-    max_runtime: Annotated[float | None, typer.Option("--max-runtime", help="Seconds for each attempt.")] = None,
     fields: FieldsOption = None,
     store: StoreOption = None,
     config_file: ConfigOption = None,
@@ -86,10 +85,10 @@ def run(
     0 completed, 1 failed, 2 refused, 65 bad data, 78 wrong configuration, 124 time limit exceeded, 130 cancelled,
     134 its process died, 137 out of memory.
 
-    Example: executor-adapter run mypackage.jobs:collect --arg flights --arg year=2013 --max-runtime 600
+    Example: executor-adapter run mypackage.jobs:collect --arg flights --arg year=2013 --set max_runtime=600
     """
     args, kwargs = parse_arguments(arg or [])
-    given = {"pool": pool, "args": args, "kwargs": kwargs} | changes_of(fields, max_runtime)
+    given = {"pool": pool, "args": args, "kwargs": kwargs} | changes_of(fields)
     config = load_config(config_file)
     with modules_of_this_directory(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         job = Job(function=function, **given)
@@ -167,7 +166,7 @@ def _print_result(job: Job, value: Any, facts: ErrorFacts | None, *, as_json: bo
     if as_json:
         names = ("job_id", "status", "duration", "records_processed")
         shown = {name: getattr(job, name) for name in names} | {
-            "value": json.loads(json_text(value)),
+            "value": plain(value),
             "attempts": len(job.attempts),
         }
         shown["error_code"] = job.error_code or (facts and facts.code)

@@ -40,7 +40,7 @@ def test_the_value_goes_to_stdout_and_all_else_to_stderr(command: Command) -> No
         (("fail", "-a", "DATA_ERROR", "--pool", "thread"), 65, "DATA_ERROR: no good"),
         (("fail", "-a", "REQUEST_ERROR", "--pool", "thread"), 65, "REQUEST_ERROR"),
         (("fail", "-a", "CONFIGURATION_ERROR", "--pool", "thread"), 78, "CONFIGURATION_ERROR"),
-        (("slow", "-a", "60", "--max-runtime", "0.3"), 124, "TIMEOUT_ERROR: ran longer than max_runtime=0.3 s"),
+        (("slow", "-a", "60", "--set", "max_runtime=0.3"), 124, "TIMEOUT_ERROR: ran longer than max_runtime=0.3 s"),
         (("slow", "-a", "60", "--set", "deadline=0.5"), 124, "DEADLINE_EXCEEDED"),
         (("crash",), 134, "WORKER_CRASHED"),
         (("eat", "--set", "memory_limit=300MiB"), 137, "MEMORY_LIMIT"),
@@ -71,7 +71,7 @@ def test_exit_codes_belong_to_known_errors_and_none_is_that_of_success() -> None
             (f"{MODULE}:collect", "-a", "x", "--pool", "thread", "--set", "memory_limit=1GiB"),
             "memory_limit needs a process",
         ),
-        ((f"{MODULE}:collect", "-a", "x", "--max-runtime", "-1"), "max_runtime=-1.0"),
+        ((f"{MODULE}:collect", "-a", "x", "--set", "max_runtime=-1"), "max_runtime=-1"),
     ],
 )
 def test_what_can_never_run_is_refused(command: Command, words: tuple[str, ...], message: str) -> None:
@@ -117,7 +117,7 @@ def itself():
     found.append(found)
     return found
 def huge(): return 10 ** 5000
-def surrogate(): return "\\ud800"
+def surrogate(): return {"name": "\\ud800", "size": 1}
 class Unshowable:
     def __repr__(self): raise ValueError("no")
 def unshowable(): return Unshowable()
@@ -129,9 +129,9 @@ def unshowable(): return Unshowable()
     [
         ("tuples", {"1,2": 3, "x": {"4": [5, 6]}}),
         ("numbers", [None, None, None, 1.5]),
-        ("itself", ["..."]),
+        ("itself", "[[...]]"),
         ("huge", "<int: its repr fails>"),
-        ("surrogate", "'\\ud800'"),
+        ("surrogate", {"name": "\ud800", "size": 1}),
         ("unshowable", "<Unserializable Unshowable object>"),
     ],
 )

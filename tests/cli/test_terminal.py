@@ -72,7 +72,7 @@ def test_a_job_runs_and_sets_the_exit_code(pane: Terminal) -> None:
     shown = pane.wait_for("code 0")
     assert '{"records_collected": 3, "year": 2013}' in shown
     assert re.search(r"^completed in 0\.\d\d s", shown, re.MULTILINE)
-    pane.run("run work_of_a_user:slow --arg 60 --max-runtime 0.5 --set retry_attempts=0; echo code $?")
+    pane.run("run work_of_a_user:slow --arg 60 --set max_runtime=0.5 --set retry_attempts=0; echo code $?")
     assert "TIMEOUT_ERROR: ran longer than max_runtime=0.5 s" in pane.wait_for("code 124")
 
 
