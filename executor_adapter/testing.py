@@ -108,14 +108,12 @@ def inline_supervisor(clock: FakeClock, **options: Any) -> Supervisor:
 class InlineThread(SupervisorThread):
     """Runs the supervisor's loop on its callers' thread, on each call and whenever its clock moves."""
 
+    is_inline = True
+
     def __init__(self, loop: SupervisorLoop, *args: Any) -> None:
         super().__init__(loop, *args)
         self.wake = self.turn
         self._take_right_to_run()  # No thread ever runs the loop.
-
-    @property
-    def is_inline(self) -> bool:
-        return True
 
     def turn(self) -> None:
         """Do all that is due. Called from within itself, it lets another turn of the loop follow."""

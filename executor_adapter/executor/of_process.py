@@ -213,7 +213,7 @@ _open: set[Supervisor] = set()
 def track(executor: object, supervisor: Supervisor) -> None:
     """Close the supervisor when its executor is garbage-collected, on a signal that ends the program, and at exit."""
     _open.add(supervisor)
-    supervisor.thread.on_released = functools.partial(_open.discard, supervisor)
+    supervisor.thread.on_released.append(functools.partial(_open.discard, supervisor))
     signal_watch.listen(supervisor.on_signal)
     supervisor.thread.on_closed.append(functools.partial(signal_watch.leave, supervisor.on_signal))
     drain = functools.partial(supervisor.close, cancel_pending=False, cancel_running=False)

@@ -142,7 +142,7 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._checked_at = 0.0
         self._recovered_at = time.monotonic()
-        supervisor.keep_log = self._lines.on_message
+        supervisor.on_output.append(self._lines.on_message)
         start_capturing(self._lines)
         supervisor.tracker.observers.insert(0, self.on_transition)
         supervisor.thread.on_closed.append(self.close)

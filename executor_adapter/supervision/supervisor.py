@@ -125,8 +125,8 @@ class Supervisor:
         self._run_times = RunTimes()
         self.is_output_full = functools.partial(is_output_full, output)
         self._show_message = functools.partial(show_message, output)
-        self.keep_log: Callable[[Assignment, str, Any], object] | None = None
-        """Called with what functions in worker processes log and print, where a store keeps it."""
+        self.on_output: list[Callable[[Assignment, str, Any], object]] = []
+        """Called in order with what functions in worker processes log and print."""
         self.thread.on_closed += [self.discard.close, self._report_unread]
 
     # ------------------------------------------------------------------ from any thread
@@ -476,8 +476,9 @@ class Supervisor:
         elif topic == "position":
             assignment.position = content
             return
-        elif self.keep_log is not None:
-            self.keep_log(assignment, topic, content)
+        else:
+            for keep in self.on_output:
+                keep(assignment, topic, content)
         if live.scope is not None and live.scope.receives:
             live.scope.on_message(assignment, topic, content)
         elif live.driver is not None and live.driver.on_message is not None:

@@ -134,6 +134,9 @@ class SupervisorThread:
     are not finished, for whoever waits.
     """
 
+    is_inline = False
+    """Whether the loop runs on its callers' threads, which must not wait for another thread."""
+
     def __init__(
         self,
         loop: SupervisorLoop,
@@ -145,8 +148,8 @@ class SupervisorThread:
         """Set once nothing runs any more."""
         self.on_closed: list[Callable[[], object]] = []
         """Called in order once nothing runs any more."""
-        self.on_released: Callable[[], object] = lambda: None
-        """Called after those, and after all callbacks of futures."""
+        self.on_released: list[Callable[[], object]] = []
+        """Called in order after those, and after all callbacks of futures."""
         self.belongs_to_parent = False
         """It was made by the process that this one was forked from, and runs there."""
         self.running_in: int | None = None
@@ -161,11 +164,6 @@ class SupervisorThread:
         self._start_lock = threading.RLock()  # Re-entrant: a signal handler may submit or shut down while it is held.
         self._right_to_run = [True]
         """Taken by the thread that runs the loop, or by the caller who closes it unused: popping is atomic."""
-
-    @property
-    def is_inline(self) -> bool:
-        """Whether the loop runs on its callers' threads, which must not wait for another thread."""
-        return False
 
     def is_started(self) -> bool:
         """Return whether the loop runs, or is about to."""
@@ -256,7 +254,8 @@ class SupervisorThread:
         self.closed.set()
         if not self.callbacks.wait(MAX_CALLBACK_SECONDS):
             logger.warning("a callback of a future takes longer than %s s: not waiting for it", MAX_CALLBACK_SECONDS)
-        self.on_released()
+        for callback in self.on_released:
+            callback()
         self._released.set()
 
     def _launch(self) -> None:
