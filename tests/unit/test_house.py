@@ -117,7 +117,7 @@ BUDGETS = {
     "pools/in_process": 620,
     "pools/memory": 394,
     "pools/process": 1_520,
-    "pools/transport": 572,
+    "pools/transport": 584,
     "prefect": 5_663,
     "scheduler": 421,
     "store": 1_700,

@@ -15,6 +15,7 @@ import io
 import itertools
 import os
 import pickle
+import pkgutil
 import sys
 import threading
 import types
@@ -33,7 +34,7 @@ from executor_adapter.worker import PICKLE, REFERENCE, values
 MAX_CACHED = 4096
 """Functions whose encoding is cached. When there are so many, the cache is emptied."""
 
-_IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), types.ModuleType, types.BuiltinFunctionType)
+_IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), types.ModuleType)
 _by_value_lock = threading.RLock()
 
 
@@ -198,6 +199,8 @@ class _ByValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.CodeType):
             return _with_file_name(obj, self.dispatch_table[types.CodeType](obj))
+        if isinstance(obj, types.MethodType | types.BuiltinMethodType):
+            return _as_attribute(obj) or super().reducer_override(obj)
         if isinstance(obj, type | types.FunctionType):
             module = sys.modules.get(obj.__module__)
             if module is not None and module.__name__ != "__main__" and not importable.is_importable(module):
@@ -208,6 +211,12 @@ class _ByValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
             cloudpickle.register_pickle_by_value(module)
             self._registered.append(module)
+
+
+def _as_attribute(method: Any) -> tuple[Any, ...] | None:
+    """Return how a method is reduced that a module holds, without the object that it belongs to; None for others."""
+    reference = importable.importable_reference(method)
+    return None if reference is None else (pkgutil.resolve_name, (reference,))
 
 
 def _with_file_name(code: types.CodeType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Sequence
 from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinMethodType, MethodType, ModuleType
 from typing import Any
 
 _NEVER_IMPORTABLE = ("__main__", "__mp_main__")
@@ -148,10 +148,19 @@ def names_not_importable() -> tuple[bytes, ...]:
 def importable_reference(function: Any) -> str | None:
     """Return the `module:path` under which a child process finds this very object; None if it does not.
 
-    A function that a decorator replaced is found through its replacement, as `__wrapped__` or `fn`.
+    A function that a decorator replaced is found through its replacement, as `__wrapped__` or `fn`. A method is found
+    where a library holds it, as `random.randint`: a child process has an object of its own for it.
     """
     module_name = getattr(function, "__module__", None)
-    path = getattr(function, "__qualname__", None)
+    reference = _find_reference(function, module_name, getattr(function, "__qualname__", None))
+    if reference is None and isinstance(function, MethodType | BuiltinMethodType):
+        name = type(function.__self__).__module__
+        if name in sys.modules and file_of_program(sys.modules[name]) is None:
+            return _find_reference(function, name, function.__name__)
+    return reference
+
+
+def _find_reference(function: Any, module_name: object, path: object) -> str | None:
     if not isinstance(module_name, str) or not isinstance(path, str) or "<" in path:
         return None
     module = sys.modules.get(module_name)

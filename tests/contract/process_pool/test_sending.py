@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -98,6 +99,45 @@ def test_a_module_that_a_child_cannot_import_is_sent_by_value(
     module.FACTOR = 5
     assert pool.value(pool.submit(module.main, module.Row(2))).value == 10
     assert name not in cloudpickle.list_registry_pickle_by_value()
+
+
+def test_a_method_of_an_object_that_changes_is_sent_anew(pool: Harness) -> None:
+    """A built-in method finds in a worker what its object holds at the submit, also where a function captures it."""
+    table: dict[str, int] = {}
+    find = table.get
+    look = make_lookup(find)
+    assert pool.value(pool.submit(find, "a")) is None
+    assert pool.value(pool.submit(look)) is None
+    table["a"] = 1
+    assert pool.value(pool.submit(find, "a")) == 1
+    assert pool.value(pool.submit(look)) == 1
+
+
+def make_lookup(find: Callable[[str], int | None]) -> Callable[[], int | None]:
+    return lambda: find("a")
+
+
+@pytest.mark.parametrize("draw", [random.random, random.randbytes], ids=["builtin", "method"])
+def test_a_method_that_a_library_holds_is_sent_by_reference(pool: Harness, draw: Callable[..., object]) -> None:
+    """`from random import random` in a script gives each job a number of its own, not one from a copy of the state."""
+    args = () if draw is random.random else (8,)
+    functions = (draw, draw, make_captured(draw), make_captured(draw))
+    drawn = [pool.value(pool.submit(function, *args)) for function in functions]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_a_method_that_a_module_of_the_program_holds_is_sent_with_its_object(
+    pool: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker finds the object as the program has made it, not as the module makes it."""
+    held = Adder(1)
+    monkeypatch.setattr(sys.modules[__name__], "add", held.add, raising=False)
+    held.base = 5
+    assert pool.value(pool.submit(held.add, 1)) == 6
+
+
+def make_captured(draw: Callable[..., object]) -> Callable[..., object]:
+    return lambda *args: draw(*args)
 
 
 def test_a_module_hidden_by_another_file_is_sent_by_value(
