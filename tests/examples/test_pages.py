@@ -209,9 +209,10 @@ def test_a_file_that_is_named_exists() -> None:
         for path in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text())
     }
     package = {f"/{path.relative_to(ROOT)}" for path in (ROOT / "executor_adapter").rglob("*")}
-    for path in re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "ARCHITECTURE.md").read_text()):
-        if not any(each.endswith(f"/{path.rstrip('/')}") for each in package):
-            named.add(("ARCHITECTURE.md", path))
+    for page in (ROOT / "ARCHITECTURE.md", *(ROOT / "docs/explanation").glob("*.md")):
+        for path in re.findall(r"`([\w/]+(?:\.py|/))`", page.read_text()):
+            if not any(each.endswith(f"/{path.rstrip('/')}") for each in package):
+                named.add((page.name, path))
     named |= {("Makefile", path) for path in re.findall(rf"(?:{folders})/[\w./-]+", (ROOT / "Makefile").read_text())}
     assert named
     assert sorted((page, path) for page, path in named if not os.path.exists(ROOT / path)) == []
