@@ -315,6 +315,24 @@ def test_a_hook_sees_the_job_of_its_attempt() -> None:
         assert (job.progress.done, job.progress.total) == (1, 3)
 
 
+def test_a_hook_cannot_wait_for_the_end_of_its_executor() -> None:
+    """A hook that waits for its own executor's end fails its job in words; without waiting it ends the executor."""
+
+    class ShutsDown(JobExecutor):
+        waits = True
+
+        async def post_execution_hook(self, job: Job, result: Any) -> None:
+            self.shutdown(wait=self.waits)
+
+    with running_executor(ShutsDown) as executor:
+        with pytest.raises(RuntimeError, match=r"give shutdown\(wait=False\)"):
+            executor.submit(short_job()).result(timeout=PATIENCE)
+        assert not executor.is_shutting_down
+        executor.waits = False
+        assert executor.submit(short_job()).result(timeout=PATIENCE) == 2
+        assert executor.is_shutting_down
+
+
 # --- slots ---
 
 
