@@ -219,7 +219,8 @@ def select_tables(settings: Settings, names: Collection[str] | None = None) -> l
     if not settings.tools:
         raise ConfigurationError("tools is missing: describe at least one tool in config.yaml")
     tables = [table for tool in settings.tools for table in configured_tables(settings, tool)]
-    known = dict.fromkeys([*settings.tools, *(table.full_name for table in tables)])
+    full_names = dict.fromkeys(table.full_name for table in tables)
+    known = dict.fromkeys([*settings.tools, *full_names])
     for name in names or ():
         if name not in known:
             meant = did_you_mean(name, known, otherwise="must be one of ")
@@ -227,8 +228,8 @@ def select_tables(settings: Settings, names: Collection[str] | None = None) -> l
     selected = [table for table in tables if not names or {table.tool_name, table.full_name} & {*names}]
     for table in selected:
         table.check()
-        for name in table.reads - known.keys():
-            meant = did_you_mean(name, known, otherwise="must be one of ")
+        for name in table.reads - full_names.keys():
+            meant = did_you_mean(name, full_names, otherwise="must be one of ")
             raise ConfigurationError(f"{table.key}.steps: {name!r} is not a table, as tool.table: {meant}")
     processing_order(selected)
     return selected

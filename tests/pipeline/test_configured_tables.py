@@ -795,8 +795,9 @@ def test_a_table_that_never_got_a_row_is_late(airports: ConfiguredTable) -> None
         ([{"sql": "FROM {rows}, {table:map.airport}"}], "'map.airport' is not a table, as tool.table: did you mean"),
         (
             [{"enrich": {"table": "maps.roads", "on": "id", "columns": ["name"]}}],
-            "'maps.roads' is not a table, as tool.table: must be one of map, map.airports",
+            "'maps.roads' is not a table, as tool.table: must be one of map.airports",
         ),
+        ([{"sql": "FROM {rows}, {table:map}"}], "'map' is not a table, as tool.table: must be one of map.airports"),
     ],
 )
 def test_steps_are_checked_before_anything_starts(tmp_path: Path, steps: Any, message: str) -> None:
