@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -276,6 +277,36 @@ def test_a_user_or_database_that_does_not_exist_is_a_configuration_error(tmp_pat
         for wrong in (url.replace("postgres@", "nobody-here@"), url.replace("/test", "/no-such-database")):
             error = land_from(tmp_path, wrong)
             assert (error.error_code, "does not exist" in str(error)) == ("CONFIGURATION_ERROR", True)
+
+
+def test_a_value_that_reads_like_a_refusal_is_a_data_error(tmp_path: Path) -> None:
+    """What a database says of the value of a row is not taken for what it says of the user, or of its own name."""
+    with database("postgresql", tmp_path) as (url, _, _):
+        for value in ("the connection does not exist", "Access denied for user"):
+            error = land_from(tmp_path, url, tables={"t": {"query": f"SELECT CAST('{value}' AS DATE)"}})
+            assert (error.error_code, value in str(error)) == ("DATA_ERROR", True)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ((1045, "Access denied for user 'me'@'10.0.0.1'"), "CONFIGURATION_ERROR"),
+        ((1049, "Unknown database 'shop'"), "CONFIGURATION_ERROR"),
+        (("28000", "[28000] [Microsoft] Login failed for user 'me'. (18456)"), "CONFIGURATION_ERROR"),
+        ((1366, "Incorrect value: 'Access denied for user' for column 'note' at row 1"), "NETWORK_ERROR"),
+        ((2003, "Can't connect to MySQL server on 'shop'"), "NETWORK_ERROR"),
+    ],
+)
+def test_other_drivers_are_known_by_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: tuple[object, ...], code: str
+) -> None:
+    """MySQL and SQL Server number their errors, and the numbers tell whether a retry can help."""
+
+    def connect(*_: object, **__: object) -> None:
+        raise psycopg.OperationalError(*said)
+
+    monkeypatch.setattr(psycopg, "connect", connect)
+    assert land_from(tmp_path, POSTGRESQL).error_code == code
 
 
 def test_settings_that_contradict_are_refused() -> None:

@@ -26,10 +26,13 @@ from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import check_names, text_array
 
 _REFUSED = re.compile(
+    r"(28|3D)\w{3}$|\(?'?(1044|1045|1049|18456|28000)\b|connection .*("
     "authentication failed|no password supplied|not permitted to log in|no pg_hba.conf entry|does not exist|"
-    "permission denied for database|Access denied for user|Unknown database|Login failed for user"
+    "permission denied for database)"
 )
-"""Matches what databases say to a wrong user, password or name of a database. Their drivers give no code for it."""
+"""Matches how an error begins for a wrong user, password or name of a database: its SQLSTATE, the numbers of MySQL and
+SQL Server, or the first line of what PostgreSQL says where there is no connection yet, for which drivers give no code.
+"""
 
 _SQLITE_CODES = {"": "DATA_ERROR", "SQLITE_ERROR": "CONFIGURATION_ERROR"}
 """What SQLite calls operational, by its name: a text that is not UTF-8 has none; the rest, such as a lock, may pass."""
@@ -145,7 +148,7 @@ def _code_of(error: Exception) -> str:
     if isinstance(cause := getattr(error, "orig", None), sqlite3.OperationalError):
         return _SQLITE_CODES.get(getattr(cause, "sqlite_errorname", ""), "SOURCE_UNAVAILABLE")
     wrong = exc.ArgumentError | exc.InvalidRequestError | exc.ProgrammingError | ModuleNotFoundError
-    if isinstance(error, wrong) or (isinstance(error, exc.DBAPIError) and _REFUSED.search(str(error))):
+    if isinstance(error, wrong) or _REFUSED.match(getattr(cause, "sqlstate", None) or str(cause)):
         return "CONFIGURATION_ERROR"
     is_lost = isinstance(error, exc.OperationalError | exc.InterfaceError | OSError)
     return "NETWORK_ERROR" if is_lost else error_code_of(error)
