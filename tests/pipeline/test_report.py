@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,13 @@ from executor_adapter import Job, JobStatus, Transition
 from executor_adapter.pipeline import Balance
 from executor_adapter.pipeline.flows import report
 from executor_adapter.pipeline.flows.report import JobLines
+
+
+@dataclass(frozen=True)
+class Future:
+    """The future of a job that is done."""
+
+    task_run_id: str
 
 
 @pytest.fixture
@@ -47,26 +54,27 @@ PENDING, RUNNING, COMPLETED, FAILED = (
 def test_a_finished_job_is_printed_as_a_line(lines: JobLines, capsys: pytest.CaptureFixture[str]) -> None:
     """A finished job is printed with its state and duration."""
     enter(lines, job("a"), PENDING, RUNNING, COMPLETED)
-    assert lines.print_result("a", {"status": "already_collected"})
+    lines.on_done(Future("a"))
+    _, ended = lines.wait()
+    assert ended is not None
+    lines.print_result(ended, {"status": "already_collected"})
     assert capsys.readouterr().out == "collect flights flights 2013-01: completed (already_collected), 2.50 s\n"
 
 
-def test_the_result_waits_for_the_last_transition(lines: JobLines, capsys: pytest.CaptureFixture[str]) -> None:
-    """The line waits for a transition that arrives after the future is done."""
-    late = job("a")
+def test_a_job_has_ended_when_its_future_and_its_executor_say_so(lines: JobLines) -> None:
+    """Whichever says it first; each job comes once, and one that no executor accepted comes by its future alone."""
+    late, early = job("late"), job("early")
+    futures = {name: Future(name) for name in ("late", "early", "refused")}
     enter(lines, late, PENDING, RUNNING)
-    notification = threading.Timer(0.05, enter, args=(lines, late, COMPLETED))
-    notification.start()
-    assert lines.print_result("a", None)
-    notification.join()
-    assert ": completed, " in capsys.readouterr().out
-
-
-def test_a_job_that_no_executor_accepted_has_no_line(lines: JobLines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that no executor accepted has no line."""
-    monkeypatch.setattr("executor_adapter.pipeline.flows.report.TRANSITION_TIMEOUT", 0.01)
-    assert not lines.print_result("unknown", None)
-    assert lines.jobs() == []
+    lines.on_done(futures["late"])
+    enter(lines, early, PENDING, RUNNING, COMPLETED)
+    lines.on_done(futures["refused"])
+    assert lines.wait() == (futures["refused"], None)
+    enter(lines, late, FAILED)
+    assert lines.wait() == (futures["late"], late)
+    lines.on_done(futures["early"])
+    assert lines.wait() == (futures["early"], early)
+    assert {each.job_id for each in lines.jobs()} == {"late", "early"}
 
 
 def test_jobs_are_sorted_by_stage_and_subject(lines: JobLines) -> None:
@@ -92,7 +100,7 @@ def test_a_terminal_shows_a_bar_below_the_lines(
     """On a terminal there is a bar beside the printed lines, and its counts stay; in a pipe there is none."""
     with lines.bar("pipeline"):
         enter(lines, job("a"), PENDING, RUNNING, COMPLETED)
-        lines.print_result("a", None)
+        lines.print_result(lines.jobs()[0], None)
         enter(lines, job("b", stage="process"), PENDING, RUNNING, FAILED)
     assert capsys.readouterr() == ("collect flights flights 2013-01: completed, 2.50 s\n", "")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

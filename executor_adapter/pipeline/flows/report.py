@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from executor_adapter.job import Job, JobStatus, Transition
@@ -16,8 +16,6 @@ from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pipeline.processing import Balance
 from executor_adapter.terminal import escaped, markdown_cell
 
-TRANSITION_TIMEOUT = 5.0
-"""Seconds to wait for a job's last transition after its future is done."""
 MAX_REASONS = 20
 """Reasons that the report lists; it counts the rest together."""
 MAX_REASON_SENTENCES = 5
@@ -29,34 +27,39 @@ _FAILED = (JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 class JobLines:
-    """Observes executors, remembers their jobs, and prints a line for each that is done.
+    """Observes executors and the futures of their jobs, and prints a line for each job that has ended.
 
-    Stage and subject come from a job's `metadata`. Executors call this on their own threads; everything else is for the
-    thread that waits for the jobs.
+    Stage and subject come from a job's `metadata`. Executors and futures call this on their own threads; everything
+    else is for the thread that waits for the jobs.
     """
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
-        self._changed = threading.Condition()
+        self._futures: dict[str, Any] = {}
+        self._ended = SimpleQueue[str]()
 
     def __call__(self, transition: Transition) -> None:
-        with self._changed:
-            self._jobs[transition.job.job_id] = transition.job
-            if transition.status.is_terminal:
-                self._changed.notify_all()
+        self._jobs[transition.job.job_id] = transition.job
+        if transition.status.is_terminal:
+            self._ended.put(transition.job.job_id)
 
-    def print_result(self, job_id: str, value: Any) -> bool:
-        """Print the line of a job whose function has returned `value`, None if it failed.
+    def on_done(self, future: Any) -> None:
+        """Note that the future of a job is done."""
+        job_id = str(future.task_run_id)
+        self._futures[job_id] = future
+        self._ended.put(job_id)
 
-        A future may be done a moment before the executor reports the transition, so this waits for the transition.
-        Returns False if no executor ever accepted the job.
-        """
-        with self._changed:
-            self._changed.wait_for(
-                lambda: job_id in self._jobs and self._jobs[job_id].status.is_terminal, timeout=TRANSITION_TIMEOUT
-            )
-        if (job := self._jobs.get(job_id)) is None:
-            return False
+    def wait(self) -> tuple[Any, Job | None]:
+        """Wait for the next job that has ended; return its future, and the job, None where no executor accepted it."""
+        while True:
+            job_id = self._ended.get()
+            job = self._jobs.get(job_id)
+            # The future may be done a moment before the executor has ended the job, or after it.
+            if job_id in self._futures and (job is None or job.status.is_terminal):
+                return self._futures.pop(job_id), job
+
+    def print_result(self, job: Job, value: Any) -> None:
+        """Print the line of a job whose function has returned `value`, None if it failed."""
         details = str(value.get("status", "")) if isinstance(value, dict) else ""
         note = job.error_code or (details if details.startswith("already") else "")
         state = f"{job.status} ({note})" if note else str(job.status)
@@ -65,12 +68,10 @@ class JobLines:
         seconds = "" if job.duration is None else f", {job.duration:.2f} s"
         # Not by a console of rich, which would write into the bar.
         print(escaped(f"{name_of(job)}: {state}{retried}{count}{seconds}"), flush=True)
-        return True
 
     def jobs(self) -> list[Job]:
         """Return the jobs, sorted by stage (in the order the stages began), tool and subject."""
-        with self._changed:
-            jobs = list(self._jobs.values())
+        jobs = self._jobs.copy().values()
         stages = list(dict.fromkeys(job.metadata["stage"] for job in jobs))
         return sorted(
             jobs, key=lambda job: (stages.index(job.metadata["stage"]), job.tool_name, job.metadata["subject"])
@@ -81,8 +82,7 @@ class JobLines:
         return ProgressBar(title, self._counts) if sys.stdout.isatty() else nullcontext()
 
     def _counts(self) -> ProgressCounts:
-        with self._changed:
-            states = [job.status for job in self._jobs.values()]
+        states = [job.status for job in self._jobs.copy().values()]
         failed = sum(state in _FAILED for state in states)
         return ProgressCounts(done=sum(state.is_terminal for state in states), failed=failed, total=len(states) or None)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import Context, copy_context
 from datetime import UTC, datetime
-from queue import SimpleQueue
 from typing import Any
 from uuid import UUID
 
@@ -65,7 +64,6 @@ class Run:
         self._jobs = JobReport(flow_run.get_flow_name() or "", total=total)
         self._contexts: dict[str, Context] = {}
         """What each stage's executor is the current one in."""
-        self._ended = SimpleQueue[Future]()
         self._then: dict[UUID, Callable[[Any], object]] = {}
         self._rejected: list[str] = []
 
@@ -104,15 +102,16 @@ class Run:
         context = self._contexts["processing" if label in ("process", "report") else "collection"]
         future: Future = context.run(labelled.submit, **arguments)
         self._then[future.task_run_id] = then
-        future.add_done_callback(self._ended.put)
+        future.add_done_callback(self._lines.on_done)
 
     def wait(self) -> None:
         """Wait until all jobs have ended, also those that are submitted meanwhile."""
         while self._then:
-            future = self._ended.get()
-            completed = future.state.is_completed()
-            value = future.result() if completed else None
-            if not self._lines.print_result(str(future.task_run_id), value) and not completed:
+            future, job = self._lines.wait()
+            value = future.result() if future.state.is_completed() else None
+            if job is not None:
+                self._lines.print_result(job, value)
+            elif value is None:
                 self._rejected.append(str(future.state.message))
             self._then.pop(future.task_run_id)(value)
 
