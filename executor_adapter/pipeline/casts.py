@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from executor_adapter.config import Column
@@ -38,7 +37,8 @@ _FIELDS = {
 
 def cleaned(column: Column, text: str) -> str:
     """Return SQL of a text without the words that mean null, as the column says."""
-    return f"CASE WHEN {text} NOT IN ({_texts(column.nulls)}) THEN {text} END" if column.nulls else text
+    nulls = ", ".join(map(literal, column.nulls))
+    return f"CASE WHEN {text} NOT IN ({nulls}) THEN {text} END" if nulls else text
 
 
 def cast(column: Column, text: str) -> tuple[str, str]:
@@ -127,10 +127,6 @@ def _by_format(format: str, text: str) -> str:
 
 def _guarded(text: str, pattern: str, value: str) -> str:
     return f"CASE WHEN regexp_full_match({text}, '{pattern}') THEN {value} END"
-
-
-def _texts(values: Iterable[str]) -> str:
-    return ", ".join(map(literal, values))
 
 
 def _refuse(constant: str) -> Any:

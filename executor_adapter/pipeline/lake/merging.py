@@ -22,8 +22,9 @@ MAX_AHEAD = timedelta(days=1)
 
 def key_texts(rows: pa.Table, key: Sequence[str]) -> pa.Array:
     """Return one text for each row that is the same for two rows exactly where their keys are; null equals null."""
-    parts = [_key_part(rows[name]) for name in key]
-    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
+    if len(key) == 1:
+        return rows[key[0]].combine_chunks().cast(pa.string())
+    return pc.binary_join_element_wise(*(_key_part(rows[name]) for name in key), "/")
 
 
 def _key_part(values: pa.ChunkedArray) -> pa.Array:

@@ -118,11 +118,9 @@ def reading(path: Path) -> Iterator[None]:
     try:
         with explained(path):
             yield
-    except pa.ArrowException as error:
-        raise damaged(path, error) from error
-    except OSError as error:
+    except (pa.ArrowException, OSError) as error:
         # Arrow raises some of its own errors as OSError, without a number of the system.
-        if error.errno is not None:
+        if getattr(error, "errno", None) is not None:
             raise
         raise damaged(path, error) from error
 
@@ -156,15 +154,10 @@ def damaged(path: Path, why: object) -> DataProcessingException:
 
 def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows of an open file; at least one batch, which may have no rows."""
-    batches, empty = file.iter_batches(batch_rows), True
-    while True:
-        with reading(path):
-            batch = next(batches, None)
-        if batch is None:
-            break
-        empty = False
-        yield batch.replace_schema_metadata()
-    if empty:
+    with reading(path):
+        for batch in file.iter_batches(batch_rows):
+            yield batch.replace_schema_metadata()
+    if not file.metadata.num_rows:
         yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow.remove_metadata())
 
 
