@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from executor_adapter.config import RestTool, redacted
+from executor_adapter.pipeline.sources.rest import client
 from executor_adapter.pipeline.sources.rest.client import Authentication, RequestRate
 from tests.pipeline.hostile_server import Answer, Api, Request, as_json, serving
 from tests.pipeline.rest import collect, failure, land, tool
@@ -218,15 +220,39 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
 # --- the request rate ---
 
 
-def test_each_request_has_a_moment_of_its_own(tmp_path: Path) -> None:
+class Clock:
+    """The module `time` of a machine whose wall clock is set back by an hour whenever somebody looks at it."""
+
+    def __init__(self, now: float) -> None:
+        self.now, self.wall = now, 1e9
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        self.wall -= 3600
+        return self.wall
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        assert self.now < 1e6
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock(100.0)
+    monkeypatch.setattr(client, "time", found)
+    return found
+
+
+def test_each_request_has_a_moment_of_its_own(tmp_path: Path, clock: Clock) -> None:
     """Jobs that share a rate take turns, from the present on; a pause is not made up for."""
     first, second = (RequestRate(tmp_path / "rate", 2.0) for _ in range(2))
-    assert [first.take(100.0), second.take(100.0), first.take(100.1), second.take(200.0)] == [
-        100.0,
-        100.5,
-        101.0,
-        200.0,
-    ]
+    moments = [first.take(), second.take()]
+    clock.sleep(0.1)
+    moments.append(first.take())
+    clock.sleep(100)
+    assert [*moments, second.take()] == [100.0, 100.5, 101.0, 200.1]
 
 
 def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
@@ -234,18 +260,32 @@ def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from executor_adapter.pipeline.sources.rest.client import RequestRate\n"
-        "for _ in range(20): print(RequestRate(Path(sys.argv[1]), 10.0).take(0.0))\n"
+        "for _ in range(20): print(RequestRate(Path(sys.argv[1]), 10.0).take())\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "rate")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     moments = sorted(float(line) for process in running for line in process.communicate(timeout=PATIENCE)[0].split())
-    assert moments == pytest.approx([number / 10 for number in range(40)])
+    assert len(moments) == 40
+    assert min(later - earlier for earlier, later in pairwise(moments)) == pytest.approx(0.1)
 
 
-def test_a_moment_that_is_far_away_is_ignored(tmp_path: Path) -> None:
-    """Where the clock was set back, what was written before means nothing."""
-    (tmp_path / "rate").write_text("1e9")
-    assert RequestRate(tmp_path / "rate", 1.0).take(5.0) == 5.0
+def test_a_clock_that_is_set_delays_no_request(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for those before it alone, and the log of its job says so where that is long."""
+    said = list[str]()
+    monkeypatch.setattr(client, "log", lambda message, *values: said.append(message % values))
+    rate = RequestRate(tmp_path / "rate", 0.05)
+    rate.take()
+    rate.wait()
+    assert clock.now == 120.0
+    assert said == ["waits 20 seconds: request_rate is 0.05, and other requests come before"]
+
+
+@pytest.mark.parametrize("left", ["5000.0 5060.0", "5000.0", "\0\0", ""])
+def test_what_a_machine_that_stopped_has_left_delays_no_request(tmp_path: Path, clock: Clock, left: str) -> None:
+    """Whoever took moments before the machine was started again does not wait any more."""
+    (tmp_path / "rate").write_text(left)
+    rate = RequestRate(tmp_path / "rate", 1.0)
+    assert [rate.take(), rate.take()] == [100.0, 101.0]
 
 
 def test_requests_keep_to_the_rate(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import locked
 from executor_adapter.pipeline.errors import configuration_error, data_error
-from executor_adapter.pipeline.job_log import progress
+from executor_adapter.pipeline.job_log import log, progress
 
 MAX_REDIRECTS = 5
 MAX_READ = 1 << 16
@@ -39,8 +39,8 @@ DEFAULT_LIFETIME = 300.0
 """Seconds for which a token is taken to be valid whose server does not say."""
 STEP = 0.5
 """Seconds of a wait that cannot be interrupted, at most."""
-MAX_AHEAD = 3600.0
-"""Seconds from now until the last moment that requests take, at most."""
+LONG_WAIT = 10.0
+"""Seconds from which on the job's log says that a request waits for its moment."""
 
 
 class ApiClient:
@@ -265,7 +265,9 @@ def _basic(name: str, secret: str) -> str:
 
 
 class RequestRate:
-    """Gives each request a moment of its own; the next free one is in a file, on the clock that all processes share.
+    """Gives each request a moment of its own, on the clock since the start of the machine, which nobody sets.
+
+    The next free one is in a file, for all processes of the machine, with the moment at which it was written.
 
     Args:
         file: the file of the tool.
@@ -279,16 +281,20 @@ class RequestRate:
         """Wait for the next free moment, and take it."""
         if self._rate is None:
             return
-        moment = self.take(time.time())
+        moment = self.take()
+        if (rest := moment - time.monotonic()) >= LONG_WAIT:
+            log("waits %.0f seconds: request_rate is %g, and other requests come before", rest, self._rate)
         # In steps, so that a thread whose job is at its limit can end.
-        while (rest := moment - time.time()) > 0:
+        while (rest := moment - time.monotonic()) > 0:
             time.sleep(min(rest, STEP))
 
-    def take(self, now: float) -> float:
-        """Take the next free moment at or after `now`, and return it; both in seconds since the epoch."""
+    def take(self) -> float:
+        """Take the next free moment, and return it, in seconds of `time.monotonic`."""
         with locked(self._file):
-            free = float(self._file.read_text() or now)
-            # The clock may have been set back.
-            moment = free if now < free < now + MAX_AHEAD else now
-            self._file.write_text(repr(moment + (1 / self._rate if self._rate else 0.0)))
+            now = written = free = time.monotonic()
+            with suppress(ValueError):  # Nobody has written it yet, or a power cut has left a part.
+                written, free = map(float, self._file.read_text().split())
+            # Who took the moments of a machine that was started again meanwhile does not wait any more.
+            moment = free if written <= now < free else now
+            self._file.write_text(f"{now!r} {moment + (1 / self._rate if self._rate else 0.0)!r}")
         return moment
