@@ -23,16 +23,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, get_current_settings, temporary_settings
+from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, get_current_settings, temporary_settings
 from pytest_mock import MockerFixture
 
 from executor_adapter.cli import main
 from executor_adapter.pipeline.flows import maintenance, maintenance_flow, pipeline_flow
+from executor_adapter.prefect.crashes.fate import Death
 from executor_adapter.prefect.crashes.records import Records
 from executor_adapter.prefect.crashes.reporter import main as main_of_reporter
 from executor_adapter.prefect.crashes.reporter import report
 from executor_adapter.prefect.crashes.sweep import Closing, Start, find_earlier_runs
-from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.events import iso, uuid7
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server import ServerApi, server_name
@@ -265,24 +265,26 @@ def test_a_death_that_could_not_be_reported_is_reported_by_a_sweep(
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(death)))
     main_of_reporter(timeout=0.0)
     assert made.states() == {"flow run": "Running", **AS_MADE}
-    deaths = UnreportedDeaths(server_name())
-    assert len(deaths.paths()) == 1
+    file = OutboxFile(server_name())
+    assert len(file.deaths()) == 1
     assert sweep(capsys, "--dry-run")[made.flow_run_id] == 1
     assert sweep(capsys)[made.flow_run_id] == 1
     assert made.states() == {"flow run": "Crashed", **AS_MADE, "Running": "Crashed"}
-    assert deaths.paths() == []
+    assert file.deaths() == {}
 
 
-def test_a_file_that_cannot_be_read_hides_no_death(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What cannot be read, or is not the description of a death, is named in a warning, and the others are found."""
-    deaths, death = UnreportedDeaths("server", tmp_path), Death({"run": 1}, 1.0, None)
-    deaths.keep(death)
-    prefix = deaths.paths()[0].name.partition("-")[0]
-    (tmp_path / f"{prefix}-0.json").mkdir()
-    (tmp_path / f"{prefix}-1.json").write_text("[]")
-    assert [found for _, found in deaths.read()] == [death]
-    assert "cannot read" in caplog.text
-    assert "does not describe the death" in caplog.text
+def test_a_sweep_goes_on_where_the_outbox_cannot_be_read(
+    rows: MakeRows, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is no database is named in a warning, and what has crashed on the server ends all the same."""
+    made = rows(CRASHED)
+    with temporary_settings({PREFECT_HOME: tmp_path}):
+        file = OutboxFile(server_name())
+        file.path.parent.mkdir()
+        file.path.write_bytes(b"no database" * 100)
+        assert sweep(capsys)[made.flow_run_id] == 1
+    assert made.states() == {"flow run": "Crashed", **AS_MADE, "Running": "Crashed"}
+    assert "cannot read the deaths of processes" in caplog.text
 
 
 def test_a_flow_looks_after_its_earlier_runs(rows: MakeRows) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -143,6 +144,20 @@ def test_on_a_full_disk_the_kept_and_the_missing_jobs_are_returned(
     assert missing == tuple(each.job_id for each in large)
     assert (caplog.text.count("cannot use"), "memory" in caplog.text) == (1, False)
     assert len(OutboxFile("server", path).take_over(10_000)) == len(kept)
+
+
+def test_a_file_that_is_full_of_events_takes_a_death(path: Path) -> None:
+    """Deaths have room of their own, and each server its own deaths."""
+    full, bodies = OutboxFile("server", path, max_bytes=100_000), ["{}", json.dumps({"run_counts": {"run": 1}})]
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        full.write(states(MAX_TRANSACTION_EVENTS), is_held=False)
+    for body in bodies:
+        full.keep_death(body)
+    first, second = full.deaths()
+    assert list(full.deaths().values()) == bodies
+    full.delete_death(first)
+    assert list(OutboxFile("server", path).deaths()) == [second]
+    assert OutboxFile("other", path).deaths() == {}
 
 
 def test_a_file_that_others_hold_for_long_does_not_hold_up_each_part(path: Path, mocker: MockerFixture) -> None:

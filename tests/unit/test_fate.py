@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from executor_adapter.prefect.crashes.fate import Fate, fate_of
+from executor_adapter.prefect.crashes.fate import Death, Fate
 from executor_adapter.prefect.crashes.records import FlowRunRecord
 
 
@@ -44,4 +44,10 @@ def flow_run(state: str, **fields: Any) -> FlowRunRecord:
 )
 def test_a_flow_run_ends_unless_another_process_continues_it(run: FlowRunRecord, fate: Fate) -> None:
     """A dead process's flow run ends, unless it has ended, is suspended, or a worker runs it again."""
-    assert fate_of(run, 1) is fate
+    assert Death({run.id: 1}).fate_of(run) is fate
+
+
+def test_a_flow_run_whose_process_a_runner_started_counts_as_deployed() -> None:
+    """A runner may serve a flow run that names no deployment: its next run is another process's."""
+    run = flow_run("RUNNING", run_count=2)
+    assert Death({run.id: 1}, managed=run.id).fate_of(run) is Fate.CONTINUES

@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 394,
     "pools/process": 1_520,
     "pools/transport": 584,
-    "prefect": 5_663,
+    "prefect": 5_643,
     "scheduler": 421,
     "store": 1_700,
     "supervision": 2_467,

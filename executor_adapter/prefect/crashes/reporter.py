@@ -5,7 +5,8 @@ runner, a worker or another process takes care of them, then their task runs.
 
 A runner (`flow.serve`) or a worker marks the flow run of its process as Crashed or Cancelled, or it was rescheduled.
 So the reporter waits for that, and ends such a flow run itself only if nobody does. It is started without the host's
-terminal, so it writes to nobody: a death that it cannot report it keeps on disk, for `executor-adapter prefect sweep`.
+terminal, so it writes to nobody: a death that it cannot report it keeps in the outbox, for
+`executor-adapter prefect sweep`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from pathlib import Path
 
 from prefect.settings import get_current_settings
 
-from executor_adapter.prefect.crashes.fate import Fate
+from executor_adapter.prefect.crashes.fate import Death, Fate
 from executor_adapter.prefect.crashes.sweep import UNREACHABLE_ERRORS, Closing, end_dead
-from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server import ServerApi, server_name
 from executor_adapter.worker import is_held
 
@@ -44,13 +45,13 @@ RECONNECT_INTERVAL = 1.0
 
 
 def main(timeout: float = TIMEOUT) -> None:
-    """Report the death that stdin describes within `timeout` seconds, or keep it on disk for a sweep."""
+    """Report the death that stdin describes within `timeout` seconds, or keep it for a sweep."""
     death = json.load(sys.stdin)
     if is_server_configured():
         wait_for_workers(death["presence"])
         known = Death(death["flow_runs"], death["died_at"], managed=os.environ.get("PREFECT__FLOW_RUN_ID"))
         if not report(known, timeout=timeout):
-            UnreportedDeaths(server_name()).keep(known)
+            OutboxFile(server_name()).keep_death(json.dumps(known._asdict()))
 
 
 def wait_for_workers(presence: str, timeout: float = WORKERS_TIMEOUT) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import sqlite3
 import threading
 import time
 import uuid
@@ -31,9 +32,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import get_current_settings
 
-from executor_adapter.prefect.crashes.fate import Fate
+from executor_adapter.prefect.crashes.fate import Death, Fate
 from executor_adapter.prefect.crashes.records import FlowRunRecord, Records, Row, seconds
-from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.events import (
     CLOCK_RESOLUTION_SECONDS,
     FINAL_TYPES,
@@ -279,10 +279,15 @@ def _end_all(
     closing: Closing, find: Callable[[Records], Iterable[FlowRunRecord]], *, dry_run: bool = False
 ) -> Iterator[SweptFlowRun]:
     """End what is left of the deaths that no reporter could report, then of the flow runs that `find` returns."""
-    for path, death in UnreportedDeaths(server_name()).read():
-        swept, is_recorded = end_dead(closing, death, dry_run=dry_run)
+    file, deaths = OutboxFile(server_name()), dict[int, str]()
+    try:
+        deaths = file.deaths()
+    except (OSError, sqlite3.Error) as error:
+        logger.warning("cannot read the deaths of processes in %s: %s", file.path, error)
+    for number, death in deaths.items():
+        swept, is_recorded = end_dead(closing, Death(**json.loads(death)), dry_run=dry_run)
         if is_recorded:
-            path.unlink(missing_ok=True)
+            file.delete_death(number)
         yield from swept
     for run in find(closing.records):
         yield from end_dead(closing, Death({run.id: None}), dry_run=dry_run)[0]

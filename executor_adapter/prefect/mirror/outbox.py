@@ -3,7 +3,8 @@
 The file is an SQLite database in PREFECT_HOME/executor-adapter, one for all processes and servers. Only its owner can
 read it, because states contain error messages. It has a row for each event until the server has recorded the event, so
 a process that is killed at any moment leaves what it has not seen recorded. An event that is sent twice does no harm:
-the server inserts a state once by its id.
+the server inserts a state once by its id. The deaths of processes that no reporter could report wait there, too: the
+ids of their flow runs, neither addresses nor credentials.
 
 Each row belongs to the mirror that has written it or taken it over. Such a mirror has a lock file, whose lock ends with
 its process. Rows of a mirror that has been closed, or is dead, are taken over by the next one that asks.
@@ -55,6 +56,7 @@ CREATE TABLE IF NOT EXISTS event (
 )
 """
 _INDEX = "CREATE INDEX IF NOT EXISTS event_of_owner ON event (server, owner, is_held)"
+_DEATHS = "CREATE TABLE IF NOT EXISTS death (number INTEGER PRIMARY KEY AUTOINCREMENT, server TEXT, body TEXT)"
 _INSERT = "INSERT OR REPLACE INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _HOLD = """
 UPDATE event SET owner = ?, is_held = 1 WHERE number IN (
@@ -169,6 +171,27 @@ class OutboxFile:
                     lock.unlink()
         return deleted
 
+    # --- deaths of processes, as JSON, until a sweep has reported them ---
+
+    def keep_death(self, body: str) -> None:
+        """Keep a death, also where the file is full of events."""
+        with self._transaction() as database:
+            database.execute(f"PRAGMA max_page_count = {2 * self._max_pages}")
+            database.execute("INSERT INTO death (server, body) VALUES (?, ?)", (self._server, body))
+
+    def deaths(self) -> dict[int, str]:
+        """Return the deaths that this server does not know of, by number, the oldest first."""
+        if not self.path.exists():
+            return {}
+        with self._transaction() as database:
+            query = "SELECT number, body FROM death WHERE server = ? ORDER BY number"
+            return dict(database.execute(query, (self._server,)).fetchall())
+
+    def delete_death(self, number: int) -> None:
+        """Delete a death that is reported. Two processes may report it at once: they send the same."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM death WHERE number = ?", (number,))
+
     def _held(self, database: sqlite3.Connection, owner: str, limit: int) -> list[StateEvent]:
         rows = sorted(database.execute(_HOLD, (self._owner, self._server, owner, limit)).fetchall())
         return [
@@ -228,6 +251,7 @@ class OutboxFile:
         database.execute("BEGIN IMMEDIATE")
         database.execute(_SCHEMA)
         database.execute(_INDEX)
+        database.execute(_DEATHS)
         return database
 
 
