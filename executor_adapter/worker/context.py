@@ -76,7 +76,7 @@ class JobContext:
 
     def checkpoint(self, value: Any) -> None:
         """Store a picklable `value`: the next attempt reads the latest one as `checkpoint_value`."""
-        self._checkpoint = pickle.dumps(value, protocol=5)
+        self._checkpoint = values.dumps(value)
         self._emit("checkpoint", self._checkpoint)
 
     @property
@@ -101,7 +101,10 @@ def current_job() -> JobContext:
     """
     context = _current.get()
     if context is None:
-        raise RuntimeError("current_job() was called outside a job: run the function with a JobExecutor")
+        raise RuntimeError(
+            "current_job() was called outside a job: run the function with a JobExecutor, and give what it returns to "
+            "threads that the function starts"
+        )
     if not isinstance(context, JobContext):
         context = context()
         _current.set(context)

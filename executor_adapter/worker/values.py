@@ -183,13 +183,18 @@ def checked_dumps(value: Any, buffers: LargeBuffers | None = None) -> bytes:
 
     If loading the value fails, exits or crashes, it does so here, where only its own job is harmed.
     """
-    try:
-        stream = pickle.dumps(value, 5, buffer_callback=buffers)
-    except Exception:
-        stream = _dumps_by_value(value, buffers)
+    stream = dumps(value, buffers)
     if STACK_GLOBAL in stream:
         pickle.loads(stream, buffers=() if buffers is None else buffers.kept)
     return stream
+
+
+def dumps(value: Any, buffers: LargeBuffers | None = None) -> bytes:
+    """Pickle `value`, with cloudpickle if plain pickle fails: it may be of a class of the program's main module."""
+    try:
+        return pickle.dumps(value, 5, buffer_callback=buffers)
+    except Exception:
+        return _dumps_by_value(value, buffers)
 
 
 class _PlainUnpickler(pickle.Unpickler):

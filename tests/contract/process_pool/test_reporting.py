@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -68,6 +69,35 @@ def test_checkpoints_and_events_are_reported(pool: Harness) -> None:
     ((kind, content),) = pool.messages_of(sent, "event")
     assert (kind, pickle.loads(content)) == ("rows", {"n": 3})
     assert pool.value(pool.submit(lambda: current_job().checkpoint_value, checkpoint=checkpoint)) == [1, 2]
+
+
+def test_a_checkpoint_may_be_of_a_class_that_a_worker_cannot_import(pool: Harness) -> None:
+    """The next attempt reads an object of a script's class as one of that class."""
+
+    class Page:
+        number = 3
+
+    def save() -> None:
+        current_job().checkpoint(Page())
+
+    def read() -> tuple[bool, int]:
+        page = current_job().checkpoint_value
+        return isinstance(page, Page), page.number
+
+    saved = pool.submit(save)
+    pool.value(saved)
+    (checkpoint,) = pool.messages_of(saved, "checkpoint")
+    assert pool.value(pool.submit(read, checkpoint=checkpoint)) == (True, 3)
+
+
+def test_a_thread_of_a_function_is_told_that_it_is_in_no_job(pool: Harness) -> None:
+    """`current_job()` fails in a thread that a function starts, and its error says what such a thread needs."""
+
+    def ask() -> str:
+        with ThreadPoolExecutor(1) as threads:
+            return str(threads.submit(current_job).exception())
+
+    assert "give what it returns to threads" in pool.value(pool.submit(ask))
 
 
 def test_what_is_reported_is_plain_data(pool: Harness) -> None:
