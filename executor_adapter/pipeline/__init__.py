@@ -10,7 +10,6 @@
 | load | `loading`, `casts` | rows with the types that the table's schema declares, by window, and rejects: `Loader` |
 | store | `lake/`, `storing` | Parquet in whole windows, which every reader reads: `LakeTable`, `store_landing` |
 | process | `steps`, `processing` | steps over whole windows, with an account of each row: `process_window` |
-
 | configure | `tables`, `collecting`, `processing`, `upkeep` | the same for the tables of `config.yaml` |
 | run | `flows/` | flows of Prefect that do all of it, with a report |
 

@@ -37,12 +37,14 @@ def test_the_newer_row_replaces_the_older(tmp_path: Path) -> None:
 
 
 def test_of_repeated_rows_the_last_stays(tmp_path: Path) -> None:
-    """A key that comes twice in one answer, as where pages shift, is one row."""
+    """A key that comes twice in one answer, as where pages shift, or in another one, is one row; so is null."""
     table = lake_table(tmp_path, key=("id",))
-    first, second = ([row("a", 1, "1"), row("b", 1, "1")], [row("a", 2, "2"), row("a", 3, "3")])
-    result = write(table, "w", pa.Table.from_pylist(first), pa.Table.from_pylist(second))
-    assert (result.rows, result.added) == (2, 2)
-    assert notes(table) == [("a", "3"), ("b", "1")]
+    first, second = ([row("a", 1, "1"), row("b", 1, "1"), row(None, 1, "1")], [row("a", 2, "2"), row("a", 3, "3")])
+    result = write(table, "w", pa.Table.from_pylist(first), pa.Table.from_pylist([*second, row(None, 2, "2")]))
+    assert (result.rows, result.added) == (3, 3)
+    assert notes(table) == [("a", "3"), ("b", "1"), (None, "2")]
+    assert write_rows(table, "w", [row(None, 4, "4"), row("b", 4, "4")]).added == 0
+    assert notes(table) == [("a", "3"), ("b", "4"), (None, "4")]
 
 
 @pytest.mark.parametrize("policy", ["keep", "mark", "delete"])
