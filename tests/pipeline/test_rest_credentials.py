@@ -18,7 +18,7 @@ import pytest
 
 from executor_adapter.config import RestTool, redacted
 from executor_adapter.pipeline.sources.rest import client
-from executor_adapter.pipeline.sources.rest.client import Authentication, RequestRate
+from executor_adapter.pipeline.sources.rest.client import Authentication, take_turn, wait_for_turn
 from tests.pipeline.hostile_server import Answer, Api, Request, as_json, serving
 from tests.pipeline.rest import collect, failure, land, tool
 from tests.waiting import PATIENCE
@@ -247,20 +247,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_each_request_has_a_moment_of_its_own(tmp_path: Path, clock: Clock) -> None:
     """Jobs that share a rate take turns, from the present on; a pause is not made up for."""
-    first, second = (RequestRate(tmp_path / "rate", 2.0) for _ in range(2))
-    moments = [first.take(), second.take()]
+    moments = [take_turn(tmp_path / "rate", 2.0) for _ in range(2)]
     clock.sleep(0.1)
-    moments.append(first.take())
+    moments.append(take_turn(tmp_path / "rate", 2.0))
     clock.sleep(100)
-    assert [*moments, second.take()] == [100.0, 100.5, 101.0, 200.1]
+    assert [*moments, take_turn(tmp_path / "rate", 2.0)] == [100.0, 100.5, 101.0, 200.1]
 
 
 def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
     """Processes that share a rate take turns too."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from executor_adapter.pipeline.sources.rest.client import RequestRate\n"
-        "for _ in range(20): print(RequestRate(Path(sys.argv[1]), 10.0).take())\n"
+        "from executor_adapter.pipeline.sources.rest.client import take_turn\n"
+        "for _ in range(20): print(take_turn(Path(sys.argv[1]), 10.0))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "rate")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -273,9 +272,8 @@ def test_a_clock_that_is_set_delays_no_request(tmp_path: Path, clock: Clock, mon
     """Each waits for those before it alone, and the log of its job says so where that is long."""
     said = list[str]()
     monkeypatch.setattr(client, "log", lambda message, *values: said.append(message % values))
-    rate = RequestRate(tmp_path / "rate", 0.05)
-    rate.take()
-    rate.wait()
+    take_turn(tmp_path / "rate", 0.05)
+    wait_for_turn(tmp_path / "rate", 0.05)
     assert clock.now == 120.0
     assert said == ["waits 20 seconds: request_rate is 0.05, and other requests come before"]
 
@@ -284,8 +282,7 @@ def test_a_clock_that_is_set_delays_no_request(tmp_path: Path, clock: Clock, mon
 def test_what_a_machine_that_stopped_has_left_delays_no_request(tmp_path: Path, clock: Clock, left: str) -> None:
     """Whoever took moments before the machine was started again does not wait any more."""
     (tmp_path / "rate").write_text(left)
-    rate = RequestRate(tmp_path / "rate", 1.0)
-    assert [rate.take(), rate.take()] == [100.0, 101.0]
+    assert [take_turn(tmp_path / "rate", 1.0) for _ in range(2)] == [100.0, 101.0]
 
 
 def test_requests_keep_to_the_rate(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 461,
     "monitoring": 703,
     "persistence": 1_157,
-    "pipeline": 4_412,
+    "pipeline": 4_405,
     "pools": 553,
     "pools/cluster": 3_427,
     "pools/in_process": 620,

@@ -334,9 +334,7 @@ def _claimed(parent: Path, fingerprint: str) -> Iterator[Path]:
 
 def _is_resumable(folder: Path) -> bool:
     journal = folder / _JOURNAL
-    return (
-        not (folder / _MANIFEST).exists() and journal.exists() and time.time() - journal.stat().st_mtime < RESUME_WITHIN
-    )
+    return journal.exists() and time.time() - journal.stat().st_mtime < RESUME_WITHIN
 
 
 def _read_journal(folder: Path) -> list[LandedFile]:

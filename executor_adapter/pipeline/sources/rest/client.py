@@ -48,11 +48,11 @@ class ApiClient:
 
     Args:
         tool: the API; its `url` is set.
-        rate: the tool's request rate.
+        rate_file: the file by which the requests of all jobs of the tool keep to its rate.
     """
 
-    def __init__(self, tool: RestTool, rate: RequestRate) -> None:
-        self._tool, self._rate = tool, rate
+    def __init__(self, tool: RestTool, rate_file: Path) -> None:
+        self._tool, self._rate_file = tool, rate_file
         self._base = httpx.URL(tool.url.rstrip("/"))
         self._headers = {name: value for name, value in tool.headers.items() if "{credential}" not in value}
         self._authentication = Authentication(tool)
@@ -107,7 +107,8 @@ class ApiClient:
             if is_own:
                 request.headers.update({**self._headers, **self._authentication.headers(self._client)})
                 self._cookies.set_cookie_header(request)
-            self._rate.wait()
+            if self._tool.request_rate is not None:
+                wait_for_turn(self._rate_file, self._tool.request_rate)
             response = self._client.send(request, stream=True)
             if is_own:
                 self._cookies.extract_cookies(response)
@@ -264,37 +265,29 @@ def _basic(name: str, secret: str) -> str:
     return f"Basic {pair}"
 
 
-class RequestRate:
-    """Gives each request a moment of its own, on the clock since the start of the machine, which nobody sets.
+def wait_for_turn(file: Path, rate: float) -> None:
+    """Wait until the next request may be sent, where all processes of the machine send `rate` of them in a second.
 
-    The next free one is in a file, for all processes of the machine, with the moment at which it was written.
-
-    Args:
-        file: the file of the tool.
-        rate: requests in a second; None: no limit.
+    Each request has a moment of its own, see `take_turn`.
     """
+    moment = take_turn(file, rate)
+    if (rest := moment - time.monotonic()) >= LONG_WAIT:
+        log("waits %.0f seconds: request_rate is %g, and other requests come before", rest, rate)
+    # In steps, so that a thread whose job is at its limit can end.
+    while (rest := moment - time.monotonic()) > 0:
+        time.sleep(min(rest, STEP))
 
-    def __init__(self, file: Path, rate: float | None) -> None:
-        self._file, self._rate = file, rate
 
-    def wait(self) -> None:
-        """Wait for the next free moment, and take it."""
-        if self._rate is None:
-            return
-        moment = self.take()
-        if (rest := moment - time.monotonic()) >= LONG_WAIT:
-            log("waits %.0f seconds: request_rate is %g, and other requests come before", rest, self._rate)
-        # In steps, so that a thread whose job is at its limit can end.
-        while (rest := moment - time.monotonic()) > 0:
-            time.sleep(min(rest, STEP))
+def take_turn(file: Path, rate: float) -> float:
+    """Take the next free moment, and return it, on the clock since the start of the machine, which nobody sets.
 
-    def take(self) -> float:
-        """Take the next free moment, and return it, in seconds of `time.monotonic`."""
-        with locked(self._file):
-            now = written = free = time.monotonic()
-            with suppress(ValueError):  # Nobody has written it yet, or a power cut has left a part.
-                written, free = map(float, self._file.read_text().split())
-            # Who took the moments of a machine that was started again meanwhile does not wait any more.
-            moment = free if written <= now < free else now
-            self._file.write_text(f"{now!r} {moment + (1 / self._rate if self._rate else 0.0)!r}")
-        return moment
+    `file` has the moment at which it was written, and the next free one.
+    """
+    with locked(file):
+        now = written = free = time.monotonic()
+        with suppress(ValueError):  # Nobody has written it yet, or a power cut has left a part.
+            written, free = map(float, file.read_text().split())
+        # Where the machine was started again meanwhile, nobody waits for the moments from before.
+        moment = free if written <= now < free else now
+        file.write_text(f"{now!r} {moment + 1 / rate!r}")
+    return moment

@@ -20,7 +20,7 @@ from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, Window, find_landing, receiving
 from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
-from executor_adapter.pipeline.sources.rest.client import ApiClient, RequestRate, bounded, shown
+from executor_adapter.pipeline.sources.rest.client import ApiClient, bounded, shown
 from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
 from executor_adapter.pipeline.sources.unpacking import unpacked
 from executor_adapter.pipeline.tables import PARENT_ID, ConfiguredTable
@@ -49,10 +49,9 @@ def land_resource(table: ConfiguredTable, tool: RestTool, window: Window, *, is_
     if is_over and (known := find_landing(root, table.tool_name, table.name, window, fingerprint)):
         log("%s %s: is over, and not asked for again", table, window.name)
         return known
-    rate = RequestRate(root / "landing" / table.tool_name / "request-rate", tool.request_rate)
     ids: list[str | None] = [None] if resource.for_each is None else _parent_ids(table, tool, resource.for_each, window)
     with (
-        closing(ApiClient(tool, rate)) as client,
+        closing(ApiClient(tool, root / "landing" / table.tool_name / "request-rate")) as client,
         receiving(root, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver,
     ):
         _Download(tool, table.name, window, client, receiver).run(ids)
