@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from executor_adapter.job import Job
@@ -158,10 +159,28 @@ def show_message(mode: OutputMode, assignment: Assignment | None, topic: str, co
     elif assignment is None:
         return
     elif topic == "log":
-        logging.getLogger(content["name"]).log(content["level"], "%s", content["message"], extra=_extra(assignment))
+        source = logging.getLogger(content["name"])
+        if source.isEnabledFor(content["level"]):
+            source.handle(make_record(content | _extra(assignment), source.makeRecord))
     elif topic == "output" and mode == "log":
         logger.info("%s: %s", content[0], content[1], extra=_extra(assignment))
 
 
 def _extra(assignment: Assignment) -> dict[str, Any]:
     return {"job_id": assignment.job.job_id, "attempt": assignment.number}
+
+
+def make_record(fields: Mapping[str, Any], make: Callable[..., logging.LogRecord]) -> logging.LogRecord:
+    """Make, with `make`, the record of another process: with its time, place in the source, traceback and extra fields.
+
+    `make` takes the arguments of `logging.LogRecord`.
+    """
+    place = fields.get("pathname", ""), fields.get("lineno", 0)
+    record = make(fields["name"], fields["level"], *place, fields["message"], (), None, fields.get("funcName"))
+    created: float = fields["created"]
+    extra = {name: value for name, value in fields.items() if name not in _OF_EACH_RECORD}
+    vars(record).update(extra, created=created, msecs=created % 1 * 1000, exc_text=fields["exc_text"])
+    return record
+
+
+_OF_EACH_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"level", "message"}

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,28 @@ def test_output_may_be_logged_or_dropped(capsys: pytest.CaptureFixture[str], cap
     assert capsys.readouterr().out == ""
 
 
+def log_an_error() -> float:
+    try:
+        print(1 / 0)
+    except ZeroDivisionError:
+        logging.getLogger("collector").exception("page %s is broken", "13 %", extra={"page": 13, "message_id": "m"})
+    return time.time()
+
+
+def test_a_log_record_of_a_worker_process_is_whole(caplog: pytest.LogCaptureFixture) -> None:
+    """The program's log has of it what it has of a thread's: traceback, extra fields, place in the source and time."""
+    before = time.time()
+    with executor_with() as executor:
+        job = Job(function=log_an_error, pool="process")
+        after = executor.run(job)
+    (record,) = [each for each in caplog.records if each.name == "collector"]
+    shown = logging.Formatter("%(message)s|%(page)s|%(message_id)s|%(funcName)s|%(filename)s").format(record)
+    assert shown.startswith("page 13 % is broken|13|m|log_an_error|test_output.py\nTraceback (most recent call last):")
+    assert shown.endswith("ZeroDivisionError: division by zero")
+    assert before <= record.created <= after
+    assert vars(record)["job_id"] == job.job_id
+
+
 class Raises(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         raise ZeroDivisionError(record.getMessage())
@@ -190,7 +213,7 @@ def test_an_error_of_the_program_s_logging_that_nobody_reads_is_dropped(monkeypa
     logger, raises, stderr = logging.getLogger("raises"), Raises(), Unread()
     monkeypatch.setattr(sys, "stderr", stderr)
     logger.addFilter(raises)
-    record = {"name": "raises", "level": logging.WARNING, "message": "of no use"}
+    record = {"name": "raises", "level": logging.WARNING, "message": "of no use", "created": 1.0, "exc_text": None}
     with JobExecutor(1) as executor:
         supervisor_of(executor).on_message(Assignment(Job(function=talk), 1, b""), "log", record)
     logger.removeFilter(raises)

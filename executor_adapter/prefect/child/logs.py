@@ -15,7 +15,7 @@ from prefect.settings import get_current_settings
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobTimeoutError, WorkerCrashedError
 from executor_adapter.job import ErrorCode, storable
-from executor_adapter.supervision import write_line
+from executor_adapter.supervision import make_record, write_line
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -24,7 +24,6 @@ job_logger = logging.getLogger("executor_adapter.job")
 
 _RUN_LOGGERS = ("prefect.task_runs", "prefect.flow_runs", "executor_adapter")
 _STREAM_LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
-_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"level"}
 
 
 def patch_print() -> None:
@@ -88,26 +87,9 @@ def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
 def _handle_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
     """Handle a record of another process with its original time, level, name and place in the source."""
     target, run = (logger.logger, logger.extra) if isinstance(logger, logging.LoggerAdapter) else (logger, None)
-    extra = {name: value for name, value in fields.items() if name not in _RESERVED}
-    record = logging.LogRecord(
-        fields["name"],
-        fields["level"],
-        fields.get("pathname", ""),
-        fields.get("lineno", 0),
-        storable(fields["message"]),
-        args=None,
-        exc_info=None,
-        func=fields.get("funcName"),
-    )
-    vars(record).update(
-        {
-            **(run or {}),
-            **extra,  # A flow or task that the function calls in its worker has a log of its own.
-            "created": fields["created"],
-            "msecs": fields["created"] % 1 * 1000,
-            "exc_text": storable(fields.get("exc_text") or "") or None,
-        }
-    )
+    shown = {"message": storable(fields["message"]), "exc_text": storable(fields["exc_text"] or "") or None}
+    # A flow or task that the function calls in its worker has a log of its own: its fields win over the run's.
+    record = make_record({**(run or {}), **fields, **shown}, logging.LogRecord)
     target.handle(record)
 
 
