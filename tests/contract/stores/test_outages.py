@@ -404,6 +404,7 @@ def test_a_job_stops_in_time_that_the_store_has_just_got(
     file = tmp_path / "runs"
     config = Settings(store=StoreSettings(lease=1.5, recover_every=None))
     with JobExecutor(1, config=config, store=f"sqlite:///{tmp_path}/jobs.db") as executor:
+        executor.run(Job(function=os.getpid, pool="process"))  # Its worker takes the next job within the lease.
         goes_on = threading.Event()
         real = getattr(executor.store, call)
 

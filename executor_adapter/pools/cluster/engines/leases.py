@@ -187,8 +187,8 @@ class EngineLeases(LeaseSource):
         self._is_connecting = False
         self._looks = 0
         """Looks at the leases that were not granted yet, since the last one that was."""
-        self._refusal = ""
-        """Why the engine did not say what others wait for when it was asked last."""
+        self._refusals = set[type[Exception]]()
+        """Why the engine does not say what others wait for, each reason once, until it says so again."""
 
     # --- leases ---
 
@@ -357,11 +357,11 @@ class EngineLeases(LeaseSource):
         waiting, took, began = dict[str, int](), math.inf, time.monotonic()
         try:
             waiting = self._engine.others()
-            took, self._refusal = time.monotonic() - began, ""
+            took, self._refusals = time.monotonic() - began, set()
         except Exception as error:
-            if self._refusal != (why := repr_of(error)):
-                logger.warning("the %s cluster does not say who waits: %s", self._engine.name, why)
-            self._refusal = why
+            if type(error) not in self._refusals:
+                logger.warning("the %s cluster does not say who waits: %s", self._engine.name, repr_of(error))
+            self._refusals.add(type(error))
         self._supervisor.call_soon(self._pool.others_wait, waiting, took)
 
     def _try_to_ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
