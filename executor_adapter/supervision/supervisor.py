@@ -19,7 +19,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from executor_adapter.exceptions import WorkerUnavailableError
@@ -534,7 +534,7 @@ def _is_plain(job: Job) -> bool:
     if type(function) is FunctionType:
         if function.__closure__ or function.__defaults__ or function.__kwdefaults__:
             return False
-    elif type(function) is not str and type(function) is not BuiltinFunctionType:
-        return False
+    elif type(function) is not str and type(getattr(function, "__self__", None)) is not ModuleType:
+        return False  # Not a function of a module such as `math.sqrt`.
     is_plain = not job.args or PLAIN_TYPES.issuperset(map(type, job.args))
     return is_plain and not job.kwargs and not job.metadata

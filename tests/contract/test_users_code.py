@@ -50,8 +50,9 @@ def test_no_code_of_users_runs_on_the_supervisor_s_thread(make_executor: MakeExe
     executor = make_executor(2)
     executor.submit(Job(function=return_noting, args=("value",), pool="thread"))
     executor.submit(Job(function=accept, args=(Noting("argument"),), pool="thread"))
+    executor.submit(Job(function=[Noting("list")].count, args=(0,), pool="thread"))
     executor.submit(Job(function=raise_noting, args=("error",), pool="thread", retry_attempts=1, retry_delay=0.01))
-    wait_for(lambda: all(threads_of(f"freed {what}") for what in ("value", "argument", "error")))
+    wait_for(lambda: all(threads_of(f"freed {what}") for what in ("value", "argument", "list", "error")))
     wait_for(lambda: not executor.stats().jobs_running and not executor.stats().jobs_retrying)
     assert threads_of("str", "error_code", "retry_after")
     assert "executor-supervisor" not in {thread for _, thread in seen}, seen
