@@ -405,6 +405,7 @@ def test_a_job_stops_in_time_that_the_store_has_just_got(
     config = Settings(store=StoreSettings(lease=1.5, recover_every=None))
     with JobExecutor(1, config=config, store=f"sqlite:///{tmp_path}/jobs.db") as executor:
         executor.run(Job(function=os.getpid, pool="process"))  # Its worker takes the next job within the lease.
+        assert executor.flush()
         goes_on = threading.Event()
         real = getattr(executor.store, call)
 
