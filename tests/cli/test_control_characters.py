@@ -83,7 +83,7 @@ def test_the_report_of_a_pipeline_shows_names_as_they_are(capsys: pytest.Capture
         if status is not JobStatus.PENDING:
             job.advance(status)
         lines(Transition(job, None, status, 0.0, 0))
-    lines.print_result(job.job_id, None)
+    lines.print_result(job, None)
     shown = capsys.readouterr().out
     assert "[red]t␛[2J" in shown
     assert "x␊y[/b]\\ud800" in shown

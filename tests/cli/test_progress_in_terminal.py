@@ -56,7 +56,7 @@ with JobExecutor(40, config=Settings(), observers=[lines]) as executor, lines.ba
     ]
     futures = [executor.submit(job) for job in jobs]
     for future in futures:
-        lines.print_result(future.job.job_id, future.result())
+        lines.print_result(future.job, future.result())
 print("over")
 """
 

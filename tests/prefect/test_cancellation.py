@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun
 
-from executor_adapter import Job, JobExecutor
+from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs
 from executor_adapter.prefect.cancellation import flow_end, watcher
@@ -122,6 +122,7 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
     ids: list[UUID] = []
 
     def cancel_it() -> None:
+        wait_for(lambda: any(job.status is JobStatus.RUNNING for job in jobs))
         if not below:
             flow_run_watcher.ask()  # So that no poll of before falls between the cancel and the signal.
         cancel(prefect_api, ids[0], "CANCELLING")
@@ -134,7 +135,7 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
         if below:
             run(below - 1)
             return
-        threading.Timer(1.0, cancel_it).start()
+        threading.Thread(target=cancel_it).start()
         run_jobs(jobs, executor=executor)
 
     mocker.patch.object(watcher, "POLL_INTERVAL", PATIENCE if by_signal else 0.2)
@@ -237,10 +238,12 @@ def test_a_flow_is_interrupted_while_the_server_stalls(
     wait_for(lambda: flow_run_state(api, ids[0]) == "Cancelled")
 
 
-def test_a_program_that_ends_waits_once_for_a_server_that_is_away(mocker: Any) -> None:
+def test_a_program_that_ends_waits_once_for_a_server_that_is_away(
+    mocker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """The end of a flow run and those above it has one limit for all requests once the main thread has ended.
 
-    It is asked by threads for which the interpreter waits, although a daemon thread starts them.
+    It is asked by threads for which the interpreter waits, although a daemon thread starts them. The log says so, once.
     """
     asked: list[str] = []
     daemons: list[bool] = []
@@ -263,6 +266,7 @@ def test_a_program_that_ends_waits_once_for_a_server_that_is_away(mocker: Any) -
         if thread.name == "cancelled-flow-run":
             thread.join(PATIENCE)
     assert 8 <= asked.count("cancelled-flow-run") < 300
+    assert caplog.text.count("waiting at most 200 s to tell the Prefect server that flow run") == 1
     assert not any(daemons)
 
 

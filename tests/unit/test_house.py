@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 394,
     "pools/process": 1_520,
     "pools/transport": 584,
-    "prefect": 5_624,
+    "prefect": 5_626,
     "scheduler": 421,
     "store": 1_700,
     "supervision": 2_479,

@@ -211,8 +211,10 @@ class WatchedFlowRun:
                         api.client.set_flow_run_state(flow_run_id, state, force=force)
                 return
             except Exception as error:
-                if not threading.main_thread().is_alive():
-                    self._exits_since = min(self._exits_since, time.monotonic())
+                if not threading.main_thread().is_alive() and self._exits_since == math.inf:
+                    self._exits_since = time.monotonic()
+                    told = f"flow run {flow_run_id} is {state.name}"
+                    logger.warning("waiting at most %g s to tell the Prefect server that %s", END_TIMEOUT, told)
                 is_over = time.monotonic() > self._exits_since + END_TIMEOUT
                 if is_over or not isinstance(error, httpx.HTTPError) or error_code_of(error) in PERMANENT_ERROR_CODES:
                     logger.exception("cannot set the cancelled flow run %s to %s", flow_run_id, state.name)
