@@ -51,7 +51,7 @@ from executor_adapter.job import (
 )
 from executor_adapter.monitoring import export_metrics, tracer_in_use
 from executor_adapter.persistence import JobPersistence, QueueHistory
-from executor_adapter.pools import AvailableMemory, MemoryGuard, current_slot_loan
+from executor_adapter.pools import AvailableMemory, MemoryGuard
 from executor_adapter.store import JobStore
 from executor_adapter.supervision import (
     DEFAULT_WINDOW_SECONDS,
@@ -500,8 +500,7 @@ class JobExecutor(JobCaller):
         """
         check_timeout("timeout", timeout)
         wait = wait and self._supervisor.thread.may_wait()
-        loan = current_slot_loan.get()
-        if wait and loan is not None and loan.supervisor in (self._supervisor, self._hooked):
+        if wait and self._supervisor.futures.loan_of_caller() is not None:
             raise RuntimeError("a job cannot wait until its own executor has ended: give shutdown(wait=False)")
         self._supervisor.close(cancel_pending=cancel_futures, cancel_running=timeout == 0)
         if timeout and not wait:

@@ -39,13 +39,13 @@ class HookedExecution:
     def __init__(self, supervisor: Supervisor, executor: Any, applies_max_runtime: bool) -> None:
         self.now, self.call_at, self.call_soon = supervisor.now, supervisor.call_at, supervisor.call_soon
         self.on_message = supervisor.on_message
-        self.lend_slot, self.take_slot_back = supervisor.lend_slot, supervisor.take_slot_back
         self._supervisor = supervisor
         self._executor = weakref.ref(executor)
         self._applies_max_runtime = applies_max_runtime
         make_pool: Any = pool_kinds()("coroutine")
         self.calls = make_pool(self, 1)
         """The pool of the calls. How many there are at once is decided by the slots of their jobs."""
+        supervisor.futures.lenders.append(self)
         supervisor.thread.on_closed.append(lambda: self.calls.close(lambda: None))
 
     def admit(self, job: Job, **how: Any) -> JobFuture:
@@ -97,6 +97,17 @@ class HookedExecution:
         """Note that `execute_job` has ended, or is abandoned."""
         call.payload = None  # Otherwise a context that outlives the call would keep the executor alive.
         call.job.live.driver.ended(outcome)
+
+    def lend_slot(self, call: Assignment, blocks: bool) -> None:
+        """Free the slot of a job while its hook waits for another job, unless the job's attempt has it."""
+        if call.job.live.driver is not None and call.job.live.driver.may_begin:
+            self._supervisor.dispatcher.lend(call.job)
+        if blocks:
+            self.calls.on_blocked(call)
+
+    def take_slot_back(self, call: Assignment) -> None:
+        """Take back a slot that was lent."""
+        self._supervisor.dispatcher.take_back(call.job)
 
 
 class HookedDriver(JobDriver):

@@ -41,8 +41,8 @@ _PENDING = Body()
 class FutureHub:
     """Holds what all futures of one executor share: the lock and condition, the thread, and the way to cancel a job.
 
-    `cancel_job` ends a job; `refuse_use` raises where this process was forked from the one that runs the executor;
-    `supervisor` is that of the executor. `reports_failures`: whether the program is told of failures that nobody read.
+    `cancel_job` ends a job; `refuse_use` raises where this process was forked from the one that runs the executor.
+    `reports_failures`: whether the program is told of failures that nobody read.
     """
 
     def __init__(
@@ -61,12 +61,13 @@ class FutureHub:
         """The condition of all futures, see JobFuture. Its lock is also kept alone, since that is faster to take."""
         self.unread = UnreadFailures(MAX_KEPT if reports_failures else 0, self._on_dropped)
         self.thread = thread
-        self._supervisor = supervisor
+        self.lenders: list[object] = [supervisor]
+        """What the pools of the executor report to: its supervisor, and what runs its hooks."""
 
     def loan_of_caller(self) -> SlotLoan | None:
-        """Return what lends the slot of the job that calls this, where it is a job of the same executor."""
+        """Return what lends the slot of the job that calls this, also in its hook, if it is one of the executor's."""
         loan = current_slot_loan.get()
-        return loan if loan is not None and loan.supervisor is self._supervisor else None
+        return loan if loan is not None and loan.supervisor in self.lenders else None
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
         """Lend the slot of the job that calls this, if it is one of the executor's, while the block waits for jobs."""

@@ -430,6 +430,17 @@ class Dispatcher:
         """Free the slot that `reserve` took: the attempt begins, and its worker takes one, or it never will."""
         self.reserved -= 1
         self._reserved_of[job.live.pool] -= 1
+        self.lent.discard(job)
+
+    def lend(self, job: Job) -> None:
+        """Free the slot and the processors of a job that waits for another one, which might never start otherwise."""
+        self.lent.add(job)
+        self.resources.machine.lend(job)
+
+    def take_back(self, job: Job) -> None:
+        """Take back what was lent."""
+        self.lent.discard(job)
+        self.resources.machine.take_back(job)
 
     def take_back_slot(self, job: Job) -> None:
         """Free the slot of a driver that did not use it, and the worker that was kept for its attempt."""

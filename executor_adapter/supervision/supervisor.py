@@ -447,17 +447,14 @@ class Supervisor:
         """Free the slot of an attempt that waits for another job, unless it has ended."""
         job = assignment.job
         if job.live.assignment is assignment:
-            self.dispatcher.lent.add(job)
-            self.dispatcher.resources.machine.lend(job)
+            self.dispatcher.lend(job)
             if blocks:
                 self.pools.of(job).on_blocked(assignment)
 
     def take_slot_back(self, assignment: Assignment) -> None:
         """Take back a slot that was lent. For a moment one attempt more than `max_workers` may run."""
-        job = assignment.job
-        if job.live.assignment is assignment:
-            self.dispatcher.lent.discard(job)
-            self.dispatcher.resources.machine.take_back(job)
+        if assignment.job.live.assignment is assignment:
+            self.dispatcher.take_back(assignment.job)
 
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         """Receive a message of a running function. What its receiver raises costs nothing that comes behind it."""

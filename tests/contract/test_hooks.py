@@ -350,6 +350,49 @@ def test_a_hook_that_fails_before_its_attempt_releases_its_slot() -> None:
         assert executor.run(short_job(retry_attempts=1, retry_delay=0.01)) == 2
 
 
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_hook_that_waits_for_another_job_lends_its_slot(blocks: bool) -> None:
+    """A hook that waits for another job lends the slot of its own."""
+
+    class WaitsForAnother(JobExecutor):
+        async def pre_execution_hook(self, job: Job) -> None:
+            if job.tool_name == "waits":
+                other = self.submit(short_job())
+                assert (other.result(timeout=PATIENCE) if blocks else await other) == 2
+
+    with running_executor(WaitsForAnother) as executor:
+        futures = [executor.submit(short_job(tool_name="waits")) for _ in range(2)]
+        assert [future.result(timeout=PATIENCE) for future in futures] == [2, 2]
+        assert_slot_is_free(executor)
+        assert supervisor_of(executor).dispatcher.lent == set()
+
+
+def test_a_job_that_is_cancelled_while_its_hook_waits_gives_its_slot_back_once() -> None:
+    """A job that is cancelled while its hook waits for another one gives its slot back, and that only once."""
+    release = threading.Event()
+
+    class WaitsForAnother(Endless):
+        async def execute_job(self, job: Job) -> Any:
+            if job.tool_name == "waits":
+                await self.submit(short_job(function=self.other, args=()))
+            return await self._execute_function(job)
+
+        def other(self) -> None:
+            self.entered.set()
+            release.wait(PATIENCE)
+
+    with running_executor(WaitsForAnother) as executor:
+        future = executor.submit(short_job(tool_name="waits"))
+        assert executor.entered.wait(PATIENCE)
+        future.cancel()
+        with pytest.raises(JobCancelledError):
+            future.result(timeout=PATIENCE)
+        release.set()
+        assert_slot_is_free(executor)
+        dispatcher = supervisor_of(executor).dispatcher
+        assert (dispatcher.lent, dispatcher.reserved) == (set(), 0)
+
+
 def test_a_function_that_execute_job_runs_twice_holds_a_slot_each_time() -> None:
     """Each run of the function inside `execute_job` holds a slot, and max_workers is kept."""
 
