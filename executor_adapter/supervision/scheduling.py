@@ -24,9 +24,11 @@ NEVER = float("inf")
 UNLIMITED = 1 << 30
 """More slots than any program uses."""
 SHORTAGE_SECONDS = 10.0
-"""Seconds for which jobs wait for a slot before the log says so."""
+"""Seconds for which jobs wait for a slot, or for what others hold that wait, before the log says so."""
 ALL_POOLS = ""
 """Stands for all pools together, where a name of a pool is expected."""
+HELD = "held"
+"""Stands for what jobs need, and others may hold that wait for jobs, in place of a slot of a pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +295,8 @@ class Dispatcher:
         finally:
             if self._short:
                 self._put_back()
+        if self.lent and self.queue.lines and not self._busy():
+            full = (HELD,)
         if full or self._full_since:
             self._note_shortage(full)
         if self._has_leased:
@@ -364,7 +368,7 @@ class Dispatcher:
         return busy - sum(job.live.pool == name for job in self.lent) if self.lent else busy
 
     def _note_shortage(self, full: Collection[str]) -> None:
-        """Say once, for each pool, that its next job has waited for a slot for SHORTAGE_SECONDS, and what to raise."""
+        """Say once, for each pool and HELD, that jobs have waited for SHORTAGE_SECONDS, and the way out."""
         now, pools = self._now(), self.queue.pools.keys()
         self._full_since = {name: self._full_since.get(name, now) for name in full}
         self.shortage_due = NEVER
@@ -377,6 +381,13 @@ class Dispatcher:
                 self.shortage_due = min(self.shortage_due, since + SHORTAGE_SECONDS)
                 continue
             self._reported.add(name)
+            if name == HELD:
+                logger.warning(
+                    "%d jobs wait for resources or for their tool, and all that run (%d) wait for other jobs, for %.0f "
+                    "s: where these hold what those need, none ends: let a job that waits for others need neither",
+                    *(sum(line.count for line in self.queue.lines.values()), len(self.lent), SHORTAGE_SECONDS),
+                )
+                continue
             waiting = sum(line.count for line in self.queue.ready() if name in (ALL_POOLS, line.pool))
             slots = self.limits.of(name)
             of_pool, way_out = (f" of pool={name!r}", f"max_workers={{{name!r}: ...}}") if name else ("", "max_workers")
@@ -413,9 +424,13 @@ class Dispatcher:
     def _one_runs_alone(self) -> bool:
         return self.exclusive is not None and self.exclusive not in self.lent
 
+    def _busy(self) -> int:
+        """Return how many attempts run, but for those that wait for other jobs."""
+        return self.reserved - len(self.lent) + sum(each.busy for each in self._pools.values())
+
     def _free_workers(self, pool: str = ALL_POOLS) -> int:
         """Return how many further attempts might start now, in one pool or in all of them."""
-        busy, limits = self.reserved - len(self.lent) + sum(each.busy for each in self._pools.values()), self.limits
+        busy, limits = self._busy(), self.limits
         if self._is_held_up(busy):
             return 0
         free, pools = max(0, limits.total - busy), (pool,) if pool else limits.of_pool

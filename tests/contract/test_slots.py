@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pytest_mock import MockerFixture
 
-from executor_adapter import Job, JobExecutor
+from executor_adapter import Job, JobExecutor, JobFuture
 from executor_adapter.config import ExecutorSettings, Settings
+from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.pools import processor_quota
+from executor_adapter.supervision import scheduling
 from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import SlotLimits
 from executor_adapter.testing import InlineExecutor
 from tests.insides import make_dispatcher
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_for
 
 MANY = 40
 
@@ -166,6 +169,27 @@ def test_jobs_that_wait_for_slots_are_reported_once(
     slots.turn(60.0)
     (message,) = caplog.messages
     assert message.startswith(told)
+
+
+@pytest.mark.parametrize("need", [{"resources": {"licence": 1}}, {"tool_name": "counted"}])
+def test_jobs_that_wait_for_what_a_waiting_job_holds_are_reported(
+    need: dict[str, Any], caplog: pytest.LogCaptureFixture, mocker: MockerFixture
+) -> None:
+    """A job that waits for one that needs its licence, or its tool's only place, is named in the log: neither ends."""
+    mocker.patch.object(scheduling, "SHORTAGE_SECONDS", 0.0)
+    settings = Settings(tools={"counted": {"max_concurrent": 1}})
+    with JobExecutor(4, config=settings, capacity={"licence": 1}) as executor:
+        inner: list[JobFuture] = []
+
+        def outer() -> None:
+            inner.append(executor.submit(Job(function=len, args=("",), pool="thread", **need)))
+            inner[0].result(timeout=PATIENCE)
+
+        future = executor.submit(Job(function=outer, pool="thread", retry_attempts=0, **need))
+        wait_for(lambda: caplog.messages)
+        inner[0].cancel()
+        assert isinstance(future.exception(timeout=PATIENCE), JobCancelledError)
+    assert caplog.messages[0].startswith("1 jobs wait for resources or for their tool, and all that run (1) wait for o")
 
 
 def test_jobs_that_follow_one_another_quickly_do_not_wait_for_slots(caplog: pytest.LogCaptureFixture) -> None:
