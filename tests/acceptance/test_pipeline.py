@@ -102,9 +102,7 @@ class Home:
             with suppress(FileExistsError):
                 (self.directory / name).symlink_to(ROOT / name)
         command = [sys.executable, "-m", "flows.pipeline"]
-        return subprocess.run(
-            command, cwd=self.directory, env=self.env, capture_output=True, text=True, timeout=PATIENCE
-        )
+        return subprocess.run(command, cwd=self.directory, env=self.env, capture_output=True, text=True)
 
     def rows(self, layer: str, tool: str, table: str) -> int:
         folder = self.lake / layer / tool / table
