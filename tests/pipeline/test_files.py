@@ -162,7 +162,6 @@ def test_a_link_out_of_the_directory_is_refused(inbox: Path, tmp_path: Path) -> 
     assert landing.path_of(landing.files[0]).read_text() == "n\na.csv\n"
 
 
-@pytest.mark.timeout(60)
 def test_what_is_no_file_is_refused_before_it_blocks(inbox: Path) -> None:
     """A FIFO, a socket and a folder under a fixed name are refused; a pattern passes over them."""
     os.mkfifo(inbox / "f.csv")

@@ -47,7 +47,6 @@ def test_a_served_file_runs_no_code(code: str, tmp_path: Path) -> None:
     assert not victim.exists()
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize(
     ("text", "message"),
