@@ -100,14 +100,15 @@ class HookedExecution:
 
     def lend_slot(self, call: Assignment, blocks: bool) -> None:
         """Free the slot of a job while its hook waits for another job, unless the job's attempt has it."""
-        if call.job.live.driver is not None and call.job.live.driver.may_begin:
+        if call.job.live.driver.may_begin:
             self._supervisor.dispatcher.lend(call.job)
         if blocks:
             self.calls.on_blocked(call)
 
     def take_slot_back(self, call: Assignment) -> None:
-        """Take back a slot that was lent."""
-        self._supervisor.dispatcher.take_back(call.job)
+        """Take back a slot that was lent, unless the job's attempt has it by now: that may lend it itself."""
+        if call.job.live.assignment is None:
+            self._supervisor.dispatcher.take_back(call.job)
 
 
 class HookedDriver(JobDriver):

@@ -445,7 +445,7 @@ class Dispatcher:
         """Free the slot that `reserve` took: the attempt begins, and its worker takes one, or it never will."""
         self.reserved -= 1
         self._reserved_of[job.live.pool] -= 1
-        self.lent.discard(job)
+        self.take_back(job)
 
     def lend(self, job: Job) -> None:
         """Free the slot and the processors of a job that waits for another one, which might never start otherwise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import os
 import random
 import subprocess
@@ -363,6 +364,37 @@ def test_a_hook_that_waits_for_another_job_lends_its_slot(blocks: bool) -> None:
     with running_executor(WaitsForAnother) as executor:
         futures = [executor.submit(short_job(tool_name="waits")) for _ in range(2)]
         assert [future.result(timeout=PATIENCE) for future in futures] == [2, 2]
+        assert_slot_is_free(executor)
+        assert supervisor_of(executor).dispatcher.lent == set()
+
+
+@pytest.mark.parametrize("attempts_first", [False, True])
+def test_an_attempt_keeps_its_slot_lent_when_its_hook_stops_waiting(attempts_first: bool) -> None:
+    """A job whose hook and function wait for others lends its slot until the function waits no more."""
+
+    class WaitsTwice(JobExecutor):
+        beside: JobFuture[None]
+
+        async def execute_job(self, job: Job) -> Any:
+            if job.function != self.waits:
+                return await self._execute_function(job)
+            own = asyncio.ensure_future(self._execute_function(job)) if attempts_first else None
+            await asyncio.sleep(0)
+            until_both_wait = functools.partial(self.until_lent, job)
+            self.beside = self.submit(short_job(function=until_both_wait, args=()))
+            waiting = asyncio.ensure_future(self.beside)
+            await asyncio.sleep(0)
+            return await asyncio.gather(own or self._execute_function(job), waiting)
+
+        def until_lent(self, job: Job) -> None:
+            wait_for(lambda: job.live.assignment is not None and job in supervisor_of(self).dispatcher.lent)
+
+        def waits(self) -> Any:
+            self.submit(short_job(function=wait_for, args=(self.beside.done,)))
+            return self.submit(short_job()).result(timeout=PATIENCE)
+
+    with running_executor(WaitsTwice) as executor:
+        assert executor.submit(short_job(function=executor.waits, args=())).result(timeout=PATIENCE) == [2, None]
         assert_slot_is_free(executor)
         assert supervisor_of(executor).dispatcher.lent == set()
 

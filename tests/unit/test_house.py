@@ -106,7 +106,7 @@ BUDGETS = {
     "cli": 1_670,
     "config": 1_015,
     "exceptions": 170,
-    "executor": 1_178,
+    "executor": 1_179,
     "job": 1_094,
     "modules": 461,
     "monitoring": 703,

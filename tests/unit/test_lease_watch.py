@@ -208,6 +208,19 @@ def test_a_shape_of_the_pool_that_has_no_lease_counts_as_others(two_nodes: Pool)
     assert (first.retiring, second.retiring) == (0, 2)
 
 
+def test_nothing_goes_back_for_a_shape_that_has_got_a_lease_since(two_nodes: Pool) -> None:
+    """An attempt that ends when the shape it was to make place for has a lease keeps its own; else it goes back."""
+    two_nodes.wanted = {TWO_CPUS: Starving(1, {"a"})}
+    two_nodes.let(MAX_GRANT + 1)
+    agent = next(each for each in two_nodes.agents if each.node == "a")
+    wanted, two_nodes.wanted = two_nodes.wanted, {}
+    two_nodes.end_attempt(agent)
+    assert two_nodes.released == []
+    two_nodes.wanted = wanted
+    two_nodes.end_attempt(agent)
+    assert two_nodes.released == ["a"]
+
+
 def test_nothing_goes_back_for_what_waits_a_moment_only(two_nodes: Pool) -> None:
     """What is not seen to wait at two looks in a row takes nothing."""
     two_nodes.let(MAX_GRANT)

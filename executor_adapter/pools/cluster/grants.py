@@ -227,9 +227,8 @@ class ShapeBooks:
 
     def starving(self) -> dict[Shape, Starving]:
         """Return the shapes that have no lease, and are asked for one which some node could hold."""
-        agents = [agent.node for agent in self._pool.agents]
         return {
-            shape: Starving(self._lacking(book), book.nodes if shape else agents)
+            shape: Starving(self._lacking(book), book.nodes if shape else [each.node for each in self._pool.agents])
             for shape, book in self._books.items()
             if self._lacking(book) > 0 and not self.count(shape) and (book.nodes or not shape)
         }
@@ -394,7 +393,9 @@ class LeaseWatch:
         self._ask_others_at = 0.0
         """When the engine may be asked again what others wait for; never while an answer is awaited."""
         self._wanted: Counter[str] = Counter()
-        """Slots that others waited for at the last look, by node."""
+        """Slots that others, and shapes of the pool without a lease, waited for at the last look, by node."""
+        self._others: Counter[str] = Counter()
+        """Those of others alone."""
 
     def begin(self) -> None:
         """Look from now on."""
@@ -453,7 +454,7 @@ class LeaseWatch:
         `waiting`: how many slots they wait for, by the name of the node. `took`: seconds until the engine had said so.
         """
         self._ask_others_at = self._supervisor.now() + min(took / MAX_QUESTION_SHARE, MAX_QUESTION_INTERVAL)
-        wanted = Counter(waiting)
+        self._others, wanted = Counter(waiting), Counter(waiting)
         for shape, starving in self._books.starving().items():
             able = [each for each in self._pool.agents if each.node in starving.nodes]
             able.sort(key=lambda agent: min((lease.since for lease in agent.leases), default=math.inf))
@@ -464,23 +465,23 @@ class LeaseWatch:
         if self._books.rests and not lately:
             self._books.rests.clear()
             self._books.ask_again()
-        self._retire(lasting)
-
-    def _retire(self, counts: Counter[str]) -> None:
-        """Let leases of each node go back when their attempts end: so many plain ones, or all of another shape."""
         for agent in list(self._pool.agents):
-            for shape, held in agent.held.items():
+            count = lasting[agent.node]
+            for shape, held in agent.held.items():  # So many plain leases, or all of another shape.
                 due = sum(map(self._is_due, held.leases))
-                count = counts[agent.node]
                 held.retiring = due if shape and count else min(due, count)
             self.release_retiring(agent)
 
     def release_retiring(self, agent: RemoteAgent) -> None:
-        """Give back what an agent is to give back and does not use."""
+        """Give back what an agent is to give back and does not use, while its node is still waited for."""
         for shape, held in list(agent.held.items()):
-            if held.retiring and held.unused and self._books.spare(shape) > 0:
+            if held.retiring and held.unused and self._books.spare(shape) > 0 and self._is_awaited(agent.node):
                 self._rest(shape)
                 held.retiring -= self._release(agent, shape, held.retiring)
+
+    def _is_awaited(self, node: str) -> bool:
+        """Return whether others waited for a node at the last look, or a shape of the pool has no lease now."""
+        return self._others[node] > 0 or any(node in each.nodes for each in self._books.starving().values())
 
     def _rest(self, shape: Shape) -> None:
         """Ask for no lease of a shape: one is about to go back for the sake of others, who are to get its place."""
