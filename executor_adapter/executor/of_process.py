@@ -242,8 +242,7 @@ def _leave_to_parent() -> None:
     _open.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 # --- the default executor ---
@@ -256,8 +255,7 @@ class DefaultExecutor:
         self._make = make
         self._lock = threading.Lock()
         self._executor: Any = None
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._leave_to_parent)
+        os.register_at_fork(after_in_child=self._leave_to_parent)
 
     def get(self) -> Any:
         """Return the executor."""

@@ -105,5 +105,4 @@ def _leave_to_parent() -> None:
     prometheus.metrics.start_anew()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -117,9 +117,8 @@ def start_capturing(lines: LogLines) -> None:
     _capturing.append(lines)
 
 
-if hasattr(os, "register_at_fork"):
-    # The recorder that would write the lines runs in the parent.
-    os.register_at_fork(after_in_child=_capturing.clear)
+# The recorder that would write the lines runs in the parent.
+os.register_at_fork(after_in_child=_capturing.clear)
 
 
 def stop_capturing(lines: LogLines) -> None:

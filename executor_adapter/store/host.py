@@ -90,8 +90,7 @@ def close_host(host: Host) -> None:
     _open_hosts.discard(host.host_id)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_open_hosts.clear)
+os.register_at_fork(after_in_child=_open_hosts.clear)
 
 
 @functools.cache

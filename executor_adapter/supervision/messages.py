@@ -110,8 +110,8 @@ def write_line(stream: str, text: str) -> None:
 
 program_output = ProgramOutput()
 
-if hasattr(os, "register_at_fork"):  # The thread stays in the parent, and may have held the lock.
-    os.register_at_fork(after_in_child=program_output.__init__)  # type: ignore[misc]
+# The thread stays in the parent, and may have held the lock.
+os.register_at_fork(after_in_child=program_output.__init__)  # type: ignore[misc]
 
 
 class JobScope(Protocol):

@@ -111,5 +111,4 @@ def _release_after_fork() -> None:
     _own = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release_after_fork)
+os.register_at_fork(after_in_child=_release_after_fork)

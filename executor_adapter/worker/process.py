@@ -71,8 +71,7 @@ def main(fds: list[int], setup: dict[str, Any], begin: Callable[[int], None] = l
     socket_fd, ticket_fd, stdout_fd, stderr_fd = fds
     stdio = Stdio(move_up(stdout_fd), move_up(stderr_fd), move_up(os.open(os.devnull, os.O_RDONLY)))
     faulthandler.enable(file=stdio.stderr_fd)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # A host with a blocked signal would hand that on.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # A host with a blocked signal would hand that on.
     sock = socket.socket(fileno=move_up(socket_fd))
     tickets = move_up(ticket_fd)
     worker = Worker(sock, tickets, stdio, setup["log_level"])
@@ -273,8 +272,7 @@ class Worker:
     def _install_own_handlers(self) -> None:
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(INTERRUPT, self._on_interrupt)
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _OWN_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OWN_SIGNALS)
 
     def _on_terminate(self, _: int, frame: FrameType | None) -> None:
         runner = self._runner

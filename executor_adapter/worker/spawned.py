@@ -51,9 +51,8 @@ def _begin(setup: dict[str, Any], tickets: int) -> None:
 
 def _exit_with_host(tickets: int, host: int) -> None:
     """Wait until the host has died, then kill this worker's process group."""
-    if hasattr(signal, "pthread_sigmask"):
-        # A signal that the function blocks must not be delivered to this thread instead.
-        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    # A signal that the function blocks must not be delivered to this thread instead.
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     poll = select.poll()
     poll.register(tickets, 0)  # Its end is reported in any case, and tickets are none of this thread's business.
     while os.getppid() == host:

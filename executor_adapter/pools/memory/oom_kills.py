@@ -71,5 +71,4 @@ class OomKills:
 oom_kills = OomKills()
 """The kills in the group of this process, shared by its executors, so that none is claimed twice."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=oom_kills.renew_lock)
+os.register_at_fork(after_in_child=oom_kills.renew_lock)

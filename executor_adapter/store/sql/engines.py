@@ -70,8 +70,7 @@ def _leave_to_parent() -> None:
         engine.dispose(close=False)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _sqlite(url: URL) -> Engine:
