@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import sys
 import threading
 import time
@@ -48,6 +49,7 @@ from executor_adapter.job import (
     check_timeout,
     html_of_jobs,
     html_table,
+    is_coroutine_function,
 )
 from executor_adapter.monitoring import export_metrics, tracer_in_use
 from executor_adapter.persistence import JobPersistence, QueueHistory
@@ -178,10 +180,14 @@ class JobExecutor(JobCaller):
     def _make_hooked(self) -> HookedExecution | None:
         """Return what runs attempts through the methods that a subclass overrides; None where it overrides none."""
         kind = type(self)
-        if all(getattr(kind, name) is getattr(JobExecutor, name) for name in _OVERRIDABLE):
+        overridden = [name for name in _OVERRIDABLE if getattr(kind, name) is not getattr(JobExecutor, name)]
+        if not overridden:
             return None
-        applies_max_runtime = kind.execute_job is JobExecutor.execute_job
-        return HookedExecution(self._supervisor, self, applies_max_runtime)
+        for name in overridden:
+            if not is_coroutine_function(inspect.unwrap(getattr(self, name))):
+                raise ConfigurationError(f"{kind.__name__}.{name} is awaited, and is a plain function: use `async def`")
+        is_stock = kind.execute_job is JobExecutor.execute_job
+        return HookedExecution(self._supervisor, self, applies_max_runtime=is_stock)
 
     def _make_tracer(self) -> Callable[[JobScope | None], JobScope] | None:
         """Return what puts a submitted job into a span of its own; None where the program has set up no tracer."""

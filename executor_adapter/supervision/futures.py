@@ -64,10 +64,18 @@ class FutureHub:
         self.lenders: list[object] = [supervisor]
         """What the pools of the executor report to: its supervisor, and what runs its hooks."""
 
-    def loan_of_caller(self) -> SlotLoan | None:
-        """Return what lends the slot of the job that calls this, also in its hook, if it is one of the executor's."""
+    def loan_of_caller(self, awaited: Job | None = None) -> SlotLoan | None:
+        """Return what lends the slot of the job that calls this, also in its hook, if it is one of the executor's.
+
+        Raises:
+            RuntimeError: it would wait for itself.
+        """
         loan = current_slot_loan.get()
-        return loan if loan is not None and loan.supervisor in self.lenders else None
+        if loan is None or loan.supervisor not in self.lenders:
+            return None
+        if loan.assignment.job is awaited:
+            raise RuntimeError("a job cannot wait for itself: submit another one, without its dedupe_key")
+        return loan
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
         """Lend the slot of the job that calls this, if it is one of the executor's, while the block waits for jobs."""
@@ -136,7 +144,7 @@ class JobFuture(Future[R]):
     def _waiters(self) -> list[Any]:  # type: ignore[override]
         made = self._made_waiters
         if made is None:
-            made = self._made_waiters = _Waiters(None if self.done() else self._hub)
+            made = self._made_waiters = _Waiters(None if self.done() else self._hub, self.job)
         return made
 
     @property
@@ -280,7 +288,7 @@ class JobFuture(Future[R]):
 
     def _lend_until_done(self) -> None:
         """Lend the slot of the coroutine that calls this until the future is done."""
-        loan = self._hub.loan_of_caller()
+        loan = self._hub.loan_of_caller(self.job)
         if loan is not None and not self.done():
             loan.begin(blocks=False)
             super().add_done_callback(lambda _: loan.end(on_supervisor=self._hub.thread.is_current()))
@@ -304,11 +312,11 @@ class _Waiters(list[Any]):
     are called with the lock of the future's condition.
     """
 
-    __slots__ = ("_hub", "_loans")
+    __slots__ = ("_hub", "_job", "_loans")
 
-    def __init__(self, hub: FutureHub | None) -> None:
+    def __init__(self, hub: FutureHub | None, job: Job) -> None:
         super().__init__()
-        self._hub = hub
+        self._hub, self._job = hub, job
         self._loans: dict[int, SlotLoan] | None = None
 
     def append(self, waiter: Any) -> None:
@@ -319,7 +327,7 @@ class _Waiters(list[Any]):
                     "an observer cannot wait for a job, since it runs on the thread that ends jobs: wait in another "
                     "thread, or use add_done_callback"
                 )
-            loan = hub.loan_of_caller()
+            loan = hub.loan_of_caller(self._job)
             if loan is not None:
                 self._loans = self._loans or {}
                 self._loans[id(waiter)] = loan
@@ -401,8 +409,8 @@ def _log_failures(failures: list[str]) -> None:
         logger.error("jobs that failed without anybody reading their future: %d: %s%s", len(failures), named, more)
 
 
-if hasattr(os, "register_at_fork"):  # The parent reports them.
-    os.register_at_fork(after_in_child=_at_exit.clear)
+# The parent reports them.
+os.register_at_fork(after_in_child=_at_exit.clear)
 
 
 @atexit.register

@@ -21,7 +21,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, current_job
 from executor_adapter.config import Settings
-from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
+from executor_adapter.exceptions import ConfigurationError, JobCancelledError, JobTimeoutError
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
 from executor_adapter.job.transition import Transition
 from tests.contract import functions
@@ -349,6 +349,32 @@ def test_a_hook_that_fails_before_its_attempt_releases_its_slot() -> None:
         future = executor.submit(short_job(retry_attempts=1, retry_delay=0.01))
         assert future.result(timeout=PATIENCE) == 2
         assert executor.run(short_job(retry_attempts=1, retry_delay=0.01)) == 2
+
+
+def test_a_hook_that_is_a_plain_function_is_refused() -> None:
+    """A plain function in place of a hook is refused when the executor is made; one that wraps a coroutine is not."""
+
+    def logged(hook: Any) -> Any:
+        @functools.wraps(hook)
+        def call(self: JobExecutor, job: Job) -> Any:
+            return hook(self, job)
+
+        return call
+
+    class Wrapped(JobExecutor):
+        @logged
+        async def pre_execution_hook(self, job: Job) -> None:
+            job.metadata["hooked"] = "yes"
+
+    class Plain(JobExecutor):
+        def post_execution_hook(self, job: Job, result: Any) -> None:  # type: ignore[override]
+            """Would be awaited."""
+
+    with running_executor(Wrapped) as executor:
+        future = executor.submit(short_job())
+        assert (future.result(timeout=PATIENCE), future.job.metadata) == (2, {"hooked": "yes"})
+    with pytest.raises(ConfigurationError, match=r"Plain\.post_execution_hook is awaited.*async def"):
+        Plain()
 
 
 @pytest.mark.parametrize("blocks", [False, True])

@@ -145,6 +145,25 @@ def test_a_job_that_waits_for_a_place_lends_its_slot() -> None:
         assert executor.call(outer).result(TIMEOUT) == 10
 
 
+def test_a_job_that_waits_for_itself_fails_in_words(one_worker: JobExecutor) -> None:
+    """A job that submits itself again, by its dedupe_key, and waits for that fails, in a thread and in a coroutine."""
+    again = one_worker.options(dedupe_key="one", retry_attempts=0)
+
+    async def awaits() -> Any:
+        await again.call(awaits)
+
+    def blocks() -> Any:
+        again.call(blocks).result()
+
+    def waits() -> Any:
+        concurrent.futures.wait([again.call(waits)])
+
+    for function in (awaits, blocks, waits):
+        with pytest.raises(RuntimeError, match="a job cannot wait for itself"):
+            again.call(function).result(TIMEOUT)
+    assert not supervisor_of(one_worker).dispatcher.lent
+
+
 def test_what_cannot_wait_in_a_process_is_refused_at_submit(one_worker: JobExecutor) -> None:
     """A job in a process that holds its executor, or a future, is refused with the way out."""
     in_process = one_worker.options(pool="process")

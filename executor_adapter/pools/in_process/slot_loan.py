@@ -16,12 +16,12 @@ class SlotLoan:
     As a context manager it does so while the block waits.
     """
 
-    __slots__ = ("_assignment", "_waits", "supervisor")
+    __slots__ = ("_waits", "assignment", "supervisor")
 
     def __init__(self, supervisor: PoolSupervisor, assignment: Assignment) -> None:
         self.supervisor = supervisor
         """The supervisor of the executor whose slot it is."""
-        self._assignment = assignment
+        self.assignment = assignment
         self._waits = 0
 
     def begin(self, *, blocks: bool = True) -> None:
@@ -53,9 +53,9 @@ class SlotLoan:
     def _lend_or_take_back(self, blocks: bool = False) -> None:
         # By what holds now: a wait may have ended, on the supervisor's thread too, before its beginning is seen here.
         if self._waits:
-            self.supervisor.lend_slot(self._assignment, blocks)
+            self.supervisor.lend_slot(self.assignment, blocks)
         else:
-            self.supervisor.take_slot_back(self._assignment)
+            self.supervisor.take_slot_back(self.assignment)
 
 
 _lock = threading.Lock()
