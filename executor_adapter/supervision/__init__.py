@@ -6,6 +6,7 @@ from executor_adapter.supervision.driver import JobDriver as JobDriver
 from executor_adapter.supervision.futures import JobFuture as JobFuture
 from executor_adapter.supervision.limits import near_limits as near_limits
 from executor_adapter.supervision.messages import JobScope as JobScope
+from executor_adapter.supervision.messages import has_receiver as has_receiver
 from executor_adapter.supervision.messages import make_record as make_record
 from executor_adapter.supervision.messages import program_output as program_output
 from executor_adapter.supervision.messages import write_line as write_line

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect import allow_failure, flow, get_run_logger, tags, task, unmapped
@@ -24,7 +25,7 @@ from prefect.utilities.visualization import TaskVizTracker, VisualizationUnsuppo
 from executor_adapter import current_job
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.prefect import job_task
-from tests.prefect.conftest import Api
+from tests.prefect.conftest import Api, own_id
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
@@ -278,6 +279,30 @@ def test_a_failure_rolls_the_transaction_back(api: Api) -> None:
     with pytest.raises(LookupError):
         run()
     assert rolled_back == ["write"]
+
+
+def test_a_rollback_leaves_the_tasks_of_a_subflow_with_it(api: Api) -> None:
+    """A task run of a subflow that the flow around it rolls back stays the subflow's."""
+    ids: list[UUID] = []
+
+    @job_task(pool="thread", retry_attempts=0)
+    def write() -> str:
+        return "written"
+
+    @flow
+    def inner() -> None:
+        ids.append(own_id())
+        write()
+
+    @flow
+    def outer() -> None:
+        with transaction():
+            inner()
+            raise LookupError("there is none")
+
+    with pytest.raises(LookupError):
+        outer()
+    wait_for(lambda: [run["state_name"] for run in api.task_runs(ids[0])] == ["RolledBack"])
 
 
 def test_a_crash_is_not_cached(scratch: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4, uuid5
+from uuid import UUID, uuid4, uuid5
 
 import httpx
 import pytest
@@ -31,7 +31,7 @@ from executor_adapter.prefect.mirror.events import flow_run_facts, read_flow_run
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import prefect_server
-from tests.prefect.conftest import Api
+from tests.prefect.conftest import Api, own_id
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
 from tests.prefect.many_jobs import failures_of, run_many_jobs, work
@@ -61,6 +61,40 @@ def test_the_jobs_of_any_executor_are_task_runs(api: Api) -> None:
     (run,) = api.named("work-of-no-flow")
     assert (run["flow_run_id"], run["state_name"], run["run_count"]) == (None, "Completed", 2)
     assert api.state_names(run["id"]) == ["Pending", "Running", "AwaitingRetry", "Retrying", "Completed"]
+
+
+class Hooked(JobExecutor):
+    """An executor with a hook, whose jobs are those of its submitters."""
+
+    async def pre_execution_hook(self, job: Job) -> None:
+        """Do nothing."""
+
+
+def test_the_jobs_of_an_executor_with_hooks_are_task_runs(api: Api) -> None:
+    """The jobs of an executor with hooks are shown as those of any other one."""
+    with PrefectMirror(history="full") as mirror, Hooked(2, observers=[mirror]) as executor:
+        executor.run(Job(function=dict, pool="thread", job_id="hooked"))
+    assert mirror.report() == MirrorReport(jobs=1, recorded=1)
+    (run,) = api.named("dict-hooked")
+    assert api.state_names(run["id"]) == ["Pending", "Running", "Completed"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_run_jobs_in_a_mirrored_executor_shows_each_job_once(api: Api, own: bool) -> None:
+    """The jobs of `run_jobs` and of job tasks have each state once, also where their executor has a mirror itself."""
+
+    @flow
+    def run() -> UUID:
+        with PrefectMirror(history="full") as mirror, JobExecutor(2, observers=[mirror]) as executor:
+            run_jobs(jobs(3, "once"), executor=executor, mirror=mirror if own else None)
+            job_task(lambda: None, pool="thread", retry_attempts=0)()
+        assert mirror.report() == MirrorReport(jobs=3 * own, recorded=3 * own)
+        return own_id()
+
+    runs = api.task_runs(run())
+    assert len(runs) == 4
+    for each in runs:
+        assert api.state_names(each["id"]) == ["Pending", "Running", "Completed"]
 
 
 def fail_to_open(path: str) -> None:

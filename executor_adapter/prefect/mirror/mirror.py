@@ -63,6 +63,7 @@ from executor_adapter.prefect.mirror.timeline import (
     step_of,
     task_run_id,
 )
+from executor_adapter.supervision import has_receiver
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -254,13 +255,6 @@ class SenderThread:
             is_late = self._unsent.is_hurried or time.monotonic() - self._had_own_events_at > INHERITED_SECONDS
             return self.is_closed or not self._is_busy or (is_late and not self._has_own_events)
 
-    def unrecorded(self) -> tuple[str, ...]:
-        """Return the finished jobs whose final state the server is not known to have."""
-        with self._lock:
-            in_flight = (event.job_id for event in self.sender.unrecorded() if not event.is_inherited)
-            unsent = (history.job_id for history in self._unsent.finished())
-            return (*in_flight, *self.outbox.job_ids(), *unsent)
-
     def close(self) -> bool:
         """Leave the final states that the server may not have in the file, and end; False if it was closed before."""
         with self._lock:
@@ -431,12 +425,11 @@ class PrefectMirror:
     # --- transitions of jobs, on the supervisor's thread ---
 
     def __call__(self, transition: Transition) -> None:
-        """Mirror a job of an observed executor from its submission on."""
+        """Mirror a job of an observed executor from its submission on, unless a flow run shows it itself."""
         job = transition.job
+        if has_receiver(job):
+            return  # Prefect's engine reports it, or a `run_jobs`.
         if transition.previous is None and job.job_id not in self._histories:
-            driver = job.live.driver
-            if driver is not None and driver.applies_max_runtime:
-                return  # Prefect's engine drives the job, and reports it.
             self.add_job(job)
         self.enqueue(transition)
 
@@ -542,10 +535,6 @@ class PrefectMirror:
             dropped=self._thread.outbox.lost,
             unfinished=tuple(self._histories),
         )
-
-    def unrecorded(self) -> tuple[str, ...]:
-        """Return the ids of finished jobs whose final state the server is not known to have."""
-        return self._thread.unrecorded()
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import contextvars
 import logging
 import multiprocessing
 import os
@@ -59,6 +60,7 @@ class TaskRunReporter:
 
     def __init__(self, task_run: TaskRun) -> None:
         self._key = task_run.flow_run_id or server_name()
+        self._context = contextvars.copy_context()
         run_id = str(task_run.id)  # Its job has the same id.
         self._history: TaskRunHistory[Change] = TaskRunHistory(run_id, run_id, task_run.tags)
         self._mirror = _mirror_of(self._key)
@@ -68,7 +70,7 @@ class TaskRunReporter:
         """Report that the task run enters `state`. Call it in the task run's context, with its times up to date."""
         change = engine_change(task_run, state, previous)
         while not self._mirror.enqueue_step(self._history, change):  # The mirror was closed: this state is late.
-            self._mirror = _mirror_of(self._key)
+            self._mirror = self._context.copy().run(_mirror_of, self._key)  # A rollback may be in another flow run.
 
     def flush(self) -> None:
         """Send the states so far, because a signal may be about to end the process."""
@@ -172,7 +174,7 @@ def drain(flow_run_id: UUID | None) -> None:
         before, _drained = _drained, flow_run_id
     if before not in (None, flow_run_id):
         close(before, timeout=None)
-    if not report.unfinished and mirror.unrecorded():
+    if not (report.unfinished or report.complete):
         close(flow_run_id, timeout=0.0)  # The server was given up: this leaves the rest in the outbox, and says so.
 
 
