@@ -400,6 +400,25 @@ def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor) -> 
     assert task_runs_by_key(api, seen[0])["one"]["state_name"] == "Cancelled"
 
 
+def test_cancelling_arun_jobs_ends_its_wait_for_a_place() -> None:
+    """Cancelling arun_jobs ends it while the executor's queue is full, and what fills that is another program's."""
+    release = threading.Event()
+
+    @flow
+    async def run() -> None:
+        with JobExecutor(1, max_pending=1) as executor:
+            others = [executor.submit(Job(function=release.wait, args=(PATIENCE,), pool="thread")) for _ in range(2)]
+            running = asyncio.create_task(arun_jobs([Job(function=dict, pool="thread")], executor=executor))
+            await asyncio.sleep(0.1)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert not any(other.done() for other in others)
+            release.set()
+
+    asyncio.run(run())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
     """Cancelling arun_jobs after the last job keeps what the server does not record in time."""

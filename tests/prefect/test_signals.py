@@ -89,6 +89,54 @@ def test_a_signal_to_the_flows_process_cancels_all_jobs(
     wait_for(lambda: _names(api, flow_run_id) == ["Cancelled"] * jobs)
 
 
+INTERRUPTED = """
+import asyncio, os, signal, time
+from prefect import flow
+from executor_adapter import Job
+from executor_adapter.prefect import arun_jobs, job_task, run_jobs
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+jobs = lambda function, *args: [Job(function=function, args=args, pool="thread", retry_attempts=0)]
+
+@flow
+def run(function, *args) -> None:
+    print(run_jobs(jobs(function, *args))[0].value)
+
+@flow
+async def run_async(function, *args) -> None:
+    print((await arun_jobs(jobs(function, *args)))[0].value)
+
+@job_task(pool="thread", retry_attempts=0)
+def call(function, *args):
+    return function(*args)
+
+if __name__ == "__main__":
+    for again in (run, lambda *call: asyncio.run(run_async(*call)), lambda *given: print(call(*given))):
+        try:
+            run(interrupt)
+        except KeyboardInterrupt:
+            again(pow, 2, 3)
+"""
+
+
+def test_a_program_that_goes_on_after_an_interrupt_runs_further_jobs(prefect_api: str, scratch: Path) -> None:
+    """A caught Ctrl-C ends the jobs of its flow; a later flow, and a job task without one, get a new executor."""
+    script = scratch / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    ran = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert ran.stdout.split() == ["8", "8", "8"], ran.stderr
+
+
 def _at_least(folder: Path, count: int) -> Callable[[], list[int]]:
     def pids() -> list[int]:
         found = [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]

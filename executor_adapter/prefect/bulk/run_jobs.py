@@ -17,7 +17,7 @@ import functools
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sized
 from concurrent.futures import wait
 from uuid import UUID
@@ -26,7 +26,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
 from executor_adapter.error_codes import error_code_of
-from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobSerializationError
+from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobSerializationError, QueueFullError
 from executor_adapter.executor import JobExecutor, current_executor, result_of
 from executor_adapter.job import (
     TERMINAL,
@@ -52,6 +52,10 @@ from executor_adapter.worker.facts import facts_of
 
 MAX_LIVE_JOBS = 2_000
 """Jobs in progress at once, and so the most that are Pending; further jobs are drawn as these end."""
+
+
+SUBMIT_SECONDS = 0.5
+"""Seconds for which a submission waits for a place until it is looked whether the run was stopped."""
 
 
 def run_jobs(
@@ -82,7 +86,9 @@ def run_jobs(
     """
     _check_caller()
     check_are_jobs(jobs)
-    return _BulkRun(executor or current_executor(), mirror, group, progress=progress).run(jobs)
+    run = _BulkRun(mirror, group, progress=progress)
+    with lend_slot(), watch_for_cancel(run.stop):
+        return run.run(jobs, executor or current_executor())
 
 
 async def arun_jobs(
@@ -95,9 +101,10 @@ async def arun_jobs(
 ) -> JobResults:
     """Do the same as `run_jobs` without blocking the event loop, for async flows. Cancelling it ends the jobs."""
     check_are_jobs(jobs)
-    run = _BulkRun(executor or current_executor(), mirror, group, progress=progress)
-    with lend_slot():
-        running = asyncio.wrap_future(run_in_thread(functools.partial(run.run, jobs), "run-jobs", daemon=False))
+    run = _BulkRun(mirror, group, progress=progress)
+    with lend_slot(), watch_for_cancel(run.stop):
+        call = functools.partial(run.run, jobs, executor or current_executor())
+        running = asyncio.wrap_future(run_in_thread(call, "run-jobs", daemon=False))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -114,15 +121,13 @@ class _BulkRun:
     wakes the caller's thread once for many of them, because a callback for each job would cost as much as running it.
     """
 
-    def __init__(
-        self, executor: JobExecutor, mirror: PrefectMirror | None, group_size: int | None, *, progress: bool
-    ) -> None:
+    def __init__(self, mirror: PrefectMirror | None, group_size: int | None, *, progress: bool) -> None:
         check_count("group", group_size, "holds no job", or_none=", or None for a task run a job")
-        self._executor = executor
         self._mirror = mirror or PrefectMirror()
         self._mirror.join_flow_run()
         self._owns_mirror = mirror is None
-        self._known_ids = _ids_of(_flow_run(FlowRunContext.get()))
+        flow_run = _flow_run(FlowRunContext.get())
+        self._known_ids = _ids_of(flow_run.id, flow_run.run_count)
         self._flow_run_scope = FlowRunScope()
         self._group_size = group_size
         self._group: JobGroup | None = None
@@ -151,24 +156,25 @@ class _BulkRun:
         self._wake = threading.Event()
         self._stopped = False
 
-    def run(self, jobs: Iterable[Job]) -> JobResults:
+    def run(self, jobs: Iterable[Job], executor: JobExecutor) -> JobResults:
         """Run the jobs; see `run_jobs`."""
         total = len(jobs) if isinstance(jobs, Sized) else None
         bar = ProgressBar("run_jobs", lambda: self._counts(total)) if self._progress else contextlib.nullcontext()
-        with lend_slot(), watch_for_cancel(self.stop), bar:
-            return self._run(jobs)
+        with bar:
+            return self._run(jobs, executor)
 
     def _counts(self, total: int | None) -> ProgressCounts:
         done, failed = self._ended_count + self._refused_count, self._failed_count + self._refused_count
         return ProgressCounts(done=done, failed=failed, total=done if self._note else total, note=self._note)
 
-    def _run(self, jobs: Iterable[Job]) -> JobResults:
+    def _run(self, jobs: Iterable[Job], executor: JobExecutor) -> JobResults:
         jobs = _with_unique_ids(jobs, self._known_ids)
-        self._executor.add_observer(self._observe)
+        executor.add_observer(self._observe)
         try:
             for job in jobs:
-                self._make_room()
-                self._submit(job)
+                while self._stopped or len(self._live) >= MAX_LIVE_JOBS:  # It raises if the run was stopped.
+                    self._collect(max(1, MAX_LIVE_JOBS // 10))
+                self._submit(job, executor)
             self._close_group()
             self._collect(len(self._live))
             self._finish()
@@ -177,7 +183,7 @@ class _BulkRun:
             self._cancel()
             raise
         finally:
-            self._executor.remove_observer(self._observe)
+            executor.remove_observer(self._observe)
         return JobResults(result for result in self._results if result is not None)
 
     def stop(self) -> None:
@@ -185,12 +191,13 @@ class _BulkRun:
         self._stopped = True
         self._wake.set()
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: Job, executor: JobExecutor) -> None:
         index = len(self._results)
         self._results.append(None)
         scope = self._scopes[job] = self._scope_of(job, index)
         try:
-            future = self._executor.submit(job, scope=scope)
+            while (future := _submitted(job, scope, executor)) is None:
+                self._check_not_stopped()
             future.note_read()
         except (InvalidJobError, JobSerializationError) as error:
             del self._scopes[job]
@@ -240,11 +247,6 @@ class _BulkRun:
         )
 
     # --- collecting results ---
-
-    def _make_room(self) -> None:
-        """Wait while MAX_LIVE_JOBS are in progress; raise if the run was stopped."""
-        while self._stopped or len(self._live) >= MAX_LIVE_JOBS:
-            self._collect(max(1, MAX_LIVE_JOBS // 10))
 
     def _collect(self, count: int) -> None:
         """Wait until so many results can be collected, and collect them; raise if the run was stopped."""
@@ -313,20 +315,27 @@ class _BulkRun:
             (self._mirror.close if self._owns_mirror else self._mirror.drain)(remaining_close_seconds(began))
 
 
+def _submitted(job: Job, scope: BulkJobScope, executor: JobExecutor) -> JobFuture | None:
+    """Submit a job, and return its future; None where no place for it became free within SUBMIT_SECONDS."""
+    until = time.monotonic() + SUBMIT_SECONDS
+    try:
+        return executor.submit(job, timeout=SUBMIT_SECONDS, scope=scope)
+    except QueueFullError:
+        if time.monotonic() < until:  # It is the store that takes no more.
+            raise
+        return None
+
+
 # --- job ids, each of which comes once in a flow run, because it is also the id of a task run ---
 
 MAX_REMEMBERED_FLOW_RUNS = 8
 """Flow runs whose job ids are remembered, so that a later call in the same flow run cannot use an id again."""
 
-_ids_by_flow_run: OrderedDict[tuple[UUID, int], set[str]] = OrderedDict()
 
-
-def _ids_of(flow_run: FlowRun) -> set[str]:
+@functools.lru_cache(maxsize=MAX_REMEMBERED_FLOW_RUNS)
+def _ids_of(flow_run_id: UUID, run_count: int) -> set[str]:
     """Return the ids of all jobs that this flow run has had; after a retry of the flow run, those since the retry."""
-    ids = _ids_by_flow_run.setdefault((flow_run.id, flow_run.run_count), set())
-    while len(_ids_by_flow_run) > MAX_REMEMBERED_FLOW_RUNS:
-        _ids_by_flow_run.popitem(last=False)
-    return ids
+    return set()
 
 
 def _with_unique_ids(jobs: Iterable[Job], known_ids: set[str]) -> Iterable[Job]:

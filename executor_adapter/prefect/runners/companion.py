@@ -15,6 +15,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import PrefectTaskRunner, TaskRunner
 
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.executor import signal_watch
 from executor_adapter.pools import lend_slot
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.child.contexts import NoTaskRunner
@@ -59,22 +60,13 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         """End the job tasks, see the class, and the tasks of the flow's own runner; it replaces that one's method."""
         # Waiting jobs end first, because tasks of the other runner may wait for them. Running jobs are joined last,
         # because they may wait for tasks of the other runner.
-        interrupted = self._is_interrupted()
+        # The flow's own exceptions have been handled before; an Exception seen here is one that its caller handles.
+        interrupted = not isinstance(sys.exc_info()[1], Exception | None)
         self.threads.end_early(cancel_running=interrupted)
         try:
             self._cancel_others()
         finally:
             self.threads.join(interrupted=interrupted)
-
-    @staticmethod
-    def _is_interrupted() -> bool:
-        """Return whether a signal or another BaseException ends the flow run.
-
-        The flow's own exceptions have been handled before; an Exception seen here is one that the flow's caller
-        handles.
-        """
-        error = sys.exc_info()[1]
-        return error is not None and not isinstance(error, Exception)
 
 
 def companion_of(task_runner: Any) -> CompanionTaskRunner | JobTaskRunner:
@@ -109,10 +101,12 @@ def watch_for_cancel(on_cancel: Callable[[], object]) -> Iterator[None]:
     """Call `on_cancel()` when the flow run around the block is cancelled; see `watch_flow_run`.
 
     This is for jobs that no task runner runs. The flow's own runner gets a companion, which notices when the flow run
-    ends.
+    ends. A program that runs jobs goes on, whatever signal it has got before.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or isinstance(context.task_runner, NoTaskRunner):
+        if not is_worker():
+            signal_watch.arm()
         yield
         return
     if hasattr(context.task_runner, "cancel_all") and (threads := companion_of(context.task_runner).threads):
