@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,12 @@ from prefect.cache_policies import INPUTS
 from prefect.transactions import Transaction, transaction
 
 from executor_adapter import JobExecutor
+from executor_adapter.config import Settings
+from executor_adapter.config.sections import JobSettings
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
 from executor_adapter.prefect import JobTaskRunner, job_options, job_task
 from tests.prefect.conftest import Api
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -296,6 +299,25 @@ def test_plain_tasks_show_each_row_of_the_table_of_states(api: Api, scratch: Pat
     assert retried["message"] == "attempt 1 of 2: NETWORK_ERROR: ConnectionError: refused"
     with pytest.raises(MemoryLimitError):
         futures["out of memory"].result()
+
+
+def test_a_queue_timeout_of_the_settings_counts_from_the_submission() -> None:
+    """Tasks that the settings give a queue_timeout are all in the queue at once, where its time counts."""
+    release = threading.Event()
+
+    @job_task(pool="thread", retry_attempts=0)
+    def work() -> None:
+        release.wait(PATIENCE)
+
+    @flow
+    def run() -> None:
+        futures = [work.submit() for _ in range(12)]
+        wait_for(lambda: executor.stats().jobs_pending == 11)
+        release.set()
+        assert {future.wait() or future.state.name for future in futures} == {"Completed"}
+
+    with JobExecutor(1, config=Settings(job=JobSettings(queue_timeout=PATIENCE))) as executor:
+        run()
 
 
 def test_a_plain_task_past_its_queue_timeout_is_never_running(api: Api, executor: JobExecutor, scratch: Path) -> None:

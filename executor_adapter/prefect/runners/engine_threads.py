@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from typing import Any
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -113,7 +113,9 @@ class Gate:
     than a slot must not take a place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, defaults: Mapping[str, Any]) -> None:
+        self.defaults = defaults
+        """What the settings of its executor say of a job task."""
         self._places = MAX_STARTING
         self._waiting: deque[Callable[[], object]] = deque()
         self._lock = threading.Lock()
@@ -185,8 +187,11 @@ class EngineThreads:
             JobCancelledError: the flow run was cancelled.
         """
         self.watch()
+        name = job_run.task.name
+        if self._closed and self._flow_run_id in flow_run_watcher.cancelled:
+            raise JobCancelledError(f"task {name!r} was submitted after its flow run was cancelled")
         if self._closed:
-            self._refuse(job_run.task.name)
+            raise RuntimeError(f"task {name!r} was submitted after its flow run had ended: submit it in the flow")
         executor = current_executor()  # Made in the flow's thread: it notices signals only if the main thread makes it.
         task_run = create_task_run(job_run, parameters, wait_for, dependencies)
         future: Future[State[Any]] = Future()
@@ -200,7 +205,7 @@ class EngineThreads:
             if (gate := self._register(job_run, future, executor)) is None:
                 job_run.end_early()  # The task run exists by now, so its engine has to record it as Cancelled.
                 run_once()
-            elif waits_only_for_slot(job_run.options, task_run):
+            elif waits_only_for_slot({**gate.defaults, **job_run.options}, task_run):
                 job_run.on_started = gate.leave
                 gate.enter(start)
             else:
@@ -214,7 +219,9 @@ class EngineThreads:
         """Return the gate of its engine; None if the flow run has ended while the task run was made."""
         with self._lock:
             self._live[job_run] = future
-            return None if self._closed else self._gates.setdefault(executor, Gate())
+            if not self._closed and executor not in self._gates:
+                self._gates[executor] = Gate(executor.config.for_job_tasks().job.given())
+            return None if self._closed else self._gates[executor]
 
     def _run(self, job_run: JobRun, once: Iterator[Callable[[], State[Any]]], future: Future[State[Any]]) -> None:
         """Run the engine in `once`, unless that was done: a pool keeps what it could start no thread for."""
@@ -226,11 +233,6 @@ class EngineThreads:
             finally:
                 with self._lock:
                     self._live.pop(job_run, None)
-
-    def _refuse(self, name: str) -> NoReturn:
-        if self._flow_run_id in flow_run_watcher.cancelled:
-            raise JobCancelledError(f"task {name!r} was submitted after its flow run was cancelled")
-        raise RuntimeError(f"task {name!r} was submitted after its flow run had ended: submit it in the flow")
 
     def end_early(self, *, cancel_running: bool = True) -> None:
         """Cancel waiting jobs, and running ones if `cancel_running`; return at once."""
