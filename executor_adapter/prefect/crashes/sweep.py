@@ -309,7 +309,7 @@ _swept: set[str] = set()
 def sweep_earlier_runs(flow_run: FlowRun) -> None:
     """End what earlier processes have left of this flow, once in this process for each server and in the background.
 
-    These are the unfinished task runs of its earlier runs that crashed, and of earlier starts of this run, which was
+    These are the unfinished task runs of its earlier runs that have ended, and of earlier starts of this run, which was
     scheduled again. Which machine they ran on does not matter: a new container has another name, and any other end of a
     task run wins.
     """
@@ -333,22 +333,20 @@ def _sweep_earlier_runs(flow_id: str, run_id: str, start: Start) -> None:
                 if closing.ended:
                     logger.info("ended %d task runs of earlier starts of this flow run", len(closing.ended))
             for swept in _end_all(closing, lambda records: find_earlier_runs(records, flow_id, time.time())):
-                logger.info("ended %d task runs of the crashed flow run %s", swept.task_runs, swept.name)
+                logger.info("ended %d task runs of the earlier flow run %s", swept.task_runs, swept.name)
     except UNREACHABLE_ERRORS as error:  # The process may be exiting, and its server with it. The next one tries again.
-        logger.info("cannot look for flow runs that crashed earlier: %r", error)
+        logger.info("cannot look for what earlier flow runs have left: %r", error)
     except Exception:
-        logger.exception(
-            "cannot end the task runs of flow runs that crashed earlier; run: executor-adapter prefect sweep"
-        )
+        logger.exception("cannot end the task runs of earlier flow runs; run: executor-adapter prefect sweep")
 
 
 def find_earlier_runs(records: Records, flow_id: str, now: float) -> list[FlowRunRecord]:
-    """Return the newest crashed runs of the flow that have unfinished task runs, and ended more than a minute ago."""
+    """Return the newest runs of the flow that have ended, more than a minute ago, and have unfinished task runs."""
     ended = {"after_": iso(now - MAX_EARLIER_DAYS * DAY_SECONDS), "before_": iso(now - MIN_AGE_SECONDS)}
     return records.find_flow_runs(
         {
             "flows": {"id": {"any_": [flow_id]}},
-            "flow_runs": {"state": {"type": {"any_": ["CRASHED"]}}, "end_time": ended},
+            "flow_runs": {"state": {"type": {"any_": sorted(FINAL_TYPES)}}, "end_time": ended},
             "task_runs": {"state": {"type": {"any_": UNFINISHED_TYPES}}},
             "sort": "END_TIME_DESC",
             "limit": MAX_EARLIER_RUNS,
