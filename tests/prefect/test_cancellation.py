@@ -438,3 +438,36 @@ def test_one_thread_polls_for_one_flow_run_after_another(prefect_api: str, mocke
     for _ in range(2):
         run(return_state=True)
     assert threads[0] == threads[1] != set()
+
+
+def test_a_flow_whose_cancel_could_not_be_watched_is_watched_by_its_next_task(
+    prefect_api: str, ended: Callable[[UUID], None], mocker: Any
+) -> None:
+    """A system that starts no thread to watch for a cancel refuses that task; once it does, a cancel ends the jobs."""
+    begin, refused, ids = threading.Thread.start, threading.Event(), list[UUID]()
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "cancel-watch" and not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    @job_task(pool="thread", retry_attempts=0)
+    def endless() -> None:
+        threading.Event().wait(PATIENCE)
+
+    @flow
+    def run() -> None:
+        ids.append(own_id())
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            endless.submit()
+        waits = endless.submit()
+        cancel(prefect_api, ids[0])
+        waits.result()
+
+    mocker.patch.dict(flow_run_watcher.answers, clear=True)
+    mocker.patch.object(threading.Thread, "start", start)
+    with JobExecutor(max_workers=1), pytest.raises(JobCancelledError):
+        run()
+    assert refused.is_set()
+    ended(ids[0])

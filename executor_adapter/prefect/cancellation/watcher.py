@@ -88,12 +88,12 @@ class FlowRunWatcher:
             if run is None:
                 signal_watch.arm()
                 run = WatchedFlowRun(flow_run_id, self._runs, self.changed)
-            watch = run.add(on_cancel, until_flow_ends=until_flow_ends)
             if run.server not in self.answers:
-                self.answers[run.server] = self._questions
                 # The thread uses the caller's settings.
                 arguments = (self._run, run.server)
                 threading.Thread(target=copy_context().run, args=arguments, name="cancel-watch", daemon=True).start()
+                self.answers[run.server] = self._questions  # Not before: the system may start no further thread.
+            watch = run.add(on_cancel, until_flow_ends=until_flow_ends)
         if flow_run_id in self.cancelled:
             watch.notify()
         return watch
