@@ -195,8 +195,7 @@ class FuturesExecutor(Executor):
             RuntimeError: This executor is shut down, or its JobExecutor is.
             InvalidJobError, JobSerializationError: As `JobExecutor.submit`.
         """
-        if self._closed:
-            raise _closed()
+        self._refuse_if_closed()
         future: JobFuture[R] = self._submit_job(Job(function=fn, args=args, kwargs=kwargs, **self._fields))
         with self._lock:
             if not self._closed:
@@ -219,6 +218,10 @@ class FuturesExecutor(Executor):
                     future.cancel()
         if wait:
             _wait_for(futures)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise _closed()
 
 
 _wait_for = wait  # `shutdown` has an argument of that name.

@@ -83,11 +83,6 @@ class HookedExecution:
             await asyncio.wait([running])
             raise
 
-    def begin_call(self, call: Assignment) -> None:
-        """Run a call of `execute_job`."""
-        self.calls.start(call)
-        self.calls.flush()
-
     # --- reports of the pool ---
 
     def started(self, call: Assignment, at: float) -> None:
@@ -145,7 +140,8 @@ class HookedDriver(JobDriver):
             assert self._execute_job is not None, "the job has not ended"
             call = functools.partial(self._execute_job, self.job)
             self._call = Assignment(self.job, self.job.state.attempt, call, context=self._context)
-            self._execution.begin_call(self._call)
+            self._execution.calls.start(self._call)
+            self._execution.calls.flush()
         elif self._prepare is not None:
             super()._attempt(self._prepare)
 

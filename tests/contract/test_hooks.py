@@ -416,6 +416,7 @@ def test_an_attempt_keeps_its_slot_lent_when_its_hook_stops_waiting(attempts_fir
             wait_for(lambda: job.live.assignment is not None and job in supervisor_of(self).dispatcher.lent)
 
         def waits(self) -> Any:
+            wait_for(lambda: hasattr(self, "beside"))  # The attempt may begin before its hook submits that.
             self.submit(short_job(function=wait_for, args=(self.beside.done,)))
             return self.submit(short_job()).result(timeout=PATIENCE)
 

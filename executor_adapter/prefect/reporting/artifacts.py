@@ -151,7 +151,8 @@ class RunSummary:
         ]
         if self.failures:
             lines += ["## Failures", "| tool | error | job |\n| --- | --- | --- |\n" + self._failure_rows()]
-            if (more := self._failed() - len(self.failures)) > 0:
+            failed = self.finished - self.states["Completed"] - self.states["Cancelled"]
+            if (more := failed - len(self.failures)) > 0:
                 lines.append(f"... and {more:,} more.")
         return "\n\n".join(lines) + "\n"
 
@@ -160,9 +161,6 @@ class RunSummary:
             f"| {markdown_cell(each.tool)} | {markdown_cell(_error(each))} | {markdown_cell(each.job_id)} |"
             for each in self.failures
         )
-
-    def _failed(self) -> int:
-        return self.finished - self.states["Completed"] - self.states["Cancelled"]
 
 
 def _error(failure: JobSnapshot) -> str:
