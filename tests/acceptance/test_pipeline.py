@@ -232,7 +232,7 @@ def test_prefect_shows_progress_jobs_rows_and_plot(home: Home) -> None:
     assert kind == "markdown"
     rejected = text.partition("## Rejected rows, by reason")[2].partition("\n## ")[0]
     rows = dict.fromkeys(("flights", "world"), 0)
-    for tool, *_, number in (line.strip("| ").split(" | ") for line in rejected.strip().splitlines()[2:]):
+    for number, tool in re.findall(r"^- rejected: (\d+) rows? of (\w+)/", rejected, re.MULTILINE):
         rows[tool] += int(number)
     assert rows == {"flights": sum(home.period.rejects.values()), "world": 13}
     assert "](data:image/png;base64,iVBOR" in text

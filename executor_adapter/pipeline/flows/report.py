@@ -16,12 +16,10 @@ from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pipeline.processing import Balance
 from executor_adapter.terminal import escaped, markdown_cell
 
-MAX_REASONS = 20
-"""Reasons that the report lists; it counts the rest together."""
-MAX_REASON_SENTENCES = 5
-"""Reasons that the terminal shows of them."""
+MAX_REASONS = 10
+"""Reasons that are listed; the rest is counted together."""
 MAX_REASON = 200
-"""Characters of a reason on the terminal."""
+"""Characters of a reason."""
 
 _FAILED = (JobStatus.FAILED, JobStatus.CANCELLED)
 
@@ -114,7 +112,7 @@ def failure_sentences(jobs: Iterable[Job]) -> list[str]:
 
 def reject_sentences(rejects: Counter[tuple[str, str, str]]) -> list[str]:
     """Return a sentence for each of the most frequent reasons for which rows were rejected, and one for the rest."""
-    shown = rejects.most_common(MAX_REASON_SENTENCES)
+    shown = rejects.most_common(MAX_REASONS)
     found = [
         f"rejected: {_rows(rows)} of {tool}/{table}: {' '.join(reason.split())[:MAX_REASON]}"
         for (tool, table, reason), rows in shown
@@ -150,25 +148,13 @@ def markdown(
         parts += ["## Failures", _items(map(markdown_cell, failures))]
     parts += ["## Rows", _items(rows)]
     if rejects:
-        parts += ["## Rejected rows, by reason", _reject_table(rejects)]
+        parts += ["## Rejected rows, by reason", _items(map(markdown_cell, reject_sentences(rejects)))]
     if summaries:
         parts += ["## Summary", _items(line for each in summaries for line in each["lines"])]
     # An image is embedded, because the UI's browser may not reach the files of this machine.
     pictures = [(each["title"], Path(each["png"]).read_bytes()) for each in summaries if each["png"]]
     parts += [f"![{shown}](data:image/png;base64,{base64.b64encode(png).decode()})" for shown, png in pictures]
     return "\n\n".join([*parts, f"The data is in `{lake}`."])
-
-
-def _reject_table(rejects: Counter[tuple[str, str, str]]) -> str:
-    listed = [
-        f"| {markdown_cell(tool)} | {markdown_cell(table)} | {markdown_cell(reason)} | {rows:,} |"
-        for (tool, table, reason), rows in rejects.most_common(MAX_REASONS)
-    ]
-    left_out = len(rejects) - len(listed)
-    if left_out > 0:
-        rest = rejects.total() - sum(rows for _, rows in rejects.most_common(MAX_REASONS))
-        listed.append(f"| | | {left_out} more reasons | {rest:,} |")
-    return "\n".join(["| tool | table | reason | rows |\n|---|---|---|--:|", *listed])
 
 
 def _items(sentences: Iterable[str]) -> str:
