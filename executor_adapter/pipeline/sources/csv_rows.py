@@ -24,7 +24,7 @@ from executor_adapter.config import Format
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8, temporary
+from executor_adapter.pipeline.sources.unpacking import CHUNK, temporary
 from executor_adapter.pipeline.text_rows import (
     BATCH_ROWS,
     MAX_REJECT_TEXT,
@@ -58,7 +58,19 @@ class Dialect(NamedTuple):
 
 
 class CsvText:
-    """The rows of one CSV file."""
+    """The rows of one CSV file in UTF-8.
+
+    Args:
+        path: the file.
+        name: what rejects call it.
+        format: how it is read.
+        encoding: what it was encoded in, for the log.
+        on_rejects: takes what is not a row.
+        added: columns that have one value in all rows.
+
+    Raises:
+        DataCollectionException: DATA_ERROR, it is not CSV; CONFIGURATION_ERROR, a setting is missing.
+    """
 
     def __init__(
         self, path: Path, name: str, format: Format, encoding: str, on_rejects: OnRejects, added: Mapping[str, str]
@@ -202,19 +214,6 @@ class CsvText:
         own = [f"c{number}" for number, name in enumerate(self._dialect.columns) if name not in self._added]
         columns = [*own, *map(literal, self._added.values())]
         return f"(SELECT {', '.join(f'{each} AS c{number}' for number, each in enumerate(columns))} FROM {source})"
-
-
-@contextmanager
-def read_csv(
-    path: Path, name: str, format: Format, on_rejects: OnRejects, added: Mapping[str, str]
-) -> Iterator[CsvText]:
-    """Open the CSV file at `path`; `name` is what rejects call it, and `added` columns have one value in all its rows.
-
-    Raises:
-        DataCollectionException: DATA_ERROR, it is not CSV; CONFIGURATION_ERROR, a setting is missing.
-    """
-    with as_utf8(path, format.encoding) as (text, encoding):
-        yield CsvText(text, name, format, encoding, on_rejects, added)
 
 
 def _dialect(path: Path, name: str, format: Format, end: str) -> Dialect:

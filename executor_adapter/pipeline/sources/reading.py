@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from executor_adapter.config import Format
 from executor_adapter.pipeline.disk import TEMPORARY, checksum_of, explained
 from executor_adapter.pipeline.errors import configuration_error, data_error
-from executor_adapter.pipeline.sources.csv_rows import read_csv
+from executor_adapter.pipeline.sources.csv_rows import CsvText
 from executor_adapter.pipeline.sources.json_rows import count_json, read_json, read_ndjson
 from executor_adapter.pipeline.sources.landing import Landing
-from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED, unpacked
+from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED, as_utf8, unpacked
 from executor_adapter.pipeline.text_rows import BATCH_ROWS, OnRejects, Text, as_text, check_names, connected, together
 
 FORMATS = {
@@ -83,8 +83,8 @@ def _read(path: Path, name: str, format: Format, on_rejects: OnRejects, added: M
     """Yield CSV as `CsvText`, and batches of all else."""
     match format.format:
         case "csv":
-            with read_csv(path, name, format, on_rejects, added) as text:
-                yield text
+            with as_utf8(path, format.encoding) as (text, encoding):
+                yield CsvText(text, name, format, encoding, on_rejects, added)
             return
         case "ndjson":
             batches = read_ndjson(path, name, format, on_rejects)
