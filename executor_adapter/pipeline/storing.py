@@ -128,8 +128,10 @@ class _Storing:
         return found.fingerprint == self._fingerprint
 
     def created(self) -> dict[str, str]:
-        """Return the windows that the landing has rows of, and when each was made for the first time."""
-        return {name: entry.created_at if (entry := self._table.find(name)) else "" for name in self._found}
+        """Return the windows of the landing's rows, and when each window that got them was made for the first time."""
+        # A window that was passed over may be there, with the rows of other landings alone.
+        found = {name: self._table.find(name) if wanted else None for name, wanted in self._found.items()}
+        return {name: entry.created_at if entry else self.known.get(name, "") for name, entry in found.items()}
 
     def store(self, loader: Loader, texts: Iterable[Text], window: str | None) -> Collected:
         """Write what is wanted, and publish it; `window` is that of all rows, None where they are divided."""

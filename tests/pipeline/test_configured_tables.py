@@ -203,6 +203,22 @@ def test_windows_that_are_selected_later_are_added(airports: ConfiguredTable) ->
     assert both.raw.file_of("-5").stat().st_ino == file
 
 
+def test_windows_beside_a_range_are_still_to_be_stored(tmp_path: Path) -> None:
+    """A range of days of a new file, stored by itself, hides none of its other rows in the windows of other files."""
+    described = {"file": "*.csv", "partition": "day", "period": "month", "key": "id"}
+    described["schema"] = {"columns": {"id": "text", "day": "date"}}
+    (table,) = tables(tmp_path / "lake", source="files", directory=tmp_path, tables={"t": described})
+    (tmp_path / "a.csv").write_text("id,day\n1,2024-01-05\n2,2024-02-05\n")
+    collect(table)
+    (tmp_path / "b.csv").write_text("id,day\n3,2024-01-09\n4,2024-02-09\n")
+    for window in find_windows(table, since=date(2024, 1, 1), until=date(2024, 2, 1)):
+        collect_window(table, window, again=True)
+    assert table.raw.read("2024-02")["id"].to_pylist() == ["2"]
+    assert counts(collect(table)) == [(0, "already_collected"), (1, "collected")]
+    assert sorted(table.raw.read("2024-02")["id"].to_pylist()) == ["2", "4"]
+    assert counts(collect(table)) == [(0, "already_collected")] * 2
+
+
 def test_files_of_a_pattern_are_windows_of_their_own(tmp_path: Path) -> None:
     """Without a partition, each file that a pattern means is a window; a single file is the window `all`."""
     for name in ("a.csv", "b.csv"):
