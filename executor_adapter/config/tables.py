@@ -150,7 +150,7 @@ class RestResource(CursorSettings, Format):
     paging: Paging | None = None
     """How its pages are asked for; null: as the tool says."""
     for_each: str | None = None
-    """Another resource: there is one request for each of its objects."""
+    """Another resource, without a cursor: there is one request for each of its objects."""
 
 
 class SqlTable(CursorSettings):

@@ -17,7 +17,7 @@ from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.lake.stored import workspace
 from executor_adapter.pipeline.loading import Loader
 from executor_adapter.pipeline.sources.files import find_files, land_file
-from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, landings_of
+from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, find_landing, landings_of
 from executor_adapter.pipeline.sources.reading import read_texts
 from executor_adapter.pipeline.storing import Collected, store_landing
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -135,9 +135,7 @@ def collect_window(table: ConfiguredTable, window: Window, *, again: bool = Fals
     days = (window.since, window.until) if of_files else (None, None)
     done = store_landing(landing, table, days=days)
     _check_selected(table, landing, done)
-    # Where parents of the day may still come, there may be objects of theirs.
-    has_parents = table.parent is None or _note_of(table, table.parent, window.name).exists()
-    if table.is_dated and landing.is_final(SETTLE_TIME) and has_parents:
+    if table.is_dated and landing.is_final(window.until, SETTLE_TIME) and _has_parents(table, window):
         with writing(is_over, sync=False):
             pass
     known = done.status == "already_collected"
@@ -215,6 +213,17 @@ def _note_of(table: ConfiguredTable, name: str, day: str) -> Path:
     `since` in place of a day: the file that has the first day that was ever asked for by a run of all that is new.
     """
     return table.lake / "landing" / table.tool_name / name / ".days" / day
+
+
+def _has_parents(table: ConfiguredTable, window: Window) -> bool:
+    """Return whether no parents of a day may still come, of which there may be objects."""
+    if table.parent is None:
+        return True
+    parent = replace(table, name=table.parent)
+    if parent.is_dated:
+        return _note_of(table, table.parent, window.name).exists()
+    known = find_landing(table.lake, table.tool_name, table.parent, Window())
+    return known is not None and known.is_final(window.until, SETTLE_TIME) and _has_parents(parent, window)
 
 
 def _check_division(table: ConfiguredTable) -> None:

@@ -144,6 +144,10 @@ class ConfiguredTable:
                 f"{self.key}: with cursor, start must be set, the request must have {{since}} and no other bound, and "
                 "for_each must not be set"
             )
+        if self.parent is not None and replace(self, name=self.parent).cursor is not None:
+            raise ConfigurationError(
+                f"{self.key}: for_each cannot be {self.parent}, which has a cursor: older objects would be left out"
+            )
 
     def wants(self, window: str, today: date) -> bool:
         """Return whether a window is one of those that are selected, and not so old that it would be removed again."""

@@ -443,6 +443,56 @@ def test_a_resource_without_bounds_is_one_window(tmp_path: Path) -> None:
                 assert {each: entry.rows for each, entry in of(name).raw.windows().items()} == {"all": expected}
 
 
+def test_objects_of_a_day_are_asked_for_by_all_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the parents have no day: also by new ones, until they were asked for after the day's end."""
+    shops = [{"id": "a"}]
+
+    def respond(path: str, body: Any) -> Answer:
+        return as_json(shops if path == "/shops" else [{"id": path}])
+
+    described = {
+        "shops": {"path": "/shops", "paging": {"by": "none"}},
+        "orders": {"path": "/{id}", "params": {"since": "{since}"}, "paging": {"by": "none"}, "for_each": "shops"},
+    }
+    with serving(respond) as (url, _):
+        found = tables(tmp_path, source="rest", url=url, days=1, resources=described)
+        orders = found[1]
+
+        def run(now: datetime, *tables: ConfiguredTable) -> list[str]:
+            monkeypatch.setattr("executor_adapter.pipeline.sources.landing._now", now.isoformat)
+            windows = [find_windows(table, now=now) for table in tables]
+            for table, each in zip(tables, windows, strict=True):
+                collect_windows(table, each)
+            return names(windows[-1])
+
+        assert run(moment(2), *found) == ["01", "02"]
+        shops += [{"id": "b"}]
+        assert run(moment(2, 13), *found) == ["01", "02"]
+        assert {window: entry.rows for window, entry in orders.raw.windows().items()} == {
+            "2026-03-01": 1,
+            "2026-03-02": 2,
+        }
+        assert run(moment(4), *found) == ["02", "03", "04"]
+        # A run without the parents asks by those that are known, and the days are not over by it.
+        assert run(moment(6), orders) == ["04", "05", "06"]
+        shops += [{"id": "c"}]
+        assert run(moment(7), *found) == ["04", "05", "06", "07"]
+        assert {entry.rows for window, entry in orders.raw.windows().items() if window > "2026-03-03"} == {3}
+        assert run(moment(8), *found) == ["07", "08"]
+    assert rebuild_table(found[0])["rows"] == 3
+    assert list(found[0].raw.windows()) == ["all"]
+
+
+def test_a_parent_with_a_cursor_is_refused(tmp_path: Path) -> None:
+    """It is asked for what is new alone, so that no objects of older ones would be asked for."""
+    items = {"path": "/items", "params": {"from": "{since}"}, "cursor": "n", "start": "0"}
+    resources = {"items": items, "notes": {"path": "/{id}", "params": {"day": "{since}"}, "for_each": "items"}}
+    found = tables(tmp_path, source="rest", url="http://127.0.0.1:1", resources=resources)
+    found[0].check()
+    with pytest.raises(ConfigurationError, match=r"resources\.notes: for_each cannot be items, which has a cursor"):
+        found[1].check()
+
+
 def test_a_resource_with_a_cursor_is_asked_for_what_is_new(tmp_path: Path) -> None:
     """`{since}` is the highest value that was collected, minus `look_back`, and `start` in the first run."""
     asked = []

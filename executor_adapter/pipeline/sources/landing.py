@@ -115,10 +115,10 @@ class Landing:
         """The rows that the source has counted."""
         return sum(file.rows or 0 for file in self.files)
 
-    def is_final(self, settle_time: float) -> bool:
-        """Return whether its window was over for so many seconds when the source was asked, so that nothing is new."""
+    def is_final(self, until: str | None, settle_time: float) -> bool:
+        """Return whether `until` was so many seconds ago when the source was asked: nothing before it is new."""
         try:
-            end = datetime.fromisoformat(self.manifest.window.until or "")
+            end = datetime.fromisoformat(until or "")
         except ValueError:
             return False
         end = end if end.tzinfo else end.replace(tzinfo=UTC)

@@ -79,9 +79,11 @@ def _paging(tool: RestTool, resource: RestResource) -> Paging:
 
 def _parent_ids(table: ConfiguredTable, tool: RestTool, name: str, window: Window) -> list[str | None]:
     """Return the ids of the parents in the window, each once; the parents are landed where they are not yet."""
-    parent = tool.resources[name]
+    parent, parents = tool.resources[name], replace(table, name=name)
+    if not parents.is_dated:  # All of them may have objects in the window.
+        window = Window(is_sample=window.is_sample)
     landing = find_landing(table.lake, table.tool_name, name, window, fingerprint_of(tool, name, window))
-    landing = landing or land_resource(replace(table, name=name), tool, window)
+    landing = landing or land_resource(parents, tool, window)
     ids: dict[str | None, None] = {}
     key, without = parent.key[0], 0
     for batch in read_rows(landing, parent, lambda _: None):
