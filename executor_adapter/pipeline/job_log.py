@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from executor_adapter.config import redacted
-from executor_adapter.exceptions import JobError
+from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.worker import running_job
 
 
@@ -26,7 +26,8 @@ def do_each(things: Sequence[Any], work: Callable[[Any], dict[str, Any]], total:
     """Return what `work` gives for each thing, added to `total`; its status stays where these are not all the same.
 
     `failed` are those of several things for which it failed: each of them needs a job of its own. There its error stops
-    no other, is retried by the policy, and is a job's. The error for a single thing is raised.
+    no other, is retried by the policy, and is a job's. The error for a single thing is raised, and so is the job's soft
+    timeout.
     """
     if len(things) == 1:
         return work(things[0]) | {"failed": []}
@@ -35,7 +36,9 @@ def do_each(things: Sequence[Any], work: Callable[[Any], dict[str, Any]], total:
         try:
             done = work(thing)
             statuses.add(done.pop("status"))
-        except (JobError, OSError) as error:
+        except SoftTimeoutError:
+            raise
+        except Exception as error:  # A user's step or source may raise anything.
             log("%d of %d failed, and gets a job of its own: %s", number, len(things), error)
             done = {"failed": [thing]}
         total |= {name: total[name] + more for name, more in done.items()}

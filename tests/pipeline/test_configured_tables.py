@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import duckdb
+import polars as pl
 import pyarrow.dataset as ds
 import pytest
 import sqlalchemy as sa
@@ -22,7 +23,12 @@ import yaml
 from pytest_mock import MockerFixture
 
 from executor_adapter.config import RestTool, Settings, load_config
-from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
+from executor_adapter.exceptions import (
+    ConfigurationError,
+    DataCollectionException,
+    DataProcessingException,
+    SoftTimeoutError,
+)
 from executor_adapter.pipeline import (
     ConfiguredTable,
     Window,
@@ -36,7 +42,8 @@ from executor_adapter.pipeline import (
     reject_reasons,
     select_tables,
 )
-from executor_adapter.pipeline.processing import windows_to_process
+from executor_adapter.pipeline.job_log import do_each
+from executor_adapter.pipeline.processing import process_windows, windows_to_process
 from executor_adapter.pipeline.sources.landing import landings_of
 from executor_adapter.pipeline.upkeep import expect_rows, expire_windows, lateness, remove_leftovers, settle_windows
 from tests.api_server import Answer, as_json, serving
@@ -672,6 +679,33 @@ def test_a_window_is_processed_once(airports: ConfiguredTable) -> None:
     assert process(airports) == [(3, "processed", 1)]
     assert process(airports) == [(0, "already_processed", 0)]
     assert process(of_file(airports.lake.parent, steps=[{"sql": "FROM {rows}"}]))[0][1] == "processed"
+
+
+def as_integers(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(pl.col("n").cast(pl.Int64))
+
+
+def test_one_job_processes_several_windows(tmp_path: Path) -> None:
+    """A window whose step raises an error of its library stops none of the others, and raises it where it is alone."""
+    for name, text in {"a": "n\n1\n", "b": "n\nx\n", "c": "n\n2\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    table = of_file(tmp_path, file="*.csv", schema=None, steps=[f"{__name__}:as_integers"])
+    collect(table)
+    done = process_windows(table, ["a.csv", "b.csv", "c.csv"])
+    assert (done["records_processed"], done["failed"]) == (2, ["b.csv"])
+    assert set(table.processed.windows()) == {"a.csv", "c.csv"}
+    with pytest.raises(pl.exceptions.InvalidOperationError):
+        process_windows(table, done["failed"])
+
+
+def exceed(_: Any) -> dict[str, Any]:
+    raise SoftTimeoutError
+
+
+def test_a_soft_timeout_ends_a_job_of_several_windows() -> None:
+    """It is of the job, and not of the window that it comes in."""
+    with pytest.raises(SoftTimeoutError):
+        do_each([1, 2], exceed, {})
 
 
 def test_rows_and_rejects_are_in_tables(airports: ConfiguredTable) -> None:
