@@ -115,7 +115,8 @@ class CursorSettings(TableSettings):
 
     cursor: str | None = None
     """The column whose highest value is where the next run goes on: `:since` of a query, `{since}` of a request, or
-    `since` of a function; null: each run gets all rows, or of a request with `{since}` those of each UTC day."""
+    `since` of a function. It needs a `key`, by which rows that come again are merged; null: each run gets all rows, or
+    of a request with `{since}` those of each UTC day."""
     start: str | None = None
     """With `cursor`: the value from which the first run asks; null: from the beginning. A request needs it."""
 

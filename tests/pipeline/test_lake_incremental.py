@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executor_adapter.exceptions import DataCollectionException, DataProcessingException
+from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.lake.table import LakeTable
 from tests.pipeline.lakes import all_rows, at, lake_table, write, write_rows
 
@@ -60,17 +59,14 @@ def test_rows_that_vanished_are_settled(tmp_path: Path, policy: Any) -> None:
     assert ("b", "again") in notes(table)
 
 
-def test_a_range_is_replaced_without_a_key(tmp_path: Path) -> None:
-    """Asked for again it is there once; rows outside of what was asked for would be there twice, and are refused."""
-    table = lake_table(tmp_path, cursor="at")
-    write_rows(table, "w", [row("a", 1), row("b", 5), row("b", 5)])
-    result = write_rows(table, "w", [row("b", 5), row("b", 5), row("c", 7)], since="5")
+def test_a_cursor_needs_a_key(tmp_path: Path) -> None:
+    """Rows at a bound come again, and so does one without a value: without a key they would be there twice."""
+    with pytest.raises(ConfigurationError, match="cursor needs a key, by which rows that come again are merged: name"):
+        lake_table(tmp_path, cursor="at")
+    table = lake_table(tmp_path, cursor="at", key=("id", "at", "note"))
+    write_rows(table, "w", [row("a", 1), row("b", 5), row("b", None)])
+    result = write_rows(table, "w", [row("b", 5), row("b", None), row("c", 7)], since="5")
     assert (result.rows, result.added) == (4, 1)
-    for given_row in (row("d", 4), row("d", None)):
-        with pytest.raises(DataProcessingException, match="1 rows are outside of the range") as caught:
-            write_rows(table, "w", [row("x", 6), given_row], since="5")
-        assert caught.value.error_code == "DATA_ERROR"
-    assert len(all_rows(table)) == 4
 
 
 @pytest.mark.parametrize(
@@ -87,7 +83,7 @@ def test_a_range_is_replaced_without_a_key(tmp_path: Path) -> None:
 )
 def test_the_next_run_asks_from_the_watermark(tmp_path: Path, values: list[Any], look_back: Any, since: Any) -> None:
     """It asks from the highest value, which is asked for once more, and from as much before it as rows may be late."""
-    table = lake_table(tmp_path, cursor="at")
+    table = lake_table(tmp_path, cursor="at", key=("at",))
     kind = pa.array(values).type if values else pa.int64()
     rows = pa.table({"at": pa.array(values, kind)})
     assert table.next_since("w") is None
@@ -137,15 +133,16 @@ def test_ranges_that_are_collected_again_hide_no_row(data: st.DataObject) -> Non
 
 def test_a_bound_that_is_no_value_is_refused(tmp_path: Path) -> None:
     """A moment without a zone is not one, and the message says so."""
-    table = lake_table(tmp_path, cursor="at")
+    table = lake_table(tmp_path, cursor="at", key=("at",))
     rows = pa.table({"at": pa.array([datetime(2013, 1, 1, tzinfo=UTC)])})
+    write(table, "w", rows)
     with pytest.raises(DataProcessingException, match="is not a value of the cursor column") as caught:
         write(table, "w", rows, since="yesterday")
     assert caught.value.error_code == "CONFIGURATION_ERROR"
 
 
 def test_runs_that_overtake_one_another(tmp_path: Path) -> None:
-    """The row that was asked for later wins; without a key an older answer has to be asked for again."""
+    """The row that was asked for later wins, and rows of the older answer that no newer one has are added."""
     table = lake_table(tmp_path, key=("id",), cursor="at")
     write_rows(table, "w", [row("a", 1), row("b", 5)], collected_at=at(1))
     write_rows(table, "w", [row("b", 5, "new"), row("c", 6)], since="5", collected_at=at(4))
@@ -153,11 +150,6 @@ def test_runs_that_overtake_one_another(tmp_path: Path) -> None:
     assert late.added == 1
     write_rows(table, "w", [row("a", 1, "back")], since="0", until="4", collected_at=at(3))
     assert notes(table) == [("a", "back"), ("b", "new"), ("c", ""), ("d", "")]
-    table = lake_table(tmp_path / "without key", cursor="at")
-    write_rows(table, "w", [row("b", 5, "new")], collected_at=at(4))
-    with pytest.raises(DataCollectionException, match="collect it again") as caught:
-        write_rows(table, "w", [row("b", 5, "old")], since="5", collected_at=at(3))
-    assert caught.value.error_code == "LOCKED"
 
 
 # --- properties ---
@@ -166,12 +158,12 @@ LATE = 3
 """How much later than its cursor's order a row may come, in the unit of the cursor."""
 
 
-@given(data=st.data(), key=st.booleans())
+@given(data=st.data())
 @settings(max_examples=25)
-def test_no_row_is_skipped_whatever_the_order_of_arrival(data: st.DataObject, key: bool) -> None:
+def test_no_row_is_skipped_whatever_the_order_of_arrival(data: st.DataObject) -> None:
     """Rows come at most `LATE` late, runs come at any time, fail, and overtake one another: all rows are there once."""
     with TemporaryDirectory() as folder:
-        table = lake_table(Path(folder), cursor="at", key=("id",) if key else ())
+        table = lake_table(Path(folder), cursor="at", key=("id",))
         source: list[dict[str, Any]] = []
         pending: list[tuple[str | None, list[dict[str, Any]], datetime]] = []
         clock = 0
@@ -211,5 +203,4 @@ def _write(
     table: LakeTable, rows: list[dict[str, Any]], since: str | None, moment: datetime, until: str | None = None
 ) -> None:
     columns = pa.schema([("id", pa.int64()), ("at", pa.int64()), ("note", pa.string())])
-    with suppress(DataCollectionException):  # LOCKED: the next run asks again.
-        write(table, "w", pa.Table.from_pylist(rows, schema=columns), since=since, until=until, collected_at=moment)
+    write(table, "w", pa.Table.from_pylist(rows, schema=columns), since=since, until=until, collected_at=moment)

@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 461,
     "monitoring": 702,
     "persistence": 1_156,
-    "pipeline": 4_405,
+    "pipeline": 4_388,
     "pools": 553,
     "pools/cluster": 3_427,
     "pools/in_process": 620,

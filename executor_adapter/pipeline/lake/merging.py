@@ -48,18 +48,6 @@ def all_of(rows: int) -> pa.Array:
     return pc.is_null(pa.nulls(rows))  # A scalar, as `repeat` takes it, imports pandas.
 
 
-def is_within(values: pa.Array, bounds: Range) -> pa.Array:
-    """Return the mask of the values of a cursor column that are in a range; a null is in the whole window alone."""
-    if bounds.since is None and bounds.until is None:
-        return all_of(len(values))
-    mask = pc.is_valid(values)
-    if bounds.since is not None:
-        mask = pc.and_(mask, pc.fill_null(pc.greater_equal(values, typed(bounds.since, values.type)), False))
-    if bounds.until is not None:
-        mask = pc.and_(mask, pc.fill_null(pc.less(values, typed(bounds.until, values.type)), False))
-    return mask
-
-
 def typed(text: str, kind: pa.DataType) -> pa.Scalar:
     """Return a bound or a watermark as a value of the cursor column.
 

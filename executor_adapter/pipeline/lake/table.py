@@ -23,7 +23,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
+from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.disk import digest_of, explained, locked, publish, writing
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import log
@@ -71,15 +71,20 @@ class LakeTable:
     tool: str
     name: str
     key: tuple[str, ...] = ()
-    """The columns that identify a row within its window; none: a window, or a range of it, is replaced altogether."""
+    """The columns that identify a row within its window; none: a window is replaced altogether."""
     cursor: str | None = None
-    """The column by which the source is asked for what is new."""
+    """The column by which the source is asked for what is new; with a key, by which rows that come again are merged."""
     vanished_rows: Vanished | None = None
     """What becomes of rows that the source has no longer; None: "keep" with a key, "delete" without."""
     lock_timeout: float = 300.0
     """Seconds to wait for another job that writes to the table."""
 
     def __post_init__(self) -> None:
+        if self.cursor is not None and not self.key:
+            raise ConfigurationError(
+                f"{self}: cursor needs a key, by which rows that come again are merged: name the columns that identify "
+                "a row, or leave cursor out"
+            )
         if self.vanished_rows is not None and self.cursor is not None:
             raise ConfigurationError(
                 f"{self}: vanished_rows does not go with cursor: an answer from there on does not say which older rows "
@@ -240,8 +245,8 @@ class LakeTable:
     ) -> Iterator[Writer]:
         """Write what a source has of a window; it is in the lake when the block ends, and not at all if it raises.
 
-        What the window had before is merged with it by the table's key; rows of the range that are no longer there are
-        kept, marked or deleted by the table's policy. `Writer.added` says how many are new. If a newer
+        What the window had before is merged with it by the table's key; rows that are no longer there are kept, marked
+        or deleted by the table's policy. `Writer.added` says how many are new. If a newer
         answer is in the lake already, because another run was faster, this one is dropped.
 
         Args:
@@ -255,8 +260,8 @@ class LakeTable:
 
         Raises:
             DataProcessingException: CONFIGURATION_ERROR, a column would be narrowed; DATA_ERROR, two columns have the
-                same name, the key is missing, or there are rows outside the range.
-            DataCollectionException: LOCKED, somebody else writes for too long, or has overtaken the range.
+                same name, or the key is missing.
+            DataCollectionException: LOCKED, somebody else writes for too long.
         """
         if (since, until) != (None, None) and self.cursor is None:
             raise ConfigurationError(f"{self}: since and until need a cursor: name the column that they bound")
@@ -317,8 +322,6 @@ class Writer:
         part = self._part_for(table.schema)
         if self._table.key:
             self._keys.append(merging.key_texts(table, self._table.key))
-        elif (self._asked.since, self._asked.until) != (None, None):
-            self._check_range(table)
         if self._table.cursor is not None:
             self._highest = merging.highest_of(table[self._table.cursor], self._table.cursor, self._highest)
         part.add(table)
@@ -337,13 +340,6 @@ class Writer:
                 return self._parts[-1]
         self._parts.append(self._new_file(f"part{len(self._parts)}", schema))
         return self._parts[-1]
-
-    def _check_range(self, table: pa.Table) -> None:
-        if outside := pc.sum(pc.invert(merging.is_within(table[self._table.cursor], self._asked))).as_py():
-            raise self._error(
-                f"{outside} rows are outside of the range that was asked for, from {self._asked.since} until "
-                f"{self._asked.until}: correct the request, or name a key"
-            )
 
     @property
     def waiting(self) -> int:
@@ -415,21 +411,11 @@ class Writer:
         return FileWriter(self._space / f"{name}.parquet", schema)
 
     def _is_overtaken(self, known: Sequence[Range]) -> bool:
-        """Return whether a newer answer is in the lake already, in whose place this one must not come.
-
-        Raises:
-            DataCollectionException: LOCKED, a newer answer may have a part of it: it has to be collected again.
-        """
+        """Return whether a newer answer is in the lake already, in whose place this one must not come."""
         mine = self._asked
-        newer = [each for each in known if each.origin == mine.origin and each.collected_at > mine.collected_at]
-        if self._table.cursor is None:
-            return bool(newer)
-        # With a key, its rows are merged below those that are newer.
-        if newer and not self._table.key:
-            raise DataCollectionException(
-                "the window was collected again by another run meanwhile: collect it again", error_code="LOCKED"
-            )
-        return False
+        newer = (each for each in known if each.origin == mine.origin and each.collected_at > mine.collected_at)
+        # With a cursor either has rows that the other has not: they are merged, the newer ones above.
+        return self._table.cursor is None and any(newer)
 
     def _write(self, found: WindowEntry | None, schema: pa.Schema) -> None:
         given = sum(part.rows for part in self._parts)
@@ -444,7 +430,7 @@ class Writer:
         else:
             file = self._new_file("whole", schema)
             self._add_new(file, last)
-            if found is not None:
+            if found is not None and keys is not None:
                 replaced, stay = self._add_old(file, found, keys)
         new = replace(self._asked, rows=last.true_count)
         known = () if found is None else found.ranges
@@ -454,7 +440,7 @@ class Writer:
 
     def _is_whole(self, found: WindowEntry | None, schema: pa.Schema) -> bool:
         """Return whether the file that was written is that of the window as it is."""
-        replaces_all = found is None or not (self._table.key or self._asked.since or self._asked.until)
+        replaces_all = found is None or not self._table.key
         return replaces_all and len(self._parts) == 1 and self._parts[0].schema.equals(schema)
 
     def _add_new(self, file: FileWriter, last: pa.Array) -> None:
@@ -475,29 +461,20 @@ class Writer:
             start += rows.num_rows
         return pa.concat_arrays(keys)
 
-    def _add_old(self, file: FileWriter, found: WindowEntry, keys: pa.Array | None) -> tuple[int, pa.Array]:
+    def _add_old(self, file: FileWriter, found: WindowEntry, keys: pa.Array) -> tuple[int, pa.Array]:
         """Return how many older rows were replaced, and the mask of those that stay."""
         replaced, stay = 0, list[pa.Array]()
         for rows in rows_in(self._table.file_of(found.window)):
-            is_replaced = self._replaced(rows, keys)
+            is_replaced = pc.is_in(merging.key_texts(rows, self._table.key), keys)
             replaced += is_replaced.true_count
             stays = pc.invert(is_replaced)
             if self._table.policy == "mark":
                 rows = self._marked(rows, stays)
-            if keys is not None and self._table.policy == "delete":
+            if self._table.policy == "delete":
                 stays = pc.invert(merging.all_of(rows.num_rows))
             file.add(rows.filter(stays))
             stay.append(stays)
         return replaced, pa.concat_arrays(stay)
-
-    def _replaced(self, old: pa.Table, keys: pa.Array | None) -> pa.Array:
-        """Return the mask of older rows in whose place newer ones come."""
-        if keys is not None:
-            return pc.is_in(merging.key_texts(old, self._table.key), keys)
-        # Without a key no row can be found again: those of the range are replaced altogether.
-        if self._table.cursor is None:
-            return merging.all_of(old.num_rows)
-        return merging.is_within(old[self._table.cursor].combine_chunks(), self._asked)
 
     def _marked(self, old: pa.Table, stays: pa.Array) -> pa.Table:
         """Return older rows, of which those that stay have vanished now, or before."""
