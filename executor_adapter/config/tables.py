@@ -91,8 +91,8 @@ class TableSettings(Section):
     """For files: what becomes of windows of which no file has a row any more. In a window that another file has rows
     of, the rows of a file that is gone stay."""
     look_back: Number = Field(default=0.0, ge=0)
-    """With a cursor: how late rows may come. They are asked for again up to so far before the newest one: seconds for
-    moments, days for dates, else a number."""
+    """With a cursor that schema declares as a number, date or timestamp: how late rows may come. They are asked for
+    again up to so far before the newest one: seconds for timestamps, days for dates, else a number."""
     keep_days: Number | None = Field(default=None, ge=1)
     """Days for which windows that are named by a day, a month or a year are kept, and before which none is collected;
     null: for ever."""

@@ -138,6 +138,11 @@ class ConfiguredTable:
         _ = self.read_steps, self.raw  # They check themselves.
         if isinstance(settings, FileTable) and settings.period is not None and len(settings.partition) != 1:
             raise ConfigurationError(f"{self.key}: with period, partition must be one column, a date")
+        column = self.schema.columns.get(self.cursor or "") if self.schema else None
+        if self.cursor and settings.look_back and (column is None or column.kind in {"text", "json", "boolean"}):
+            raise ConfigurationError(
+                f"{self.key}: look_back needs a number, date or timestamp: declare the type of {self.cursor} in schema"
+            )
         is_asked_from = self.bounds == {"since"} and self.start is not None and self.parent is None
         if isinstance(settings, RestResource) and self.cursor is not None and not is_asked_from:
             raise ConfigurationError(

@@ -533,6 +533,23 @@ def test_vanished_rows_beside_a_cursor_are_refused(tmp_path: Path) -> None:
         orders.check()
 
 
+@pytest.mark.parametrize("kind", [None, "text", "boolean", "json"])
+def test_look_back_needs_a_type_that_it_is_taken_from(tmp_path: Path, kind: str | None) -> None:
+    """Nothing can be subtracted from a text; without it, a text is a cursor, and so is a number or a date with it."""
+    described: dict[str, Any] = {"table": "orders", "cursor": "changed", "key": "id"}
+
+    def check(kind: str | None, look_back: float) -> None:
+        schema = {} if kind is None else {"schema": {"columns": {"changed": kind}}}
+        orders = described | schema | {"look_back": look_back}
+        tables(tmp_path, source="sql", url="sqlite://", tables={"orders": orders})[0].check()
+
+    for typed in ("integer", "decimal(9, 2)", "float", "date", "timestamp"):
+        check(typed, 1)
+    check(kind, 0)
+    with pytest.raises(ConfigurationError, match=r"orders: look_back needs .*: declare the type of changed in schema"):
+        check(kind, 3600)
+
+
 def test_states_are_requested_for_each_run(tmp_path: Path) -> None:
     """A resource of `for_each` is asked for with each of its objects, and what is known already is not new."""
     api = FakeApi()

@@ -77,6 +77,7 @@ def test_a_cursor_needs_a_key(tmp_path: Path) -> None:
         ([date(2013, 1, 1), date(2013, 1, 9)], 2, "2013-01-07"),
         ([datetime(2013, 1, 1, 10, tzinfo=UTC)], 3600, "2013-01-01T09:00:00+00:00"),
         ([Decimal("1.50")], 0, "1.50"),
+        ([Decimal("1.50")], 0.25, "1.25"),
         ([3, None], 100, None),
         ([], 0, None),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -133,7 +134,9 @@ def since_of(watermark: str, kind: pa.DataType, look_back: float, start: str | N
     return start if start is not None and value < typed(start, kind).as_py() else text_of(value)
 
 
-def _in_unit_of(value: Any, amount: float) -> timedelta | float:
+def _in_unit_of(value: Any, amount: float) -> timedelta | Decimal | float:
+    if isinstance(value, Decimal):
+        return Decimal(str(amount))
     if isinstance(value, date):
         return timedelta(seconds=amount) if isinstance(value, datetime) else timedelta(days=amount)
     return int(amount) if amount == int(amount) else amount
