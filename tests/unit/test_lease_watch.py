@@ -81,6 +81,9 @@ class Pool:
     def spare(self, shape: Shape) -> int:
         return sum(agent.of_shape.unused for agent in self.agents)
 
+    def surplus(self, shape: Shape) -> int:
+        return self.spare(shape)
+
     def starving(self) -> dict[Shape, Starving]:
         return self.wanted
 

@@ -287,6 +287,18 @@ def test_a_lease_is_kept_for_a_job_until_its_attempt_starts() -> None:
     assert (pool.leases.released, pool.leases.asked[GPU]) == (1, 0)
 
 
+def test_a_lease_that_was_obtained_ahead_stays_while_a_job_waits_for_it() -> None:
+    """It is not idle while its job waits for a slot of the executor; what no job waits for goes back."""
+    pool = Pool()
+    pool.shapes.set_demand(GPU, 1)
+    pool.grant(pool.add_agent(), GPU, 2)
+    pool.let(30.0)
+    assert (pool.shapes.has_lease(GPU), pool.leases.released) == (True, 1)
+    pool.shapes.set_demand(GPU, 0)
+    pool.let(30.0)
+    assert (pool.shapes.has_lease(GPU), pool.leases.released) == (False, 2)
+
+
 @SHAPES
 def test_what_waits_fails_with_the_reason_once_no_node_could_run_it_for_a_while(shape: Shape) -> None:
     """A failure of nodes is in the error of what waits for `node_timeout`, and of what is tried again after it."""

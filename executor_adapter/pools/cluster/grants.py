@@ -194,6 +194,11 @@ class ShapeBooks:
         book = self._books.get(shape)
         return self._free(shape) - (0 if book is None else len(book.reserved))
 
+    def surplus(self, shape: Shape) -> int:
+        """Return the number of free leases that are kept for nobody, and that no job in the queue waits for."""
+        book = self._books.get(shape)
+        return self.spare(shape) - (0 if book is None else book.demand)
+
     def count(self, shape: Shape) -> int:
         """Return the number of leases of a shape, used or free."""
         return sum(agent.count(shape) for agent in self._pool.agents)
@@ -430,10 +435,10 @@ class LeaseWatch:
             self.begin()
 
     def _release_idle(self) -> None:
-        """Give back what was not used since the last look."""
+        """Give back what was not used since the last look, and what no job in the queue waits for."""
         for agent in list(self._pool.agents):
             for shape, held in list(agent.held.items()):
-                self._release(agent, shape, len(held.leases) - held.most)
+                self._release(agent, shape, min(len(held.leases) - held.most, self._books.surplus(shape)))
                 held.most = held.used
 
     def _release(self, agent: RemoteAgent, shape: Shape, count: int) -> int:
