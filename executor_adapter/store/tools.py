@@ -12,7 +12,8 @@ within the transaction that writes it.
 rate is used up, however often executors ask.
 
 **Order.** The executor that has waited longest comes first. An executor keeps its slots for its next jobs, unless one
-that holds fewer waits: then it gives one up when an attempt ends, but not within FAIR_SECONDS.
+that holds fewer waits: then it gives one up when an attempt ends, but not within FAIR_SECONDS. One for which it has no
+worker yet goes to any that waits.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class ToolAsk:
     """Slots that it goes on to hold; it gives back all others."""
     want: int = 0
     """Slots that it can use, those that it keeps included."""
+    is_ahead: bool = False
+    """Whether it keeps a slot for which it has no worker yet."""
     starts: int = 0
     """Starts that it can use beyond those that it has, where the tool has a rate."""
     close_for: float = 0.0
@@ -191,7 +194,7 @@ def share_out(
         max_concurrent=ask.limit.max_concurrent,
         rate=ask.limit.rate,
     )
-    give_up = _to_give_up(use, others, waiting if is_open else (), limit, now)
+    give_up = _to_give_up(use, others, waiting if is_open else (), limit, ask.is_ahead)
     return ToolShare(use=use, control=control, granted=granted, starts=starts, give_up=give_up)
 
 
@@ -233,7 +236,7 @@ def _has_room(other: ToolUse, control: ToolControl, total: int) -> bool:
 
 
 def _to_give_up(
-    use: ToolUse, others: Sequence[ToolUse], waiting: Sequence[ToolUse], limit: ToolLimit, now: float
+    use: ToolUse, others: Sequence[ToolUse], waiting: Sequence[ToolUse], limit: ToolLimit, is_ahead: bool
 ) -> int:
     """Return how many slots the host must give up: those beyond the limit, or one for a host that waits."""
     if limit.max_concurrent is None:
@@ -244,8 +247,10 @@ def _to_give_up(
     # Only for hosts that hold fewer: among hosts that hold the same number, slots need not change hands.
     fewest = min((other.held for other in waiting), default=use.held)
     missing = sum(other.held < use.held for other in waiting) - free
-    if missing <= 0 or now - use.held_since < FAIR_SECONDS:
+    if use.asked_at - use.held_since < FAIR_SECONDS or not (missing > 0 or (is_ahead and waiting)):
         return 0
+    if is_ahead:
+        return 1
     # Those who hold the most give one up, and of these the ones who have had theirs longest.
     mine = (-use.held, use.held_since, use.host_id)
     before = sum(other.held > fewest and (-other.held, other.held_since, other.host_id) < mine for other in others)

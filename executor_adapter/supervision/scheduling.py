@@ -302,9 +302,8 @@ class Dispatcher:
         if self._has_leased:
             self.resources.report_demand(self._leased_lines(), self._free_workers, self.queue.count)
         if self.rate_limiter.is_used:
-            self.rate_limiter.report(self._free_workers)
-        counts = self._has_leased or self.rate_limiter.is_used
-        self.has_work = bool(self.queue.lines or self._full_since or counts)
+            self.rate_limiter.report(self._free_workers, self._is_next)
+        self.has_work = bool(self.queue.lines or self._full_since or self._has_leased or self.rate_limiter.is_used)
 
     def _run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> Collection[str]:
         """Start what may start. Return the pools, or ALL_POOLS, whose jobs wait for a slot and for nothing else."""
@@ -428,13 +427,16 @@ class Dispatcher:
         """Return how many attempts run, but for those that wait for other jobs."""
         return self.reserved - len(self.lent) + sum(each.busy for each in self._pools.values())
 
-    def _free_workers(self, pool: str = ALL_POOLS) -> int:
-        """Return how many further attempts might start now, in one pool or in all of them."""
-        busy, limits = self._busy(), self.limits
-        if self._is_held_up(busy):
+    def _free_workers(self, pool: str) -> int:
+        """Return how many further attempts might start now in a pool."""
+        if self._is_held_up(busy := self._busy()):
             return 0
-        free, pools = max(0, limits.total - busy), (pool,) if pool else limits.of_pool
-        return min(free, sum(max(0, limits.of(name) - self._busy_in(name)) for name in pools)) if pools else free
+        return max(0, min(self.limits.total - busy, self.limits.of(pool) - self._busy_in(pool)))
+
+    def _is_next(self, line: Line) -> bool:
+        """Return whether the first job of a line, which may be held back, comes before all that share its slots."""
+        first = self.queue.first(self.queue.pools.keys() - {line.pool} if self.limits.of_pool else ())
+        return line.count > 0 and (first is None or line.turn() <= first.turn())
 
     def reserve(self, job: Job) -> None:
         """Take a slot for a driver that has not begun its attempt."""

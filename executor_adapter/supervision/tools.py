@@ -23,6 +23,8 @@ KNOWN_SECONDS = 1.5
 """Seconds for which what was read of tools is taken to hold; then no job of any tool starts until it is read again."""
 SILENCE_SECONDS = 10.0
 """Seconds without an answer of a shared store after which a warning says that jobs of tools wait for it."""
+AHEAD_PAUSE = 2.0
+"""Seconds for which no slot is asked for ahead after one was given up: most of the time others could use it."""
 START_SECONDS = 1.0
 """Seconds after which a start that was shared out and not used is lost."""
 
@@ -102,14 +104,19 @@ class ToolState:
         self.timer_set = False
         self.lines: list[Line] = []
         """What waits until its next job may start."""
+        self.tried: Line | None = None
+        """The line that was held back last, though it had a worker; None once a job of the tool has started since."""
         self.close_for = 0.0
         """Seconds for which no executor may start another attempt; the store is to learn of it."""
         self.is_waiting = False
         """Whether the executor waits for more than it has got, as far as the store knows."""
-        self._has_more = False
+        self.polls = False
+        """Whether what others do may change what the executor gets, or has to give up."""
         self._held = 0
         """Slots that the executor holds, as far as the store knows."""
         self._give_up = 0
+        self._ahead_from = now
+        """When a slot may be asked for ahead."""
         self._shared_starts = SharedStarts()
         self._starts: SharedStarts | OwnStarts = self._shared_starts if is_shared else OwnStarts(limit, now)
         if is_shared and self.is_counted:
@@ -140,6 +147,7 @@ class ToolState:
         """Count a start."""
         self._starts.take()
         self.running.add(job)
+        self.tried = None
 
     def ended(self, job: Job) -> None:
         """Note that an attempt has ended, or did not begin."""
@@ -166,32 +174,38 @@ class ToolState:
             self.running.update(running_of(self.name))
             self.slots = len(self.running)
 
-    def ask(self, now: float, free_workers: int) -> ToolAsk:
-        """Return what the executor holds and needs. Slots that it cannot use now are given up."""
+    def ask(self, now: float, free_workers: int, is_next: bool) -> ToolAsk:
+        """Return what the executor holds and needs. Slots that it cannot use now are given up.
+
+        `is_next`: whether a job of the tool comes before all others that wait for a worker. It gets a slot, or a start,
+        ahead: others would have each worker that becomes free before the store has answered.
+        """
         held_back = self.held_back()
         keep = want = starts = usable = 0
         if self.is_counted:
             running = len(self.running)
-            usable = 0 if self.is_paused else min(held_back, free_workers)
+            usable = 0 if self.is_paused else max(min(held_back, free_workers), is_next and now >= self._ahead_from)
             self.slots = keep = int(max(running, min(self.slots, running + usable)))
             want = running + usable
             if self.limit.rate is not None:
                 self._shared_starts.next_at(now)
-                missing = usable - len(self._shared_starts)
+                missing = min(usable, held_back) - len(self._shared_starts)
                 starts = missing if missing > len(self._shared_starts) else 0  # Several at a time.
-        self._has_more = keep > 0 and held_back > usable
+        is_ahead = keep > len(self.running) + min(held_back, free_workers)
+        self.polls = self.is_waiting or is_ahead or now < self._ahead_from or (keep > 0 and held_back > usable)
         return ToolAsk(
-            tool_name=self.name, limit=self.own_limit, keep=keep, want=want, starts=starts, close_for=self.close_for
+            tool_name=self.name,
+            limit=self.own_limit,
+            keep=keep,
+            want=want,
+            is_ahead=is_ahead,
+            starts=starts,
+            close_for=self.close_for,
         )
 
     def is_news(self, ask: ToolAsk) -> bool:
         """Return whether the store does not know this yet."""
         return ask.keep != self._held or ask.waits != self.is_waiting or ask.close_for > 0
-
-    @property
-    def polls(self) -> bool:
-        """Whether what others do may change what the executor gets, or has to give up."""
-        return self.is_waiting or self._has_more
 
     def receive(self, share: ToolShare, ask: ToolAsk, now: float) -> None:
         """Add what the executor has got, or note that slots are to be given up as soon as they are free."""
@@ -204,6 +218,7 @@ class ToolState:
             free = min(give_up, max(0, int(self.slots) - len(self.running)))
             self.slots -= free
             self._give_up = give_up - free
+            self._ahead_from = now + AHEAD_PAUSE if free else self._ahead_from
 
     def lose(self, *, is_over: bool) -> None:
         """Note that what the executor held is lost, or may be by now; what runs is counted until it ends."""
@@ -216,7 +231,7 @@ class ToolState:
     @property
     def is_idle(self) -> bool:
         """Whether the executor holds nothing and needs nothing."""
-        return not (self.running or self.lines or self._held or self.is_waiting or self.close_for)
+        return not (self.running or self.lines or self._held or self.is_waiting or self.polls or self.close_for)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +318,7 @@ class RateLimiter:
             tool.started(job)
             return True
         tool.lines.append(line)
+        tool.tried = line
         self._release_held(tool)
         return False
 
@@ -334,19 +350,24 @@ class RateLimiter:
 
     # --- shared limits ---
 
-    def report(self, free_workers: Callable[[str], int]) -> None:
+    def report(self, free_workers: Callable[[str], int], is_next: Callable[[Line], bool]) -> None:
         """Ask for what is needed of shared limits, and give back what is not; called at the end of each turn.
 
-        `free_workers`: returns how many attempts might start now in a pool. The jobs of a tool start in order, so it is
-        asked for the pool of the first one.
+        The jobs of a tool start in order, so both are asked for the first one.
+
+        Args:
+            free_workers: returns how many attempts might start now in a pool.
+            is_next: returns whether the first job of a line comes before all others that wait for a worker.
         """
         if self._ask_store is None or self._request is not None:
             return
         now, is_news, asks = self._now(), False, []
         for tool in self._active.values():
-            first = min(tool.lines, key=Line.turn, default=None)
-            ask = tool.ask(now, 0 if first is None else free_workers(first.pool))
+            first = min(tool.lines, key=Line.turn, default=tool.tried)
+            ask = tool.ask(now, *((0, False) if first is None else (free_workers(first.pool), is_next(first))))
             is_news |= tool.is_news(ask)
+            if tool.polls:
+                self._look_at = min(self._look_at, now + WAIT_INTERVAL)
             if ask.keep or ask.waits or tool.is_news(ask):
                 asks.append(ask)
         if is_news or now >= self._look_at:
@@ -374,9 +395,7 @@ class RateLimiter:
             self._release_held(tool)
             if tool.is_idle:
                 self._forget(tool, tools)
-        if any(tool.polls for tool in self._active.values()):
-            self._look_at = min(self._look_at, self._now() + WAIT_INTERVAL)
-        elif self.held_back():
+        if self.held_back():
             self._look_at = min(self._look_at, self._now() + CONTROLS_INTERVAL)
 
     def _apply_controls(self, tools: SharedTools) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -178,6 +179,51 @@ def test_short_jobs_of_unlimited_tools_all_run() -> None:
     for _ in range(2):
         host.submit(function=short_work)
     run_all([host], clock)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5], ids=["short jobs", "long jobs"])
+@pytest.mark.parametrize("limit", [ToolLimit(max_concurrent=1), ToolLimit(rate=5.0)], ids=["slots", "starts"])
+def test_a_job_of_a_shared_tool_has_its_turn_where_every_worker_is_taken(limit: ToolLimit, seconds: float) -> None:
+    """A job of a higher priority starts after a few others, though the store is asked when these have its worker."""
+    clock = FakeClock(1000.0)
+    host = SharingHost(SharedStore(clock), "a", {"files": limit})
+    for _ in range(100):
+        host.submit(function=work)
+    host.submit(function=work, tool_name="files", priority=10)
+    while not host.running("files") and host.end_one():
+        host.answer()
+        clock.advance(seconds)
+    assert sum(job.completed_at is not None for job in host.jobs) <= 10
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_an_executor_that_cannot_use_a_slot_leaves_it_to_others(slots: int) -> None:
+    """A slot that was obtained ahead goes back in a moment where others wait, and comes back in time for the job."""
+    clock = FakeClock(1000.0)
+    store, limits = SharedStore(clock), {"files": ToolLimit(max_concurrent=slots)}
+    full, other = (SharingHost(store, name, limits) for name in ("full", "other"))
+    for _ in range(200):
+        full.submit(function=work)
+    full.submit(function=work, tool_name="files", priority=10)
+    for _ in range(1000):
+        other.submit(function=work, tool_name="files")
+
+    def let(seconds: float) -> int:
+        """Let the other one end a job each 20 ms; return how many jobs of the tool ran, added up over all looks."""
+        used = 0
+        for _ in range(round(seconds / 0.02)):
+            full.answer()
+            other.answer()
+            used += other.running("files")
+            other.end_one()
+            clock.advance(0.02)
+        return used
+
+    full.end_one()
+    assert let(8.0) > 0.8 * 400 * slots
+    while not full.running("files") and full.end_one():
+        let(0.26)
+    assert sum(job.completed_at is not None for job in full.jobs) <= 50
 
 
 OPERATIONS: dict[str, dict[str, Any]] = {

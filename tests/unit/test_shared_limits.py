@@ -53,8 +53,8 @@ class SharedLimits:
                 self.started.append(first)
 
     def turn(self, free_workers: int = 10) -> None:
-        """End a turn."""
-        self.limiter.report(lambda _: free_workers)
+        """End a turn in which other jobs come first."""
+        self.limiter.report(lambda _: free_workers, lambda _: False)
 
     @property
     def asked(self) -> ToolAsk | None:
@@ -181,6 +181,7 @@ def test_a_slot_that_must_be_given_up_starts_nothing_more(tools: SharedLimits) -
     tools.start(*jobs(3))
     tools.turn()
     tools.answer(granted=1)
+    tools.turn()
     tools.time += tool_limits.WAIT_INTERVAL
     tools.turn()
     tools.answer(give_up=1)
@@ -198,9 +199,11 @@ def test_a_slot_that_was_given_up_meanwhile_counts(tools: SharedLimits) -> None:
     tools.start(*jobs(5))
     tools.turn()
     tools.answer(granted=2)
+    tools.turn()
     tools.time += tool_limits.WAIT_INTERVAL
     tools.turn()
     tools.answer(give_up=1)
+    tools.turn()
     tools.time += tool_limits.WAIT_INTERVAL
     tools.turn()
     tools.limiter.attempt_ended(tools.started[0])
@@ -210,7 +213,10 @@ def test_a_slot_that_was_given_up_meanwhile_counts(tools: SharedLimits) -> None:
 
 
 def test_slots_for_which_their_pool_has_no_worker_are_given_back(tools: SharedLimits) -> None:
-    """Where a tool's jobs wait for a slot of their own pool, free slots of other pools keep none of its share."""
+    """Where a tool's jobs wait for a slot of their own pool, free slots of other pools keep none of its share.
+
+    One slot is asked for ahead while the next job is the tool's.
+    """
 
     def in_processes(*queued: Job) -> None:
         for job in queued:
@@ -218,13 +224,19 @@ def test_slots_for_which_their_pool_has_no_worker_are_given_back(tools: SharedLi
             dispatcher.push(job)
         dispatcher.run(dispatcher.reserve, lambda job: False)
 
-    dispatcher = make_dispatcher(SlotLimits(of_pool={"process": 1, "thread": 64}))
+    dispatcher = make_dispatcher(SlotLimits(of_pool={"process": 2, "thread": 64}))
     dispatcher.rate_limiter = tools.limiter
-    in_processes(*jobs(2))
+    in_processes(*jobs(5))
+    assert tools.asked is not None
+    assert tools.asked.want == 2
+    tools.answer()
+    in_processes(Job(function=print), Job(function=print))
+    tools.time += tool_limits.WAIT_INTERVAL
+    in_processes()
     assert tools.asked is not None
     assert tools.asked.want == 1
     tools.answer()
-    in_processes(Job(function=print))
+    in_processes(Job(function=print, priority=1))
     assert tools.asked is not None
     assert tools.asked.want == 0
 
