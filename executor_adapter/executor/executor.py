@@ -89,7 +89,8 @@ class JobExecutor(JobCaller):
     `store`: where jobs are remembered, a JobStore or its URL (see `store.open_store`); None: nowhere. If the store
     outlives the program, jobs of a host that died run again from `start` or the `with` statement on. `queue` names the
     jobs that belong together: a host takes over jobs of its own queue only. `requeue_on_shutdown`: jobs that a shutdown
-    or a signal interrupts stay pending in such a store, for the next host; otherwise they end CANCELLED.
+    or a signal interrupts stay pending in such a store, for the next host; otherwise, and where a `drive` drives them,
+    they end CANCELLED.
     `address`: the cluster of jobs with pool="dask" or pool="ray", such as "tcp://scheduler:8786" or "head:6379"; by
     default that of the setting `cluster`.
 

@@ -11,7 +11,7 @@ from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
 from executor_adapter.persistence.serialization import StoredCall, function_name, record_of
 from executor_adapter.store import JobRecord
-from executor_adapter.supervision import Supervisor
+from executor_adapter.supervision import JobDriver, Supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class PendingWrites:
         queue: the queue that the records name.
         is_durable: whether the store outlives this process; in the memory of this process, records hold the job itself.
         requeue_on_shutdown: whether jobs that the executor's shutdown interrupts stay PENDING in a durable store, for
-            another host.
+            another host. Jobs that are driven from outside the executor never do.
     """
 
     def __init__(self, supervisor: Supervisor, queue: str, *, is_durable: bool, requeue_on_shutdown: bool) -> None:
@@ -50,7 +50,7 @@ class PendingWrites:
         self._running: dict[Job, Progress | None] = {}
         """Running jobs, with their progress as last recorded."""
         self.requeued: set[Job] = set()
-        """Jobs to be recorded as PENDING for another host, once the executor has interrupted them."""
+        """Jobs to be recorded as PENDING once the executor has interrupted them, for another host that can run them."""
         self._disowned: set[Job] = set()
 
     def __len__(self) -> int:
@@ -143,7 +143,9 @@ class PendingWrites:
             quarantined=status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
             keep=self._keeps_jobs,
         )
-        is_requeued = self._requeue_on_shutdown or job in self.requeued
+        # What drives a job from outside the executor is here alone. That of a hooked job is each executor's own.
+        can_run_elsewhere = type(job.live.driver) is not JobDriver
+        is_requeued = can_run_elsewhere and (self._requeue_on_shutdown or job in self.requeued)
         if is_requeued and status is JobStatus.CANCELLED and was_cut_off(error):  # For the next host.
             record = replace(record, status=JobStatus.PENDING, host=None, completed_at=None)
             return replace(record, error_code=None, error_message=None)

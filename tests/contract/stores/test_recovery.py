@@ -18,7 +18,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import StoreSettings
-from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.exceptions import InvalidJobError, JobCancelledError
 from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore, StoreUnavailableError
 from tests.contract.stores import store_jobs
@@ -262,6 +262,27 @@ def test_jobs_cut_off_by_a_shutdown_stay_pending_with_requeue_on_shutdown(
     ]
     recovered = make_stored(1, queue="").recover()
     assert {job.job_id for job in recovered} == ({running.job_id, waiting.job_id} if requeue_on_shutdown else set())
+
+
+def test_a_driven_job_that_a_shutdown_cuts_off_is_cancelled_for_good(make_stored: MakeStored, store: JobStore) -> None:
+    """With requeue_on_shutdown it does not stay PENDING either: on another host nothing would drive it."""
+    executor = make_stored(1, requeue_on_shutdown=True)
+    driver = executor.drive(Job(function=store_jobs.give, args=(1,)))
+    driver.acquire().result()
+    executor.shutdown(wait=False, timeout=0)
+    error = driver.attempt().exception()
+    assert isinstance(error, JobCancelledError)
+    driver.fail(error)
+    executor.shutdown()
+    assert record_in(store, driver.job.job_id).status is JobStatus.CANCELLED
+
+
+def test_a_hooked_job_that_a_shutdown_cuts_off_stays_pending(url: str, store: JobStore, tmp_path: Path) -> None:
+    """With requeue_on_shutdown another host runs it, which has the hooks that drive it."""
+    executor = HookedExecutor(1, store=url, requeue_on_shutdown=True)
+    job = executor.submit(Job(function=store_jobs.wait_for_file, args=(str(tmp_path / "never"),), pool="process")).job
+    executor.shutdown(timeout=0)
+    assert record_in(store, job.job_id).status is JobStatus.PENDING
 
 
 def test_a_living_host_keeps_its_jobs(make_stored: MakeStored, url: str, tmp_path: Path) -> None:
