@@ -47,6 +47,8 @@ class JobIntake:
         self._max_pending = max_pending
         self._places = max_pending
         self._by_dedupe_key: dict[str, Job] = {}
+        self._shared_keys: set[str] = set()
+        """Dedupe keys that several live jobs have had: a recovered one needs no key of its own."""
         # Re-entrant: a signal handler may shut the executor down while its thread holds the lock.
         self._lock = threading.RLock()
         self._place_free = threading.Condition(self._lock)
@@ -102,11 +104,12 @@ class JobIntake:
                 self._places -= 1  # type: ignore[operator]
             job.live.place = takes_place
             job.live.future = future
-            if job.dedupe_key is not None:
-                self._by_dedupe_key.setdefault(job.dedupe_key, job)
             if stored is not None:
                 self.unwritten[job] = stored
             self.jobs[job.job_id] = job
+            if job.dedupe_key is not None and self._by_dedupe_key.setdefault(job.dedupe_key, job) is not job:
+                self._shared_keys.add(job.dedupe_key)
+                self._by_dedupe_key.setdefault(job.dedupe_key, job)  # The other one may have left meanwhile.
             self.admitted += 1
             self.submitted.append(job)
             return future
@@ -164,6 +167,10 @@ class JobIntake:
         self.jobs.pop(job.job_id, None)
         if job.dedupe_key is not None and self._by_dedupe_key.get(job.dedupe_key) is job:
             del self._by_dedupe_key[job.dedupe_key]
+            if job.dedupe_key in self._shared_keys:
+                for other in list(self.jobs.values()):
+                    if other.dedupe_key == job.dedupe_key:
+                        self._by_dedupe_key.setdefault(job.dedupe_key, other)
 
     def close(self) -> None:
         """Admit no more jobs, and wake the callers that wait for a place."""

@@ -34,9 +34,9 @@ class IntakeHarness:
         self.first = Job(function=print, job_id="first")
         self.enter(self.first)
 
-    def enter(self, job: Job, timeout: float | None = None) -> JobFuture:
+    def enter(self, job: Job, timeout: float | None = None, *, is_new: bool = True) -> JobFuture:
         future = JobFuture(job, self._supervisor.futures)
-        return self.intake.enter(job, future, timeout, is_new=True, prepare=lambda: None, stored=None)
+        return self.intake.enter(job, future, timeout, is_new=is_new, prepare=lambda: None, stored=None)
 
     def enter_in_threads(self, *jobs: Job) -> Callable[[], list[Any]]:
         """Submit each job in a thread of its own and wait until all block.
@@ -82,6 +82,22 @@ def test_one_of_several_jobs_with_one_key_gets_the_place(executor: InlineExecuto
     (taken,) = set(join())
     assert taken in jobs
     assert list(harness.intake.submitted) == [harness.first, taken]
+
+
+def test_a_dedupe_key_is_taken_while_any_recovered_job_has_it(executor: InlineExecutor) -> None:
+    """Recovered jobs with one key run beside each other; submits get the future of one that lives, whichever ended."""
+    harness = IntakeHarness(executor)
+    jobs = jobs_with_one_key(4)
+    for job in jobs[:3]:
+        harness.enter(job, is_new=False)
+    left = set(jobs[:3])
+    for job in jobs[:3]:
+        twin = harness.intake.twin(jobs[3])
+        assert twin is not None
+        assert twin.job in left
+        harness.intake.leave(job)
+        left.remove(job)
+    assert harness.intake.twin(jobs[3]) is None
 
 
 def test_a_quarantined_job_that_waits_is_rejected(executor: InlineExecutor) -> None:
