@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from executor_adapter.job import Job, Shape
 
 LineKey = tuple[str, Shape | None, str | None]
-"""A pool, the shape of what each attempt needs beside a slot, and a tool whose limits count; None for none."""
+"""A pool, the shape of what each attempt needs beside a slot, and a tool; None for none."""
 
 Turn = tuple[int, float]
 """What lines are sorted by: the priority of the first job (highest first), and when it was queued."""

@@ -277,8 +277,7 @@ class Dispatcher:
         if live.resources is not None:
             shape = shape_of(live.resources)
             self._has_leased = self._has_leased or live.pool in LEASING_POOLS
-        tool_name = job.tool_name if self.rate_limiter.is_used else None
-        self.queue.push(job, (live.pool, shape, tool_name), front=front)
+        self.queue.push(job, (live.pool, shape, job.tool_name), front=front)
 
     def waiting_for_resources(self) -> int:
         """Return how many jobs wait for resources, those that have ended meanwhile included. Any thread may call it."""

@@ -344,9 +344,10 @@ class RateLimiter:
 
     def pause(self, job: Job, seconds: float) -> None:
         """Start no job of this job's tool for so long: the remote side asked for it."""
-        tool = self._tools.get(job.tool_name or "")
-        if tool is not None:
+        if (name := job.tool_name) is not None:
+            tool = self._tools[name] = self._active[name] = self._tools.get(name) or self._new_state(name)
             tool.close(self._now(), seconds)
+            self.is_used = True
 
     # --- shared limits ---
 
@@ -401,7 +402,7 @@ class RateLimiter:
     def _apply_controls(self, tools: SharedTools) -> None:
         now = self._now()
         for name, control in tools.controls.items():
-            if name not in self._tools and not control.is_empty:
+            if name not in self._tools and (control.closed_until > tools.now or not control.is_empty):
                 self._tools[name] = self._new_state(name)
         for name, tool in self._tools.items():
             control = tools.control(name)
@@ -414,7 +415,8 @@ class RateLimiter:
     def _forget(self, tool: ToolState, tools: SharedTools) -> None:
         """Drop the state of a tool that this executor uses no more, unless something is set for it."""
         self._active.pop(tool.name, None)
-        if tool.name not in self._own_limits and tools.control(tool.name).is_empty:
+        is_over = tool.closed_until <= self._now()
+        if is_over and tool.name not in self._own_limits and tools.control(tool.name).is_empty:
             del self._tools[tool.name]
 
     def on_outage(self) -> None:

@@ -183,6 +183,20 @@ class LimitedDispatcher(LimitedTools):
         return [job for _, job in self.started if job.tool_name == tool]
 
 
+def test_a_tool_without_a_limit_pauses_too() -> None:
+    """A pause holds back the jobs of its tool, those that were queued before included, and no others."""
+    tools = LimitedDispatcher(1)
+    first, queued, other = job(), job(), job("other")
+    tools.submit(first, queued, other)
+    tools.dispatcher.rate_limiter.pause(first, 30.0)
+    tools.end(first)
+    tools.end(other)
+    tools.advance(29.0)
+    assert tools.of("api") == [first]
+    tools.advance(31.0)
+    assert tools.of("api") == [first, queued]
+
+
 def test_held_back_jobs_start_in_order() -> None:
     """Jobs that were held back start in the order of their submission."""
     tools = LimitedDispatcher(4, api=ToolLimit(max_concurrent=1))

@@ -298,6 +298,36 @@ def test_a_paused_tool_starts_nothing_until_it_is_resumed(tools: SharedLimits) -
     assert [job.tool_name for job in tools.started] == ["third", "other", "api"]
 
 
+def test_a_pause_that_a_job_asks_for_holds_for_a_tool_without_a_limit(tools: SharedLimits) -> None:
+    """The store learns of it, and it holds here until it is over, also once the store has answered."""
+    first, second = jobs(2, "other")
+    tools.start(first)
+    tools.limiter.pause(first, 30.0)
+    tools.limiter.attempt_ended(first)
+    tools.turn()
+    assert tools.asked is not None
+    assert (tools.asked.tool_name, tools.asked.close_for) == ("other", 30.0)
+    tools.answer()
+    tools.start(second)
+    assert tools.started == [first]
+    tools.time += 31.0
+    tools.turn()
+    tools.answer()
+    assert tools.started == [first, second]
+
+
+def test_a_pause_that_another_executor_has_asked_for_holds_for_a_tool_without_a_limit(tools: SharedLimits) -> None:
+    """No job of the tool starts here before it is over, by the store's clock."""
+    tools.learn(ToolControl(tool_name="other", closed_until=30.0))
+    tools.start(*jobs(1, "other"))
+    assert tools.started == []
+    tools.set()
+    tools.time += 31.0
+    tools.turn()
+    tools.answer()
+    assert len(tools.started) == 1
+
+
 def test_after_a_lost_lease_what_runs_is_counted_again(tools: SharedLimits) -> None:
     """After its lease was lost the executor starts nothing, and says what still runs; no answer of before counts."""
     tools.start(*jobs(3))
