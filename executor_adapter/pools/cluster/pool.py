@@ -142,7 +142,7 @@ class RemotePool(LeasingPool):
             return Recall.STARTED
         else:
             agent, seq = assignment.worker
-            if not agent.recall(assignment, seq):
+            if not agent.recall(seq):
                 return Recall.ASKED
         self.supervisor.handed_back(assignment)
         return Recall.TAKEN_BACK

@@ -95,7 +95,6 @@ class RemoteAgent:
 
     def __init__(self, owner: AgentOwner, end: LinkEnd, node: str, lost_after: float) -> None:
         self.node = node
-        self.pid = 0
         self.held: dict[Shape, Holding] = {(): Holding()}
         """What the pool has there of each shape."""
         self.live: dict[int, Assignment] = {}
@@ -219,7 +218,7 @@ class RemoteAgent:
         else:
             self.link.send_file(seq, payload.file, call)
 
-    def recall(self, assignment: Assignment, seq: int) -> bool:
+    def recall(self, seq: int) -> bool:
         """Ask for an attempt back. Return True if it was not sent yet, and so is handed back at once."""
         if self.link.cancel_file(seq):
             self._forget(seq)
@@ -308,7 +307,6 @@ class RemoteAgent:
             self._owner.on_leaving(self)
         elif kind == frames.HELLO:
             hello = json.loads(body)
-            self.pid = int(hello["pid"])
             self.node = self.node or str(hello["node"])
             self._owner.on_hello(self, hello)
 

@@ -387,9 +387,8 @@ def test_workers_connect_to_what_the_program_advertises(cluster: DaskCluster) ->
         dask=DaskSettings(address=cluster.address), listen_port=port, advertise=f"localhost:{port}"
     )
     with JobExecutor(1, config=Settings(cluster=cluster_settings)) as executor:
-        executor.submit(Job(function="os:getpid", pool="dask")).result(timeout=PATIENCE)
-        (agent,) = agents_of(executor)
-        assert f":{port:04X} " in Path(f"/proc/{agent.pid}/net/tcp").read_text()
+        agent = executor.submit(Job(function=functions.parent_of_agent, pool="dask")).result(timeout=PATIENCE)
+        assert f":{port:04X} " in Path(f"/proc/{agent}/net/tcp").read_text()
 
 
 def test_doctor_asks_the_workers(cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,17 +183,19 @@ class EngineLeases(LeaseSource):
         self._token = secrets.token_bytes(TOKEN_SIZE)
         self._door: Door | None = None
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
         self._is_connecting = False
         self._looks = 0
         """Looks at the leases that were not granted yet, since the last one that was."""
         self._refusals = set[type[Exception]]()
         """Why the engine does not say what others wait for, each reason once, until it says so again."""
+        threading.Thread(target=self._run, name=f"executor-{self._engine.name}", daemon=True).start()
 
     # --- leases ---
 
     def ask(self, leases: Sequence[int]) -> None:
-        self._connect_once()
+        if self._door is None and not self._is_connecting:
+            self._is_connecting = True
+            self._commands.put(self._connect)
         for lease in leases:
             self._ask(lease)
 
@@ -227,14 +229,6 @@ class EngineLeases(LeaseSource):
         self._commands.put(lambda: self._engine.on_agent_lost(agent.node))
 
     # --- the cluster ---
-
-    def _connect_once(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"executor-{self._engine.name}", daemon=True)
-            self._thread.start()
-        if self._door is None and not self._is_connecting:
-            self._is_connecting = True
-            self._commands.put(self._connect)
 
     def _on_unreachable(self, why: str) -> None:
         self._is_connecting = False
@@ -300,9 +294,6 @@ class EngineLeases(LeaseSource):
     def close(self, on_closed: Callable[[], None]) -> None:
         if self._door is not None:
             self._door.close()
-        if self._thread is None:
-            on_closed()
-            return
         self._commands.put(lambda: self._close_engine(on_closed))
         self._commands.put(None)
 
