@@ -46,7 +46,7 @@ class JobIntake:
         self._waiting = waiting
         self._max_pending = max_pending
         self._places = max_pending
-        self._by_dedupe_key: dict[str, Job] = {}
+        self._by_dedupe_key: dict[str | None, Job] = {}
         self._shared_keys: set[str] = set()
         """Dedupe keys that several live jobs have had: a recovered one needs no key of its own."""
         # Re-entrant: a signal handler may shut the executor down while its thread holds the lock.
@@ -55,8 +55,6 @@ class JobIntake:
 
     def twin(self, job: Job) -> JobFuture | None:
         """Return the future of the live job with the same dedupe_key, if there is one."""
-        if job.dedupe_key is None:
-            return None
         other = self._by_dedupe_key.get(job.dedupe_key)
         return None if other is None else other.live.future
 

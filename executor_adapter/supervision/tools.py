@@ -6,7 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from executor_adapter.job import Job, ToolLimit
 from executor_adapter.pools import SupervisorLoop
@@ -51,34 +51,19 @@ class OwnStarts:
         self._held -= 1
 
 
-class SharedStarts:
-    """The starts that a store has shared out to this executor."""
-
-    def __init__(self) -> None:
-        self._times: deque[float] = deque()
-        """From when on each may be used."""
-
-    def __len__(self) -> int:
-        return len(self._times)
-
-    def add(self, times: Iterable[float]) -> None:
-        """Add starts, each with the time from which it may be used."""
-        self._times.extend(times)
+class SharedStarts(deque[float]):
+    """The starts that a store has shared out to this executor, each as the time from which it may be used."""
 
     def next_at(self, now: float) -> float:
         """Return when the next start may be used; infinite where there is none."""
-        while self._times and self._times[0] + START_SECONDS < now:
-            self._times.popleft()
-        return self._times[0] if self._times else math.inf
+        while self and self[0] + START_SECONDS < now:
+            self.popleft()
+        return self[0] if self else math.inf
 
     def take(self) -> None:
         """Use a start."""
-        if self._times:
-            self._times.popleft()
-
-    def clear(self) -> None:
-        """Lose all."""
-        self._times.clear()
+        if self:
+            self.popleft()
 
 
 class ToolState:
@@ -91,7 +76,7 @@ class ToolState:
 
     def __init__(self, name: str, limit: ToolLimit, now: float, *, is_shared: bool) -> None:
         self.name = name
-        self.own_limit = limit
+        self._own_limit = limit
         self.limit = limit
         """The limit that holds now: this executor's own, or the one that was set in the store."""
         self.closed_until = now
@@ -167,7 +152,7 @@ class ToolState:
         """Apply what was set in the store. Once a tool is limited, the attempts count that run already."""
         was_counted = self.is_counted
         self.is_paused = control.paused_by is not None
-        self.limit = control.limit or self.own_limit
+        self.limit = control.limit or self._own_limit
         if not self.is_counted:
             self.slots = math.inf
         elif not was_counted:
@@ -193,15 +178,8 @@ class ToolState:
                 starts = missing if missing > len(self._shared_starts) else 0  # Several at a time.
         is_ahead = keep > len(self.running) + min(held_back, free_workers)
         self.polls = self.is_waiting or is_ahead or now < self._ahead_from or (keep > 0 and held_back > usable)
-        return ToolAsk(
-            tool_name=self.name,
-            limit=self.own_limit,
-            keep=keep,
-            want=want,
-            is_ahead=is_ahead,
-            starts=starts,
-            close_for=self.close_for,
-        )
+        asked = ToolAsk(tool_name=self.name, limit=self._own_limit, close_for=self.close_for)
+        return replace(asked, keep=keep, want=want, is_ahead=is_ahead, starts=starts)
 
     def is_news(self, ask: ToolAsk) -> bool:
         """Return whether the store does not know this yet."""
@@ -210,7 +188,7 @@ class ToolState:
     def receive(self, share: ToolShare, ask: ToolAsk, now: float) -> None:
         """Add what the executor has got, or note that slots are to be given up as soon as they are free."""
         self._held, self.is_waiting = share.use.held, share.use.waits_since is not None
-        self._shared_starts.add(now + seconds for seconds in share.starts)
+        self._shared_starts.extend(now + seconds for seconds in share.starts)
         if self.is_counted:
             since_asked = max(0, ask.keep - int(self.slots))  # Given up already.
             self.slots += share.granted
