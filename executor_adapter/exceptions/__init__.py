@@ -11,7 +11,7 @@
     ├── DataCollectionException         raised by collection functions, with the error code of their choice
     └── DataProcessingException         raised by processing functions in the same way
     InvalidJobError                     also a ValueError: refused at submit
-    QueueFullError                      max_pending jobs are queued, or too much waits for the store
+    QueueFullError                      max_pending jobs are queued, and no place became free in time
     ExecutorClosedError                 also a RuntimeError: submitted after shutdown
     ConfigurationError                  also a ValueError: config.yaml or the environment is wrong
     SoftTimeoutError                    raised inside a function at its soft_timeout, so that it can clean up
@@ -173,7 +173,7 @@ class InvalidJobError(ValueError):
 
 
 class QueueFullError(Exception):
-    """`max_pending` jobs are queued already, or too many changes wait for a store that cannot be written."""
+    """`max_pending` jobs are queued already."""
 
 
 class ExecutorClosedError(RuntimeError):

@@ -214,6 +214,7 @@ class JobExecutor(JobCaller):
             InvalidJobError: The job can never run as given; the message names the reason and the fix.
             JobSerializationError: With pool="process", the function or an argument cannot be pickled.
             QueueFullError: No place became free within `timeout`.
+            StoreUnavailableError: Too many changes of jobs wait for a store that cannot be written.
             ExecutorClosedError: The executor is shut down, or was made before this process was forked.
         """
         if type(job) is not Job:

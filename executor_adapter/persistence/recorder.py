@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
+from executor_adapter.exceptions import ExecutorClosedError
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
 from executor_adapter.persistence.lease import RENEWAL_SHARE, Lease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
@@ -158,10 +158,10 @@ class Recorder:
 
         Raises:
             InvalidJobError: The job cannot be stored; the message names the reason and the fix.
-            QueueFullError: too many changes wait for a store that cannot be written.
+            StoreUnavailableError: too many changes wait for a store that cannot be written.
         """
         if len(self._pending) >= MAX_PENDING_WRITES and self._is_down:
-            raise QueueFullError(
+            raise StoreUnavailableError(
                 f"{self.store.url} cannot be written, and {MAX_PENDING_WRITES} job changes wait for it: "
                 "restore the store, or submit later"
             )

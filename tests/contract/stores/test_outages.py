@@ -27,7 +27,7 @@ from pydantic import SecretStr
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, StoreSettings
-from executor_adapter.exceptions import ConfigurationError, ExecutorClosedError, QueueFullError
+from executor_adapter.exceptions import ConfigurationError, ExecutorClosedError
 from executor_adapter.executor import current_executor
 from executor_adapter.job import PoolName
 from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
@@ -431,7 +431,7 @@ def test_changes_that_wait_for_a_store_that_hangs_are_bounded(tmp_path: Path, mo
         with monkeypatch.context() as patched:
             real = executor.store.write
             patched.setattr(executor.store, "write", lambda *args, **options: goes_on.wait() and real(*args, **options))
-            with pytest.raises(QueueFullError, match="20 job changes wait for it"):
+            with pytest.raises(StoreUnavailableError, match="20 job changes wait for it"):
                 run_without_end(executor)
         goes_on.set()
         executor.shutdown(timeout=0)
@@ -443,7 +443,7 @@ def run_without_end(executor: JobExecutor) -> None:
 
 
 def test_new_jobs_are_refused_when_too_many_writes_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past the limit of pending writes, submit raises QueueFullError until the store can be written again."""
+    """Past the limit of pending writes, submit raises StoreUnavailableError until the store can be written again."""
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.1)
     monkeypatch.setattr("executor_adapter.persistence.recorder.MAX_PENDING_WRITES", 20)
     file = tmp_path / "jobs.db"
@@ -452,7 +452,7 @@ def test_new_jobs_are_refused_when_too_many_writes_wait(tmp_path: Path, monkeypa
         assert executor.flush()
         connection = stack.enter_context(contextlib.closing(sqlite3.connect(file, isolation_level=None)))
         connection.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(QueueFullError, match=r"sqlite:.* cannot be written, and 20 job changes wait for it"):
+        with pytest.raises(StoreUnavailableError, match=r"sqlite:.* cannot be written, and 20 job changes wait for it"):
             run_without_end(executor)
         connection.close()
         assert executor.flush()
