@@ -23,7 +23,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_LOCAL_STORAGE_PATH,
+    get_current_settings,
+    temporary_settings,
+)
 from pytest_mock import MockerFixture
 
 from executor_adapter.cli import main
@@ -40,7 +46,8 @@ from executor_adapter.store import open_store
 from tests.cli.conftest import fill, record
 from tests.prefect.conftest import Api
 from tests.prefect.sample_events import COMPLETED, event
-from tests.servers import ROOT
+from tests.prefect.server_proxy import answering
+from tests.servers import ROOT, free_port
 from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("quick_sweeps")
@@ -271,6 +278,16 @@ def test_a_death_that_could_not_be_reported_is_reported_by_a_sweep(
     assert sweep(capsys)[made.flow_run_id] == 1
     assert made.states() == {"flow run": "Crashed", **AS_MADE, "Running": "Crashed"}
     assert file.deaths() == {}
+
+
+def test_a_death_that_a_proxy_answers_with_a_page_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kept the reporter from reporting, a sweep finds the death."""
+    port = free_port()
+    death = {"flow_runs": {str(uuid7()): 1}, "died_at": time.time(), "presence": ""}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(death)))
+    with answering(200, port), temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+        main_of_reporter(timeout=0.5)
+        assert len(OutboxFile(server_name()).deaths()) == 1
 
 
 def test_a_sweep_goes_on_where_the_outbox_cannot_be_read(

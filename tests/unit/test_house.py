@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 393,
     "pools/process": 1_520,
     "pools/transport": 584,
-    "prefect": 5_625,
+    "prefect": 5_636,
     "scheduler": 421,
     "store": 1_701,
     "supervision": 2_498,

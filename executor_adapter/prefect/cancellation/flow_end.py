@@ -33,7 +33,7 @@ from executor_adapter.executor import signal_watch
 from executor_adapter.prefect.child.logs import RunLogger
 from executor_adapter.prefect.mirror.events import PERMANENT_ERROR_CODES
 from executor_adapter.prefect.mirror.mirror import RECONNECT_INTERVAL
-from executor_adapter.prefect.mirror.server import ServerApi, server_name
+from executor_adapter.prefect.mirror.server import ServerApi, readable, server_name
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -205,7 +205,7 @@ class WatchedFlowRun:
         """
         while True:
             try:
-                with ServerApi.connected() as api:
+                with ServerApi.connected() as api, readable():
                     current = api.client.read_flow_run(flow_run_id).state
                     if current is not None and current.type not in unless:
                         api.client.set_flow_run_state(flow_run_id, state, force=force)

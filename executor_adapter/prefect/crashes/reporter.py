@@ -20,7 +20,7 @@ from pathlib import Path
 from prefect.settings import get_current_settings
 
 from executor_adapter.prefect.crashes.fate import Death, Fate
-from executor_adapter.prefect.crashes.sweep import UNREACHABLE_ERRORS, Closing, end_dead
+from executor_adapter.prefect.crashes.sweep import Closing, end_dead
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server import ServerApi, server_name
@@ -92,7 +92,7 @@ def report(death: Death, *, timeout: float = TIMEOUT) -> bool:
                 _, is_recorded = end_dead(closing, death)
                 if is_recorded:
                     return True
-        except UNREACHABLE_ERRORS:
+        except Exception:  # Whatever it is, the death must not be lost with this process.
             pass
         time.sleep(RECONNECT_INTERVAL)
     return False

@@ -49,6 +49,7 @@ from executor_adapter.prefect.mirror.outbox import MAX_TRANSACTION_EVENTS, Outbo
 from executor_adapter.prefect.mirror.sender import EventSender
 from executor_adapter.prefect.mirror.server import (
     ServerApi,
+    readable,
     server_address,
     server_name,
     trouble_of,
@@ -300,7 +301,8 @@ class SenderThread:
             self._closed.wait(RECONNECT_INTERVAL)
 
     def _send_until_closed(self, api: ServerApi) -> None:
-        self._flow = read_flow_run_facts(self._flow)
+        with readable():
+            self._flow = read_flow_run_facts(self._flow)
         while not self.is_closed:
             self._wake.clear()
             with self._lock:

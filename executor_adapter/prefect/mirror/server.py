@@ -101,7 +101,7 @@ class ServerApi:
         """
         headers = {"content-type": "application/json"}
         try:
-            with _readable():  # Prefect's client may ask for a CSRF token first.
+            with readable():  # Prefect's client may ask for a CSRF token first.
                 self.client.request("POST", "/events", content=b"[" + b",".join(bodies) + b"]", headers=headers)
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
@@ -113,7 +113,7 @@ class ServerApi:
         """Return the states of the task runs by their ids, without those that the server does not know."""
         known: dict[str, Recorded] = {}
         for page in parts(task_run_ids):
-            with _readable():
+            with readable():
                 found = self.post("/task_runs/filter", {"task_runs": {"id": {"any_": page}}, "limit": PAGE_LIMIT})
                 known |= {run["id"]: _recorded(run["state"]) for run in found if run["state"] is not None}
         return known
@@ -124,7 +124,7 @@ class ServerApi:
         # task runs that were ever in that state.
         names = [state_name] * len(task_run_ids)
         wanted = {"id": {"any_": list(task_run_ids)}, "state": {"name": {"any_": names}}}
-        with _readable():
+        with readable():
             return int(self.post("/task_runs/count", {"task_runs": wanted}))
 
     def deleted_flow_runs(self, ids: Sequence[str]) -> set[str]:
@@ -134,7 +134,7 @@ class ServerApi:
         """
         if self.client.server_type == ServerType.CLOUD:
             return set()
-        with _readable():
+        with readable():
             return {each for page in parts(ids) for each in self._deleted_of(page)}
 
     def _deleted_of(self, ids: Sequence[str]) -> set[str]:
@@ -155,7 +155,7 @@ class ServerApi:
         occurred = {"since": iso(event.at - DAY_SECONDS), "until": iso(event.at + DAY_SECONDS)}
         body = {"filter": {"id": {"id": [event.id]}, "occurred": occurred}, "limit": 0}
         try:
-            with _readable():
+            with readable():
                 return bool(self.post("/events/filter", body)["total"])
         except httpx.HTTPStatusError as error:
             if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
@@ -164,7 +164,8 @@ class ServerApi:
 
     def post(self, path: Any, body: Mapping[str, Any]) -> Any:
         """Return the answer to a request with a body."""
-        return self.client.request("POST", path, json=dict(body)).json()
+        with readable():
+            return self.client.request("POST", path, json=dict(body)).json()
 
 
 def parts(ids: Iterable[str]) -> Iterator[list[str]]:
@@ -179,7 +180,7 @@ def _is_rejection(status: int) -> bool:
 
 
 @contextlib.contextmanager
-def _readable() -> Iterator[None]:
+def readable() -> Iterator[None]:
     """Raise httpx.DecodingError for an answer that is not a Prefect server's, as a proxy's page with status 200."""
     try:
         yield
