@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 from pytest_mock import MockerFixture
 
 from executor_adapter.prefect.mirror import outbox as outbox_module
 from executor_adapter.prefect.mirror.events import StateEvent
 from executor_adapter.prefect.mirror.outbox import BUSY_TIMEOUT, MAX_TRANSACTION_EVENTS, Outbox, OutboxFile
+from executor_adapter.prefect.mirror.server import server_name
 from executor_adapter.testing import FakeClock
 from tests.prefect.sample_events import COMPLETED, PENDING, event
 from tests.waiting import PATIENCE
@@ -88,6 +90,16 @@ def write_states(path: Path, name: str, count: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_each_embedded_database_has_rows_of_its_own(path: Path, tmp_path: Path) -> None:
+    """States that wait for one project's embedded server are not sent to that of another, which would drop them."""
+    for database in ("a", "b"):
+        url = f"sqlite+aiosqlite:///{tmp_path}/{database}.db"
+        with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: url}, restore_defaults={PREFECT_API_URL}):
+            file = OutboxFile(server_name(), path)
+        assert file.count() == 0
+        file.write(states(1), is_held=False)
+
+
 def test_processes_share_a_new_file(path: Path) -> None:
     """Processes that begin at one moment all write to one new file, and lose nothing when they are killed."""
     context, names = multiprocessing.get_context("fork"), ("a", "b", "c")

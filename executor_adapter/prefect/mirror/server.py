@@ -235,11 +235,12 @@ def warn_of_untested_prefect(version: str = prefect.__version__) -> None:
 
 
 def server_name() -> str:
-    """Return a name for the server of Prefect's settings.
+    """Return a name for the server of Prefect's settings. It may hold a password: it is never shown.
 
     The embedded server has a new address each time, but one database, and so one name.
     """
-    return PREFECT_API_URL.value() or "embedded"
+    database = get_current_settings().server.database.connection_url
+    return PREFECT_API_URL.value() or f"embedded {database and database.get_secret_value()}"
 
 
 def server_address() -> str:
