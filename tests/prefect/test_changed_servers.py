@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -117,6 +118,18 @@ def test_earlier_runs_are_looked_after_once_for_each_server(
             sweep.sweep_earlier_runs(flow_run)
     wait_for(lambda: len(servers) == 2)
     assert (sorted(servers), swept.call_count) == (sorted([prefect_api, address(proxy)]), 2)
+
+
+def test_a_start_is_never_later_than_now(mocker: MockerFixture) -> None:
+    """Where the server's clock is ahead of the host's, a job submitted now is not taken for one of an earlier start."""
+    mocker.patch.object(sweep, "_swept", set())
+    swept = mocker.patch.object(sweep, "_sweep_earlier_runs")
+    state = SimpleNamespace(timestamp=datetime.now(UTC) + timedelta(hours=1))
+    flow_run: Any = SimpleNamespace(id=uuid4(), flow_id=uuid4(), run_count=2, state=state)
+    sweep.sweep_earlier_runs(flow_run)
+    now = {"flow_run_run_count": 0, "state": {"timestamp": datetime.now(UTC).isoformat()}}
+    wait_for(lambda: swept.call_count == 1)
+    assert not swept.call_args.args[2].is_after(now)
 
 
 def test_a_death_is_reported_to_the_server_of_the_flow_run(
