@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import itertools
 import logging
@@ -11,13 +12,14 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
+import anyio
 import pytest
 from prefect import flow, get_run_logger, tags
 from prefect.runtime import flow_run, task_run
@@ -384,15 +386,23 @@ def test_arun_jobs_takes_no_thread_of_the_event_loop() -> None:
     assert asyncio.run(run()) == 2 * [JobStatus.COMPLETED]  # type: ignore[arg-type]
 
 
-def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor) -> None:
-    """After a timeout around arun_jobs no job runs, and the task run is Cancelled."""
+@contextlib.asynccontextmanager
+async def timeout_of_a_flow(seconds: float) -> AsyncIterator[None]:
+    """Cancel the block as a flow's own timeout does: again at each turn of the loop."""
+    with anyio.fail_after(seconds):
+        yield
+
+
+@pytest.mark.parametrize("timeout", [asyncio.timeout, timeout_of_a_flow])
+def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor, timeout: Any) -> None:
+    """After a timeout around arun_jobs, a flow's own too, no job runs, and the task run is Cancelled."""
     seen: list[UUID] = []
 
     @flow
     async def run() -> None:
         seen.append(UUID(str(flow_run.id)))
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1.0):
+            async with timeout(1.0):
                 await arun_jobs([Job(function=time.sleep, args=(60,), pool="process", job_id="one")])
 
     asyncio.run(run())  # type: ignore[arg-type]

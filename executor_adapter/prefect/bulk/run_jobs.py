@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterable, Iterator, Sized
 from concurrent.futures import wait
 from uuid import UUID
 
+import anyio
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
@@ -109,7 +110,8 @@ async def arun_jobs(
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             run.stop()
-            with contextlib.suppress(Exception):
+            # A scope of anyio that is cancelled, as a flow's timeout is, cancels again at each turn of the loop.
+            with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
                 await asyncio.shield(running)
             raise
 
@@ -317,12 +319,9 @@ class _BulkRun:
 
 def _submitted(job: Job, scope: BulkJobScope, executor: JobExecutor) -> JobFuture | None:
     """Submit a job, and return its future; None where no place for it became free within SUBMIT_SECONDS."""
-    until = time.monotonic() + SUBMIT_SECONDS
     try:
         return executor.submit(job, timeout=SUBMIT_SECONDS, scope=scope)
     except QueueFullError:
-        if time.monotonic() < until:  # It is the store that takes no more.
-            raise
         return None
 
 
