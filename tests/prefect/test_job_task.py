@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,16 +18,19 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import Pause, UnfinishedRun
 from prefect.futures import as_completed
+from prefect.runtime import flow_run
 from prefect.states import Suspended
 from prefect.task_engine import run_task_sync
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.transactions import Transaction, transaction
 from prefect.utilities.visualization import TaskVizTracker, VisualizationUnsupportedError
 
-from executor_adapter import current_job
+from executor_adapter import JobExecutor, current_job
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.prefect import job_task
+from executor_adapter.prefect import JobTaskRunner, job_task
+from executor_adapter.prefect.engine.engine import raise_if_suspended
 from tests.prefect.conftest import Api, own_id
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -109,6 +113,41 @@ def test_a_suspended_flow_run_does_not_go_on_past_an_awaited_job_task() -> None:
     with pytest.raises(Pause):
         asyncio.run(run())
     assert passed == []
+
+
+@suspends
+@pytest.mark.parametrize("runner", [JobTaskRunner(max_workers=1), ThreadPoolTaskRunner(max_workers=1)], ids=type)
+def test_a_suspended_flow_run_leaves_no_task_run_unfinished(api: Api, runner: Any) -> None:
+    """The job that runs is waited for, as in Prefect; those that wait, for a slot or for an engine, are Cancelled."""
+    began, goes_on = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    @job_task(pool="thread", retry_attempts=0)
+    def hold(_: int) -> None:
+        began.set()
+        goes_on.wait(PATIENCE)
+
+    def states() -> Counter[str]:
+        return Counter(run["state_name"] for run in api.task_runs(seen[0]))
+
+    def release() -> None:
+        try:
+            wait_for(lambda: states()["Cancelled"] == 11)
+        finally:
+            goes_on.set()
+
+    @flow(task_runner=runner)
+    def run() -> None:
+        seen.append(str(flow_run.id))
+        hold.map(range(12))
+        began.wait(PATIENCE)
+        suspend()
+        threading.Thread(target=release).start()
+        raise_if_suspended()
+
+    with JobExecutor(1), pytest.raises(Pause):
+        run()
+    wait_for(lambda: states() == {"Completed": 1, "Cancelled": 11})
 
 
 def test_a_job_task_is_called_submitted_and_mapped_in_a_flow() -> None:

@@ -19,6 +19,7 @@ import anyio
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import AsyncClientContext, ContextModel, SyncClientContext
+from prefect.exceptions import Pause
 from prefect.transactions import AsyncTransaction, Transaction, get_transaction
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.engine import should_log_prints
@@ -61,6 +62,10 @@ def run_sync(
             if not engine.is_unfinished():
                 raise
             engine.handle_exception(job_run.refuse(error))
+        except Pause as pause:  # The flow run was suspended before the engine had begun, or while a retry waited.
+            if engine.is_unfinished():
+                engine.handle_crash(pause)
+            raise
     return engine.state if return_type == "state" else engine.result()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.task_runners import PrefectTaskRunner, TaskRunner
 
@@ -61,7 +62,7 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         # Waiting jobs end first, because tasks of the other runner may wait for them. Running jobs are joined last,
         # because they may wait for tasks of the other runner.
         # The flow's own exceptions have been handled before; an Exception seen here is one that its caller handles.
-        interrupted = not isinstance(sys.exc_info()[1], Exception | None)
+        interrupted = not isinstance(sys.exc_info()[1], Exception | Pause | None)
         self.threads.end_early(cancel_running=interrupted)
         try:
             self._cancel_others()

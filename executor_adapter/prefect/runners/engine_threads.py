@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import RunInput, State, TaskRun
 from prefect.context import AsyncClientContext, FlowRunContext
+from prefect.exceptions import Pause
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectWrappedFuture
 from prefect.results import ResultRecord  # type: ignore[attr-defined]  # Prefect exports it from there on purpose.
 from prefect.states import Pending
@@ -328,7 +329,7 @@ class _AwaitedEnd:
     async def __call__(self, kind: type[BaseException] | None = None, *details: Any) -> Any:
         awaited = dict(self._waits)
         try:
-            if kind is not None and not issubclass(kind, Exception):
+            if kind is not None and not issubclass(kind, Exception | Pause):
                 for give_up in awaited.values():
                     give_up()
             waits = asyncio.gather(*map(asyncio.wrap_future, awaited), return_exceptions=True)

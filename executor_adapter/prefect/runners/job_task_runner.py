@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from prefect.client.schemas.objects import RunInput
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
@@ -132,7 +133,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         run, self._run = self._run, None
         assert run is not None, "a runner is left once"
         try:
-            run.end(interrupted=kind is not None and not issubclass(kind, Exception))
+            run.end(interrupted=kind is not None and not issubclass(kind, Exception | Pause))
         finally:
             super().__exit__(kind, error, traceback)
 
