@@ -87,9 +87,7 @@ class ToolAsk:
     keep: int = 0
     """Slots that it goes on to hold; it gives back all others."""
     want: int = 0
-    """Slots that it can use, those that it keeps included."""
-    is_ahead: bool = False
-    """Whether it keeps a slot for which it has no worker yet."""
+    """Slots that it needs, those that it keeps included. What it keeps beyond them goes to any that waits."""
     starts: int = 0
     """Starts that it can use beyond those that it has, where the tool has a rate."""
     close_for: float = 0.0
@@ -175,7 +173,7 @@ def share_out(
         (other.waits_since, other.host_id) < (since, host_id) and _has_room(other, control, total) for other in waiting
     )
     is_open = control.paused_by is None and control.closed_until <= now
-    granted = ask.want - ask.keep if is_open else 0
+    granted = max(0, ask.want - ask.keep) if is_open else 0
     if limit.max_concurrent is not None:
         # One at a time where others wait, so that none gets all that is free.
         granted = min(granted, max(0, limit.max_concurrent - total - ahead), 1 if waiting else granted)
@@ -194,7 +192,7 @@ def share_out(
         max_concurrent=ask.limit.max_concurrent,
         rate=ask.limit.rate,
     )
-    give_up = _to_give_up(use, others, waiting if is_open else (), limit, ask.is_ahead)
+    give_up = _to_give_up(ask, use, others, waiting if is_open else (), limit)
     return ToolShare(use=use, control=control, granted=granted, starts=starts, give_up=give_up)
 
 
@@ -236,7 +234,7 @@ def _has_room(other: ToolUse, control: ToolControl, total: int) -> bool:
 
 
 def _to_give_up(
-    use: ToolUse, others: Sequence[ToolUse], waiting: Sequence[ToolUse], limit: ToolLimit, is_ahead: bool
+    ask: ToolAsk, use: ToolUse, others: Sequence[ToolUse], waiting: Sequence[ToolUse], limit: ToolLimit
 ) -> int:
     """Return how many slots the host must give up: those beyond the limit, or one for a host that waits."""
     if limit.max_concurrent is None:
@@ -244,14 +242,14 @@ def _to_give_up(
     free = limit.max_concurrent - use.held - sum(other.held for other in others)
     if free < 0:
         return min(use.held, -free)
-    # Only for hosts that hold fewer: among hosts that hold the same number, slots need not change hands.
-    fewest = min((other.held for other in waiting), default=use.held)
-    missing = sum(other.held < use.held for other in waiting) - free
-    if use.asked_at - use.held_since < FAIR_SECONDS or not (missing > 0 or (is_ahead and waiting)):
+    # Only for hosts that hold fewer: among hosts that hold the same number, slots need not change hands. One that keeps
+    # more than it needs counts as if it held them all.
+    held = use.held if ask.keep <= ask.want else limit.max_concurrent
+    fewest = min((other.held for other in waiting), default=0)
+    missing = sum(other.held < held for other in waiting) - free
+    if missing <= 0 or use.asked_at - use.held_since < FAIR_SECONDS:
         return 0
-    if is_ahead:
-        return 1
     # Those who hold the most give one up, and of these the ones who have had theirs longest.
-    mine = (-use.held, use.held_since, use.host_id)
+    mine = (-held, use.held_since, use.host_id)
     before = sum(other.held > fewest and (-other.held, other.held_since, other.host_id) < mine for other in others)
     return 1 if before < missing else 0

@@ -87,17 +87,13 @@ class ToolState:
         """Attempts that may run at once."""
         self.running: set[Job] = set()
         self.timer_set = False
-        self.lines: list[Line] = []
-        """What waits until its next job may start."""
-        self.tried: Line | None = None
-        """The line that was held back last, though it had a worker; None once a job of the tool has started since."""
+        self.lines: dict[Line, bool] = {}
+        """The lines whose first job had a worker and did not start, and whether they are held back until one may."""
         self.close_for = 0.0
         """Seconds for which no executor may start another attempt; the store is to learn of it."""
         self.is_waiting = False
         """Whether the executor waits for more than it has got, as far as the store knows."""
-        self.polls = False
-        """Whether what others do may change what the executor gets, or has to give up."""
-        self._held = 0
+        self.held = 0
         """Slots that the executor holds, as far as the store knows."""
         self._give_up = 0
         self._ahead_from = now
@@ -114,7 +110,7 @@ class ToolState:
 
     def held_back(self) -> int:
         """Return how many jobs are held back."""
-        return sum(line.count for line in self.lines)
+        return sum(line.count for line, is_held in self.lines.items() if is_held)
 
     def opens_at(self, now: float) -> float:
         """Return when the next job may start: `now` or earlier, or later; infinite where that is not known."""
@@ -128,11 +124,11 @@ class ToolState:
         """Return whether as many run as may."""
         return len(self.running) >= self.slots
 
-    def started(self, job: Job) -> None:
-        """Count a start."""
+    def started(self, job: Job, line: Line) -> None:
+        """Count a start of the first job of a line."""
         self._starts.take()
         self.running.add(job)
-        self.tried = None
+        self.lines.pop(line, None)
 
     def ended(self, job: Job) -> None:
         """Note that an attempt has ended, or did not begin."""
@@ -159,35 +155,36 @@ class ToolState:
             self.running.update(running_of(self.name))
             self.slots = len(self.running)
 
-    def ask(self, now: float, free_workers: int, is_next: bool) -> ToolAsk:
+    def ask(self, now: float, free_workers: Callable[[str], int], is_next: Callable[[Line], bool]) -> ToolAsk:
         """Return what the executor holds and needs. Slots that it cannot use now are given up.
 
-        `is_next`: whether a job of the tool comes before all others that wait for a worker. It gets a slot, or a start,
-        ahead: others would have each worker that becomes free before the store has answered.
+        The jobs of a tool start in order, so the first one decides, of those that are held back if there are any. If it
+        comes before all others that wait for a worker, it gets a slot, or a start, ahead: others would have each worker
+        that becomes free before the store has answered. Such a slot is kept, but no more wanted.
         """
-        held_back = self.held_back()
-        keep = want = starts = usable = 0
-        if self.is_counted:
-            running = len(self.running)
-            usable = 0 if self.is_paused else max(min(held_back, free_workers), is_next and now >= self._ahead_from)
-            self.slots = keep = int(max(running, min(self.slots, running + usable)))
-            want = running + usable
-            if self.limit.rate is not None:
-                self._shared_starts.next_at(now)
-                missing = min(usable, held_back) - len(self._shared_starts)
-                starts = missing if missing > len(self._shared_starts) else 0  # Several at a time.
-        is_ahead = keep > len(self.running) + min(held_back, free_workers)
-        self.polls = self.is_waiting or is_ahead or now < self._ahead_from or (keep > 0 and held_back > usable)
         asked = ToolAsk(tool_name=self.name, limit=self._own_limit, close_for=self.close_for)
-        return replace(asked, keep=keep, want=want, is_ahead=is_ahead, starts=starts)
+        if not self.is_counted:
+            return asked
+        running, held_back, usable, is_ahead, starts = len(self.running), self.held_back(), 0, False, 0
+        first = min(self.lines, key=lambda line: (not self.lines[line], line.turn()), default=None)
+        if first is not None and not self.is_paused:
+            usable = min(held_back, free_workers(first.pool))
+            is_ahead = not usable and now >= self._ahead_from and is_next(first)
+        self.slots = keep = int(max(running, min(self.slots, running + usable + is_ahead)))
+        if self.limit.rate is not None:
+            self._shared_starts.next_at(now)
+            missing = min(usable + is_ahead, held_back) - len(self._shared_starts)
+            starts = missing if missing > len(self._shared_starts) else 0  # Several at a time.
+        want = running + usable + (is_ahead and keep == running)
+        return replace(asked, keep=keep, want=want, starts=starts)
 
     def is_news(self, ask: ToolAsk) -> bool:
         """Return whether the store does not know this yet."""
-        return ask.keep != self._held or ask.waits != self.is_waiting or ask.close_for > 0
+        return ask.keep != self.held or ask.waits != self.is_waiting or ask.close_for > 0
 
     def receive(self, share: ToolShare, ask: ToolAsk, now: float) -> None:
         """Add what the executor has got, or note that slots are to be given up as soon as they are free."""
-        self._held, self.is_waiting = share.use.held, share.use.waits_since is not None
+        self.held, self.is_waiting = share.use.held, share.use.waits_since is not None
         self._shared_starts.extend(now + seconds for seconds in share.starts)
         if self.is_counted:
             since_asked = max(0, ask.keep - int(self.slots))  # Given up already.
@@ -201,7 +198,7 @@ class ToolState:
     def lose(self, *, is_over: bool) -> None:
         """Note that what the executor held is lost, or may be by now; what runs is counted until it ends."""
         if is_over:
-            self._held, self.is_waiting = 0, False
+            self.held, self.is_waiting = 0, False
         self._shared_starts.clear()
         if self.is_counted:
             self.slots = self._give_up = len(self.running)
@@ -209,7 +206,7 @@ class ToolState:
     @property
     def is_idle(self) -> bool:
         """Whether the executor holds nothing and needs nothing."""
-        return not (self.running or self.lines or self._held or self.is_waiting or self.polls or self.close_for)
+        return not (self.running or self.lines or self.held or self.is_waiting or self.close_for)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,10 +290,9 @@ class RateLimiter:
             return True
         self._active[tool.name] = tool
         if not tool.is_full() and self._opens_at(tool, now := self._now()) <= now:
-            tool.started(job)
+            tool.started(job, line)
             return True
-        tool.lines.append(line)
-        tool.tried = line
+        tool.lines[line] = True
         self._release_held(tool)
         return False
 
@@ -332,8 +328,6 @@ class RateLimiter:
     def report(self, free_workers: Callable[[str], int], is_next: Callable[[Line], bool]) -> None:
         """Ask for what is needed of shared limits, and give back what is not; called at the end of each turn.
 
-        The jobs of a tool start in order, so both are asked for the first one.
-
         Args:
             free_workers: returns how many attempts might start now in a pool.
             is_next: returns whether the first job of a line comes before all others that wait for a worker.
@@ -342,10 +336,9 @@ class RateLimiter:
             return
         now, is_news, asks = self._now(), False, []
         for tool in self._active.values():
-            first = min(tool.lines, key=Line.turn, default=tool.tried)
-            ask = tool.ask(now, *((0, False) if first is None else (free_workers(first.pool), is_next(first))))
+            ask = tool.ask(now, free_workers, is_next)
             is_news |= tool.is_news(ask)
-            if tool.polls:
+            if tool.is_waiting or (tool.held and tool.lines):  # Others may change what it gets, or has to give up.
                 self._look_at = min(self._look_at, now + WAIT_INTERVAL)
             if ask.keep or ask.waits or tool.is_news(ask):
                 asks.append(ask)
@@ -374,7 +367,7 @@ class RateLimiter:
             self._release_held(tool)
             if tool.is_idle:
                 self._forget(tool, tools)
-        if self.held_back():
+        if any(tool.lines for tool in self._active.values()):
             self._look_at = min(self._look_at, self._now() + CONTROLS_INTERVAL)
 
     def _apply_controls(self, tools: SharedTools) -> None:
@@ -447,18 +440,17 @@ class RateLimiter:
 
     def _release_held(self, tool: ToolState) -> None:
         """Release what is held back, if its next job may start; else look again when the rate allows it."""
-        if not tool.lines:
+        tool.lines = {line: is_held for line, is_held in tool.lines.items() if line.count}
+        if not (held := [line for line, is_held in tool.lines.items() if is_held]):
             return
         now = self._now()
         opens_at = math.inf if tool.is_full() else self._opens_at(tool, now)
-        held, tool.lines = tool.lines, []
         for line in held:
             # A job that has ended is dropped in the queue. Here it would be counted among those that wait.
             if opens_at <= now or not line.first.live.wants_slot:
+                tool.lines[line] = False
                 self._release(line)
-            else:
-                tool.lines.append(line)
-        if tool.lines and opens_at < math.inf and not tool.timer_set:
+        if now < opens_at < math.inf and not tool.timer_set:
             tool.timer_set = True
             self._call_at(opens_at, lambda: self._on_timer(tool))
 

@@ -226,6 +226,27 @@ def test_an_executor_that_cannot_use_a_slot_leaves_it_to_others(slots: int) -> N
     assert sum(job.completed_at is not None for job in full.jobs) <= 50
 
 
+def test_a_slot_that_was_obtained_ahead_goes_back_with_its_job() -> None:
+    """When the job for which a slot was obtained ahead ends in the queue, nothing is kept or asked for any more."""
+    clock = FakeClock(1000.0)
+    store = SharedStore(clock)
+    host = SharingHost(store, "a", {"files": ToolLimit(max_concurrent=1)})
+    for _ in range(4):
+        host.submit(function=work)
+    host.submit(function=work, tool_name="files", priority=10)
+    host.end_one()
+    for _ in range(2):
+        host.answer()  # Before anything is asked for, it looks what is set.
+    assert [use.held for use in store.uses.values()] == [1]
+    host.executor.cancel(host.jobs[-1].job_id)
+    for _ in range(4):
+        host.end_one()
+        host.answer()
+        clock.advance(1.0)
+    assert [use.held for use in store.uses.values()] == [0]
+    assert not host.limiter.is_active
+
+
 OPERATIONS: dict[str, dict[str, Any]] = {
     "limit": {"limit": ToolLimit(max_concurrent=1), "limited_by": "somebody"},
     "reset": {"limit": None, "limited_by": None},

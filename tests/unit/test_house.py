@@ -120,8 +120,8 @@ BUDGETS = {
     "pools/transport": 584,
     "prefect": 5_636,
     "scheduler": 421,
-    "store": 1_701,
-    "supervision": 2_498,
+    "store": 1_699,
+    "supervision": 2_493,
     "worker": 1_791,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

@@ -95,6 +95,18 @@ def test_hosts_that_hold_the_same_keep_it() -> None:
         assert [tool.ask(host, want=4, keep=1).give_up for host in "ab"] == [0, 0]
 
 
+@pytest.mark.parametrize(("needed", "given_up"), [(1, 0), (0, 1)])
+def test_a_slot_that_is_not_needed_now_goes_to_any_that_waits(needed: int, given_up: int) -> None:
+    """A host that keeps a slot for later gives it up for one that holds more and waits, and is the first to do so."""
+    tool = SharedTool(max_concurrent=3)
+    tool.ask("a", want=1)
+    tool.ask("b", want=2)
+    tool.time += FAIR_SECONDS
+    assert tool.ask("a", want=needed, keep=1).give_up == 0
+    tool.ask("b", want=3, keep=2)
+    assert tool.ask("a", want=needed, keep=1).give_up == given_up
+
+
 def test_a_waiting_host_with_a_smaller_limit_holds_up_nobody() -> None:
     """A host whose own limit is reached does not keep a free slot from others that may have more."""
     tool = SharedTool(max_concurrent=2)
