@@ -46,17 +46,16 @@ class JobIntake:
         self._waiting = waiting
         self._max_pending = max_pending
         self._places = max_pending
-        self._by_dedupe_key: dict[str | None, Job] = {}
-        self._shared_keys: set[str] = set()
-        """Dedupe keys that several live jobs have had: a recovered one needs no key of its own."""
+        self._by_dedupe_key: dict[str | None, dict[Job, None]] = {}
+        """The live jobs with each key: recovered ones need none of their own."""
         # Re-entrant: a signal handler may shut the executor down while its thread holds the lock.
         self._lock = threading.RLock()
         self._place_free = threading.Condition(self._lock)
 
     def twin(self, job: Job) -> JobFuture | None:
         """Return the future of the live job with the same dedupe_key, if there is one."""
-        other = self._by_dedupe_key.get(job.dedupe_key)
-        return None if other is None else other.live.future
+        twins = tuple(self._by_dedupe_key.get(job.dedupe_key, ()))
+        return twins[0].live.future if twins else None
 
     def enter(
         self,
@@ -105,9 +104,8 @@ class JobIntake:
             if stored is not None:
                 self.unwritten[job] = stored
             self.jobs[job.job_id] = job
-            if job.dedupe_key is not None and self._by_dedupe_key.setdefault(job.dedupe_key, job) is not job:
-                self._shared_keys.add(job.dedupe_key)
-                self._by_dedupe_key.setdefault(job.dedupe_key, job)  # The other one may have left meanwhile.
+            while job.dedupe_key is not None and job not in self._by_dedupe_key.get(job.dedupe_key, ()):
+                self._by_dedupe_key.setdefault(job.dedupe_key, {})[job] = None  # Once more if others leave meanwhile.
             self.admitted += 1
             self.submitted.append(job)
             return future
@@ -163,12 +161,11 @@ class JobIntake:
         if job.live.place:
             self.leave_queue(job)
         self.jobs.pop(job.job_id, None)
-        if job.dedupe_key is not None and self._by_dedupe_key.get(job.dedupe_key) is job:
-            del self._by_dedupe_key[job.dedupe_key]
-            if job.dedupe_key in self._shared_keys:
-                for other in list(self.jobs.values()):
-                    if other.dedupe_key == job.dedupe_key:
-                        self._by_dedupe_key.setdefault(job.dedupe_key, other)
+        if job.dedupe_key is not None:
+            twins = self._by_dedupe_key.pop(job.dedupe_key, {})
+            twins.pop(job, None)  # Its key may have been set after it was submitted.
+            if twins:
+                self._by_dedupe_key.setdefault(job.dedupe_key, {}).update(twins)
 
     def close(self) -> None:
         """Admit no more jobs, and wake the callers that wait for a place."""

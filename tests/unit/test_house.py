@@ -121,7 +121,7 @@ BUDGETS = {
     "prefect": 5_636,
     "scheduler": 421,
     "store": 1_699,
-    "supervision": 2_493,
+    "supervision": 2_490,
     "worker": 1_791,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
