@@ -280,12 +280,12 @@ class Supervisor:
             job = self.intake.submitted.popleft()
             if self.tracker.observers:
                 self.tracker.announce(job)
-            if job.live.driver is not None:
-                job.live.driver.accepted()
-            elif (retry_at := job.state.retry_at) is None:
-                self.dispatcher.push(job)
-            else:  # It was waiting for a retry when its host died.
+            if (retry_at := job.state.retry_at) is not None:  # It was waiting for a retry when its host ended.
                 self.follow_up.schedule_retry(job, self.now() + retry_at - time.time(), self.dispatcher.push)
+            elif job.live.driver is not None:
+                job.live.driver.accepted()
+            else:
+                self.dispatcher.push(job)
             if job.queue_timeout is not None or job.deadline is not None:
                 self.stopping.set_timers(job)
 

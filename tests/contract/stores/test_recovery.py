@@ -133,13 +133,15 @@ def test_a_module_that_cannot_be_imported_does_not_block_other_jobs(
     assert wait_for_end(store, sound.job_id).status is JobStatus.COMPLETED
 
 
-def test_a_recovered_retry_waits_for_its_time(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
-    """A recovered job waits until its next attempt is due."""
+@pytest.mark.parametrize("kind", [JobExecutor, HookedExecutor])
+def test_a_recovered_retry_waits_for_its_time(
+    store: JobStore, orphan: Orphan, kind: type[JobExecutor], url: str
+) -> None:
+    """A recovered job waits until its next attempt is due, also one that hooks drive."""
     at = time.time() + 0.6
     record = orphan(call=FAIL, status=JobStatus.RETRYING, attempt=1, retry_at=at)
-    executor = make_stored()
-    executor.recover()
-    again = wait_for_end(store, record.job_id)
+    with kind(2, store=url):
+        again = wait_for_end(store, record.job_id)
     assert again.completed_at is not None
     assert again.completed_at >= at
     assert (again.status, again.attempt, again.error_code) == (JobStatus.FAILED, 2, "EXECUTION_ERROR")
