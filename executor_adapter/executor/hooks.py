@@ -18,12 +18,11 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, pool_kinds
 from executor_adapter.pools.transport.envelope import Body, Outcome
-from executor_adapter.supervision import JobDriver, JobFuture, StopReason, Supervisor, failed_as
+from executor_adapter.supervision import JobDriver, JobFuture, StopReason, Supervisor
 
 ExecuteJob = Callable[[Job], Coroutine[Any, Any, Any]]
 
@@ -131,10 +130,6 @@ class HookedDriver(JobDriver):
     def accepted(self) -> None:
         self._acquire()
 
-    def _acquire(self) -> None:
-        if self._aborted is None:
-            super()._acquire()
-
     def slot_granted(self) -> None:
         if self._call is None:
             assert self._execute_job is not None, "the job has not ended"
@@ -158,18 +153,9 @@ class HookedDriver(JobDriver):
         if self._aborted is not None:  # The job was being ended, so the outcome of the call does not count.
             self._end_aborted()
         elif outcome.error is None:
-            self._end(functools.partial(self._supervisor.follow_up.finish_job, self.job, JobStatus.COMPLETED, outcome))
+            self._end(self._supervisor.follow_up.finish_job, JobStatus.COMPLETED, outcome)
         else:
-            self._failed(outcome, outcome.error)
-
-    def _failed(self, outcome: Outcome, error: ErrorFacts) -> None:
-        decision = self._supervisor.follow_up.decide(self.job, error)
-        if decision.retry:
-            self.job.record_error(error.code, error.text)  # A hook's error leaves no attempt that records it.
-            self._supervisor.follow_up.retry_later(self.job, decision, lambda _: self.accepted(), error)
-        else:
-            status = failed_as(self.job, error)
-            self._end(functools.partial(self._supervisor.follow_up.give_up, self.job, decision, outcome, status))
+            self._end(self._supervisor.follow_up.retry_or_end, outcome, outcome.error)
 
     # --- ending early ---
 
@@ -201,11 +187,12 @@ class HookedDriver(JobDriver):
     def _end_aborted(self) -> None:
         if self.job.status not in TERMINAL:
             assert self._aborted is not None, "the job is to end"
-            self._end(functools.partial(self._supervisor.follow_up.fail_job, self.job, self._aborted))
+            self._end(self._supervisor.follow_up.fail_job, self._aborted)
 
-    def _end(self, end: Callable[[], None]) -> None:
-        end()
-        self._execute_job = None  # Otherwise a finished job would keep its executor alive.
+    def _end(self, end: Callable[..., None], *how: Any) -> None:
+        end(self.job, *how)
+        if self.job.status in TERMINAL:
+            self._execute_job = None  # Otherwise a finished job would keep its executor alive.
 
 
 def _weight(outcome: Outcome) -> int:

@@ -212,7 +212,7 @@ class Job(Model):
     @property
     def retry_at(self) -> datetime | None:
         """The time at which the next attempt is due, while RETRYING."""
-        return _aware(self.state.retry_at)
+        return None if self.state.status in TERMINAL else _aware(self.state.retry_at)
 
     @property
     def duration(self) -> float | None:
@@ -280,7 +280,8 @@ class Job(Model):
             state.attempt -= 1
             if not state.attempt:
                 state.started_at = state.began = None
-        state.status, state.retry_at = status, retry_at
+        # Kept at the end: where a shutdown ends the job, the next host waits until then.
+        state.status, state.retry_at = status, retry_at if state.completed_at is None else state.retry_at
 
     def note_start(self, ago: float = 0.0) -> None:
         """Count one more attempt, which began `ago` seconds ago."""

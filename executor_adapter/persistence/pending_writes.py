@@ -38,7 +38,7 @@ class PendingWrites:
     """
 
     def __init__(self, supervisor: Supervisor, queue: str, *, is_durable: bool, requeue_on_shutdown: bool) -> None:
-        self._requeue_on_shutdown = requeue_on_shutdown and is_durable
+        self._requeue_on_shutdown = supervisor.follow_up.requeues = requeue_on_shutdown and is_durable
         self._queue = queue
         self._keeps_jobs = not is_durable
         self._quarantined = supervisor.intake.quarantined
@@ -148,7 +148,7 @@ class PendingWrites:
         is_requeued = can_run_elsewhere and (self._requeue_on_shutdown or job in self.requeued)
         if is_requeued and status is JobStatus.CANCELLED and was_cut_off(error):  # For the next host.
             record = replace(record, status=JobStatus.PENDING, host=None, completed_at=None)
-            return replace(record, error_code=None, error_message=None)
+            return replace(record, retry_at=job.state.retry_at, error_code=None, error_message=None)
         return record if error is None else replace(record, traceback=error.traceback)
 
 

@@ -188,7 +188,7 @@ def record_of(
         created_at=state.created_at,
         started_at=state.started_at,
         completed_at=state.completed_at if status in TERMINAL else None,
-        retry_at=state.retry_at,
+        retry_at=state.retry_at if state.completed_at is None else None,
         error_code=state.error_code,
         error_message=state.error_message,
         records_processed=state.records_processed,

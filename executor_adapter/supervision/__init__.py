@@ -13,7 +13,6 @@ from executor_adapter.supervision.messages import write_line as write_line
 from executor_adapter.supervision.outcome import DEFAULT_WINDOW_SECONDS as DEFAULT_WINDOW_SECONDS
 from executor_adapter.supervision.outcome import ExecutorStats as ExecutorStats
 from executor_adapter.supervision.outcome import StopReason as StopReason
-from executor_adapter.supervision.outcome import failed_as as failed_as
 from executor_adapter.supervision.outcome import figures as figures
 from executor_adapter.supervision.outcome import mean as mean
 from executor_adapter.supervision.outcome import percentile as percentile

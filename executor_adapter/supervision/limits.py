@@ -187,8 +187,7 @@ class Stopping:
 
     def shut_down(self, cancel_pending: bool, cancel_running: bool) -> None:
         """End the jobs that the shutdown does not wait for; the pools close once no job is left."""
-        if cancel_pending or cancel_running:
-            self._follow_up.end_retries()
+        self._follow_up.allows_retries &= not (cancel_pending or cancel_running)
         for job in list(self._intake.jobs.values()):
             running = job.state.status is JobStatus.RUNNING
             if cancel_running or (cancel_pending and not running):

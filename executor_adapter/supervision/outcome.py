@@ -224,11 +224,10 @@ class FollowUp:
         self._dispatcher = dispatcher
         self._pools = pools
         self._discard = discard
-        self._allows_retries = True
-
-    def end_retries(self) -> None:
-        """Retry nothing from now on, because a shutdown cancels jobs."""
-        self._allows_retries = False
+        self.allows_retries = True
+        """Whether jobs are retried: not once a shutdown cancels jobs."""
+        self.requeues = False
+        """Whether the jobs that a shutdown cuts off stay in a store, for the next host."""
 
     def follow(self, assignment: Assignment, outcome: Outcome, reason: StopReason | None) -> None:
         """Record a finished attempt, and complete, retry or fail its job; `reason` is why it was stopped, if it was."""
@@ -272,20 +271,30 @@ class FollowUp:
         if job.live.driver is not None:
             job.live.driver.attempt_failed(outcome)
             return
-        decision = self.decide(job, error)
+        self.retry_or_end(job, outcome, error)
+
+    def retry_or_end(self, job: Job, outcome: Outcome, error: ErrorFacts) -> None:
+        """Retry a job that failed with `error`, or end it.
+
+        In a shutdown that leaves jobs to the next host, one that is to be retried ends like those that wait already.
+        """
+        decision = self.decide(job, error, requeues=self.requeues)
         if decision.retry:
+            job.record_error(error.code, error.text)  # A hook's error leaves no attempt that records it.
             self.retry_later(job, decision, self._dispatcher.push, error)
+            if not self.allows_retries:
+                self.fail_job(job, stopped(job, StopReason.SHUTDOWN))
         else:
             self.give_up(job, decision, outcome, failed_as(job, error))
 
-    def decide(self, job: Job, error: ErrorFacts) -> RetryDecision:
-        """Decide whether an attempt that ended with `error` is retried."""
-        if not self._allows_retries:
-            return RetryDecision(retry=False, reason="the executor is shut down")
+    def decide(self, job: Job, error: ErrorFacts, *, requeues: bool = False) -> RetryDecision:
+        """Decide whether an attempt that ended with `error` is retried; in a shutdown only if it `requeues` the job."""
         if error.ends == job.job_id:  # It ends the job, whatever its policy, and not only the attempt.
             return RetryDecision(retry=False, reason="the job was cancelled or is past its deadline")
         state = job.state
-        return decide(job.policy, error=error, attempt=state.attempt, crashes=state.crashes)
+        decision = decide(job.policy, error=error, attempt=state.attempt, crashes=state.crashes)
+        is_final = self.allows_retries or requeues or not decision.retry
+        return decision if is_final else RetryDecision(retry=False, reason="the executor is shut down")
 
     def retry_later(
         self, job: Job, decision: RetryDecision, when_due: Callable[[Job], None], error: ErrorFacts | None

@@ -89,7 +89,7 @@ class BulkJobScope:
         """Log how an attempt failed or was cancelled, and what follows."""
         job, error = transition.job, transition.error
         if error is not None and (transition.status is not JobStatus.CANCELLED or job.state.attempt):
-            delay = None if job.state.retry_at is None else max(0.0, job.state.retry_at - transition.at)
+            delay = None if (due := job.retry_at) is None else max(0.0, due.timestamp() - transition.at)
             self.flow.write(self.history, log_failed_attempt, error.text, error, delay=delay)
 
     def why_cancelled(self) -> str | None:

@@ -21,6 +21,7 @@ from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
 from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore, StoreUnavailableError
+from tests.contract import functions
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, leases_here, let_leases_expire, record_in, wait_for_end
 from tests.insides import supervisor_of
@@ -264,6 +265,51 @@ def test_jobs_cut_off_by_a_shutdown_stay_pending_with_requeue_on_shutdown(
     ]
     recovered = make_stored(1, queue="").recover()
     assert {job.job_id for job in recovered} == ({running.job_id, waiting.job_id} if requeue_on_shutdown else set())
+
+
+@pytest.mark.parametrize("kind", [JobExecutor, HookedExecutor])
+@pytest.mark.parametrize("requeue_on_shutdown", [False, True])
+def test_a_job_whose_attempt_fails_during_a_shutdown_is_retried_by_the_next_host(
+    store: JobStore, url: str, kind: type[JobExecutor], requeue_on_shutdown: bool, tmp_path: Path
+) -> None:
+    """With requeue_on_shutdown it stays PENDING where its policy retries the error, otherwise it has FAILED."""
+    executor, go = kind(1, store=url, requeue_on_shutdown=requeue_on_shutdown), tmp_path / "go"
+    job = executor.submit(Job(function=functions.lose_connection_at, args=(str(go),))).job
+    wait_for(executor.running)
+    executor.shutdown(wait=False, cancel_futures=True)
+    go.touch()
+    executor.shutdown()
+    left = record_in(store, job.job_id)
+    expected = (JobStatus.PENDING, None) if requeue_on_shutdown else (JobStatus.FAILED, "NETWORK_ERROR")
+    assert (left.status, left.error_code) == expected
+    assert [attempt.error_code for attempt in left.attempts] == ["NETWORK_ERROR"]
+
+
+def test_a_job_that_crashes_too_often_is_quarantined_during_a_shutdown(
+    make_stored: MakeStored, store: JobStore, tmp_path: Path
+) -> None:
+    """A shutdown keeps no job out of the quarantine."""
+    executor, go, policy = make_stored(1), tmp_path / "go", RetryPolicy(crash_attempts=0)
+    job = executor.submit(Job(function=functions.exit_at, args=(str(go),), pool="process", retry=policy)).job
+    wait_for(executor.running)
+    executor.shutdown(wait=False, cancel_futures=True)
+    go.touch()
+    executor.shutdown()
+    assert executor.quarantined() == [job]
+    assert record_in(store, job.job_id).quarantined
+
+
+@pytest.mark.parametrize("requeue_on_shutdown", [False, True])
+def test_a_retry_that_a_shutdown_cuts_off_keeps_its_time(
+    make_stored: MakeStored, store: JobStore, requeue_on_shutdown: bool
+) -> None:
+    """The next host waits for the rest of the delay; a job that is cancelled for good has no next attempt."""
+    executor = make_stored(1, requeue_on_shutdown=requeue_on_shutdown)
+    job = executor.submit(Job(function=store_jobs.lose_connection, retry_delay=600)).job
+    due = wait_for(lambda: job.state.retry_at)
+    executor.shutdown(cancel_futures=True)
+    assert (job.status, job.retry_at) == (JobStatus.CANCELLED, None)
+    assert record_in(store, job.job_id).retry_at == (due if requeue_on_shutdown else None)
 
 
 def test_a_driven_job_that_a_shutdown_cuts_off_is_cancelled_for_good(make_stored: MakeStored, store: JobStore) -> None:
