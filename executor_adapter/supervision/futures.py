@@ -93,8 +93,8 @@ class FutureHub:
                 self.thread.callbacks.start()
 
     def deliver(self, callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
-        """Run a future's callback: on the thread for callbacks, if this is the supervisor's thread."""
-        if self.thread.is_current():
+        """Run a future's callback: on the thread for callbacks, if this is the supervisor's and it may take long."""
+        if self.thread.is_current() and not _only_wakes(callback):
             self.thread.callbacks.call(functools.partial(callback, future))
         else:
             callback(future)
@@ -224,7 +224,6 @@ class JobFuture(Future[R]):
                 loop.call_soon_threadsafe(ended.set)
 
         self.add_done_callback(wake)
-        self._lend_until_done()
         try:
             await ended.wait()
         except asyncio.CancelledError:
@@ -282,16 +281,11 @@ class JobFuture(Future[R]):
         self.note_read()
         if not self.done():
             self._hub.expect_callback()
-        if getattr(fn, "__module__", None) == "asyncio.futures":  # `asyncio.wrap_future`: a coroutine is to wait.
-            self._lend_until_done()
-        super().add_done_callback(functools.partial(self._hub.deliver, fn))
-
-    def _lend_until_done(self) -> None:
-        """Lend the slot of the coroutine that calls this until the future is done."""
-        loan = self._hub.loan_of_caller(self.job)
-        if loan is not None and not self.done():
+        # A coroutine that is to wait lends its slot until the future is done.
+        if _only_wakes(fn) and (loan := self._hub.loan_of_caller(self.job)) is not None and not self.done():
             loan.begin(blocks=False)
             super().add_done_callback(lambda _: loan.end(on_supervisor=self._hub.thread.is_current()))
+        super().add_done_callback(functools.partial(self._hub.deliver, fn))
 
     def __reduce__(self) -> Any:
         """Refuse to be sent to another process.
@@ -345,6 +339,11 @@ class _Waiters(list[Any]):
         loans, self._loans = self._loans, None
         for loan in (loans or {}).values():
             loan.end(on_supervisor=True)
+
+
+def _only_wakes(callback: object) -> bool:
+    """Return whether a callback is that of `await`, or of `asyncio.wrap_future`: it wakes a coroutine that waits."""
+    return getattr(callback, "__module__", None) in ("asyncio.futures", __name__)
 
 
 def _is_on_event_loop() -> bool:

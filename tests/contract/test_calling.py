@@ -111,6 +111,28 @@ def test_cancelling_the_awaiting_task_cancels_the_job(executor: JobExecutor) -> 
     asyncio.run(run())
 
 
+def test_awaiting_a_job_does_not_wait_for_callbacks(executor: JobExecutor) -> None:
+    """`await` and `wrap_future` return while a callback of another future blocks."""
+    ends, called, release = threading.Event(), threading.Event(), threading.Event()
+
+    def block(_: object) -> None:
+        called.set()
+        release.wait()
+
+    async def run() -> None:
+        executor.call(ends.wait).add_done_callback(block)
+        ends.set()
+        await asyncio.to_thread(called.wait, PATIENCE)
+        async with asyncio.timeout(PATIENCE):
+            assert await executor.call(asyncio.sleep, 0, 1) == 1
+            assert await asyncio.wrap_future(executor.call(asyncio.sleep, 0, 2)) == 2
+
+    try:
+        asyncio.run(run())
+    finally:
+        release.set()
+
+
 def test_a_job_that_is_cancelled_elsewhere_does_not_cancel_its_awaiter(executor: JobExecutor) -> None:
     """The awaiting task gets JobCancelledError, and not the CancelledError that would end it."""
 
