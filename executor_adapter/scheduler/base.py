@@ -62,7 +62,7 @@ class BaseScheduler:
         self._waiting: list[Job] = []
         self._quarantined: dict[str, Job] = {}
         """The jobs that the last executor held in quarantine; the next executor takes them over."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # Re-entrant: a signal handler may close it while its thread holds the lock.
 
     async def start(self) -> None:
         """Read the configuration, then run the jobs that were added and those that a dead host left in the store.
@@ -247,8 +247,8 @@ class BaseScheduler:
     def _accept(self, job: Job) -> Job:
         bind(job, self.bound_metadata)
         with self._lock:
-            if self._executor is not None:
-                return self._submit(job, self._executor)
+            if (executor := self._executor) is not None:
+                return self._submit(job, executor)
             if (twin := self._waiting_twin(job)) is not None:
                 return twin
             self._check(job)

@@ -23,7 +23,7 @@ class JobQueue:
     def __init__(self, accept: Callable[[Job], Job], *, max_history: int = 100_000) -> None:
         self._accept = accept
         self._max_history = max_history
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # Re-entrant, see BaseScheduler.
         self._jobs: dict[str, Job] = {}
         self._history: QueueHistory | None = None
 
@@ -130,7 +130,7 @@ class JobQueue:
             # A tenth more than needed, so that the search is not made for each job.
             finished = (job_id for job_id, job in self._jobs.items() if job.status.is_terminal)
             for job_id in list(itertools.islice(finished, surplus + limit // 10)):
-                del self._jobs[job_id]
+                self._jobs.pop(job_id, None)
 
 
 MAX_FINISHED_BESIDE_STORE = 1000
