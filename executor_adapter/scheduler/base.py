@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from executor_adapter.config import Settings, Stage, StageSettings, load_config
-from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, NearLimit, Observer, ToolLimit, check_count, rerun
 from executor_adapter.pools import check_job
@@ -72,7 +73,8 @@ class BaseScheduler:
         Raises:
             ConfigurationError: The message names key and value.
             StoreUnavailableError: The store cannot be used now.
-            InvalidJobError: A job that was added before cannot be stored; it is discarded, and all others run.
+            InvalidJobError, JobSerializationError: A job that was added before can never run, or cannot be stored; it
+                is discarded, and all others run. With any other error all that were not submitted wait for a start.
         """
         if self._executor is not None:
             return
@@ -82,20 +84,22 @@ class BaseScheduler:
         executor, waiting = self._begin(config, mirror)
         try:
             await executor.start()
+            refused = self._submit_all(waiting, executor)
         except BaseException:
             self._waiting[:0] = waiting
             self.close()
             raise
-        self._submit_all(waiting, executor)
+        if refused is not None:
+            raise refused
 
-    def _begin(self, config: Settings, mirror: SchedulerMirror | None) -> tuple[JobExecutor, list[Job]]:
+    def _begin(self, config: Settings, mirror: SchedulerMirror | None) -> tuple[JobExecutor, deque[Job]]:
         """Make the executor, and take the jobs that have waited for it."""
         with self._lock:
             if self._executor is None:
                 self._executor, self._mirror = self._make_executor(config), mirror
                 if mirror is not None:
                     mirror.attach(self._executor)
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting = deque(self._waiting), []
             return self._executor, waiting
 
     def _make_executor(self, config: Settings) -> JobExecutor:
@@ -120,19 +124,19 @@ class BaseScheduler:
         if self._store is None and wanted is not None:
             self._store = wanted if isinstance(wanted, JobStore) else await asyncio.to_thread(open_store, wanted)
 
-    def _submit_all(self, jobs: list[Job], executor: JobExecutor) -> None:
-        refused: InvalidJobError | None = None
-        for job in jobs:
+    def _submit_all(self, jobs: deque[Job], executor: JobExecutor) -> Exception | None:
+        """Submit the jobs, and take each out of `jobs`; return why the last of those that can never run was refused."""
+        refused: Exception | None = None
+        while jobs:
+            job = jobs[0]
             try:
-                taken = self._submit(job, executor)
-            except InvalidJobError as error:
+                if (taken := self._submit(job, executor)) is not job:
+                    self.job_queue.redirect(job, taken)
+            except (InvalidJobError, JobSerializationError) as error:
                 self.job_queue.forget(job)
                 refused = error
-            else:
-                if taken is not job:
-                    self.job_queue.redirect(job, taken)
-        if refused is not None:
-            raise refused
+            jobs.popleft()
+        return refused
 
     async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
         """Cancel waiting jobs and let running ones end; cancel those too after `timeout` seconds (None: never).
@@ -195,8 +199,7 @@ class BaseScheduler:
         return known if store is None else await asyncio.to_thread(store.release, job_id)
 
     async def _is_quarantined(self, job_id: str) -> bool:
-        stored = await self.job_queue.is_quarantined(job_id)
-        if stored is not None:
+        if (stored := await self.job_queue.is_quarantined(job_id)) is not None:
             return stored
         executor = self._executor
         return job_id in (self._quarantined if executor is None else executor.stats().quarantined)
@@ -263,9 +266,8 @@ class BaseScheduler:
         return future.job
 
     def _waiting_twin(self, job: Job) -> Job | None:
-        if job.dedupe_key is None:
-            return None
-        return next((other for other in self._waiting if other.dedupe_key == job.dedupe_key), None)
+        key = job.dedupe_key
+        return None if key is None else next((other for other in self._waiting if other.dedupe_key == key), None)
 
     def _check(self, job: Job) -> None:
         """Refuse a job that could not run under any settings; they are read at `start`."""

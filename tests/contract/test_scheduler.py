@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
+import signal
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -11,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from executor_adapter import Job, JobStatus
+from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
 from executor_adapter.config import CollectionSettings, JobSettings, ProcessingSettings, Settings, Tool
-from executor_adapter.exceptions import ConfigurationError, InvalidJobError
+from executor_adapter.exceptions import ConfigurationError, ExecutorClosedError, InvalidJobError, JobSerializationError
 from executor_adapter.scheduler import (
     CollectionScheduler,
     ProcessingScheduler,
@@ -298,6 +301,74 @@ def test_jobs_added_after_the_close_wait_for_the_next_start() -> None:
         scheduler.close()
 
     run(main)
+
+
+def test_a_job_that_cannot_be_pickled_keeps_no_other_from_starting() -> None:
+    """`start` discards it, says so, and runs all others."""
+
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings(job=JobSettings(pool="process")))
+        broken = await scheduler.add_manual_job("collection", plain, value=threading.Lock())
+        sound = await scheduler.add_manual_job("collection", plain, value=1)
+        with pytest.raises(JobSerializationError):
+            await scheduler.start()
+        assert (await ended_job(scheduler, sound)).status is JobStatus.COMPLETED
+        assert await scheduler.get_job_status(broken) is None
+        scheduler.close()
+
+    run(main)
+
+
+def test_jobs_that_a_start_could_not_submit_wait_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `close` during a `start` loses no job."""
+
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        job_ids = [await scheduler.add_manual_job("collection", plain, value=value) for value in range(3)]
+        submit, calls = JobExecutor.submit, itertools.count()
+
+        def close_meanwhile(executor: JobExecutor, job: Job) -> JobFuture:
+            if next(calls) == 1:
+                scheduler.close()
+            return submit(executor, job)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(JobExecutor, "submit", close_meanwhile)
+            with pytest.raises(ExecutorClosedError):
+                await scheduler.start()
+        await scheduler.start()
+        ended = [await ended_job(scheduler, job_id) for job_id in job_ids]
+        assert [job.status for job in ended[1:]] == ["completed", "completed"]
+        scheduler.close()
+
+    run(main)
+
+
+def test_a_signal_handler_may_close_a_scheduler_while_jobs_are_added() -> None:
+    """`close` may interrupt an `add` of its own thread at any point."""
+
+    async def main(seconds: float) -> None:
+        scheduler, closed = CollectionScheduler(config=Settings()), threading.Event()
+        await scheduler.start()
+
+        def close(*_: object) -> None:
+            scheduler.close()
+            closed.set()
+
+        previous = signal.signal(signal.SIGALRM, close)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            while not closed.is_set():
+                with contextlib.suppress(ExecutorClosedError):
+                    await scheduler.add_manual_job("collection", plain, value=1)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        for job in await scheduler.get_all_jobs():
+            assert job.status.is_terminal or job.live.future is None
+
+    for round_ in range(50):
+        asyncio.run(main(1e-3 + 2e-5 * round_))
 
 
 def test_cleanup_forgets_jobs_that_are_long_over_and_no_others() -> None:
