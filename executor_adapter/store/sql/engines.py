@@ -198,14 +198,15 @@ def _postgresql(url: URL) -> Engine:
 def _prepare_postgresql(connection: Any, _: Any) -> None:
     # Otherwise a program that loses its power or network within a transaction would hold its locks for hours.
     connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_TIMEOUT:.0f}s'")
-    connection.execute(
-        f"SET lock_timeout = '{BUSY_TIMEOUT:.0f}s'"
-    )  # A lock that others keep is no reason to be silent.
+    # A lock that others keep is no reason to be silent.
+    connection.execute(f"SET lock_timeout = '{BUSY_TIMEOUT:.0f}s'")
     connection.commit()
 
 
 _PERMANENT_ERRORS = (DataError, IntegrityError, ProgrammingError)
 """Errors of the statement or its data, which would come again."""
+_ACCESS_ERRORS = "42"
+"""The class of PostgreSQL's errors where a right or a table is missing, which may come back: the statements are right."""
 
 
 @contextlib.contextmanager
@@ -218,7 +219,7 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except (DatabaseError, InterfaceError, NoConnectionError, sqlite3.DatabaseError) as error:
-        if isinstance(error, _PERMANENT_ERRORS):
-            raise
         cause = getattr(error, "orig", None) or error
+        if isinstance(error, _PERMANENT_ERRORS) and (getattr(cause, "sqlstate", None) or "")[:2] != _ACCESS_ERRORS:
+            raise
         raise StoreUnavailableError(" ".join(str(cause).split())) from error

@@ -355,6 +355,22 @@ def test_a_lock_that_others_keep_counts_as_an_outage(monkeypatch: pytest.MonkeyP
         assert_logged_once(run_through(url, lambda: locked_table(url), "canceling statement due to lock timeout"))
 
 
+@pytest.mark.parametrize("table", ["hosts", "jobs"])
+def test_a_missing_table_counts_as_an_outage(table: str) -> None:
+    """Jobs finish while a table is not there, for a restore or a change of rights, and nothing is lost."""
+    name = f"executor_adapter_{table}"
+
+    @contextlib.contextmanager
+    def renamed_table(url: str) -> Iterator[None]:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"ALTER TABLE {name} RENAME TO gone")  # type: ignore[arg-type]
+            yield
+            connection.execute(f"ALTER TABLE gone RENAME TO {name}")  # type: ignore[arg-type]
+
+    with postgresql_url() as url:
+        assert_logged_once(run_through(url, lambda: renamed_table(url), f'relation "{name}" does not exist'))
+
+
 def test_a_connection_notices_that_its_network_was_cut(postgresql: PrivatePostgreSQL) -> None:
     """The kernel gives a silent connection up after seconds, unless the URL says otherwise."""
     options = {"connect_timeout=3&tcp_user_timeout=7000": (7000, 5), "": (15_000, 5)}
