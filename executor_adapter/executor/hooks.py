@@ -12,6 +12,7 @@ another. If it still goes on it is abandoned, like a stuck coroutine; if it bloc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import weakref
@@ -79,7 +80,9 @@ class HookedExecution:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             driver.stop_attempt(StopReason.LIMIT)
-            await asyncio.wait([running])
+            while not running.done():  # Whatever is cancelled meanwhile: a retry must not start beside it.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
             raise
 
     # --- reports of the pool ---
@@ -139,6 +142,13 @@ class HookedDriver(JobDriver):
             self._execution.calls.flush()
         elif self._prepare is not None:
             super()._attempt(self._prepare)
+        else:
+            self.resolve(Body())
+
+    def stop_attempt(self, reason: StopReason) -> None:
+        super().stop_attempt(reason)
+        # A run that waits for a slot does not start. The slot is kept for the next one.
+        self._supervisor.call_soon(setattr, self, "_prepare", None)
 
     def _attempt(self, prepare: Callable[[Assignment], None]) -> None:
         if self._holds_slot:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import itertools
 import os
 import random
 import subprocess
@@ -478,6 +479,67 @@ def test_a_function_that_execute_job_runs_twice_holds_a_slot_each_time() -> None
         assert [future.result(timeout=PATIENCE) for future in futures] == [2] * 20
         assert max_running == [2]
         assert {len(future.job.attempts) for future in futures} == {2}
+
+
+def test_a_run_that_is_cancelled_while_it_waits_for_a_slot_never_starts() -> None:
+    """A second run of the function is cancelled before it has a slot; the next one runs in that slot."""
+
+    class CancelsTheSecond(JobExecutor):
+        release: threading.Event
+
+        async def execute_job(self, job: Job) -> Any:
+            if job.tool_name == "blocks":
+                return await self._execute_function(job)
+            first = await self._execute_function(job)
+            second = asyncio.ensure_future(self._execute_function(job))
+            await asyncio.to_thread(wait_for, lambda: blocking.job.status is JobStatus.RUNNING)
+            second.cancel()
+            await asyncio.wait([second], timeout=0.01)
+            self.release.set()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            return first, await self._execute_function(job)
+
+    with running_executor(CancelsTheSecond) as executor:
+        runs = itertools.count(1)
+
+        def count() -> int:
+            executor.entered.wait(PATIENCE)
+            return next(runs)
+
+        future = executor.submit(short_job(function=count, args=()))
+        wait_for(executor.running)
+        blocking = executor.submit(short_job(function=executor.release.wait, args=(), tool_name="blocks"))
+        executor.entered.set()
+        assert future.result(timeout=PATIENCE) == (1, 2)
+        assert_slot_is_free(executor, tool_name="blocks")
+        assert supervisor_of(executor).dispatcher.reserved == 0
+
+
+def test_an_attempt_that_is_cancelled_twice_is_over_before_the_next_one() -> None:
+    """A hook that is cancelled again while it waits for the end of its attempt goes on waiting."""
+
+    class CancelsTwice(Endless):
+        async def execute_job(self, job: Job) -> Any:
+            running = asyncio.ensure_future(self._execute_function(job))
+            await asyncio.to_thread(self.entered.wait, PATIENCE)
+            supervisor_of(self).call_soon(self.release.wait)
+            for _ in range(2):
+                running.cancel()
+                await asyncio.wait([running], timeout=0.01)
+            was_over = running.done()
+            self.release.set()
+            await asyncio.wait([running])
+            return was_over, len(job.attempts)
+
+    with running_executor(CancelsTwice) as executor:
+
+        def go_on() -> None:
+            executor.entered.set()
+            executor.release.wait(PATIENCE)
+            time.sleep(PATIENCE)
+
+        assert executor.submit(short_job(function=go_on, args=())).result(timeout=PATIENCE) == (False, 1)
 
 
 def test_a_driven_job_cancelled_before_its_worker_is_ready_never_starts(tmp_path: Path) -> None:
