@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.job import RETRY_OF, TERMINAL, Job, JobStatus, RetryPolicy, function_reference, resolve
+from executor_adapter.job import RETRY_OF, TERMINAL, Job, JobStatus, RetryPolicy, function_reference, resolve, storable
 from executor_adapter.pools import dump_by_value, importable_reference
 from executor_adapter.store import JobRecord, SignedPickles
 
@@ -98,20 +98,12 @@ def refuse_unstorable_texts(job: Job) -> None:
     """
     for name in ("job_id", "job_type", "tool_name"):
         text = getattr(job, name)
-        if text is not None and not _is_text(text):
+        if text is not None and storable(text) != text:
             raise InvalidJobError(
                 f"{name}={text!r} cannot be stored: remove the NUL characters and the lone surrogates"
             )
     if job.metadata and (found := _not_json(job.metadata)) is not None:
         raise InvalidJobError(f"metadata cannot be stored: it holds {found}: use plain JSON values")
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
 
 
 def refuse_unless_json(job: Job) -> None:

@@ -110,7 +110,7 @@ BUDGETS = {
     "job": 1_094,
     "modules": 461,
     "monitoring": 702,
-    "persistence": 1_157,
+    "persistence": 1_151,
     "pipeline": 4_388,
     "pools": 553,
     "pools/cluster": 3_420,
