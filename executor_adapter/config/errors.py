@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from executor_adapter.config.secrets import hidden
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job import nearest, rule_text
+from executor_adapter.job import nearest, rule_text, shown
 
 MAX_NODES = 100_000
 """Values that a file may hold, each alias counted as what it stands for."""
@@ -149,12 +149,12 @@ def _key_and_message(error: ErrorDetails, path: str) -> tuple[list[str], str]:
         case "union_tag_not_found":
             return ["source"], " is missing: must be 'files', 'rest', 'sql' or 'function'"
         case "union_tag_invalid":
-            return ["source"], f": {_short(context['tag'])} is not allowed: must be {context['expected_tags']}"
+            return ["source"], f": {shown(context['tag'])} is not allowed: must be {context['expected_tags']}"
         case "together":
             return context["path"], f": {context['value']} is not allowed: {context['why']}"
         case "place" | "parent":
             return [], f": {error['msg']}"
-    return [], f": {_short(hidden(path, error['input']))} is not allowed: {_rule(error)}"
+    return [], f": {shown(hidden(path, error['input']))} is not allowed: {_rule(error)}"
 
 
 def _rule(error: ErrorDetails) -> str:
@@ -194,11 +194,6 @@ def holds(values: Any, path: list[str]) -> bool:
         else:
             return False
     return bool(path)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def one_line(text: object) -> str:

@@ -104,7 +104,7 @@ MAY_IMPORT = {
 }
 BUDGETS = {
     "cli": 1_670,
-    "config": 1_015,
+    "config": 1_012,
     "exceptions": 170,
     "executor": 1_181,
     "job": 1_094,
