@@ -276,7 +276,7 @@ def with_progress(
         # A result may be yielded a moment before its job is counted.
         return ProgressCounts(done=max(counted.done, yielded), failed=max(counted.failed, failed), total=total)
 
-    name = (function if isinstance(function, str) else function_reference(function)).rpartition(":")[2]
+    name = function_reference(function).rpartition(":")[2]
     with ProgressBar(name, read), contextlib.closing(cast(Generator[JobResult, None, None], run(counted))) as results:
         for result in results:
             yielded, failed = yielded + 1, failed + (result.error is not None)

@@ -14,8 +14,13 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import text_of
 
 
-def function_reference(function: Callable[..., Any]) -> str:
-    """Return `module:qualname` of a function; for a partial, a bound method or an object, as near as possible."""
+def function_reference(function: Callable[..., Any] | str) -> str:
+    """Return `module:qualname` of a function; for a partial, a bound method or an object, as near as possible.
+
+    A reference is returned as it is.
+    """
+    if isinstance(function, str):
+        return function
     inner = function.func if isinstance(function, functools.partial) else function
     qualname = getattr(inner, "__qualname__", type(inner).__qualname__)
     return f"{getattr(inner, '__module__', None) or type(inner).__module__}:{qualname}"

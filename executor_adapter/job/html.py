@@ -35,7 +35,7 @@ def html_of_job(job: Any) -> str:
     """Return a table of what is known of a job; what is not known yet is left out."""
     progress = job.progress
     rows = (
-        ("function", _name(job)),
+        ("function", function_reference(job.function)),
         ("tool", job.tool_name),
         ("pool", job.pool),
         ("status", job.status),
@@ -52,7 +52,8 @@ def html_of_job(job: Any) -> str:
 
 def html_of_jobs(caption: str, jobs: Sequence[Any]) -> str:
     """Return a table with a line for each of the first jobs."""
-    rows = [(job.job_id, _name(job), job.status, job.attempt, job.duration) for job in jobs[:MAX_ROWS]]
+    first = jobs[:MAX_ROWS]
+    rows = [(job.job_id, function_reference(job.function), job.status, job.attempt, job.duration) for job in first]
     return html_table(caption, ("job", "function", "status", "attempt", "seconds"), rows, len(jobs) - MAX_ROWS)
 
 
@@ -75,11 +76,6 @@ def _outcome(result: Any) -> str:
         return reprlib.repr(result.value)
     except Exception:  # The value's own code fails.
         return f"<{type(result.value).__name__}>"
-
-
-def _name(job: Any) -> str:
-    function = job.function
-    return function if isinstance(function, str) else function_reference(function)
 
 
 def _cell(value: object) -> str:

@@ -175,7 +175,7 @@ class Job(Model):
 
     @field_serializer("function")
     def _serialize_function(self, function: Any) -> str:
-        return function if isinstance(function, str) else function_reference(function)
+        return function_reference(function)
 
     # --- read-only and live ---
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from executor_adapter.error_facts import ErrorFacts
-from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
-from executor_adapter.persistence.serialization import StoredCall, function_name, record_of
+from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition, function_reference
+from executor_adapter.persistence.serialization import StoredCall, record_of
 from executor_adapter.store import JobRecord
 from executor_adapter.supervision import JobDriver, Supervisor
 
@@ -139,7 +139,7 @@ class PendingWrites:
             status,
             queue=self._queue,
             host=host_id,
-            stored=call or (StoredCall(function_name(job)) if self._keeps_jobs else _ALREADY_STORED),
+            stored=call or (StoredCall(function_reference(job.function)) if self._keeps_jobs else _ALREADY_STORED),
             quarantined=status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
             keep=self._keeps_jobs,
         )

@@ -26,17 +26,11 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError
-from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
+from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, function_reference
 from executor_adapter.persistence.lease import RENEWAL_SHARE, Lease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
 from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatch
-from executor_adapter.persistence.serialization import (
-    StoredCall,
-    function_name,
-    plain,
-    refuse_unstorable_texts,
-    stored_call,
-)
+from executor_adapter.persistence.serialization import StoredCall, plain, refuse_unstorable_texts, stored_call
 from executor_adapter.pools import LoopTimer
 from executor_adapter.store import (
     Host,
@@ -171,7 +165,7 @@ class Recorder:
             return stored_call(job, self._pickles)
         if self.store.durable:
             refuse_unstorable_texts(job)
-        return StoredCall(function_name(job))
+        return StoredCall(function_reference(job.function))
 
     def _forget_if_released(self, job_id: str) -> None:
         """End the job's quarantine here if another process has released it in the store."""

@@ -47,7 +47,7 @@ def stored_call(job: Job, pickles: SignedPickles | None = None) -> StoredCall:
     if job.retry is not None:
         fields["retry"] = _policy_fields(job.retry)
     if pickles is not None:
-        return StoredCall(function_name(job), json.dumps(fields), pickles.sign(_pickled(job)))
+        return StoredCall(function_reference(job.function), json.dumps(fields), pickles.sign(_pickled(job)))
     fields["function"] = function = _importable(job)
     if job.args or job.kwargs:
         refuse_unless_json(job)
@@ -63,12 +63,6 @@ def _pickled(job: Job) -> bytes:
             f"the function or the arguments of job {job.job_id} cannot be pickled: {type(error).__name__}: "
             f"{text_of(error)}: pass something that describes them instead (a path, an id, a text)"
         ) from error
-
-
-def function_name(job: Job) -> str:
-    """Return the job's function as `module:qualname`, for people."""
-    function = job.function
-    return function if isinstance(function, str) else function_reference(function)
 
 
 @functools.lru_cache(maxsize=256)

@@ -42,7 +42,7 @@ class StoredFunctions:
 
     def add(self, function: Callable[..., Any] | str) -> None:
         """Allow the module of a function that the program submits; of the standard library, that function alone."""
-        reference = function if isinstance(function, str) else function_reference(function)
+        reference = function_reference(function)
         module = reference.partition(":")[0]
         is_standard = module.partition(".")[0] in sys.stdlib_module_names
         self._submitted.add(reference if is_standard else module)

@@ -70,10 +70,9 @@ def check_limits(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, type[
 
 
 def _generator_refusal(function: Any) -> str:
-    name = function if isinstance(function, str) else function_reference(function)
     return (
-        f"{name} is a generator function: calling it makes a generator and runs nothing. Return a list instead, or "
-        "submit a function that iterates over it"
+        f"{function_reference(function)} is a generator function: calling it makes a generator and runs nothing. "
+        "Return a list instead, or submit a function that iterates over it"
     )
 
 

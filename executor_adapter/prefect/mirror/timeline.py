@@ -267,7 +267,7 @@ def task_run_id(flow_run_id: UUID | None, job: Job) -> str:
 @functools.lru_cache(maxsize=64)
 def _function_facts(function: Callable[..., Any] | str) -> tuple[str, str]:
     """Return the name that a function's task runs start with, and their task key as JSON."""
-    reference = function if isinstance(function, str) else function_reference(function)
+    reference = function_reference(function)
     return reference.rpartition(":")[2].rpartition(".")[2], quoted(reference)
 
 
