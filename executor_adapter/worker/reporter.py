@@ -99,7 +99,7 @@ class WorkerReporter:
         if topic == "progress":
             self._emit_progress(content)
             return
-        self._send(topic, content)
+        self.send(topic, content)
 
     def log(self, message: str, level: int = logging.WARNING) -> None:
         """Add a record of this package to the job's log."""
@@ -108,7 +108,7 @@ class WorkerReporter:
     def finish(self) -> None:
         """Send the progress report that was held back, once the function has ended."""
         if self._progress is not None:
-            self._send("progress", self._progress)
+            self.send("progress", self._progress)
             self._progress = None
         self._progress_at = 0.0
         self.seq = 0
@@ -120,16 +120,11 @@ class WorkerReporter:
         if now - self._progress_at >= PROGRESS_INTERVAL:
             self._progress_at = now
             progress, self._progress = self._progress, None
-            self._send("progress", progress)
+            self.send("progress", progress)
 
-    def _send(self, topic: str, content: Any) -> None:
-        self._send_message(wire.UNTHROTTLED, pickle.dumps((topic, content), 5))
-
-    def send_record(self, fields: dict[str, Any]) -> None:
-        """Send a log record. The host may leave it out if the job logs too much."""
-        self._send_message(0, pickle.dumps(("log", fields), 5))
-
-    def _send_message(self, flags: int, body: bytes) -> None:
+    def send(self, topic: str, content: Any, flags: int = wire.UNTHROTTLED) -> None:
+        """Send a message. Without UNTHROTTLED in `flags` the host may leave it out, if the job logs too much."""
+        body = pickle.dumps((topic, content), 5)
         self._channel.send(wire.pack_frame(wire.MESSAGE, flags, seq=self.seq, body=body))
 
     @property
@@ -162,7 +157,7 @@ class _Handler(logging.Handler):
             if self._reporter.is_detached:
                 os.write(2, (record.getMessage() + "\n").encode())
             else:
-                self._reporter.send_record(self._fields(record))
+                self._reporter.send("log", self._fields(record), flags=0)
         except Exception:
             self.handleError(record)
 
