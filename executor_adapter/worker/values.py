@@ -137,12 +137,8 @@ def _read(fd: int, size: int) -> memoryview:
     return content
 
 
-class LargeBuffers:
+class LargeBuffers(list[pickle.PickleBuffer]):
     """Collects the buffers of one value that are large enough to be stored beside its pickle."""
-
-    def __init__(self) -> None:
-        self.kept: list[pickle.PickleBuffer] = []
-        self.size = 0
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """Act as the `buffer_callback` of a pickler: return True to leave the buffer in the pickle."""
@@ -152,14 +148,8 @@ class LargeBuffers:
             return True
         if length < _MIN_BUFFER_BYTES:
             return True
-        self.kept.append(buffer)
-        self.size += length
+        self.append(buffer)
         return False
-
-    def clear(self) -> None:
-        """Forget all buffers, before another pickler writes the value."""
-        self.kept.clear()
-        self.size = 0
 
 
 Dumps = Callable[[Any, LargeBuffers | None], bytes]
@@ -170,12 +160,12 @@ def dump(value: Any, dumps: Dumps) -> tuple[bytes, MemoryFile | None]:
     """Pickle a value with `dumps`. Return the body of its frame, and the memory file to send with it if it is large."""
     buffers = LargeBuffers()
     stream = dumps(value, buffers)
-    size = len(stream) + buffers.size
-    if size >= MIN_MEMORY_FILE_BYTES and (stored := write_memory_file(stream, buffers.kept)) is not None:
+    size = len(stream) + sum(buffer.raw().nbytes for buffer in buffers)
+    if size >= MIN_MEMORY_FILE_BYTES and (stored := write_memory_file(stream, buffers)) is not None:
         return stored.sizes, stored
     if size > _MAX_FRAME_BYTES:
         raise ValueError(f"it is {size} bytes, more than one frame can hold: write it to a file and pass the path")
-    return (dumps(value, None) if buffers.kept else stream), None
+    return (dumps(value, None) if buffers else stream), None
 
 
 def checked_dumps(value: Any, buffers: LargeBuffers | None = None) -> bytes:
@@ -185,7 +175,7 @@ def checked_dumps(value: Any, buffers: LargeBuffers | None = None) -> bytes:
     """
     stream = dumps(value, buffers)
     if STACK_GLOBAL in stream:
-        pickle.loads(stream, buffers=() if buffers is None else buffers.kept)
+        pickle.loads(stream, buffers=buffers)
     return stream
 
 
