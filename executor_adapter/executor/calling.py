@@ -17,17 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError
-from executor_adapter.job import (
-    Job,
-    JobOptions,
-    JobResult,
-    MapOptions,
-    RepeatedJobOptions,
-    check_arguments,
-    check_count,
-    function_reference,
-)
-from executor_adapter.pools import PoolKinds, check_job
+from executor_adapter.job import Job, JobOptions, JobResult, MapOptions, RepeatedJobOptions, function_reference
 from executor_adapter.supervision import JobFuture
 
 P = ParamSpec("P")
@@ -316,34 +306,6 @@ def result_of(future: Future[Any]) -> JobResult:
         attempts=len(job.state.attempts),
         duration=job.duration,
     )
-
-
-def check_map(
-    function: Callable[..., Any] | str,
-    arguments: int,
-    fields: Mapping[str, Any],
-    *,
-    window: int | None,
-    fill_in: Callable[[Job], None],
-    kind_of: PoolKinds,
-    binds_arguments: bool,
-) -> str:
-    """Refuse a `map` none of whose jobs could run, by checking a job that is never run; return the name of its pool.
-
-    `binds_arguments`: the function is called with the job's arguments as they are, so their number must fit.
-
-    Raises:
-        InvalidJobError: A field identifies a single job, or the pool cannot run such a job.
-        ValueError: `window` is not a number of jobs.
-    """
-    check_count("window", window, "lets no job start", or_none=", or None for four a worker")
-    check_shared_fields(fields)
-    probe = Job(function=function, **fields)
-    fill_in(probe)
-    pool, _ = check_job(probe, kind_of)
-    if binds_arguments:
-        check_arguments(function, (None,) * arguments, probe.kwargs)
-    return pool
 
 
 def check_shared_fields(fields: Mapping[str, Any]) -> None:

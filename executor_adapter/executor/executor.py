@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError
-from executor_adapter.executor.calling import JobCaller, check_map, run_in_window, with_progress
+from executor_adapter.executor.calling import JobCaller, check_shared_fields, run_in_window, with_progress
 from executor_adapter.executor.defaults import (
     JobDefaults,
     check_capacity,
@@ -43,6 +43,7 @@ from executor_adapter.job import (
     NearLimit,
     Observer,
     ToolLimit,
+    check_arguments,
     check_count,
     check_is_job,
     check_max_workers,
@@ -53,7 +54,7 @@ from executor_adapter.job import (
 )
 from executor_adapter.monitoring import export_metrics, tracer_in_use
 from executor_adapter.persistence import JobPersistence, QueueHistory
-from executor_adapter.pools import AvailableMemory, MemoryGuard
+from executor_adapter.pools import AvailableMemory, MemoryGuard, check_job
 from executor_adapter.store import JobStore
 from executor_adapter.supervision import (
     DEFAULT_WINDOW_SECONDS,
@@ -252,19 +253,29 @@ class JobExecutor(JobCaller):
         progress: bool,
     ) -> Iterator[JobResult]:
         """Do what `map` does, with all fields of its jobs."""
-        pool = check_map(
-            function,
-            len(iterables),
-            fields,
-            window=window,
-            fill_in=self.fill_in_defaults,
-            kind_of=kinds_of(self.config),
-            binds_arguments=self._hooked is None,
-        )
+        pool = self._check_map(fields, function, len(iterables), window)
         jobs = (Job(function=function, args=args, **fields) for args in zip(*iterables, strict=False))
         window = window or 4 * self._supervisor.dispatcher.limits.of(pool)
         run = functools.partial(run_in_window, jobs=jobs, window=window, ordered=ordered)
         return with_progress(run, self.submit, function, iterables) if progress else run(self.submit)
+
+    def _check_map(
+        self, fields: Mapping[str, Any], function: Callable[..., Any] | str, arguments: int, window: int | None
+    ) -> str:
+        """Refuse a `map` none of whose jobs could run, by checking one that is never run; return the name of its pool.
+
+        Raises:
+            InvalidJobError: A field identifies a single job, or the pool cannot run such a job.
+            ValueError: `window` is not a number of jobs.
+        """
+        check_count("window", window, "lets no job start", or_none=", or None for four a worker")
+        check_shared_fields(fields)
+        probe = Job(function=function, **fields)
+        self.fill_in_defaults(probe)
+        pool, _ = check_job(probe, kinds_of(self.config))
+        if self._hooked is None:  # The function is called with the job's arguments as they are.
+            check_arguments(function, (None,) * arguments, probe.kwargs)
+        return pool
 
     def drive(self, job: Job, *, on_message: Callable[[str, Any], None] | None = None) -> JobDriver:
         """Accept a job whose retries the caller decides; see JobDriver, also for `on_message`.

@@ -106,7 +106,7 @@ BUDGETS = {
     "cli": 1_670,
     "config": 1_012,
     "exceptions": 170,
-    "executor": 1_181,
+    "executor": 1_157,
     "job": 1_094,
     "modules": 461,
     "monitoring": 702,
