@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, Unpack
 
 from pydantic import ConfigDict, Field, field_serializer
 
@@ -114,14 +114,15 @@ class Job(Model):
         def live(self) -> LiveState:
             """The supervisor's own data about the job while it is live."""
 
-    def model_post_init(self, context: Any, /) -> None:
-        # What `_begin` does, without a further call: thousands of jobs are made a second.
-        _set_slot(self, "state", JobState())
-        _set_slot(self, "live", LiveState())
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        # Every way to a new job leads here: validation, copies and pickles too.
+        job = super().__new__(cls)
+        _set_slot(job, "state", JobState())
+        _set_slot(job, "live", LiveState())
+        return job
 
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        super().__setstate__(state)
-        _begin(self, JobState())
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return super().__reduce_ex__(max(2, int(protocol)))  # Below 2, unpickling calls no `__new__`.
 
     @classmethod
     def restored(cls, state: JobState, **fields: Any) -> Self:
@@ -131,7 +132,7 @@ class Job(Model):
             InvalidJobError: a field is unknown, or its value could never work.
         """
         job = cls(**fields)
-        _begin(job, state)
+        _set_slot(job, "state", state)
         return job
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -154,17 +155,6 @@ class Job(Model):
         if len(args) == 1 and isinstance(args[0], tuple | list):
             args = list(args[0])
         return call_text("Job", (), {"function": function} | ({"args": tuple(args)} if args else {}) | dict(fields))
-
-    def __copy__(self) -> Job:
-        """Return a new pending job with the same fields, whatever the state of the original."""
-        copied = super().__copy__()
-        _begin(copied, JobState())
-        return copied
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Job:
-        copied = super().__deepcopy__(memo)
-        _begin(copied, JobState())
-        return copied
 
     # By identity, as every object: jobs are keys of many dicts, and a method in Python would cost each look-up.
     __eq__ = object.__eq__
@@ -311,12 +301,6 @@ class Job(Model):
 Job.__doc__ = f"{Job.__doc__}\n    Fields:\n" + "".join(
     f"        {name}: {' '.join((field.description or '').split())}\n" for name, field in Job.model_fields.items()
 )
-
-
-def _begin(job: Job, state: JobState) -> None:
-    """Give the job a state and nothing that is live."""
-    _set_slot(job, "state", state)
-    _set_slot(job, "live", LiveState())
 
 
 _set_slot = object.__setattr__

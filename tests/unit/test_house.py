@@ -107,7 +107,7 @@ BUDGETS = {
     "config": 1_012,
     "exceptions": 170,
     "executor": 1_157,
-    "job": 1_094,
+    "job": 1_084,
     "modules": 461,
     "monitoring": 702,
     "persistence": 1_142,

@@ -136,7 +136,18 @@ def test_equality_is_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    "copied", [copy.copy, copy.deepcopy, Job.model_copy, lambda job: pickle.loads(pickle.dumps(job))]
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        Job.model_copy,
+        lambda job: Job.model_construct(**dict(job)),
+        lambda job: Job.model_validate(dict(job)),
+        *(
+            lambda job, protocol=each: pickle.loads(pickle.dumps(job, protocol))
+            for each in (0, 2, pickle.DEFAULT_PROTOCOL)
+        ),
+    ],
 )
 def test_a_copy_is_a_new_job(copied: Any) -> None:
     """A copy has the fields of its job and starts as PENDING."""
