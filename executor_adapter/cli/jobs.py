@@ -36,16 +36,7 @@ from executor_adapter.cli.waits import jobs_of_gone_hosts, reason_of
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import Attempt, JobStatus
-from executor_adapter.store import (
-    MAX_LOG_LINES,
-    JobFilter,
-    JobRecord,
-    JobStore,
-    LogLine,
-    Page,
-    SignedPickles,
-    signed_pickles,
-)
+from executor_adapter.store import JobFilter, JobRecord, JobStore, LogLine, Page, SignedPickles, signed_pickles
 from executor_adapter.terminal import SafeText
 
 app = typer.Typer(help="Show the jobs of a store, cancel them, or run them again.", no_args_is_help=True)
@@ -228,12 +219,10 @@ def logs(
 
 def log_of(store: JobStore, record: JobRecord) -> Iterator[LogLine]:
     """Yield the lines of the job, and how it failed."""
-    after = 0
-    for line in store.lines(record.job_id, after=after, limit=MAX_LOG_LINES):
-        after = line.seq
-        yield line
+    lines = store.lines(record.job_id)
+    yield from lines
     if record.traceback is not None:
-        yield _failure(record, after + 1)
+        yield _failure(record, lines[-1].seq + 1 if lines else 1)
 
 
 def _failure(record: JobRecord, seq: int) -> LogLine:
