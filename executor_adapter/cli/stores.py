@@ -31,11 +31,6 @@ FIRST_PAGE = 100
 """Jobs in the first page when ids are searched; each further page is ten times as large."""
 
 
-def store_url(store: str | None, config: Path | None) -> str | None:
-    """Return the URL that was given, or else the configuration's."""
-    return store or load_config(config).store.url
-
-
 @contextlib.contextmanager
 def opened(store: str | None, config: Path | None) -> Iterator[JobStore]:
     """Open the store that was given, or else the configuration's, and close it at the end.
@@ -44,7 +39,7 @@ def opened(store: str | None, config: Path | None) -> Iterator[JobStore]:
         ConfigurationError: There is no store, or it is in memory, where no other process sees it.
         StoreUnavailableError: The store cannot be opened.
     """
-    url = store_url(store, config)
+    url = store or load_config(config).store.url
     if url is None:
         raise ConfigurationError(
             "no store is configured: set store.url in config.yaml (sqlite:///jobs.db), or give --store URL"

@@ -136,7 +136,7 @@ def host_of(row: RowMapping) -> Host:
 
 def now(connection: Connection) -> ColumnElement[float]:
     """Return the database's clock where several machines use it, otherwise this machine's."""
-    if _is_sqlite(connection):
+    if connection.dialect.name == "sqlite":
         return literal(time.time(), Double)
     return cast(extract("epoch", func.clock_timestamp()), Double)
 
@@ -145,7 +145,3 @@ def time_of(connection: Connection) -> float:
     """Return the time by the clock of `now`, in seconds since the epoch."""
     at: float = connection.execute(select(now(connection))).scalar_one()
     return at
-
-
-def _is_sqlite(connection: Connection) -> bool:
-    return connection.dialect.name == "sqlite"
