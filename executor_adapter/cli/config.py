@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
 from executor_adapter.cli.config_checks import problems
 from executor_adapter.cli.doctor import MARKS
@@ -78,24 +77,17 @@ _SIZES = frozenset({"memory", "memory_limit", "max_rss_growth"})
 def described(sources: ConfigSources) -> Iterator[tuple[str, Any, str]]:
     """Yield each key, its value, and the source of it: `environment`, `.env`, the file, or `default`."""
     places = {**sources.given, str(sources.file): sources.written}
-    for key, value in flat(sources.settings()):
+    for key, value in flat(sources.settings().model_dump(by_alias=True)):
         place = next((name for name, given in places.items() if holds(given, key.split("."))), "default")
         yield key, hidden(key, value), place
 
 
-def flat(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted key and the value of each setting."""
-    if isinstance(settings, BaseModel):
-        fields = type(settings).model_fields
-        items = {field.alias or name: getattr(settings, name) for name, field in fields.items()}
-    else:
-        items = dict(settings)
-    for name, value in items.items():
-        if isinstance(value, BaseModel) or (isinstance(value, Mapping) and value):
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{name}.")
         else:
-            if isinstance(value, tuple):
-                value = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
             yield prefix + name, str(value) if isinstance(value, Path) else value
 
 
