@@ -18,11 +18,9 @@ from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import RETRY_OF, TERMINAL, Job, JobStatus, RetryPolicy, function_reference, resolve, storable
 from executor_adapter.pools import dump_by_value, importable_reference
-from executor_adapter.store import JobRecord, SignedPickles
+from executor_adapter.store import JOB_FIELDS, JobRecord, SignedPickles
 
-_IN_COLUMNS = frozenset(
-    {"function", "job_id", "job_type", "tool_name", "metadata", "priority", "max_runtime", "args", "kwargs", "retry"}
-)
+_IN_COLUMNS = frozenset(JOB_FIELDS) | {"function", "args", "kwargs", "retry"}
 """Fields of a job that are stored apart from the other ones of its call."""
 
 

@@ -18,6 +18,7 @@ from executor_adapter.store.host import new_host as new_host
 from executor_adapter.store.pickles import SignedPickles as SignedPickles
 from executor_adapter.store.pickles import signed_pickles as signed_pickles
 from executor_adapter.store.records import ALL as ALL
+from executor_adapter.store.records import JOB_FIELDS as JOB_FIELDS
 from executor_adapter.store.records import MAX_LOG_LINES as MAX_LOG_LINES
 from executor_adapter.store.records import JobFilter as JobFilter
 from executor_adapter.store.records import JobRecord as JobRecord

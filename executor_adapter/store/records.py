@@ -15,6 +15,11 @@ from executor_adapter.job import TERMINAL, Attempt, Job, JobState, JobStatus, Pr
 LIVE = frozenset(JobStatus) - TERMINAL
 """The statuses of jobs that are not finished."""
 
+JOB_FIELDS = ("job_id", "job_type", "tool_name", "metadata", "priority", "max_runtime")
+"""The fields of Job that a record has as fields of its own, under the same names."""
+_STATE_FIELDS = tuple(each.name for each in dataclasses.fields(JobState) if each.init)
+"""The fields of JobState, all of which a record has under the same names."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
@@ -177,20 +182,7 @@ def restore(record: JobRecord, unpickle: Unpickle | None = None) -> Job:
     Where its function is not stored, or is pickled and cannot be loaded, the job has a MissingFunction: it can be read,
     but not run. Without `unpickle` no pickle is loaded.
     """
-    state = JobState(
-        record.status,
-        attempt=record.attempt,
-        attempts=record.attempts,
-        crashes=record.crashes,
-        created_at=record.created_at,
-        started_at=record.started_at,
-        completed_at=record.completed_at,
-        retry_at=record.retry_at,
-        records_processed=record.records_processed,
-        progress=record.progress,
-        error_code=record.error_code,
-        error_message=record.error_message,
-    )
+    state = JobState(**{name: getattr(record, name) for name in _STATE_FIELDS})
     try:
         return Job.restored(state, **given_fields(record, unpickle))
     except Exception:  # A row may hold anything.
@@ -248,14 +240,7 @@ class MissingFunction:
 
 
 def _column_fields(record: JobRecord) -> dict[str, Any]:
-    return {
-        "job_id": record.job_id,
-        "job_type": record.job_type,
-        "tool_name": record.tool_name,
-        "metadata": dict(record.metadata),
-        "priority": record.priority,
-        "max_runtime": record.max_runtime,
-    }
+    return {name: getattr(record, name) for name in JOB_FIELDS} | {"metadata": dict(record.metadata)}
 
 
 def _unpickled(job_id: str, pickled: bytes, unpickle: Unpickle | None) -> dict[str, Any]:
