@@ -168,11 +168,11 @@ class _Handler(logging.Handler):
             "name": _cut(record.name),
             "level": int.__int__(record.levelno),
             "message": _cut(record.getMessage()),
-            "created": record.created,
-            "pathname": record.pathname,
-            "lineno": record.lineno,
-            "funcName": record.funcName,
-            "exc_text": exc_text and _cut(exc_text),
+            "created": float(record.created),
+            "pathname": _plain(record.pathname),
+            "lineno": _plain(record.lineno),
+            "funcName": _plain(record.funcName),
+            "exc_text": _plain(exc_text),
         }
 
 

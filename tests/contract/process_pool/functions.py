@@ -107,6 +107,14 @@ def log_odd_values() -> None:
     current_job().progress(OddNumber.TWENTY, 30, OddText("half"))
 
 
+def log_odd_place() -> str:
+    """Log a record whose time and place are of a class of its own."""
+    place = dict.fromkeys(("created", "pathname", "lineno", "funcName"), OddNumber.TWENTY)
+    fields = {"name": "collector", "levelno": logging.WARNING, "msg": "odd"}
+    logging.getLogger("collector").handle(logging.makeLogRecord(fields | place))
+    return "logged"
+
+
 def raise_unloadable() -> None:
     raise UnloadableError("hold", "on")
 

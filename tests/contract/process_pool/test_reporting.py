@@ -109,6 +109,14 @@ def test_what_is_reported_is_plain_data(pool: Harness) -> None:
     assert [type(each) for each in pool.messages_of(assignment, "progress")[-1]] == [float, int, str]
 
 
+def test_a_log_record_with_an_odd_place_harms_no_result(pool: Harness) -> None:
+    """A record whose time and place are of a class of their own arrives as plain data, and then the job's result."""
+    assignment = pool.submit(functions.log_odd_place)
+    assert pool.value(assignment) == "logged"
+    (record,) = pool.messages_of(assignment, "log")
+    assert [type(record[name]) for name in ("created", "pathname", "lineno", "funcName")] == [float, str, str, str]
+
+
 def test_a_flood_of_lines_is_cut_and_the_rest_counted(pool: Harness) -> None:
     """Lines beyond the limit are left out, and their number is logged."""
     assignment = pool.submit(functions.print_lines, 40_000)
