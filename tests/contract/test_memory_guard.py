@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import mmap
 import os
@@ -14,6 +15,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,8 +24,11 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
 from executor_adapter.monitoring import AlertKind, HealthMonitor
 from executor_adapter.pools import AvailableMemory, MemoryGuard, MemoryLevel
+from executor_adapter.pools.base import Assignment, PoolSupervisor, WorkerPool
+from executor_adapter.pools.process.memory_watch import MemoryWatch
 from tests.contract.conftest import MakeExecutor
-from tests.insides import supervisor_of
+from tests.contract.process_pool.test_descriptors import no_descriptor_left
+from tests.insides import plain_loop, supervisor_of
 from tests.unit.test_control_groups import V2_MOUNT, lay_out, v2_group
 from tests.waiting import PATIENCE, wait_for
 
@@ -228,7 +234,51 @@ def test_without_a_guard_nothing_is_measured(make_executor: MakeExecutor, monkey
     assert executor.stats().memory_left_bytes is None
 
 
+@pytest.mark.parametrize("size", ["auto", 600 * MIB])
+def test_a_guard_that_cannot_read_for_a_moment_looks_again(group: FakeGroup, size: Any) -> None:
+    """While no descriptor is left the guard knows nothing and goes on as before; it looks again soon."""
+    guard = MemoryGuard(AvailableMemory(size, root=group.root))
+    guard.holds = True
+    with no_descriptor_left():
+        guard.check(100.0, [])
+        assert guard.read() is None
+    assert guard.holds
+    assert 100.0 < guard.due < 101.0
+
+
+def test_a_guard_that_cannot_measure_attempts_for_a_moment_looks_again(group: FakeGroup) -> None:
+    """While memory is critical and no descriptor is left to measure attempts with, the guard raises nothing."""
+    group.use(1000)
+    guard = MemoryGuard(AvailableMemory(root=group.root))
+
+    class Pool:
+        def free_memory(self) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    guard.check(100.0, [cast(WorkerPool, Pool())])
+    assert 100.0 < guard.due < 101.0
+
+
 # --- what memory_limit counts ---
+
+
+def test_an_attempt_that_cannot_be_measured_for_a_moment_is_measured_again() -> None:
+    """An attempt that holds too much is ended by its memory_limit, also after a moment without descriptors."""
+    now = 100.0
+    loop = plain_loop(lambda: now)
+    ended: list[Assignment] = []
+    watch = MemoryWatch(cast(PoolSupervisor, loop), lambda assignment, error: ended.append(assignment))
+    worker = Mock(process=Mock(pid=os.getpid()))
+    attempt = Assignment(Job(function=hold, args=(1, "")), 1, None, memory_limit=1)
+    watch.add(worker, attempt)
+    with no_descriptor_left():
+        now += 1
+        loop.run_due()
+    assert not ended
+    now += 1
+    loop.run_due()
+    loop.close()
+    assert ended == [attempt]
 
 
 def fork_while_holding(size: int, count: int) -> int:

@@ -162,14 +162,9 @@ def _groups_below(mount: _Mount, own: str, root: Path) -> list[ControlGroup]:
     directory = top / below.strip("/")
     if not directory.is_dir() or ".." in below:
         directory = top
-    groups = []
-    while True:
-        name = "/" + str(directory.relative_to(top)).removeprefix(".")
-        groups.append(mount.kind(directory, name))
-        if directory == top:
-            break
-        directory = directory.parent
-    return groups
+    directories = [directory, *directory.parents]
+    shown = directories[: directories.index(top) + 1]
+    return [mount.kind(each, "/" + str(each.relative_to(top)).removeprefix(".")) for each in shown]
 
 
 def _have(groups: list[ControlGroup], file: str) -> bool:

@@ -9,6 +9,7 @@ One attempt may always run, because memory that others hold may never be free ag
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 import time
@@ -45,26 +46,31 @@ class MemoryGuard:
         self._helpless = False
 
     def read(self) -> MemoryLevel | None:
-        """Return how much memory is left now, where it is scarcest. Any thread may call it."""
-        return self._memory.read()
+        """Return how much memory is left now, where it is scarcest; None if that is unknown. Any thread may call it."""
+        with contextlib.suppress(OSError):
+            return self._memory.read()
+        return None
 
     def check(self, now: float, pools: Iterable[WorkerPool]) -> None:
         """Look at the memory, act if it is short, and set when to look again."""
+        # Where nothing can be read now, as without a free descriptor, it may be again.
+        self.due = now + MAX_INTERVAL
         # Not the clock: to be late once, on a busy machine, must not make the next one later.
         began = time.thread_time()
-        level = self._memory.read()
-        if level is None:
-            self.due = float("inf")
-            return
+        with contextlib.suppress(OSError):
+            if (level := self._memory.read()) is not None:
+                interval = self._act(level, pools)
+                self.due = now + max(interval, (time.thread_time() - began) / MAX_SHARE_OF_TIME)
+
+    def _act(self, level: MemoryLevel, pools: Iterable[WorkerPool]) -> float:
+        """Act if the memory is short. Return the seconds until it may be short the next time."""
         self._hold_or_release(level, pools)
         if level.is_critical:
             self._end_largest(pools)
         else:
             self._helpless = False
         interval = min(max(level.above_critical / FASTEST_GROWTH, MIN_INTERVAL), MAX_INTERVAL)
-        if self._helpless:
-            interval = HELPLESS_INTERVAL
-        self.due = now + max(interval, (time.thread_time() - began) / MAX_SHARE_OF_TIME)
+        return HELPLESS_INTERVAL if self._helpless else interval
 
     def _hold_or_release(self, level: MemoryLevel, pools: Iterable[WorkerPool]) -> None:
         if level.is_high:

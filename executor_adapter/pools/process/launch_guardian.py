@@ -493,9 +493,8 @@ class GuardianPool(ProcessPool):
             worker.kill()
 
     def free_memory(self) -> None:
-        for worker in list(self.workers.idle):
-            if worker.left_behind() > _LARGE_IDLE_WORKER:
-                self.workers.shut_down(worker)
+        for worker in [each for each in self.workers.idle if each.left_behind() > _LARGE_IDLE_WORKER]:
+            self.workers.shut_down(worker)
 
 
 def _close(fds: Iterable[int]) -> None:

@@ -67,11 +67,18 @@ class MemoryWatch:
         limit = assignment.memory_limit or 0
         if worker.process.pid is None:
             return limit
-        tree = measure(worker.process.pid, limit)
+        try:
+            tree = measure(worker.process.pid, limit)
+        except OSError:  # No descriptor is left to read /proc with.
+            return 0
         assignment.peak_rss = max(assignment.peak_rss or 0, tree.resident)
         if tree.used > limit:
             del self.watched[worker]
-            self._on_exceeded(assignment, _memory_error(assignment, tree.used))
+            error = MemoryLimitError(
+                f"its process tree held {size_text(tree.used)}, more than memory_limit={size_text(limit)}: "
+                "raise it, or do less at once"
+            )
+            self._on_exceeded(assignment, error)
         return limit - tree.used
 
 
@@ -99,11 +106,3 @@ def largest_attempt(workers: Iterable[WorkerHandle]) -> tuple[Assignment, int] |
     if found is None:
         return None
     return found.queue[0], 0 if found.kill_requested else max(1, held[found])
-
-
-def _memory_error(assignment: Assignment, used: int) -> MemoryLimitError:
-    """Return the error of an assignment whose process tree holds more than its memory_limit."""
-    return MemoryLimitError(
-        f"its process tree held {size_text(used)}, more than memory_limit={size_text(assignment.memory_limit or 0)}: "
-        "raise it, or do less at once"
-    )
