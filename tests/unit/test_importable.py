@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from executor_adapter.pools.cluster.program import Source, load
 from executor_adapter.pools.transport import importable
 
 
@@ -36,3 +37,13 @@ def test_another_thread_may_import_meanwhile(monkeypatch: pytest.MonkeyPatch) ->
     assert b"made_meanwhile" in importable.names_not_importable()
     monkeypatch.undo()
     assert b"made_meanwhile" not in importable.names_not_importable()
+
+
+def test_a_module_that_was_sent_is_compiled_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The annotations of a module that a node imports from its source are those that it has in the program."""
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    text = b"class Row:\n    number: int\ndef annotation():\n    return Row.__annotations__['number']\n"
+    source = Source("sent_with_annotations", "sent_with_annotations.py", text, is_package=False)
+    annotation = load([source.name], [source], b"Rsent_with_annotations:annotation")
+    del sys.modules[source.name]
+    assert annotation() is int

@@ -62,7 +62,7 @@ class _Finder:
     def exec_module(self, module: ModuleType) -> None:
         source = self.sources[module.__name__]
         module.__file__ = source.file
-        exec(compile(source.content or b"", source.file, "exec"), vars(module))
+        exec(compile(source.content or b"", source.file, "exec", dont_inherit=True), vars(module))
 
     def get_source(self, name: str) -> str:
         """Return what tracebacks show."""
