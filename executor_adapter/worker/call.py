@@ -15,7 +15,7 @@ import signal
 import time
 import types
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import JobError, JobSerializationError, SoftTimeoutError
@@ -73,11 +73,6 @@ def import_reference(reference: str) -> Any:
 _NO_SCOPE = nullcontext()
 
 
-def _open_scope(scope: tuple[str, Any], call: BoundCall) -> AbstractContextManager[Any]:
-    reference, argument = scope
-    return import_reference(reference)(argument, call)  # type: ignore[no-any-return]
-
-
 class CallRunner:
     """Runs one call. A signal handler may raise in it while it is `interruptible`.
 
@@ -96,6 +91,8 @@ class CallRunner:
         self._functions = functions
         self._reporter = reporter
         self._note_imports = note_imports
+        # Made now, so that it is closed if anything fails before the arguments are unpickled.
+        self._file = values.MemoryFile(call.fd, b"") if call.flags & wire.IN_FILE else None
         self.end_requested = False
         self._has_checked = self._is_late = self._has_begun = False
         self._stage = "function"
@@ -156,7 +153,7 @@ class CallRunner:
         )
         if self.end_requested:
             raise SystemExit(EXIT_TERMINATED)  # The signal came too early to be raised in the function.
-        with _NO_SCOPE if scope is None else _open_scope(scope, BoundCall(function, args, kwargs)):
+        with _NO_SCOPE if scope is None else import_reference(scope[0])(scope[1], BoundCall(function, args, kwargs)):
             self._note_imports()
             self._has_begun = True
             if self._is_late:
@@ -197,8 +194,9 @@ class CallRunner:
         self._stage = "arguments"
         if self._call.flags & wire.NO_VALUE:
             return (), {}
-        if self._call.flags & wire.IN_FILE:
-            return values.MemoryFile(self._call.fd, bytes(encoded)).load()  # type: ignore[no-any-return]
+        if (file := self._file) is not None:
+            self._file, file.sizes = None, bytes(encoded)
+            return file.load()  # type: ignore[no-any-return]
         return pickle.loads(encoded)  # type: ignore[no-any-return]
 
     def _success(self, value: Any) -> Reply:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cloudpickle
 import pytest
@@ -22,7 +23,8 @@ from executor_adapter.exceptions import (
 )
 from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.transport.envelope import Ending
-from executor_adapter.worker import values
+from executor_adapter.worker import values, wire
+from executor_adapter.worker.call import CallRunner, ReceivedCall
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, harness, open_descriptors
 
@@ -270,6 +272,18 @@ def test_a_value_that_the_system_reads_in_pieces_arrives_whole(monkeypatch: pyte
     body, file = values.dump(value, values.checked_dumps)
     assert file is not None
     assert values.MemoryFile(os.dup(file.fd), body).load() == value
+
+
+def test_large_arguments_are_closed_where_the_function_cannot_be_loaded() -> None:
+    """The memory file of arguments is closed though the function, which comes first, cannot be loaded."""
+    sizes, file = values.dump(bytes(values.MIN_MEMORY_FILE_BYTES), values.checked_dumps)
+    assert file is not None
+    fd = os.dup(file.fd)
+    received = ReceivedCall(wire.IN_FILE, 1, 1, 7, 0.0, wire.CALL_SIZES.pack(0, 0, len(sizes)) + sizes, fd)
+    kind, *_ = CallRunner(received, {7: b"Rno_such_module:function"}, Mock()).run()
+    assert kind == wire.UNSENDABLE
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 @pytest.mark.parametrize("mapped", [True, False])
