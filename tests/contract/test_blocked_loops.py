@@ -7,7 +7,9 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -154,6 +156,23 @@ def test_a_job_cancelled_behind_a_blocked_loop_never_starts(loops: LoopHarness) 
     blocking.result(timeout=PATIENCE)
     assert loops.submit(loops.note).result(timeout=PATIENCE) == "ran"
     assert (len(loops.ran), loops.abandoned) == (1, 0)
+
+
+def refuse_loops(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let the system refuse so many further loops."""
+    check = Mock(side_effect=chain(repeat(OSError("Too many open files"), count), repeat(None)))
+    monkeypatch.setattr("executor_adapter.pools.in_process.coroutine._check_descriptors", check)
+
+
+def test_jobs_behind_a_blocked_loop_wait_for_one_that_the_system_refuses(
+    loops: LoopHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no other loop can be made at first, jobs that a blocked one has not started run once one can be made."""
+    blocking = loops.submit_blocked(max_runtime=0.2)
+    behind = [loops.submit(loops.note) for _ in range(3)]
+    refuse_loops(monkeypatch, 2)
+    assert [future.result(timeout=PATIENCE) for future in behind] == ["ran"] * 3
+    assert_timed_out_on_time(blocking)
 
 
 # --- ignored cancellation ---

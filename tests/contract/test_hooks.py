@@ -26,6 +26,7 @@ from executor_adapter.exceptions import ConfigurationError, JobCancelledError, J
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
 from executor_adapter.job.transition import Transition
 from tests.contract import functions
+from tests.contract.test_blocked_loops import refuse_loops
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
@@ -211,6 +212,13 @@ def test_jobs_behind_a_blocked_loop_run_once_it_is_replaced() -> None:
         behind = [executor.submit(short_job()) for _ in range(4)]
         blocked.cancel()
         assert [future.result(timeout=PATIENCE) for future in behind] == [2] * 4
+
+
+def test_a_hook_runs_once_the_system_allows_its_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose event loop the system refuses at first runs once it can be made."""
+    refuse_loops(monkeypatch, 1)
+    with running_executor(Blocking) as executor:
+        assert executor.run(short_job()) == 2
 
 
 def test_jobs_with_a_slot_on_a_blocked_loop_run_on_its_replacement(

@@ -114,7 +114,7 @@ BUDGETS = {
     "pipeline": 4_388,
     "pools": 552,
     "pools/cluster": 3_420,
-    "pools/in_process": 620,
+    "pools/in_process": 622,
     "pools/memory": 391,
     "pools/process": 1_521,
     "pools/transport": 584,

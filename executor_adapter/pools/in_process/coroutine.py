@@ -20,7 +20,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from concurrent.futures.thread import ThreadPoolExecutor  # Now: once the interpreter exits, this cannot be imported.
 from typing import Any, ClassVar
@@ -68,7 +68,12 @@ class CoroutinePool(StartingPool["CoroutineLoop"]):
 
     def use(self, worker: CoroutineLoop, assignment: Assignment) -> None:
         worker.submit(assignment)
-        self.supervisor.started(assignment, self.supervisor.now())
+        if assignment.started_at is None:  # Otherwise it comes from a blocked loop.
+            self.supervisor.started(assignment, self.supervisor.now())
+
+    def start_waiting(self) -> None:
+        super().start_waiting()
+        self.flush()
 
     def recall(self, assignment: Assignment) -> Recall:
         return Recall.STARTED if assignment.worker is not None else self.recall_waiting(assignment)
@@ -83,10 +88,10 @@ class CoroutinePool(StartingPool["CoroutineLoop"]):
     def _replace(self, blocked: CoroutineLoop) -> None:
         """Run later jobs, and what this loop has not started, on another loop."""
         if blocked is self.loop:
-            self.loop = None  # Set before a new loop is made, which may fail for lack of descriptors.
-            self.loop = CoroutineLoop(self)
-            blocked.move_unstarted(self.loop)
-            self.flush()
+            self.loop = None
+            self.waiting += blocked.take_unstarted()
+            self._refused_since = self.supervisor.now()
+            self._on_retry_timer()  # It goes on where the system refuses a loop now, for lack of descriptors.
             if not blocked.live:  # What blocks it is no job, so no job's end stops it.
                 blocked.stop()
 
@@ -106,11 +111,9 @@ class CoroutinePool(StartingPool["CoroutineLoop"]):
                 self.supervisor.ended(assignment, STOPPED)
 
     def _give_up(self, loop: CoroutineLoop, assignment: Assignment, answered: threading.Event) -> None:
-        try:
-            if not answered.is_set():
-                self._replace(loop)
-        finally:
-            self.abandon(loop, assignment)
+        if not answered.is_set():
+            self._replace(loop)
+        self.abandon(loop, assignment)
 
     def close(self, on_closed: Callable[[], None]) -> None:
         if self.loop is not None:
@@ -226,15 +229,16 @@ class CoroutineLoop:
         if self.has_failed:  # It may have failed after the pool had looked, and has not seen these.
             self._fail_unstarted()
 
-    def move_unstarted(self, other: CoroutineLoop) -> None:
-        """Submit to another loop what this one has not started, except for what was cancelled."""
+    def take_unstarted(self) -> Iterator[Assignment]:
+        """Take back what this loop has not started, except for what was cancelled."""
         for assignment in list(self._unstarted):
             if assignment not in self.stopping and self.claim(assignment):
                 self.live.discard(assignment)
+                assignment.worker = None
                 # This loop may still enter the context, which only one can do at a time.
                 if assignment.context is not None:
                     assignment.context = assignment.context.copy()
-                other.submit(assignment)
+                yield assignment
 
     def claim(self, assignment: Assignment) -> bool:
         """Return whether it had not started. The caller then decides whether it ever does.
@@ -305,8 +309,7 @@ class CoroutineLoop:
     def _fail_unstarted(self) -> None:
         for assignment in list(self._unstarted):
             if self.claim(assignment):
-                failure = WorkerCrashedError("the event loop broke before it was started there")
-                self._report(assignment, failed(failure))
+                self._report(assignment, failed(WorkerCrashedError("the event loop broke before it was started there")))
 
     def _cancel_leftovers(self) -> None:
         """Cancel abandoned coroutines, and tasks that functions left running, before the loop is closed."""
