@@ -145,7 +145,7 @@ class SshHosts(LeaseSource):
         """Try the host again later, and meanwhile others; `why` is told where it was never connected."""
         self._unplaced += connection.reserved
         connection.reserved.clear()
-        delay = min(FIRST_RETRY * 2**connection.failures, MAX_RETRY)
+        delay = min(FIRST_RETRY * 2 ** min(connection.failures, 6), MAX_RETRY)
         connection.failures += 1
         connection.retry_at = self._supervisor.now() + delay
         if why:
@@ -226,15 +226,14 @@ class _Connection:
         self._lines.clear()
         ours, theirs = socket.socketpair()
         fd, command = theirs.fileno(), frames.agent_command(self.host, self._ssh_command)
-        try:
-            process = subprocess.Popen(
-                command, bufsize=0, stdin=fd, stdout=fd, stderr=subprocess.PIPE, start_new_session=True
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    command, bufsize=0, stdin=fd, stdout=fd, stderr=subprocess.PIPE, start_new_session=True
+                )
+            except BaseException:
+                ours.close()
+                raise
         self.process, stderr = process, process.stderr
         assert stderr is not None
         os.set_blocking(stderr.fileno(), False)

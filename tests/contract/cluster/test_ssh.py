@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,6 +25,7 @@ from executor_adapter.config import ClusterSettings, Settings, SshHostSettings, 
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError, JobTimeoutError, WorkerUnavailableError
 from executor_adapter.monitoring import Level
 from executor_adapter.pools.cluster.descriptions import compare_node, describe
+from executor_adapter.pools.cluster.ssh import SshHosts
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import MakeSshExecutor, Runs, guardian_of
 from tests.contract.cluster.sshd import ROOT, SshServer
@@ -282,6 +285,17 @@ def test_doctor_says_what_differs_on_hosts(two_ssh_hosts: SshServer) -> None:
         [],
         ["its clock is 60 s behind"],
     ], "a node that took long to answer has read its clock at some time meanwhile"
+
+
+def test_a_host_that_fails_a_thousand_times_is_tried_again() -> None:
+    """However often a host could not be reached, it is tried again within a minute."""
+    supervisor = Mock(now=Mock(side_effect=itertools.count(step=1_000)))
+    hosts = SshHosts(Mock(supervisor=supervisor), SshSettings(hosts=(SshHostSettings(host="far"),), command=("/none",)))
+    for _ in range(1_100):
+        hosts.ask([1])
+        hosts.withdraw(1)
+    assert supervisor.call_at.call_count == 1_100
+    assert supervisor.call_at.call_args.args[0] % 1_000 == 60
 
 
 # --- code ---
