@@ -10,12 +10,17 @@ from pydantic import AfterValidator, Field
 from executor_adapter.config.sections import Names, Section
 from executor_adapter.job import Count, Number, Seconds
 
+_ADDRESS = r"(?:[^][\s:/@]+|\[[^][\s/@]+\])(?::(\d+))?"
+"""A host, or one of IPv6 in brackets, and its port."""
+
 
 def _must(pattern: str, be: str) -> Any:
-    """Return what checks a value by its text, and says what it must `be`."""
+    """Return what checks a value by its text, and says what it must `be`. Groups of `pattern` are ports that ascend."""
 
     def check(value: int | str) -> int | str:
-        if not re.fullmatch(pattern, str(value)):
+        found = re.fullmatch(pattern, str(value))
+        ports = [*map(int, filter(None, found.groups())), 65_535] if found else []
+        if not ports or ports != sorted(ports):
             raise ValueError(f"must be {be}")
         return value
 
@@ -25,9 +30,8 @@ def _must(pattern: str, be: str) -> Any:
 class SshHostSettings(Section):
     """Describes a host that runs jobs of `pool: ssh`."""
 
-    host: Annotated[str, _must(r"[^-\s]\S*", "a name, user@name or a Host of ssh's configuration")] = Field(
-        min_length=1, description="what ssh is given: a name, user@name, or a Host of its configuration"
-    )
+    host: Annotated[str, _must(r"[^-\s]\S*", "a name, user@name or a Host of ssh's configuration")]
+    """What ssh is given: a name, user@name, or a Host of its configuration."""
     slots: Count = Field(default=1, ge=1)
     """Attempts that may run there at once."""
     python: str = "python3"
@@ -82,10 +86,10 @@ class ClusterSettings(Section):
     """The cluster of `pool: dask`."""
     ray: RaySettings = RaySettings()
     """The cluster of `pool: ray`."""
-    listen_port: Annotated[int | str, _must(r"\d+(-\d+)?", "a port or a range, such as 8790-8799")] | None = None
+    listen_port: Annotated[int | str, _must(r"(\d+)(?:-(\d+))?", "a port or range, such as 8790-8799")] | None = None
     """The port, or the range of ports such as 8790-8799, at which the program listens for nodes of a Dask or Ray
     cluster; null: any."""
-    advertise: str | None = None
+    advertise: Annotated[str, _must(_ADDRESS, "a host or host:port")] | None = None
     """What such nodes connect to in place of the address at which the program listens: a host, or host:port."""
     lease_idle: Seconds = 10.0
     """Time after which a slot of a Dask or Ray cluster that no job uses is given back."""

@@ -201,6 +201,16 @@ def test_settings_are_frozen() -> None:
         ("executor: {max_workers: yes}", "executor.max_workers: True is not allowed: must be a number"),
         ("collection: {job_timeout: .inf}", "collection.job_timeout: inf is not allowed: must be a finite"),
         ("collection:", "collection: None is not allowed: must be a mapping of keys to values"),
+        (
+            "cluster: {listen_port: 8799-8790}",
+            "cluster.listen_port: '8799-8790' is not allowed: must be a port or range",
+        ),
+        ("cluster: {listen_port: 65536}", "cluster.listen_port: 65536 is not allowed: must be a port or range"),
+        (
+            "cluster: {advertise: '10.0.0.1:99999'}",
+            "cluster.advertise: '10.0.0.1:99999' is not allowed: must be a host or",
+        ),
+        ("cluster: {advertise: 'fe80::1'}", "cluster.advertise: 'fe80::1' is not allowed: must be a host or host:port"),
         ("prefect: {mirror: off}", "prefect.mirror: False is not allowed: must be 'auto' or 'never'"),
         (
             "colection: {}",

@@ -10,12 +10,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from pytest_mock import MockerFixture
 
+from executor_adapter.config import ClusterSettings
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.pools.cluster import handshake
+from executor_adapter.pools.cluster.engines import leases
 from executor_adapter.pools.cluster.engines.agent_process import AgentProcess, DataServer
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor
 from executor_adapter.pools.cluster.frames import hello, refusal
@@ -316,3 +319,16 @@ def _is_closed(sock: socket.socket) -> bool:
     except ConnectionError:
         pass
     return True
+
+
+def test_a_cluster_towards_which_no_address_is_found_refuses_its_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the address at which this machine is to listen cannot be found, the leases are refused, with why."""
+    monkeypatch.setattr(leases, "host_towards", Mock(side_effect=socket.gaierror("no such name")))
+    engine = Mock(connect=lambda: "far:8786", certificates=lambda: None, poll=lambda: None)
+    pool = Mock(is_closing=False, engine=lambda *_: engine)
+    pool.name, pool.supervisor.call_soon = "dask", lambda call, *args: call(*args)
+    listening = leases.EngineLeases(pool, ClusterSettings(), dict, lambda: None)
+    listening.ask([1])
+    listening.close(closed := Mock())
+    wait_for(lambda: closed.called)
+    assert "cannot listen for agents on far:8786: " in pool.shapes.refuse_all.call_args.args[0]

@@ -238,13 +238,14 @@ class EngineLeases(LeaseSource):
         self._is_connecting = False
         if self._pool.is_closing:
             return
-        host = getattr(self._cluster, self._pool.name).listen_host or host_towards(scheduler)
+        host = getattr(self._cluster, self._pool.name).listen_host
         try:
+            host = host or host_towards(scheduler)
             call_soon, ports = self._supervisor.call_soon, ports_of(self._cluster.listen_port)
             self._door = Door(call_soon, host, self._token, lambda it: self._pool.connect(end_of(it)), context, ports)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # A ValueError: no name of a host looks like that.
             keys = f"cluster.{self._pool.name}.listen_host or cluster.listen_port"
-            self._shapes.refuse_all(f"cannot listen for agents on {host}: {text_of(error)}: set {keys}")
+            self._shapes.refuse_all(f"cannot listen for agents on {host or scheduler}: {text_of(error)}: set {keys}")
             return
         for lease in self._shapes.asked:
             self._ask(lease)
