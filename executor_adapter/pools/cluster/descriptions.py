@@ -51,10 +51,9 @@ def describe(*engine: str) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
+    return None
 
 
 def compare_node(node: str, theirs: dict[str, Any]) -> tuple[str, list[str]]:
@@ -93,14 +92,16 @@ def describe_ssh_host(host: SshHostSettings, ssh_command: Sequence[str]) -> dict
     command = frames.agent_command(host, ssh_command, "--describe")
     asked_at = time.time()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, errors="replace", timeout=ANSWER_TIMEOUT, input="")
+        if done.returncode:
+            said = done.stderr.strip().splitlines()
+            raise OSError(f"ssh ended with code {done.returncode}: {said[-1] if said else 'it said nothing'}")
+        # The host's shell may have printed something before.
+        return {**json.loads(done.stdout.splitlines()[-1]), "asked_at": asked_at}
     except subprocess.TimeoutExpired:
         raise OSError(f"no answer within {ANSWER_TIMEOUT:.0f} s") from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise OSError(f"ssh ended with code {done.returncode}: {said[-1] if said else 'it said nothing'}")
-    # The host's shell may have printed something before.
-    return {**json.loads(done.stdout.splitlines()[-1]), "asked_at": asked_at}
+    except (ValueError, LookupError, TypeError):
+        raise OSError("it does not answer as an agent of this version does") from None
 
 
 # --- nodes of an engine ---

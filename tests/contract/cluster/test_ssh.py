@@ -287,6 +287,14 @@ def test_doctor_says_what_differs_on_hosts(two_ssh_hosts: SshServer) -> None:
     ], "a node that took long to answer has read its clock at some time meanwhile"
 
 
+@pytest.mark.parametrize("printed", ["", r"\377welcome\n", r"[1]\n"])
+def test_doctor_finds_a_host_wrong_that_answers_something_else(printed: str) -> None:
+    """A host that prints no description, or what is no text, is found wrong."""
+    settings = SshSettings(hosts=(SshHostSettings(host="far"),), command=("printf", printed))
+    (found,) = check_cluster(ClusterSettings(ssh=settings))
+    assert (found.level, found.found) == (Level.WRONG, "it does not answer as an agent of this version does")
+
+
 def test_a_host_that_fails_a_thousand_times_is_tried_again() -> None:
     """However often a host could not be reached, it is tried again within a minute."""
     supervisor = Mock(now=Mock(side_effect=itertools.count(step=1_000)))
