@@ -238,7 +238,8 @@ class Agent:
     def _start_attempts(self, now: float) -> list[int]:
         given = []
         is_short_of_memory = self._guard is not None and self._guard.holds
-        while self.queue and not (is_short_of_memory and self._pool.busy):
+        has_descriptors = self.link.unsent_files <= values.MAX_OPEN_FILES  # Any that starts may return a large result.
+        while self.queue and has_descriptors and not (is_short_of_memory and self._pool.busy):
             assignment = self.queue[0]
             # Where a plain one comes first, all those with a lease of their own have started.
             if assignment.is_on_lease or self._pool.busy - self._on_lease < self.slots:

@@ -205,9 +205,9 @@ class Link:
         return bool(self._unsent) or bool(self._rest)
 
     @property
-    def sends_files(self) -> bool:
-        """Whether a large value is not sent completely yet."""
-        return bool(self._files)
+    def unsent_files(self) -> int:
+        """Number of large values that are not sent completely yet, each of which holds a descriptor."""
+        return len(self._files)
 
     def send(self, frame: bytes) -> None:
         """Send a frame at the next `flush`."""

@@ -201,7 +201,7 @@ class RemoteAgent:
         if lease is not None:
             assignment.environment = dict(lease.environment) or None
         of_attempt = attempt_part(assignment)
-        self.link.send(self._functions.frame(payload.function, may_forget=not self.link.sends_files))
+        self.link.send(self._functions.frame(payload.function, may_forget=not self.link.unsent_files))
         seq = self._seq = self._seq + 1 & wire.MAX_WORD
         call = pack_call(assignment, seq, of_attempt, on_lease=lease is not None)
         assignment.worker = (self, seq)

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from unittest.mock import Mock
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_value_that_is_not_needed_is_not_sent_to_its_end(pair: Pair) -> None:
     pair.sender.flush()
     pair.until(lambda: (frames.DROP_FILE, 1) in pair.kinds())
     assert (wire.CALL, 1) not in pair.kinds()
-    assert not pair.sender.sends_files
+    assert not pair.sender.unsent_files
 
 
 def test_the_end_of_a_stream_is_reported_once(pair: Pair) -> None:
@@ -137,3 +138,21 @@ def test_an_agent_that_its_head_does_not_set_up_ends(monkeypatch: pytest.MonkeyP
         waiting.run()
         assert head.recv(1 << 16), "it has said who it is"
     assert waiting.failure == "its head did not set it up within 0 s"
+
+
+def test_an_agent_starts_nothing_while_many_large_results_are_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While large results hold so many descriptors that a further one may get none, attempts wait at an agent."""
+    monkeypatch.setattr(values, "MAX_OPEN_FILES", 1)
+    head, theirs = socket.socketpair()
+    with head, contextlib.closing(SocketEnd(theirs)) as end:
+        node = agent.Agent(end)
+        node.slots, node._pool = 1, Mock(busy=0)  # noqa: SLF001
+        node.queue.append(Mock(seq=3, is_on_lease=False))
+        for seq in (1, 2):
+            node.link.send_file(seq, memory_file(20 * CHUNK_BYTES), wire.pack_frame(wire.RETURNED, seq=seq))
+        node.loop.run_due()
+        assert len(node.queue) == 1
+        node.link.cancel_file(1)
+        node.loop.run_due()
+        assert not node.queue
+        node.loop.close()
