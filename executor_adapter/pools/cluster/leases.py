@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from executor_adapter.job import Shape
     from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+    from executor_adapter.pools.transport.envelope import Body
 
 
 class LeaseSource(ABC):
@@ -44,6 +45,9 @@ class LeaseSource(ABC):
 
     def lend(self, agent: RemoteAgent, references: tuple[Any, ...]) -> None:  # noqa: B027
         """Give the engine's process on the agent's node the references of an attempt that is about to be sent."""
+
+    def on_kept(self, body: Body) -> None:  # noqa: B027
+        """Open soon what a job has returned whose result stays on a node: so the data lives as long as the body."""
 
     def on_ready(self, agent: RemoteAgent) -> None:  # noqa: B027
         """Take note that the agent has said HELLO and is accepted."""

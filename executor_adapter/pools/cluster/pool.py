@@ -17,7 +17,7 @@ from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import LinkEnd
 from executor_adapter.pools.cluster.references import remote_payload
 from executor_adapter.pools.cluster.remote_agent import Lease, RemoteAgent
-from executor_adapter.pools.transport.envelope import STOPPED
+from executor_adapter.pools.transport.envelope import STOPPED, Body
 from executor_adapter.pools.transport.payload import Initializer, Payload, encode_initializer
 from executor_adapter.worker import lease_time
 
@@ -131,6 +131,9 @@ class RemotePool(LeasingPool):
             self._release_unused(agent)
         self._watch.release_retiring(agent)
         self.shapes.serve(shape)
+
+    def on_kept(self, body: Body) -> None:
+        self.source.on_kept(body)
 
     # --- taking back and stopping ---
 

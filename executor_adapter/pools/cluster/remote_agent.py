@@ -16,7 +16,7 @@ from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
 from executor_adapter.pools.cluster.program import Source
 from executor_adapter.pools.cluster.remote_attempt import pack_call, unpack_end
-from executor_adapter.pools.transport.envelope import STOPPED, crashed, received
+from executor_adapter.pools.transport.envelope import STOPPED, Body, crashed, received
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.worker import values, wire
@@ -76,6 +76,9 @@ class AgentOwner(Protocol):
 
     def on_room(self, agent: RemoteAgent, shape: Shape) -> None:
         """Take note that the agent holds fewer attempts of a shape than before."""
+
+    def on_kept(self, body: Body) -> None:
+        """Take note of what a job has returned whose result stays on a node."""
 
     def may_run_elsewhere(self, agent: RemoteAgent, assignment: Assignment, why: str) -> bool:
         """Take note that the agent's node lacks a module of the function; return whether another node may have it."""
@@ -336,6 +339,8 @@ class RemoteAgent:
         assignment.peak_rss = peak << 10
         if assignment.stop_asked_at is not None and assignment.ended_at <= assignment.stop_asked_at:
             assignment.stop_asked_at = None
+        if kind == wire.RETURNED and assignment.job.keep:
+            self._owner.on_kept(outcome.body)
         self._supervisor.ended(assignment, outcome)
 
     def _on_ended(self, seq: int, body: bytes) -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import pytest
 
-from executor_adapter import Job, JobExecutor
+from executor_adapter import Job, JobExecutor, JobFuture
 from executor_adapter.config import ClusterSettings, RaySettings, Settings
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError
+from executor_adapter.pools.cluster.pool import RemotePool
 from tests.contract.cluster import functions
 from tests.contract.cluster.ray_cluster import RayCluster
 from tests.contract.cluster.socket_bytes import bytes_by_socket, bytes_since
+from tests.insides import supervisor_of
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.chaos
 
 SIZE = 50_000_000
+STORE = "object_store_memory"
+"""What Ray calls the memory of a node for data."""
 MOST_BYTES = SIZE // 20
 """Bytes that all connections of this program may carry, whatever the stages pass on. Ray's own are among them, by
 which it is asked twice a second who waits: the longer it takes, the more."""
@@ -55,6 +61,54 @@ def test_a_result_is_kept_though_the_lease_of_its_job_goes_back(two_ray_nodes: R
     with executor_at(two_ray_nodes, lease_idle=0.1) as executor:
         data = executor.run(Job(function=functions.zeros, args=(size,), pool="ray", keep=True))
         assert ray.get(ray.remote(functions.size_of).remote(data)) == size
+
+
+def keep_zeros(executor: JobExecutor) -> JobFuture[Any]:
+    """Return the future of a result that is kept, and that nobody has read."""
+    future = executor.submit(Job(function=functions.zeros, args=(SIZE,), pool="ray", keep=True))
+    wait_for(future.done)
+    return future
+
+
+def test_a_result_is_read_after_the_lease_of_its_job_has_gone_back(two_ray_nodes: RayCluster) -> None:
+    """A kept result that nobody has read when its agent ends, since it is idle, is there all the same."""
+    with executor_at(two_ray_nodes, lease_idle=0.1) as executor:
+        unread = keep_zeros(executor)
+        pool = supervisor_of(executor).pools.made["ray"]
+        assert isinstance(pool, RemotePool)
+        wait_for(lambda: not pool.agents)
+        # The engine's thread has heard of that before it asks for the lease of this job.
+        executor.run(Job(function=operator.add, args=(1, 2), pool="ray"))
+        assert executor.run(Job(function=functions.size_of, args=(unread.result(),), pool="ray")) == SIZE
+
+
+def test_a_result_outlives_its_executor_on_a_connection_of_the_program_s_own(two_ray_nodes: RayCluster) -> None:
+    """A kept result lives as long as the connection to Ray, whether or not it was read before the executor closed."""
+    import ray
+
+    ray.init(two_ray_nodes.address, log_to_driver=False, configure_logging=False)
+    try:
+        with executor_at(two_ray_nodes) as executor:
+            unread = keep_zeros(executor)
+        assert ray.get(ray.remote(functions.size_of).remote(unread.result())) == SIZE
+    finally:
+        ray.shutdown()
+
+
+def test_a_result_that_nobody_reads_is_freed_with_its_future(two_ray_nodes: RayCluster) -> None:
+    """The data of a kept result is in Ray's store for as long as the program has the future of the job."""
+    with executor_at(two_ray_nodes) as executor:
+        unread = keep_zeros(executor)
+        wait_for(lambda: bytes_in_store() >= SIZE)
+        del unread
+        wait_for(lambda: bytes_in_store() < SIZE)
+
+
+def bytes_in_store() -> float:
+    """Return how much data there is in the memory of all nodes."""
+    import ray
+
+    return ray.cluster_resources()[STORE] - ray.available_resources().get(STORE, 0.0)
 
 
 def test_a_reference_to_nothing_is_named_in_one_line(two_ray_nodes: RayCluster) -> None:

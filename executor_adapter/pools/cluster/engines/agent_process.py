@@ -137,6 +137,10 @@ class AgentProcess:
                 self._is_leaving = True
                 self._tell({"leaving": True})
 
+    def kill(self) -> None:
+        """Kill the agent, if it lives."""
+        self._process.kill()
+
     def end_if_stuck(self, lease: int) -> None:
         """Kill the agent if it does not answer for as long as a lost node is waited for: a signal has stopped it.
 

@@ -30,6 +30,7 @@ from executor_adapter.pools.cluster.node_data import NodeValue
 from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.references import imported_engine, kept_on, remote_payload, replace_references
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+from executor_adapter.pools.transport.envelope import Body
 from executor_adapter.pools.transport.payload import Payload
 
 logger = logging.getLogger("executor_adapter.cluster")
@@ -127,7 +128,10 @@ class Engine(ABC):
         self.drop(lease)
 
     def poll(self) -> float | None:
-        """Look what has become of the leases. Return the seconds until it is to be called again; None for no need."""
+        """Look what has become of the leases. Return the seconds until it is to be called again; None for no need.
+
+        Called only where no command waits.
+        """
         return None
 
     def lend(self, node: str, references: tuple[Any, ...]) -> None:  # noqa: B027
@@ -182,7 +186,7 @@ class EngineLeases(LeaseSource):
         self._cluster, self._at_exit = cluster, at_exit
         self._token = secrets.token_bytes(TOKEN_SIZE)
         self._door: Door | None = None
-        self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._commands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._is_connecting = False
         self._looks = 0
         """Looks at the leases that were not granted yet, since the last one that was."""
@@ -221,6 +225,9 @@ class EngineLeases(LeaseSource):
 
     def lend(self, agent: RemoteAgent, references: tuple[Any, ...]) -> None:
         self._commands.put(lambda: self._engine.lend(agent.node, references))
+
+    def on_kept(self, body: Body) -> None:
+        self._commands.put(body.exception)  # It opens it before the engine's thread hears that the agent is gone.
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         if not agent.is_closing:  # Otherwise it was asked to end, and its leases end with it.
@@ -308,7 +315,7 @@ class EngineLeases(LeaseSource):
                     if (command := self._commands.get(timeout=wait)) is None:
                         return
                     command()
-                wait = self._engine.poll()
+                wait = self._engine.poll() if self._commands.empty() else 0.0
             except Exception:
                 logger.exception("a command to the %s cluster failed", self._engine.name)
             command = None  # It may hold a future, whose result Dask keeps for as long, and the worker with it.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar
@@ -21,15 +20,12 @@ from executor_adapter.pools.cluster.engines.ray_node import NodeActor, certifica
 from executor_adapter.pools.cluster.handshake import relay
 from executor_adapter.pools.cluster.link import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
-from executor_adapter.pools.cluster.references import note_kept
+from executor_adapter.pools.cluster.references import kept_on, note_kept
 
 logger = logging.getLogger("executor_adapter.cluster")
 
 PENDING_INTERVAL = 0.02
 """Seconds between two looks at leases that are not placed yet: one short request to Ray's control store."""
-
-TAKE_TIMEOUT = 60.0
-"""Seconds that Ray may take to store a result which stays on a node."""
 
 
 class _Node:
@@ -42,8 +38,8 @@ class _Node:
         self.word = actor.next_word.remote()
         """Resolves to None where its agent does not reach this program, and to why that has ended."""
         self.leases: set[int] = set()
-        self.taken: set[str] = set()
-        """The results that it is storing."""
+        self.was_asked = False
+        """Whether its agent has ended since it was asked to."""
 
 
 class RayCluster(Engine):
@@ -145,16 +141,11 @@ class RayCluster(Engine):
                 each.actor.lend.remote(list(references))
 
     def _open_kept(self, kept: Kept) -> Any:
-        """Return the ObjectRef of a result that waits in the actor of a node. Called in another thread."""
+        """Return the ObjectRef of a result that waits in the actor of a node, which stores it now. Any thread."""
         found = [node for node in list(self._nodes.values()) if node.name == kept.node]
-        if not found:
+        if not found or not self._user.is_connected():
             raise LookupError(f"node {kept.node} is gone, and the result with it")
-        found[0].taken.add(kept.name)
-        try:
-            reference = found[0].actor.take.remote(kept.name)
-            self._ray.wait([reference], timeout=TAKE_TIMEOUT, fetch_local=False)
-        finally:
-            found[0].taken.discard(kept.name)
+        reference = found[0].actor.take.remote(kept.name)
         note_kept(reference.hex(), kept.node)
         return reference
 
@@ -231,17 +222,16 @@ class RayCluster(Engine):
     def _look_at_actors(self) -> None:
         words = [node.word for node in self._nodes.values()]
         done, _ = self._ray.wait(words, num_returns=len(words), timeout=0)
-        for node_id, node in list(self._nodes.items()):
-            if node.word not in done:
-                continue
+        for node_id, node in [each for each in self._nodes.items() if each[1].word in done]:
             try:
                 why, is_final = self._ray.get(node.word), False
             except Exception as error:  # Its actor could not start the agent.
                 why, is_final = _why(error)
+            was_asked, node.was_asked = node.was_asked, why == ""
             if why is None:
                 node.word = node.actor.next_word.remote()
                 self._relay(node)
-            else:
+            elif why or was_asked:  # What it had reported before it was asked is known at the second look.
                 self._remove(node_id, node, why, is_final)
 
     def _relay(self, node: _Node) -> None:
@@ -257,20 +247,9 @@ class RayCluster(Engine):
 
     def _remove(self, node_id: str, node: _Node, why: str, is_final: bool) -> None:
         del self._nodes[node_id]
-        until = time.monotonic() + TAKE_TIMEOUT
-        self._when_it_answers(lambda: self._kill(node, until))
+        self._when_it_answers(lambda: node.actor.end.remote())
         for lease in node.leases.copy():
             self._forget(lease, why, is_final=is_final)
-
-    def _kill(self, node: _Node, until: float) -> None:
-        """Kill an actor when it has stored the results that it was asked for, and at that time at the latest.
-
-        It may be stopped, and so may the agent.
-        """
-        if node.taken and time.monotonic() < until:
-            self._postponed.append(lambda: self._kill(node, until))
-        else:
-            self._ray.kill(node.actor, no_restart=True)
 
     def _when_it_answers(self, call: Callable[[], object]) -> None:
         """Make a call to Ray's control store, or keep it until that is there again."""
@@ -314,6 +293,7 @@ class RayPool(EnginePool):
 
     @classmethod
     def node_value(cls, module: Any, reference: Any, shown: str) -> NodeValue:
-        if not module.wait([reference], timeout=0, fetch_local=False)[0]:
+        # A result that was kept is there, or being stored.
+        if reference.hex() not in kept_on and not module.wait([reference], timeout=0, fetch_local=False)[0]:
             raise InvalidJobError(f"{shown} is an ObjectRef that is not ready: wait for it first (ray.wait)")
         return NodeValue(reference.hex(), f"{shown}, the ObjectRef {reference.hex()},")

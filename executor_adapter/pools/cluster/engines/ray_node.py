@@ -1,7 +1,7 @@
 """What runs in a process of Ray's on a node: the actor that starts the agent there and tells it of leases.
 
-It also holds data for the workers of the agent. A result that is kept waits here until the program takes it as the
-return value of a method: so its ObjectRef belongs to the program, and the data stays in the node's object store.
+It also holds data for the workers of the agent. A result that is kept waits here until the program hears of it, and
+takes it as the return value of a method: so its ObjectRef belongs to the program, and the data is in the node's store.
 """
 
 from __future__ import annotations
@@ -105,3 +105,7 @@ class NodeActor:
     def take(self, name: str) -> Any:
         """Return a result that was kept."""
         return self._kept.pop(name)
+
+    def end(self) -> None:
+        """Kill the agent, which may be stopped. Ray ends this process when the program awaits nothing more of it."""
+        self._agent.kill()
