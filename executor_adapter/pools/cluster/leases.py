@@ -43,8 +43,11 @@ class LeaseSource(ABC):
     def release(self, agent: RemoteAgent, lease: int) -> None:
         """Give a lease back."""
 
-    def lend(self, agent: RemoteAgent, references: tuple[Any, ...]) -> None:  # noqa: B027
-        """Give the engine's process on the agent's node the references of an attempt that is about to be sent."""
+    def lend(self, agent: RemoteAgent, attempt: int, references: tuple[Any, ...]) -> None:  # noqa: B027
+        """Give the engine's process on the agent's node the references of an attempt until that is over.
+
+        Called again with none where it is over, and the agent is not.
+        """
 
     def on_kept(self, body: Body) -> None:  # noqa: B027
         """Open soon what a job has returned whose result stays on a node: so the data lives as long as the body."""

@@ -94,9 +94,9 @@ class RemotePool(LeasingPool):
             self.shapes.start(assignment)
 
     def give(self, agent: RemoteAgent, assignment: Assignment, shape: Shape) -> None:
+        seq = agent.give(assignment, shape)
         if assignment.payload.lent:
-            self.source.lend(agent, assignment.payload.lent)
-        agent.give(assignment, shape)
+            self.source.lend(agent, seq, assignment.payload.lent)
         self._count(agent)
 
     def queue_behind(self, assignment: Assignment) -> bool:
@@ -122,7 +122,9 @@ class RemotePool(LeasingPool):
         self.busy += busy - agent.busy
         agent.busy = busy
 
-    def on_room(self, agent: RemoteAgent, shape: Shape) -> None:
+    def on_over(self, agent: RemoteAgent, seq: int, assignment: Assignment, shape: Shape) -> None:
+        if assignment.payload.lent:
+            self.source.lend(agent, seq, ())
         self._count(agent)
         if agent.free(shape) == 1 or agent.room_behind == 1:  # It was full, and so may others be.
             self.agents.remove(agent)

@@ -74,8 +74,8 @@ class AgentOwner(Protocol):
     def granted(self, agent: RemoteAgent, lease: int, environment: Mapping[str, str] | None = None) -> None:
         """Take note that the engine has granted a lease on the agent's node."""
 
-    def on_room(self, agent: RemoteAgent, shape: Shape) -> None:
-        """Take note that the agent holds fewer attempts of a shape than before."""
+    def on_over(self, agent: RemoteAgent, seq: int, assignment: Assignment, shape: Shape) -> None:
+        """Take note that an attempt is over for the agent, which so holds fewer of a shape than before."""
 
     def on_kept(self, body: Body) -> None:
         """Take note of what a job has returned whose result stays on a node."""
@@ -193,8 +193,8 @@ class RemoteAgent:
         """Give back a lease that is not used."""
         self._send_now(wire.pack_frame(frames.RELEASED, word=lease))
 
-    def give(self, assignment: Assignment, shape: Shape) -> None:
-        """Send an attempt, which runs on a slot or on a lease of its own.
+    def give(self, assignment: Assignment, shape: Shape) -> int:
+        """Send an attempt, which runs on a slot or on a lease of its own. Return its number here.
 
         Raises:
             Exception: the argument of its scope cannot be pickled.
@@ -220,6 +220,7 @@ class RemoteAgent:
             self.link.send(call)
         else:
             self.link.send_file(seq, payload.file, call)
+        return seq
 
     def recall(self, seq: int) -> bool:
         """Ask for an attempt back. Return True if it was not sent yet, and so is handed back at once."""
@@ -363,7 +364,7 @@ class RemoteAgent:
         self._long -= lease is None and not assignment.max_behind
         shape = () if lease is None else lease.shape
         self.held[shape].used -= 1
-        self._owner.on_room(self, shape)
+        self._owner.on_over(self, seq, assignment, shape)
         return assignment
 
     # --- its end ---

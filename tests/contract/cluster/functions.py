@@ -68,6 +68,12 @@ def wait_for_file(path: str) -> None:
         time.sleep(0.01)
 
 
+def size_once_there(path: str, value: bytes) -> int:
+    """Return the number of bytes of the value when the file exists."""
+    wait_for_file(path)
+    return len(value)
+
+
 def work(number: int, seconds: float) -> int:
     """Return the number after so many seconds."""
     time.sleep(seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobFuture
 from executor_adapter.config import ClusterSettings, RaySettings, Settings
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError
+from executor_adapter.pools.cluster.engines.ray import RayCluster as Client
 from executor_adapter.pools.cluster.pool import RemotePool
 from tests.contract.cluster import functions
 from tests.contract.cluster.ray_cluster import RayCluster
@@ -27,9 +29,9 @@ MOST_BYTES = SIZE // 20
 which it is asked twice a second who waits: the longer it takes, the more."""
 
 
-def executor_at(cluster: RayCluster, lease_idle: float = 10.0) -> JobExecutor:
+def executor_at(cluster: RayCluster, lease_idle: float = 10.0, max_workers: int = 2) -> JobExecutor:
     settings = ClusterSettings(ray=RaySettings(address=cluster.address), lease_idle=lease_idle)
-    return JobExecutor(2, config=Settings(cluster=settings))
+    return JobExecutor(max_workers, config=Settings(cluster=settings))
 
 
 def test_data_goes_from_stage_to_stage_on_the_cluster(two_ray_nodes: RayCluster) -> None:
@@ -102,6 +104,36 @@ def test_a_result_that_nobody_reads_is_freed_with_its_future(two_ray_nodes: RayC
         wait_for(lambda: bytes_in_store() >= SIZE)
         del unread
         wait_for(lambda: bytes_in_store() < SIZE)
+
+
+def test_the_data_of_a_job_that_has_not_begun_is_freed_with_its_reference(
+    two_ray_nodes: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ObjectRef that was lent to a node for a job which came back from there is not held there any longer."""
+    import ray
+
+    lent: list[object] = []
+    lend = Client.lend
+    monkeypatch.setattr(Client, "lend", lambda *args: (lent.append(args), lend(*args)))
+    gate = tmp_path / "gate"
+    gate.touch()
+    with executor_at(two_ray_nodes, max_workers=1) as executor:
+        many = executor.map(functions.size_once_there, [str(gate)] * 50, [b"1"] * 50, pool="ray")
+        assert {result.value for result in many} == {1}, "the function is known to be short now"
+        gate.unlink()
+        data = ray.put(bytes(SIZE))
+        wait_for(lambda: bytes_in_store() >= SIZE)
+        running, behind = (
+            executor.submit(Job(function=functions.size_once_there, args=(str(gate), value), pool="ray"))
+            for value in (b"1", data)
+        )
+        wait_for(lambda: bool(lent))
+        lent.clear()
+        assert behind.cancel()
+        del data, behind
+        wait_for(lambda: bytes_in_store() < SIZE)
+        gate.touch()
+        assert running.result() == 1
 
 
 def bytes_in_store() -> float:

@@ -134,8 +134,8 @@ class Engine(ABC):
         """
         return None
 
-    def lend(self, node: str, references: tuple[Any, ...]) -> None:  # noqa: B027
-        """Give references to the engine's process on the node of this name."""
+    def lend(self, node: str, attempt: int, references: tuple[Any, ...]) -> None:  # noqa: B027
+        """Give the references of an attempt to the engine's process on the node of this name; none: it is over."""
 
     def on_agent_lost(self, node: str) -> None:  # noqa: B027
         """Take note that the agent of this name is gone."""
@@ -223,8 +223,8 @@ class EngineLeases(LeaseSource):
     def release(self, agent: RemoteAgent, lease: int) -> None:
         self._commands.put(lambda: self._engine.release(lease))
 
-    def lend(self, agent: RemoteAgent, references: tuple[Any, ...]) -> None:
-        self._commands.put(lambda: self._engine.lend(agent.node, references))
+    def lend(self, agent: RemoteAgent, attempt: int, references: tuple[Any, ...]) -> None:
+        self._commands.put(lambda: self._engine.lend(agent.node, attempt, references))
 
     def on_kept(self, body: Body) -> None:
         self._commands.put(body.exception)  # It opens it before the engine's thread hears that the agent is gone.

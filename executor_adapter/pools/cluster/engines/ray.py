@@ -135,10 +135,10 @@ class RayCluster(Engine):
 
     # --- data ---
 
-    def lend(self, node: str, references: tuple[Any, ...]) -> None:
+    def lend(self, node: str, attempt: int, references: tuple[Any, ...]) -> None:
         for each in self._nodes.values():
             if each.name == node:
-                each.actor.lend.remote(list(references))
+                each.actor.lend.remote(attempt, list(references))
 
     def _open_kept(self, kept: Kept) -> Any:
         """Return the ObjectRef of a result that waits in the actor of a node, which stores it now. Any thread."""

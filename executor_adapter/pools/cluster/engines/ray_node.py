@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections import defaultdict
 from queue import SimpleQueue
 from typing import Any
 
@@ -45,8 +44,8 @@ class NodeActor:
     def __init__(self, head: dict[str, Any], node: str) -> None:
         self._head, self._node = head["token"], node
         self._kept: dict[str, Any] = {}
-        self._lent: defaultdict[str, list[Any]] = defaultdict(list)
-        """References by their names, each as often as a call has it among its arguments."""
+        self._lent: dict[int, dict[str, Any]] = {}
+        """The references of each attempt by their names."""
         self._changed = threading.Condition()
         self._words = words = SimpleQueue[str | None]()
         head = {**head, "certificates": certificates_of_ray()}
@@ -70,11 +69,14 @@ class NodeActor:
         """Send it something; b"" is the end."""
         self._agent.link.sendall(part) if part else self._agent.link.shutdown(socket.SHUT_WR)
 
-    def lend(self, references: list[Any]) -> None:
-        """Keep references until a worker fetches what each of them refers to."""
+    def lend(self, attempt: int, references: list[Any]) -> None:
+        """Keep the references of an attempt; without any, it is over.
+
+        Each attempt has one call of either kind, and each call a thread of its own: either may be the first.
+        """
         with self._changed:
-            for reference in references:
-                self._lent[reference.hex()].append(reference)
+            if self._lent.pop(attempt, None) is None:
+                self._lent[attempt] = {reference.hex(): reference for reference in references}
             self._changed.notify_all()
 
     def fetch(self, name: str) -> Any:
@@ -86,13 +88,11 @@ class NodeActor:
         import ray
 
         with self._changed:
-            if not self._changed.wait_for(lambda: name in self._lent, LEND_TIMEOUT):
-                raise LookupError("the program has not lent it to this node")
-            reference = self._lent[name].pop()
-            if not self._lent[name]:
-                del self._lent[name]
+            found = self._changed.wait_for(lambda: [of[name] for of in self._lent.values() if name in of], LEND_TIMEOUT)
+        if not found:
+            raise LookupError("the program has not lent it to this node")
         try:
-            return ray.get(reference)
+            return ray.get(found[0])
         except ray.exceptions.RayTaskError as error:
             cause: Any = error
             raise LookupError(f"its task has failed: {type(cause.cause).__name__}: {text_of(cause.cause)}") from None
