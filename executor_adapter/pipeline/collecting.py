@@ -126,12 +126,9 @@ def collect_window(table: ConfiguredTable, window: Window, *, again: bool = Fals
     _check_division(table)
     of_files = isinstance(table.tool, FilesTool)
     is_over = _note_of(table, table.name, window.name)
-    landing = land(
-        table,
-        # A file is landed as a whole.
-        replace(window, since=None, until=None) if of_files else window,
-        is_over=is_over.exists() and not again,
-    )
+    # A file is landed as a whole.
+    asked = replace(window, since=None, until=None) if of_files else window
+    landing = land(table, asked, is_over=is_over.exists() and not again)
     days = (window.since, window.until) if of_files else (None, None)
     done = store_landing(landing, table, days=days)
     _check_selected(table, landing, done)

@@ -182,11 +182,10 @@ class LakeTable:
 
     def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
         """Return what is known of a window, None where the table has none; a given `fingerprint` must match too."""
-        try:
+        with suppress(FileNotFoundError):
             found = read_entry(self.file_of(window))
-        except FileNotFoundError:
-            return None
-        return found if fingerprint in (None, found.fingerprint) else None
+            return found if fingerprint in (None, found.fingerprint) else None
+        return None
 
     def get(self, window: str) -> WindowEntry:
         """Return what is known of a window.
@@ -331,9 +330,8 @@ class Writer:
             return self._parts[-1]
         for name in (*self._table.key, *(() if self._table.cursor is None else (self._table.cursor,))):
             if name not in schema.names:
-                raise self._error(
-                    f"there is no column {name}: the columns are {', '.join(schema.names)}: set key or cursor to one"
-                )
+                said = f"there is no column {name}: the columns are {', '.join(schema.names)}: set key or cursor to one"
+                raise rows_error(f"{self._table} {self._entry.window}: {said}", "lake")
         if self._parts:
             schema, _ = evolved(self._parts[-1].schema, schema)
             if self._parts[-1].schema.equals(schema):
@@ -482,9 +480,6 @@ class Writer:
         now = pa.scalar(datetime.fromisoformat(self._asked.collected_at), _MOMENT)
         marks = pc.if_else(pc.and_(stays, pc.is_null(before)), now, before)
         return old.set_column(old.schema.get_field_index(VANISHED_AT), VANISHED_AT, marks)
-
-    def _error(self, message: str) -> DataProcessingException:
-        return rows_error(f"{self._table} {self._entry.window}: {message}", "lake")
 
 
 def remove_windows(table: LakeTable, windows: Collection[str]) -> None:

@@ -139,8 +139,7 @@ def check_content(landing: Landing) -> None:
         path = landing.path_of(file)
         with explained(path):
             if not path.exists() or path.stat().st_size != file.size or checksum_of(path) != file.checksum:
-                said = f"{path} is not as it was received: remove its folder, and collect it again"
-                raise data_error(said)
+                raise data_error(f"{path} is not as it was received: remove its folder, and collect it again")
 
 
 def _with_columns(batch: pa.RecordBatch, added: Mapping[str, str]) -> pa.RecordBatch:
