@@ -194,7 +194,8 @@ def value_text(value: Any) -> str:
     if kind is str:
         return str(value)
     if kind is int or kind is float:
-        return repr(value)
+        # A decimal has no exponent.
+        return format(Decimal(text), "f") if "e" in (text := repr(value)) else text
     if kind is bool:
         return "true" if value else "false"
     if isinstance(value, date | time):

@@ -108,6 +108,25 @@ def test_windows_are_bounded_by_the_cursor(shop: Shop) -> None:
     assert shop.land(Window(name="c", since="2027-01-01", until="2027-01-02"), cursor="at").rows == 0
 
 
+def test_values_of_sqlite_are_received_as_they_are_stored(tmp_path: Path) -> None:
+    """A column has values of any type: none is rounded, or taken for another one, and none fails the table."""
+    with database("sqlite", tmp_path) as (url, engine, prefix):
+        shop = Shop(url, engine, prefix, tmp_path / "lake")
+        shop.run("CREATE TABLE orders (price DECIMAL(9, 2), at DATETIME, day DATE, paid BOOLEAN, note JSON, raw BLOB)")
+        shop.run(
+            "INSERT INTO orders VALUES (1.239, '2026-01-05 10:00:00', '2026-01-05', 1, '{\"a\": 1.10}', x'ff'), "
+            "(0.00001, 1767607200, '', 0, '', 'text'), ('n/a', '', 5, 'false', 5, 7), "
+            "(NULL, NULL, NULL, NULL, NULL, NULL)"
+        )
+        found = shop.rows()
+    assert [tuple(row.values()) for row in found] == [
+        ("1.239", "2026-01-05 10:00:00", "2026-01-05", "true", '{"a": 1.10}', "/w=="),
+        ("0.00001", "1767607200", "", "false", "", "text"),
+        ("n/a", "", "5", "false", "5", "7"),
+        (None,) * 6,
+    ]
+
+
 def test_numbers_are_compared_as_numbers(shop: Shop) -> None:
     """A cursor of numbers is compared as numbers, and not as text."""
     shop.run("CREATE TABLE orders (id NUMERIC(12, 0))")

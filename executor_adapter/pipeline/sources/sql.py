@@ -84,7 +84,7 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
         return sa.text(described.query).bindparams(**{name: _bound(window, name) for name in names})
     schema, _, name = (described.table or "").rpartition(".")
     table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=engine)
-    statement = sa.select(table)
+    statement = sa.select(*(map(_as_stored, table.c) if engine.name == "sqlite" else table.c))
     if described.cursor is None:
         return statement
     if described.cursor not in table.c:
@@ -97,6 +97,13 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
         return statement.where(*conditions, cursor < _typed(window.until, cursor.type))
     # A row that has no value yet would otherwise be in no window ever.
     return statement.where(sa.or_(cursor.is_(None), *conditions)) if conditions else statement
+
+
+def _as_stored(column: sa.Column[Any]) -> sa.Label[Any]:
+    """Return a column of SQLite, in which any value may be of another type: SQLAlchemy would round it, or fail."""
+    value = sa.type_coerce(column, sa.types.NULLTYPE)
+    flag = sa.case({0: "false", 1: "true"}, value=value, else_=value)
+    return (flag if isinstance(column.type, sa.Boolean) else value).label(column.name)
 
 
 def _bound(window: Window, name: str) -> str:
