@@ -50,6 +50,7 @@ from tests.api_server import Answer, as_json, serving
 from tests.servers import ROOT
 from tests.waiting import PATIENCE
 
+FACTOR = 1
 AIRPORTS = "faa,lon,tz\n" + "".join(f"A{number:02},{lon},-5\n" for number, lon in enumerate([-75, 75, -80, -90]))
 
 
@@ -696,6 +697,26 @@ def test_a_window_is_processed_once(airports: ConfiguredTable) -> None:
     assert process(airports) == [(3, "processed", 1)]
     assert process(airports) == [(0, "already_processed", 0)]
     assert process(of_file(airports.lake.parent, steps=[{"sql": "FROM {rows}"}]))[0][1] == "processed"
+
+
+def times_factor(rows: Any) -> Any:
+    return rows.assign(lon=rows["lon"] * FACTOR)
+
+
+def test_what_is_processed_again_is_read_anew(airports: ConfiguredTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the code of a step has changed, tables that read its rows are processed again after it."""
+    described = {
+        "airports": {"file": "airports.csv", "schema": airports.schema, "steps": [f"{__name__}:times_factor"]},
+        "sums": {"file": "airports.csv", "steps": [{"sql": "SELECT sum(lon) AS lon FROM {table:map.airports}"}]},
+    }
+    found = tables(airports.lake, source="files", directory=airports.lake.parent, tables=described)
+    for table in found:
+        collect(table)
+        process(table)
+    monkeypatch.setattr(f"{__name__}.FACTOR", 2)
+    assert windows_to_process(found[1]) == {}
+    process_window(found[0], "all", again=True)
+    assert list(windows_to_process(found[1])) == ["all"]
 
 
 def as_integers(rows: pl.DataFrame) -> pl.DataFrame:
