@@ -172,7 +172,8 @@ def settle_windows(table: ConfiguredTable, present: Collection[str], now: dateti
     if not present:
         said = f"the source lists no window, so {len(gone)} would be gone: check the source, or remove them by hand"
         raise rows_error(f"{table.raw}: {said}", "lake")
-    for layer in table.layers:
+    # The raw window goes last: while it is there, a settle that was cut short is made up for.
+    for layer in reversed(table.layers):
         remove_windows(layer, [*gone, *(READ + window for window in gone)])
     log("%s: no longer at the source: %s", table.raw, ", ".join(gone))
     return gone

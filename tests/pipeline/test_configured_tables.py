@@ -43,6 +43,7 @@ from executor_adapter.pipeline import (
     select_tables,
 )
 from executor_adapter.pipeline.job_log import do_each
+from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.processing import process_windows, windows_to_process
 from executor_adapter.pipeline.sources.landing import landings_of
 from executor_adapter.pipeline.upkeep import expect_rows, expire_windows, lateness, remove_leftovers, settle_windows
@@ -287,6 +288,26 @@ def test_windows_that_vanish_are_settled(airports: ConfiguredTable, policy: str,
     process(table)
     assert sorted(table.raw.windows()) == sorted(table.processed.windows()) == left
     assert balance("map", [table]).holds
+
+
+def test_a_settle_that_was_cut_short_is_made_up_for(airports: ConfiguredTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it has removed a window from one layer, the next run removes it from the others."""
+    table = of_file(airports.lake.parent, partition="tz", vanished_windows="delete")
+    collect(table)
+    process(table)
+    layers = iter(table.layers)
+
+    def remove(layer: LakeTable, windows: Any) -> None:
+        if next(layers).layer == "processed":
+            raise ConnectionError("cut")
+        remove_windows(layer, windows)
+
+    monkeypatch.setattr("executor_adapter.pipeline.upkeep.remove_windows", remove)
+    with pytest.raises(ConnectionError):
+        settle_windows(table, ["-6"])
+    monkeypatch.undo()
+    assert settle_windows(table, ["-6"]) == ["-5"]
+    assert not any("-5" in layer.windows() for layer in table.layers)
 
 
 # --- APIs ---
