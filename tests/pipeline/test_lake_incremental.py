@@ -112,6 +112,15 @@ def test_what_was_never_asked_for_is_asked_for(tmp_path: Path) -> None:
     assert table.next_since("w") == "8"
 
 
+def test_another_cursor_begins_anew(tmp_path: Path) -> None:
+    """What was asked for by one column says nothing of another one."""
+    by_time, by_note = (lake_table(tmp_path, key=("id",), cursor=cursor) for cursor in ("at", "note"))
+    write_rows(by_time, "w", [row("a", 9, "9")])
+    assert (by_time.next_since("w"), by_note.next_since("w"), by_note.next_since("w", start="0")) == ("9", None, "0")
+    write_rows(by_note, "w", [row("a", 9, "3")], since="0")
+    assert by_note.next_since("w") == "3"
+
+
 @given(data=st.data())
 @settings(max_examples=25)
 def test_ranges_that_are_collected_again_hide_no_row(data: st.DataObject) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.lake.stored import MAX_RANGES, Range, WindowEntry
+from executor_adapter.pipeline.lake.stored import MAX_RANGES, Range
 
 MAX_AHEAD = timedelta(days=1)
 """How far after now a cursor may be: a day may have begun elsewhere, and clocks differ."""
@@ -113,12 +113,11 @@ def highest_of(values: pa.ChunkedArray, column: str, before: Any) -> Any:
     return highest if before is None else max(before, highest)
 
 
-def watermark_after(found: WindowEntry | None, asked: Range, highest: Any, kind: pa.DataType | None) -> str | None:
+def watermark_after(before: str | None, asked: Range, highest: Any, kind: pa.DataType | None) -> str | None:
     """Return the value up to which all of a window was asked for, once a part was whose highest value is `highest`.
 
     A part that begins after that, or one with an end before anything else, leaves a gap, which the next run asks for.
     """
-    before = None if found is None else found.watermark
     if highest is None or before is None:
         return text_of(highest) if before is None and asked.until is None else before
     mark = typed(before, kind).as_py()

@@ -73,6 +73,8 @@ class WindowEntry:
     created_at: str = ""
     """When it was written for the first time, in ISO 8601, UTC; what was merged into it before it was removed is not in
     it."""
+    cursor: str | None = None
+    """The cursor column; None without one, and in files of earlier versions."""
     watermark: str | None = None
     """The value of the cursor column up to which all was asked for; None without one."""
     ranges: tuple[Range, ...] = ()

@@ -288,10 +288,14 @@ class LakeTable:
                 dates, else a number.
             start: where it begins when nothing was collected, and before which it never does; None: from the beginning.
         """
-        found, schema = self.find(window), self.schema()
-        if found is None or found.watermark is None or self.cursor is None or schema is None:
+        watermark, schema = self.watermark_of(self.find(window)), self.schema()
+        if watermark is None or self.cursor is None or schema is None:
             return start
-        return merging.since_of(found.watermark, schema.field(self.cursor).type, look_back, start)
+        return merging.since_of(watermark, schema.field(self.cursor).type, look_back, start)
+
+    def watermark_of(self, found: WindowEntry | None) -> str | None:
+        """Return the value of the cursor up to which all of a window was asked for; None: not by this column."""
+        return found.watermark if found and found.cursor in (None, self.cursor) else None
 
 
 class Writer:
@@ -368,7 +372,8 @@ class Writer:
             dropped=self.dropped,
             merged=self.merged,
             created_at=self._entry.created_at if found is None else found.created_at,
-            watermark=merging.watermark_after(found, self._asked, self._highest, kind),
+            cursor=self._table.cursor,
+            watermark=merging.watermark_after(self._table.watermark_of(found), self._asked, self._highest, kind),
         )
         for change in changes:
             log("%s: column %s", self._table, change)
