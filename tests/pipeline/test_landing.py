@@ -150,6 +150,14 @@ def test_a_retry_continues_its_own_landing(tmp_path: Path) -> None:
     assert len(landing(tmp_path).files) == 3
 
 
+def test_a_landing_that_is_continued_was_started_before_its_first_file(tmp_path: Path) -> None:
+    """What came to its first pages since then was not received, so that its window is no more final than they are."""
+    with pytest.raises(ConnectionError):
+        receive(tmp_path, [b"1", b"2"], fail_after=1)
+    receive(tmp_path, [b"1", b"2"])
+    assert landing(tmp_path).manifest.started_at <= landing(tmp_path).files[0].received_at
+
+
 def test_two_jobs_do_not_write_the_same_landing(tmp_path: Path) -> None:
     """A landing that somebody is receiving is left alone; the second job has one of its own."""
     with receiving(tmp_path, "shop", "orders", MONTH, fingerprint="f") as first:

@@ -215,7 +215,7 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
             table=table,
             window=window,
             fingerprint=fingerprint,
-            started_at=started_at,
+            started_at=min([started_at, *(each.received_at for each in receiver.files)]),
             completed_at=_now(),
             content=digest_of(*(each.checksum for each in receiver.files)),
             files=tuple(receiver.files),
