@@ -108,6 +108,14 @@ def test_missing_objects_are_an_error(tmp_path: Path) -> None:
     assert "said that there are 9 objects and sent 7" in str(error)
 
 
+@pytest.mark.parametrize("total", [-1, 0])
+def test_a_total_that_an_api_does_not_know_ends_no_paging(tmp_path: Path, total: int) -> None:
+    """A total below the objects of a page is not believed: an empty page is the end."""
+    with serving(lambda request: as_json({"items": cut(request, int(request.query["offset"])), "total": total})) as api:
+        described = tool(api.url, paging={"by": "offset", "total": "total"}, resource={"records": "items"})
+        assert collect(tmp_path, described) == IDS
+
+
 @pytest.mark.parametrize(
     ("paging", "code"),
     [

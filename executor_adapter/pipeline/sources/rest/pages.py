@@ -90,7 +90,8 @@ def _is_last(paging: Paging, rows: int, answer: Answer) -> bool:
     if answer.rows == 0:
         _check_end(paging, rows, answer)
         return True
-    return paging.total is not None and rows >= _number(answer, paging.total)
+    # A total below the objects of this page is none: -1 or 0 may say that it is not known.
+    return paging.total is not None and answer.rows <= _number(answer, paging.total) <= rows
 
 
 def _check_end(paging: Paging, rows: int, answer: Answer) -> None:
