@@ -170,22 +170,29 @@ def read_sample(table: ConfiguredTable) -> str:
 def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
     """Make a table anew from its landings, without asking the source: after a change of types, or of what divides it.
 
-    If it is interrupted, call it again.
+    If it is interrupted, call it again. A landing that cannot be stored keeps no other one away.
 
     Returns:
         `landings`: how many were read; `rows`, `rejected`: what they have given.
+
+    Raises:
+        DataCollectionException: as `store_landing` for the first landing that cannot be stored, after all others were.
+        DataProcessingException: likewise.
     """
     for layer in table.layers:
         shutil.rmtree(layer.folder, ignore_errors=True)
         shutil.rmtree(layer.state, ignore_errors=True)
     _check_division(table)
     landings = sorted(landings_of(table.lake, table.tool_name, table.name), key=lambda each: each.manifest.started_at)
-    found = [store_landing(landing, table) for landing in landings]
-    return {
-        "landings": len(found),
-        "rows": sum(each.rows for each in found),
-        "rejected": sum(each.rejected for each in found),
-    }
+
+    def store(landing: Landing) -> dict[str, Any]:
+        done = store_landing(landing, table)
+        return {"landings": 1, "rows": done.rows, "rejected": done.rejected, "status": done.status}
+
+    done = do_each(landings, store, {"landings": 0, "rows": 0, "rejected": 0})
+    for landing in done["failed"]:  # It raises its error.
+        store(landing)
+    return {name: done[name] for name in ("landings", "rows", "rejected")}
 
 
 def _days(table: ConfiguredTable, first: date, end: date, today: date) -> list[Window]:

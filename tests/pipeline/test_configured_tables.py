@@ -449,6 +449,19 @@ def test_what_was_asked_by_day_is_made_anew(tmp_path: Path, monkeypatch: pytest.
             assert set(table.raw.windows()) == rows
 
 
+def test_a_landing_that_does_not_fit_keeps_no_other_day_away(tmp_path: Path) -> None:
+    """A table is made anew from all of its landings that can be stored; then the error of the others is raised."""
+    api, days = FakeApi(), [today() - timedelta(days=ago) for ago in (2, 1, 0)]
+    api.runs = {day: [{"id": "a", "n": "1"}] for day in days} | {days[1]: [{"id": "a"}]}
+    with serving(api) as (url, _):
+        collect(history(url, tmp_path))
+        collect_window(runs := history(url, tmp_path), find_windows(runs, since=days[0], until=days[1])[0])
+    typed = history(url, tmp_path, schema={"columns": {"n": "integer"}})
+    with pytest.raises(DataProcessingException, match="missing columns: n"):
+        rebuild_table(typed)
+    assert list(typed.raw.windows()) == [days[0].isoformat(), days[2].isoformat()]
+
+
 def test_a_resource_without_bounds_is_one_window(tmp_path: Path) -> None:
     """What is not asked for by day is received whole each time, and so are its children: nothing is multiplied."""
     objects = [{"id": "a"}, {"id": "b"}]
