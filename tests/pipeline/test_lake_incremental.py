@@ -151,6 +151,14 @@ def test_a_bound_that_is_no_value_is_refused(tmp_path: Path) -> None:
     assert caught.value.error_code == "CONFIGURATION_ERROR"
 
 
+def test_a_range_of_days_is_one_of_dates(tmp_path: Path) -> None:
+    """The moments in which days begin bound a cursor of dates, too."""
+    table = lake_table(tmp_path, cursor="at", key=("id",))
+    write_rows(table, "w", [row("a", date(2026, 1, 2))])
+    write_rows(table, "w", [row("b", date(2026, 1, 9))], since="2026-01-05T00:00:00+00:00")
+    assert table.next_since("w") == "2026-01-02"
+
+
 def test_runs_that_overtake_one_another(tmp_path: Path) -> None:
     """The row that was asked for later wins, and rows of the older answer that no newer one has are added."""
     table = lake_table(tmp_path, key=("id",), cursor="at")

@@ -108,6 +108,45 @@ def test_windows_are_bounded_by_the_cursor(shop: Shop) -> None:
     assert shop.land(Window(name="c", since="2027-01-01", until="2027-01-02"), cursor="at").rows == 0
 
 
+@pytest.mark.parametrize("query", [None, "SELECT * FROM {}orders WHERE at >= :since"])
+def test_a_bound_is_in_the_zone_of_the_cursor(shop: Shop, query: str | None) -> None:
+    """Times that name no zone are asked for in the one that the schema declares."""
+    shop.run("CREATE TABLE orders (id INTEGER, at TIMESTAMP)")
+    shop.run("INSERT INTO orders VALUES (1, '2026-01-05 09:59:00'), (2, '2026-01-05 10:00:00')")
+    fields = {"cursor": "at", "schema": {"columns": {"at": {"type": "timestamp", "zone": "America/New_York"}}}}
+    fields |= {"query": query.format(shop.prefix)} if query else {}
+    assert [row["id"] for row in shop.rows(Window(since="2026-01-05T15:00:00+00:00"), **fields)] == ["2"]
+
+
+@pytest.mark.parametrize("kind", ["TIMESTAMP", "TEXT"])
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f"])
+def test_rows_at_the_bound_come_again_however_they_are_written(shop: Shop, kind: str, form: str) -> None:
+    """Where times are compared as texts, none with the value of the bound, or a higher one, is lower than the bound."""
+    shop.run(f"CREATE TABLE orders (id INTEGER, at {kind})")
+    rows = [{"id": n, "at": f"{datetime(2026, 1, 4 + n, 10):{form}}"} for n in range(3)]
+    shop.run("INSERT INTO orders VALUES (:id, :at)", *rows, {"id": 3, "at": f"{datetime(2026, 1, 5, 11):{form}}"})
+    fields = {"cursor": "at", "schema": {"columns": {"at": {"type": "timestamp", "zone": "UTC"}}}}
+    found = shop.rows(Window(since="2026-01-05T10:00:00+00:00"), **fields)
+    assert sorted(row["id"] for row in found) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("kind", ["DATE", "TEXT"])
+def test_a_range_of_days_bounds_dates(shop: Shop, kind: str) -> None:
+    """It has its first day, and not the one after its last, also where dates are texts."""
+    shop.run(f"CREATE TABLE orders (day {kind})")
+    shop.run("INSERT INTO orders VALUES ('2025-12-31'), ('2026-01-01'), ('2026-01-31'), ('2026-02-01')")
+    month = Window(since="2026-01-01T00:00:00+00:00", until="2026-02-01T00:00:00+00:00")
+    assert [row["day"] for row in shop.rows(month, cursor="day")] == ["2026-01-01", "2026-01-31"]
+
+
+def test_a_query_compares_its_bound_with_dates(shop: Shop) -> None:
+    """The bound has no type of its own, so that a database makes a date of it where it needs one."""
+    shop.run("CREATE TABLE orders (day DATE)")
+    shop.run("INSERT INTO orders VALUES ('2025-12-31'), ('2026-01-01')")
+    query = f"SELECT day FROM {shop.prefix}orders WHERE day >= :since"
+    assert shop.rows(Window(since="2026-01-01"), query=query) == [{"day": "2026-01-01"}]
+
+
 def test_values_of_sqlite_are_received_as_they_are_stored(tmp_path: Path) -> None:
     """A column has values of any type: none is rounded, or taken for another one, and none fails the table."""
     with database("sqlite", tmp_path) as (url, engine, prefix):
@@ -140,7 +179,7 @@ def test_mistakes_are_configuration_errors(shop: Shop) -> None:
     shop.run("CREATE TABLE orders (id INTEGER)")
     for fields, window, said in (
         ({"table": "nothing"}, Window(), "NoSuchTableError: nothing"),
-        ({"cursor": "at"}, Window(), "has no column at"),
+        ({"cursor": "at"}, Window(), "cursor: at is not among the columns id"),
         ({"cursor": "id"}, Window(since="soon"), "'soon' is no bound for a cursor of type INTEGER()"),
         ({"query": "SELECT :since"}, Window(), "asks for :since, which this window does not have"),
         ({"query": "SELECT 1 FROM"}, Window(), ""),

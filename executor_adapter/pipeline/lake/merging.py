@@ -56,7 +56,7 @@ def typed(text: str, kind: pa.DataType) -> pa.Scalar:
         DataProcessingException: CONFIGURATION_ERROR, it is not one.
     """
     try:
-        return pa.scalar(text).cast(kind)
+        return pa.scalar(text[:10] if pa.types.is_date(kind) else text).cast(kind)  # A range of days has their moments.
     except pa.ArrowInvalid:
         said = f"{text!r} is not a value of the cursor column, which is {kind}: give one, moments with their zone"
         raise rows_error(said, "lake", "CONFIGURATION_ERROR") from None

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
-from datetime import UTC, date, datetime
+from contextlib import closing, contextmanager, suppress
+from datetime import date, datetime
 from typing import Any
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -79,22 +80,23 @@ def _engine(tool: SqlTool) -> sa.Engine:
 
 
 def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Select[Any] | sa.TextClause:
+    declared = described.table_schema.columns.get(described.cursor or "") if described.table_schema else None
+    zone = declared.zone or "UTC" if declared and declared.kind == "timestamp" else None
+    is_sqlite = engine.name == "sqlite"
     if described.query is not None:
         names = [name for name in ("since", "until") if f":{name}" in described.query]
-        return sa.text(described.query).bindparams(**{name: _bound(window, name) for name in names})
+        return sa.text(described.query).bindparams(*(_parameter(window, name, zone, is_sqlite) for name in names))
     schema, _, name = (described.table or "").rpartition(".")
     table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=engine)
-    statement = sa.select(*(map(_as_stored, table.c) if engine.name == "sqlite" else table.c))
-    if described.cursor is None:
+    statement = sa.select(*(map(_as_stored, table.c) if is_sqlite else table.c))
+    cursor: sa.ColumnElement[Any] | None = table.c.get(described.cursor or "")
+    if cursor is None:  # One that is not there is refused with the answer.
         return statement
-    if described.cursor not in table.c:
-        raise configuration_error(f"{described.table} has no column {described.cursor}: correct cursor")
-    cursor = table.c[described.cursor]
-    conditions = []
-    if window.since is not None:
-        conditions.append(cursor >= _typed(window.since, cursor.type))
+    if is_sqlite and isinstance(cursor.type, sa.Date | sa.DateTime):  # It compares their texts.
+        cursor, zone = sa.type_coerce(cursor, sa.String()), zone or "UTC"
+    conditions = [] if window.since is None else [cursor >= _typed(window.since, cursor.type, zone)]
     if window.until is not None:
-        return statement.where(*conditions, cursor < _typed(window.until, cursor.type))
+        return statement.where(*conditions, cursor < _typed(window.until, cursor.type, zone))
     # A row that has no value yet would otherwise be in no window ever.
     return statement.where(sa.or_(cursor.is_(None), *conditions)) if conditions else statement
 
@@ -106,25 +108,39 @@ def _as_stored(column: sa.Column[Any]) -> sa.Label[Any]:
     return (flag if isinstance(column.type, sa.Boolean) else value).label(column.name)
 
 
-def _bound(window: Window, name: str) -> str:
-    value: str | None = getattr(window, name)
-    if value is None:
+def _parameter(window: Window, name: str, zone: str | None, is_compared: bool) -> sa.BindParameter[Any]:
+    if (value := getattr(window, name)) is None:
         raise configuration_error(f"the query asks for :{name}, which this window does not have: set cursor and start")
-    return value
+    # It has no type, since PostgreSQL compares no date with a text.
+    return sa.bindparam(name, _text_bound(value, zone, is_compared), sa.types.NULLTYPE)
 
 
-def _typed(text: str, kind: sa.types.TypeEngine[Any]) -> Any:
-    """Return the bound of a window as a value of the column's type."""
+def _typed(text: str, kind: sa.types.TypeEngine[Any], zone: str | None) -> Any:
+    """Return the bound of a window as a value of the column's type, whose times are in `zone`; None: in UTC."""
     try:
         python_type = kind.python_type
         if python_type is datetime:
-            moment = datetime.fromisoformat(text)
-            has_zone = getattr(kind, "timezone", False)
-            # A column without a zone is taken to be in UTC.
-            return moment if has_zone or moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
-        return date.fromisoformat(text) if python_type is date else python_type(text)
+            moment = datetime.fromisoformat(_text_bound(text, zone or "UTC", is_compared=False))
+            return moment if getattr(kind, "timezone", False) else moment.replace(tzinfo=None)
+        if python_type is str:
+            return _text_bound(text, zone, is_compared=True)
+        return date.fromisoformat(text[:10]) if python_type is date else python_type(text)
     except (ValueError, TypeError, ArithmeticError, NotImplementedError):
         raise configuration_error(f"{text!r} is no bound for a cursor of type {kind!r}") from None
+
+
+def _text_bound(text: str, zone: str | None, is_compared: bool) -> str:
+    """Return a bound as text, a moment in `zone`; None: it is a text of the source, or the first moment of a day.
+
+    Where texts are compared, it is not above those of its minute or day, in whatever form of ISO 8601 they are.
+    """
+    if zone is None:
+        return text.removesuffix("T00:00:00+00:00") if is_compared else text
+    with suppress(ValueError, OverflowError):  # A text that is no moment is refused by the database.
+        moment = datetime.fromisoformat(text)
+        moment = moment.astimezone(ZoneInfo(zone)) if moment.tzinfo else moment
+        return moment.isoformat(" ", "minutes")[:16].removesuffix(" 00:00") if is_compared else moment.isoformat()
+    return text
 
 
 def _rows(tool: SqlTool, described: SqlTable, window: Window) -> Generator[pa.RecordBatch]:
