@@ -206,7 +206,7 @@ def _prepare_postgresql(connection: Any, _: Any) -> None:
 _PERMANENT_ERRORS = (DataError, IntegrityError, ProgrammingError)
 """Errors of the statement or its data, which would come again."""
 _ACCESS_ERRORS = "42"
-"""The class of PostgreSQL's errors where a right or a table is missing, which may come back: the statements are right."""
+"""The class of PostgreSQL's errors where a right or table is missing, which may come back: the statements are right."""
 
 
 @contextlib.contextmanager
