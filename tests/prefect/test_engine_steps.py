@@ -24,6 +24,7 @@ ADDED_STEPS = {
     "is_unfinished": "an error of the engine itself must not leave the task run without a final state",
     "handle_exception": "the same",
     "refuse": "the same",
+    "handle_crash": "the same, when a suspended flow run stops the engine",
 }
 """Steps of our loop that Prefect's does not have, with the reason."""
 
