@@ -5,11 +5,14 @@ Prefect is imported inside the functions, because it reads that environment when
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from typing import Any, Literal
 from uuid import UUID
+
+import httpx
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
@@ -147,8 +150,11 @@ def _wait_until_completed(flow_run_id: str, task_runs: int) -> None:
 
     body = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
     with get_client(sync_client=True) as client:
-        while client.request("POST", "/task_runs/count", json=body).json() < task_runs:
+        recorded = 0
+        while recorded < task_runs:
             time.sleep(0.25)
+            with contextlib.suppress(httpx.RemoteProtocolError):  # It closes what was idle.
+                recorded = client.request("POST", "/task_runs/count", json=body).json()
 
 
 class _PeakMemory(threading.Thread):
