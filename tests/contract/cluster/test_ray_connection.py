@@ -53,3 +53,16 @@ def test_a_local_cluster_without_its_store_is_left_within_seconds(monkeypatch: p
         assert "its control store did not answer" in user.why_ended()
     finally:
         user.leave()
+
+
+def test_nothing_is_sent_once_the_connection_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is late gets an error: Ray ends a program that calls an actor without a connection."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", RayWithoutStore())  # type: ignore[arg-type]
+    user, sent = RayUser(), list[str]()
+    user.join(None, {})
+    user.call(lambda: sent.append("before"))
+    user.leave()
+    with pytest.raises(ConnectionError, match="connection to Ray"):
+        user.call(lambda: sent.append("after"))
+    assert sent == ["before"]

@@ -145,7 +145,7 @@ class RayCluster(Engine):
         found = [node for node in list(self._nodes.values()) if node.name == kept.node]
         if not found or not self._user.is_connected():
             raise LookupError(f"node {kept.node} is gone, and the result with it")
-        reference = found[0].actor.take.remote(kept.name)
+        reference = self._user.call(found[0].actor.take.remote, kept.name)
         note_kept(reference.hex(), kept.node)
         return reference
 
@@ -237,8 +237,8 @@ class RayCluster(Engine):
     def _relay(self, node: _Node) -> None:
         """Carry the link of an agent that does not reach this program, through the actor on its node."""
         logger.warning("node %s does not reach this program: its link goes through the Ray cluster", node.name)
-        get, actor = self._ray.get, node.actor
-        relay(self._head["door"], lambda: get(actor.read_link.remote()), lambda it: get(actor.write_link.remote(it)))
+        door, get, call, actor = self._head["door"], self._ray.get, self._user.call, node.actor
+        relay(door, lambda: get(call(actor.read_link.remote)), lambda it: get(call(actor.write_link.remote, it)))
 
     def on_agent_lost(self, node: str) -> None:
         for node_id, each in list(self._nodes.items()):

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from executor_adapter.exceptions.display import text_of
@@ -39,6 +39,8 @@ LOCAL_LOST_SECONDS = 3.0
 _MANY = 1_000_000
 
 _lock = threading.Lock()
+_ending = threading.Lock()
+"""Held while a connection that was made here ends, and while another thread makes a call."""
 _users: set[RayUser] = set()
 _made: _Connection | None = None
 """The connection that was made here."""
@@ -90,6 +92,17 @@ class RayUser:
         import ray
 
         return self._connection is not None and ray.is_initialized() and _current(ray) == self._connection
+
+    def call(self, send: Callable[..., Any], *args: Any) -> Any:
+        """Return what `send(*args)` does. Ray ends a program that calls an actor once the connection has ended.
+
+        Raises:
+            ConnectionError: the connection has ended; nothing was sent.
+        """
+        with _ending:
+            if not self.is_connected():
+                raise ConnectionError(self.why_ended())
+            return send(*args)
 
     def answers(self) -> bool:
         """Return whether the control store can be reached: otherwise a call to it blocks, and may end the program."""
@@ -167,8 +180,9 @@ class _Connection(threading.Thread):
         finally:
             self._is_open.set()
         self._wait_for_end()
-        if self._ray.is_initialized() and _current(self._ray) == self.name_in_ray:
-            self._ray.shutdown()
+        with _ending:
+            if self._ray.is_initialized() and _current(self._ray) == self.name_in_ray:
+                self._ray.shutdown()
 
     def _wait_for_end(self) -> None:
         """Wait until the connection is to be closed, or its control store is gone."""
