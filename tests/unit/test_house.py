@@ -113,7 +113,7 @@ BUDGETS = {
     "persistence": 1_140,
     "pipeline": 4_398,
     "pools": 552,
-    "pools/cluster": 3_442,
+    "pools/cluster": 3_438,
     "pools/in_process": 622,
     "pools/memory": 391,
     "pools/process": 1_521,

@@ -179,12 +179,11 @@ def _end(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def relay(door: tuple[str, int], read: Callable[[], bytes], write: Callable[[bytes], object]) -> list[threading.Thread]:
+def relay(door: tuple[str, int], read: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
     """Carry the stream of an agent that cannot connect to a door, by calls that may block.
 
     `read` returns what the agent has sent, and b"" at its end; `write` takes what it is sent, likewise. Where a call
-    fails the stream stands still, and does not end: what the agent runs may still be alive. Returns the threads that
-    make the calls.
+    fails the stream stands still, and does not end: what the agent runs may still be alive.
     """
     sock = socket.create_connection(door)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -204,11 +203,8 @@ def relay(door: tuple[str, int], read: Callable[[], bytes], write: Callable[[byt
             while sock.recv(RELAY_BYTES):  # A call has failed: the door's side ends when it gives the agent up.
                 continue
 
-    carried = (carry_in, carry_back)
-    threads = [threading.Thread(target=carry, name="executor-adapter-relay", daemon=True) for carry in carried]
-    for thread in threads:
-        thread.start()
-    return threads
+    for carry in (carry_in, carry_back):
+        threading.Thread(target=carry, name="executor-adapter-relay", daemon=True).start()
 
 
 def host_towards(address: str) -> str:

@@ -9,6 +9,7 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
+from queue import Queue
 from typing import Any
 from unittest.mock import Mock
 
@@ -332,3 +333,18 @@ def test_a_cluster_towards_which_no_address_is_found_refuses_its_leases(monkeypa
     listening.close(closed := Mock())
     wait_for(lambda: closed.called)
     assert "cannot listen for agents on far:8786: " in pool.shapes.refuse_all.call_args.args[0]
+
+
+def test_the_engine_is_looked_at_though_commands_never_cease() -> None:
+    """Each command brings another one, as many short jobs do; what ends on the cluster is seen nevertheless."""
+    looks = Queue[None]()
+    engine = Mock(drop=lambda lease: listening.withdraw(lease), poll=lambda: looks.put(None))
+    pool = Mock(engine=lambda *_: engine)
+    pool.name = "dask"
+    listening = leases.EngineLeases(pool, ClusterSettings(), dict, lambda: None)
+    listening.withdraw(1)
+    try:
+        for _ in range(3):
+            looks.get(timeout=PATIENCE)
+    finally:
+        listening.close(Mock())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,3 +67,30 @@ def test_nothing_is_sent_once_the_connection_has_ended(monkeypatch: pytest.Monke
     with pytest.raises(ConnectionError, match="connection to Ray"):
         user.call(lambda: sent.append("after"))
     assert sent == ["before"]
+
+
+def test_a_thread_that_waits_for_an_answer_is_let_go_when_the_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the program awaits of an actor may never come; the thread that waits is not inside Ray, and not forever."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_connection, "PROBE_INTERVAL", 0.01)
+    monkeypatch.setitem(sys.modules, "ray", RayWithoutStore())  # type: ignore[arg-type]
+    user, asked = RayUser(), threading.Event()
+    user.join(None, {})
+
+    def send() -> Unanswered:
+        asked.set()
+        return Unanswered()
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(user.answer, send)
+        assert asked.wait(PATIENCE)
+        user.leave()
+        with pytest.raises(ConnectionError, match="connection to Ray"):
+            waiting.result(PATIENCE)
+
+
+class Unanswered:
+    """An ObjectRef of a call that never ends."""
+
+    def future(self) -> Future[bytes]:
+        return Future()

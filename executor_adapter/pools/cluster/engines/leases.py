@@ -311,11 +311,13 @@ class EngineLeases(LeaseSource):
         wait: float | None = None
         while True:
             try:
-                with contextlib.suppress(Empty):
-                    if (command := self._commands.get(timeout=wait)) is None:
-                        return
-                    command()
-                wait = self._engine.poll() if self._commands.empty() else 0.0
+                # The engine is looked at once for all that is asked of it now, and in between however much that is.
+                for _ in range(max(1, self._commands.qsize())):
+                    with contextlib.suppress(Empty):
+                        if (command := self._commands.get(timeout=wait)) is None:
+                            return
+                        command()
+                wait = self._engine.poll()
             except Exception:
                 logger.exception("a command to the %s cluster failed", self._engine.name)
             command = None  # It may hold a future, whose result Dask keeps for as long, and the worker with it.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar
@@ -29,10 +28,6 @@ PENDING_INTERVAL = 0.02
 """Seconds between two looks at leases that are not placed yet: one short request to Ray's control store."""
 
 
-RELAY_TIMEOUT = 2.0
-"""Seconds for a call of a relayed link to fail once its actor has been killed."""
-
-
 class _Node:
     """The actor on one node, and the leases that it was told of."""
 
@@ -45,8 +40,6 @@ class _Node:
         self.leases: set[int] = set()
         self.was_asked = False
         """Whether its agent has ended since it was asked to."""
-        self.relay: list[threading.Thread] = []
-        """What carries the link of an agent that does not reach this program."""
 
 
 class RayCluster(Engine):
@@ -244,9 +237,9 @@ class RayCluster(Engine):
     def _relay(self, node: _Node) -> None:
         """Carry the link of an agent that does not reach this program, through the actor on its node."""
         logger.warning("node %s does not reach this program: its link goes through the Ray cluster", node.name)
-        door, get, call, actor = self._head["door"], self._ray.get, self._user.call, node.actor
-        read, write = lambda: get(call(actor.read_link.remote)), lambda it: get(call(actor.write_link.remote, it))
-        node.relay = relay(door, read, write)
+        answer, actor = self._user.answer, node.actor
+        read, write = lambda: answer(actor.read_link.remote), lambda part: answer(actor.write_link.remote, part)
+        relay(self._head["door"], read, write)
 
     def on_agent_lost(self, node: str) -> None:
         for node_id, each in list(self._nodes.items()):
@@ -255,10 +248,7 @@ class RayCluster(Engine):
 
     def _remove(self, node_id: str, node: _Node, why: str, is_final: bool) -> None:
         del self._nodes[node_id]
-        if node.relay:  # Calls of its own wait for answers, and are to end now.
-            self._when_it_answers(lambda: self._ray.kill(node.actor, no_restart=True))
-        else:
-            self._when_it_answers(lambda: node.actor.end.remote())
+        self._when_it_answers(lambda: node.actor.end.remote())
         for lease in node.leases.copy():
             self._forget(lease, why, is_final=is_final)
 
@@ -277,13 +267,10 @@ class RayCluster(Engine):
         heads.pop(self._head.get("token", ""), None)
         if self._ray is None:
             return
-        nodes = list(self._nodes.items())
-        for node_id, node in nodes:
+        for node_id, node in list(self._nodes.items()):
             self._remove(node_id, node, "", is_final=False)
         for lease in list(self._groups):
             self.drop(lease)
-        for thread in [thread for _, node in nodes for thread in node.relay]:
-            thread.join(RELAY_TIMEOUT)  # Ray ends a program in which a call waits for its answer then.
         self._user.leave()
 
 

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from typing import Any
 
 from executor_adapter.exceptions.display import text_of
@@ -103,6 +104,20 @@ class RayUser:
             if not self.is_connected():
                 raise ConnectionError(self.why_ended())
             return send(*args)
+
+    def answer(self, send: Callable[..., Any], *args: Any) -> Any:
+        """Return the answer to `send(*args)`, however long it takes.
+
+        The thread waits outside Ray, which ends a program in which one waits inside when the connection ends.
+
+        Raises:
+            ConnectionError: the connection has ended.
+        """
+        answer = self.call(send, *args).future()
+        while not wait([answer], PROBE_INTERVAL).done:
+            if not self.is_connected():
+                raise ConnectionError(self.why_ended())
+        return answer.result()
 
     def answers(self) -> bool:
         """Return whether the control store can be reached: otherwise a call to it blocks, and may end the program."""
