@@ -353,6 +353,9 @@ class StartingPool(WorkerPool, Generic[W]):
             self._refused_since = self.supervisor.now()
             self.waiting.append(assignment)
             self._try_later()
+        except Exception:
+            self.busy -= 1
+            raise
         else:
             self.use(worker, assignment)
 

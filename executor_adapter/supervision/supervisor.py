@@ -428,6 +428,8 @@ class Supervisor:
         driver = job.live.driver
         self._discard(assignment)
         reason = assignment.stop_reason
+        if reason in (StopReason.LIMIT, StopReason.STALL):
+            reason = None  # They end an attempt alone, and this one does not count.
         if driver is None or reason is not None:
             self.dispatcher.attempt_ended(job)
         if job.state.status in TERMINAL:

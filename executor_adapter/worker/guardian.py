@@ -288,10 +288,10 @@ class Guardian:
     def _send(
         self, kind: int, number: int = 0, first: int = 0, second: int = 0, *, fd: int = -1, text: str = ""
     ) -> None:
-        packet = PACKET.pack(kind, number, first, second) + text.encode()[: MAX_PACKET_SIZE - PACKET.size]
+        packet = PACKET.pack(kind, number, first, second) + text.encode(errors="backslashreplace")
         # The death of the host is noticed in `run`.
         with contextlib.suppress(ConnectionError):
-            wire.send_fds(self._host, packet, [fd] if fd >= 0 else [])
+            wire.send_fds(self._host, packet[:MAX_PACKET_SIZE], [fd] if fd >= 0 else [])
 
     def _drain_wake_pipe(self) -> None:
         with contextlib.suppress(BlockingIOError):

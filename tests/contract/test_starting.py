@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -170,3 +171,16 @@ def test_a_worker_that_was_never_forked_has_no_exit_code(tmp_path: Path, monkeyp
         error = pool.error(attempt)
     assert isinstance(error, WorkerUnavailableError)
     assert (error.exit_code, attempt.exit_code, attempt.exit_signal) == (None, None, None)
+
+
+def test_a_worker_that_cannot_be_made_takes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the error is, the attempt is refused, and the next one finds the slot free."""
+    with harness(1) as pool:
+        monkeypatch.setattr(pool.pool.workers, "take", Mock(side_effect=TypeError("sys.executable is None")))
+        assignment = pool.submit(os.getpid)
+        with pytest.raises(TypeError, match="is None"):
+            pool.turn()
+        assert pool.pool.busy == 0
+        monkeypatch.undo()
+        pool.pool.start(assignment)
+        assert pool.value(assignment)

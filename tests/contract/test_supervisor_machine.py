@@ -173,6 +173,20 @@ def test_queue_timeout_is_about_the_first_attempt_alone(attempt: int) -> None:
             pool.end(pool.workers[0], returned(0))
 
 
+def test_an_attempt_that_is_handed_back_at_its_limit_is_made_again() -> None:
+    """Its host had lost its lease, so that it does not count, and neither does the limit that it had reached."""
+    with SimulatedExecutor(1) as executor:
+        future = executor.submit(Job(function=int, pool="process", max_runtime=1.0, retry_attempts=0))
+        (pool,) = (each for each in supervisor_of(executor).pools.made.values() if isinstance(each, SimulatedPool))
+        executor.clock.advance(2.0)
+        assert pool.workers[0].stopping
+        supervisor_of(executor).call_soon(pool.die_unbegun, pool.workers[0])
+        executor.clock.advance(0.1)
+        supervisor_of(executor).call_soon(pool.end, pool.workers[0], returned(7))
+        assert future.result(timeout=0) == 7
+    assert [attempt.error_code for attempt in future.job.attempts] == [None]
+
+
 class ErrorLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

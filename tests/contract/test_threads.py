@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from executor_adapter.pools.in_process import thread
 from executor_adapter.pools.transport.envelope import Ending
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob
-from tests.contract.process_pool.harness import Harness, harness
+from tests.contract.process_pool.harness import DueCall, Harness, harness
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
@@ -208,6 +208,28 @@ def test_an_exception_does_not_come_between_a_lock_and_who_gives_it_back(threads
     lock.release()
     assert (threads.ending(assignment), type(threads.error(assignment))) == (Ending.RAISED, SoftTimeoutError)
     assert lock.acquire(blocking=False)
+
+
+def test_a_thread_that_takes_a_lock_for_good_is_looked_at_ever_less_often(threads: Harness) -> None:
+    """One that is abandoned while it waits for a lock may wait for ever: that costs the executor next to nothing."""
+    lock = threading.Lock()
+    lock.acquire()
+    assignment = threads.submit(work_within, threading.Condition(lock))
+    threads.until_running(assignment)
+    worker = assignment.worker
+    wait_for(lambda: "with condition" in worker.position(assignment))
+    waits, call_at = list[float](), threads.call_at
+
+    def note(when: float, callback: Callable[[], None]) -> DueCall:
+        waits.append(when - threads.now())
+        return call_at(threads.now(), callback)
+
+    threads.call_at = note  # type: ignore[method-assign]
+    threads.ask_to_stop(assignment, grace=0)
+    threads.until(lambda: max(waits, default=0.0) > 3600)
+    assert len(waits) < 30
+    lock.release()
+    threads.until(lambda: lock.acquire(blocking=False))  # The function has ended.
 
 
 async def hold_on_loop(gate: threading.Event) -> str:

@@ -294,6 +294,8 @@ class RemoteAgent:
             elif kind == frames.BEAT:
                 echo = wire.HEADER.pack(0, frames.BEAT, 0, 0, 0, 0, first, self._owner.lease_seconds())
                 self._send_now(echo)
+                if not self.link.is_open:
+                    return  # What else has arrived is of attempts that are over.
             else:
                 self._on_rare_frame(kind, seq, word, body)
 

@@ -228,13 +228,16 @@ class WorkerThread:
         """Let the thread end when it has nothing left to do."""
         self.wake_ups.put(False)
 
-    def raise_in(self, assignment: Assignment, kind: type[BaseException]) -> None:
-        """Raise an exception in the thread, if it runs the assignment's function, and as soon as it takes no lock."""
+    def raise_in(self, assignment: Assignment, kind: type[BaseException], interval: float = RAISE_INTERVAL) -> None:
+        """Raise an exception in the thread, if it runs the assignment's function, and as soon as it takes no lock.
+
+        `interval`: seconds until it is tried again; it may be abandoned, so each time they are twice as long.
+        """
         if self._running is not assignment or self._thread.ident is None:
             return
         if is_acquiring(self._thread):
-            again = functools.partial(self.raise_in, assignment, kind)
-            self._pool.supervisor.call_at(self._pool.supervisor.now() + RAISE_INTERVAL, again)
+            again = functools.partial(self.raise_in, assignment, kind, 2 * interval)
+            self._pool.supervisor.call_at(self._pool.supervisor.now() + interval, again)
         else:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(kind))
 

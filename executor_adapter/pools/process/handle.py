@@ -207,8 +207,8 @@ class WorkerHandle:
         """Whether it gets no more calls, and exits soon."""
         self.worn = False
         """Whether the attempt that it has run was to be its only one."""
-        self.dropping = False
-        """Whether the worker was asked to drop calls and has not confirmed that yet."""
+        self.dropping = 0
+        """How often the worker was asked to drop calls, and has not confirmed that yet."""
         self.lease_expired = False
         """Whether the guardian has ended it, because the host's lease was over; what it ran goes back to the queue."""
         self.kill_requested = False
@@ -387,7 +387,7 @@ class WorkerHandle:
         """Remove the assignments from `index` on, whose tickets are taken, from the queue."""
         sent = self.sent
         if index < sent:
-            self.dropping = True
+            self.dropping += 1
             self._send_buffer.send(wire.pack_frame(wire.DROP, seq=self.head + index))
         removed = [self.queue.pop() for _ in range(len(self.queue) - index)]
         self.unsent = max(0, len(self.queue) - sent)

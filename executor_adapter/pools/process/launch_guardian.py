@@ -232,14 +232,14 @@ class GuardianClient:
         elif kind == guardian.EXPIRED:
             self._launcher.on_lease_expired()
         elif kind == guardian.LOG:
-            logger.warning("%s", packet[guardian.PACKET.size :].decode())
+            logger.warning("%s", packet[guardian.PACKET.size :].decode(errors="replace"))
         elif kind == guardian.READY:
             self._on_ready()
         return True
 
     def _on_ready(self) -> None:
         self.is_ready = True
-        self._launcher.on_guardian_ready(self)
+        self._launcher.workers.start_watch.remove(self)
         for number in tuple(self._due):
             self.expect_report(number)
 
@@ -434,10 +434,6 @@ class GuardianLauncher(Launcher):
         else:  # The guardian has tried for seconds already, so the assignment fails at once.
             worker.crash_cause = unavailable(os.strerror(errno))
         self.workers.on_worker_exit(number, None)
-
-    def on_guardian_ready(self, guardian: GuardianClient) -> None:
-        """Take note that the guardian has imported the modules to preload."""
-        self.workers.start_watch.remove(guardian)
 
     def on_lease_expired(self) -> None:
         """Take note that the guardian has killed all forked workers, since the host did not renew its lease."""

@@ -108,8 +108,8 @@ class ProcessPool(StartingPool[WorkerHandle]):
     def reserve_worker(self, job: Job, on_ready: Callable[[], None]) -> None:
         try:
             worker = self.workers.take(job.live.memory_limit, new=bool(job.live.payload.flags & wire.OWN_WORKER))
-        except OSError:
-            on_ready()
+        except Exception:
+            on_ready()  # The attempt is refused for the same reason, in the usual way.
             return
         self._reserved[job] = worker
         if worker.ready:
@@ -252,8 +252,8 @@ class ProcessPool(StartingPool[WorkerHandle]):
         _call_once(worker)
 
     def _on_dropped(self, worker: WorkerHandle) -> None:
-        worker.dropping = False
-        if not worker.queue:
+        worker.dropping -= 1
+        if not (worker.queue or worker.dropping):
             self._keep(worker)
 
     def _on_message(self, worker: WorkerHandle, flags: int, seq: int, body: bytes) -> None:
@@ -292,7 +292,7 @@ class ProcessPool(StartingPool[WorkerHandle]):
         assignment.started_at = started
         assignment.ended_at = ended
         assignment.peak_rss = max(peak << 10, assignment.peak_rss or 0)
-        if worker.stopping is not None and not worker.ended_before_stop(ended):
+        if worker.stopping is assignment and not worker.ended_before_stop(ended):
             if fd >= 0:
                 os.close(fd)
             return  # `_on_exit` reports the end
@@ -374,7 +374,10 @@ class ProcessPool(StartingPool[WorkerHandle]):
         if ended and returncode == -signal.SIGKILL and not worker.exit_expected:
             worker.crash_cause = worker.crash_cause or kernel_kill_error(worker.process.pid, oom_kills.claim())
         for assignment in left[:ended]:
-            record_exit(assignment, returncode)
+            if returncode is not None and returncode < 0:
+                assignment.exit_signal = -returncode
+            else:
+                assignment.exit_code = returncode
             self._report_death(worker, assignment, output_tail)
         self._hand_back(left[ended:])
         _call_once(worker)
@@ -400,14 +403,6 @@ def _call_once(worker: WorkerHandle) -> None:
     on_usable, worker.on_usable = worker.on_usable, None
     if on_usable is not None:
         on_usable()
-
-
-def record_exit(assignment: Assignment, returncode: int | None) -> None:
-    """Record on the assignment how its worker exited; the number is that of `WorkerSet.on_worker_exit`."""
-    if returncode is not None and returncode < 0:
-        assignment.exit_signal = -returncode
-    else:
-        assignment.exit_code = returncode
 
 
 def crash_error(

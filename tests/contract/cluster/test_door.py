@@ -8,7 +8,7 @@ import re
 import resource
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import Queue
 from typing import Any
 from unittest.mock import Mock
@@ -19,7 +19,7 @@ from pytest_mock import MockerFixture
 from executor_adapter.config import ClusterSettings
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.pools.cluster import handshake
-from executor_adapter.pools.cluster.engines import leases
+from executor_adapter.pools.cluster.engines import agent_process, leases
 from executor_adapter.pools.cluster.engines.agent_process import AgentProcess, DataServer
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor
 from executor_adapter.pools.cluster.frames import hello, refusal
@@ -153,6 +153,54 @@ def test_what_a_node_cannot_give_or_keep_is_said(monkeypatch: pytest.MonkeyPatch
             keep(1, "job", 1)
     finally:
         server.close()
+
+
+def test_a_result_whose_worker_was_killed_meanwhile_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is killed while its node unpickles the result leaves nothing there: nobody would ever free it."""
+    kept = list[str]()
+    monkeypatch.setattr(NoValue, "keep", lambda store, name, value: kept.append(name))
+    server = DataServer(NoValue())
+    try:
+        with socket.socket(socket.AF_UNIX) as worker:
+            worker.connect("\0" + server.address)
+            send(worker, ("keep", ("job", 1)), Slow())
+            assert Slow.is_read.wait(PATIENCE)
+        Slow.go_on.set()
+    finally:
+        server.close()
+    wait_for(lambda: not data_threads())
+    assert not kept
+
+
+def data_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "executor-adapter-data"]
+
+
+class Slow:
+    """A value whose unpickling on a node takes until the test goes on."""
+
+    is_read, go_on = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return Slow.unpickle, ()
+
+    @staticmethod
+    def unpickle() -> None:
+        if threading.current_thread() is not threading.main_thread():  # There it is checked before it is sent.
+            Slow.is_read.set()
+            assert Slow.go_on.wait(PATIENCE)
+
+
+def test_an_agent_that_cannot_be_started_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system refuses another process, the lease is asked for again each second, with what is free then."""
+    refuse = Mock(side_effect=BlockingIOError(11, "Resource temporarily unavailable"))
+    monkeypatch.setattr(agent_process.subprocess, "Popen", refuse)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(BlockingIOError):
+            AgentProcess({}, "node7", OneValue(), Mock())
+    wait_for(lambda: not data_threads())
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_a_node_may_answer_before_the_question_has_returned(mocker: MockerFixture) -> None:

@@ -8,10 +8,13 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.pools.cluster.engines import ray_connection
+from executor_adapter.pools.cluster.engines.ray import RayPool
 from executor_adapter.pools.cluster.engines.ray_connection import RayUser
 from tests.waiting import PATIENCE
 
@@ -94,3 +97,12 @@ class Unanswered:
 
     def future(self) -> Future[bytes]:
         return Future()
+
+
+def test_a_reference_of_a_connection_that_has_ended_starts_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for it without a connection, Ray would start a cluster in the thread that submits."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = RayWithoutStore()
+    with pytest.raises(InvalidJobError, match="data is an ObjectRef of a connection to Ray that has ended"):
+        RayPool.node_value(ray, Mock(), "data")
+    assert not ray.is_open

@@ -333,6 +333,11 @@ def hold_gil(seconds: int, path: str | None = None) -> None:
     ctypes.PyDLL(None).sleep(seconds)
 
 
+def wait_for_file(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.001)
+
+
 def ignore_sigterm(path: str, seconds: float) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     announce(path)

@@ -159,6 +159,17 @@ def test_a_preloaded_module_decides_on_the_garbage_collector(
         assert pool.value(pool.submit(lambda: (gc.isenabled(), gc.get_threshold()[0]))) == expected
 
 
+def test_a_preload_that_fails_with_an_odd_text_fails_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The text may hold a lone surrogate, as names of files do, and be cut off within a character: it is logged."""
+    (tmp_path / "odd_text.py").write_text("raise OSError('\\udc80' + 5000 * 'é')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with harness(1, preload=("odd_text",)) as pool:
+        assert pool.value(pool.submit(functions.add, 1, 2)) == 3
+    assert any("cannot preload odd_text" in message and "\\udc80é" in message for message in caplog.messages)
+
+
 # --- replacement ---
 
 

@@ -18,6 +18,7 @@ from executor_adapter.pools.base import Recall
 from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, text_of
+from tests.waiting import wait_for
 
 # --- stopping ---
 
@@ -144,6 +145,39 @@ def test_recall_takes_back_only_jobs_that_have_not_started(tmp_path: Path, start
         assert pool.pool.recall(behind[1]) is Recall.STARTED
         pool.until_ended(running, *behind)
         assert all(pool.ending(each) is Ending.RETURNED for each in (running, *behind))
+
+
+def test_a_worker_that_drops_calls_twice_is_idle_once(pool: Harness, tmp_path: Path) -> None:
+    """Two calls are taken back from a worker one by one; it is free for others once, when it has dropped both."""
+    pool.warm_up(2)
+    running = pool.submit(functions.hold_gil, 1, str(tmp_path / "pid"), short=True)
+    pool.pool.resize(1)
+    behind = [pool.submit(functions.pid, short=True) for _ in range(2)]
+    pool.until((tmp_path / "pid").exists)
+    assert not pool.pending
+    for assignment in reversed(behind):
+        pool.ask_to_stop(assignment, grace=0)
+    pool.until_ended(running, *behind)
+    pool.until(lambda: pool.idle >= 2)
+    pool.turn()
+    idle = pool.pool.workers.idle
+    assert len(idle) == len(set(map(id, idle))) == 2
+
+
+def test_a_call_is_asked_to_end_though_the_result_before_it_was_not_read(tmp_path: Path) -> None:
+    """A stop that comes before the result of the call ahead is read is no stop of that call: the grace period holds."""
+    path = tmp_path / "note"
+    with harness(1) as pool:
+        pool.warm_up(2)
+        ahead = pool.submit(functions.wait_for_file, str(tmp_path / "go"), short=True)
+        stopped = pool.submit(functions.clean_up_at_end, str(path), short=True)
+        pool.until_running(ahead)
+        assert not pool.pending
+        (tmp_path / "go").touch()
+        wait_for(lambda: text_of(path) == "started")  # Without a turn.
+        pool.ask_to_stop(stopped, grace=3600)
+        assert (pool.ending(ahead), pool.ending(stopped)) == (Ending.RETURNED, Ending.STOPPED)
+    assert path.read_text() == "cleaned"
 
 
 @pytest.mark.parametrize("start_method", ["guardian", "spawn"])

@@ -75,6 +75,9 @@ class DataServer:
                     failed = f"{about[1]} cannot be fetched"
                     send(sock, (True, ""), self._store.fetch(about[0]))
                 else:
+                    with contextlib.suppress(BlockingIOError):
+                        if not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                            return  # Its worker was killed meanwhile: nobody would free what is kept.
                     job_id, number = about
                     kept = self._store.keep(f"executor-adapter-{job_id}-{number}-{secrets.token_hex(4)}", value)
                     # Not as a value: that would be loaded to check it, which in the program itself makes a reference.
@@ -106,14 +109,19 @@ class AgentProcess:
         self._data = DataServer(store)
         path = [os.path.abspath(entry) for entry in sys.path]
         with theirs, its_words:
-            self._process = subprocess.Popen(
-                interpreter_command(agent_program.BOOTSTRAP),
-                stdin=its_words.fileno(),
-                stdout=2,  # What its Python prints goes to stderr, too.
-                start_new_session=True,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, VARIABLE: self._data.address},
-            )
+            try:
+                self._process = subprocess.Popen(
+                    interpreter_command(agent_program.BOOTSTRAP),
+                    stdin=its_words.fileno(),
+                    stdout=2,  # What its Python prints goes to stderr, too.
+                    start_new_session=True,
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, VARIABLE: self._data.address},
+                )
+            except BaseException:  # The system may refuse another process, now.
+                for each in (self.link, self._words, self._data):
+                    each.close()
+                raise
             self._tell({**head, "node": node, "path": path, "relay": theirs.fileno()})
         threading.Thread(target=self._listen, name="executor-adapter-agent", daemon=True).start()
 

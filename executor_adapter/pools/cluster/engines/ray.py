@@ -267,10 +267,11 @@ class RayCluster(Engine):
         heads.pop(self._head.get("token", ""), None)
         if self._ray is None:
             return
-        for node_id, node in list(self._nodes.items()):
-            self._remove(node_id, node, "", is_final=False)
-        for lease in list(self._groups):
-            self.drop(lease)
+        if self._user.answers():  # Otherwise each call would be tried for a second, and none is made.
+            for node_id, node in list(self._nodes.items()):
+                self._remove(node_id, node, "", is_final=False)
+            for lease in list(self._groups):
+                self.drop(lease)
         self._user.leave()
 
 
@@ -294,7 +295,9 @@ class RayPool(EnginePool):
 
     @classmethod
     def node_value(cls, module: Any, reference: Any, shown: str) -> NodeValue:
-        # A result that was kept is there, or being stored.
+        # A result that was kept is there, or being stored. Without a connection Ray would start a cluster.
+        if not module.is_initialized():
+            raise InvalidJobError(f"{shown} is an ObjectRef of a connection to Ray that has ended")
         if reference.hex() not in kept_on and not module.wait([reference], timeout=0, fetch_local=False)[0]:
             raise InvalidJobError(f"{shown} is an ObjectRef that is not ready: wait for it first (ray.wait)")
         return NodeValue(reference.hex(), f"{shown}, the ObjectRef {reference.hex()},")
