@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from prefect.context import FlowRunContext
-from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.task_runners import PrefectTaskRunner, TaskRunner
 
@@ -28,7 +27,7 @@ from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
 from executor_adapter.prefect.options.job_options import is_job_task
-from executor_adapter.prefect.runners.engine_threads import EngineThreads
+from executor_adapter.prefect.runners.engine_threads import EngineThreads, is_interruption
 from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner
 
 _lock = threading.Lock()
@@ -62,7 +61,7 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         # Waiting jobs end first, because tasks of the other runner may wait for them. Running jobs are joined last,
         # because they may wait for tasks of the other runner.
         # The flow's own exceptions have been handled before; an Exception seen here is one that its caller handles.
-        interrupted = not isinstance(sys.exc_info()[1], Exception | Pause | None)
+        interrupted = is_interruption(sys.exc_info()[0])
         self.threads.end_early(cancel_running=interrupted)
         try:
             self._cancel_others()

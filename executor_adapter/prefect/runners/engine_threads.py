@@ -150,6 +150,11 @@ def waits_only_for_slot(options: Mapping[str, Any], task_run: TaskRun) -> bool:
     )
 
 
+def is_interruption(kind: type[BaseException] | None) -> bool:
+    """Return whether what ends a flow interrupts it, as a signal does, and is neither an error nor a suspension."""
+    return kind is not None and not issubclass(kind, Exception | Pause)
+
+
 class EngineThreads:
     """Runs the submitted tasks of one flow run, each in an engine's thread."""
 
@@ -329,7 +334,7 @@ class _AwaitedEnd:
     async def __call__(self, kind: type[BaseException] | None = None, *details: Any) -> Any:
         awaited = dict(self._waits)
         try:
-            if kind is not None and not issubclass(kind, Exception | Pause):
+            if is_interruption(kind):
                 for give_up in awaited.values():
                     give_up()
             waits = asyncio.gather(*map(asyncio.wrap_future, awaited), return_exceptions=True)

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from prefect.client.schemas.objects import RunInput
-from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
@@ -25,7 +24,7 @@ from executor_adapter.executor import JobExecutor, enter_executor, leave_executo
 from executor_adapter.job import PoolName, SharedJobOptions, check_max_workers
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.options.job_options import check_defaults, options_of
-from executor_adapter.prefect.runners.engine_threads import EngineThreads
+from executor_adapter.prefect.runners.engine_threads import EngineThreads, is_interruption
 
 
 class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
@@ -133,7 +132,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         run, self._run = self._run, None
         assert run is not None, "a runner is left once"
         try:
-            run.end(interrupted=kind is not None and not issubclass(kind, Exception | Pause))
+            run.end(interrupted=is_interruption(kind))
         finally:
             super().__exit__(kind, error, traceback)
 
