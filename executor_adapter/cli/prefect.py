@@ -16,19 +16,21 @@ from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import load_config
 from executor_adapter.terminal import SafeText
 
-SWEEP, SETUP = "executor_adapter.prefect.crashes.sweep", "executor_adapter.prefect.setup"
-"""The names of a module and a package, not imports, because only `executor_adapter.prefect` may import Prefect."""
+PREFECT = "executor_adapter.prefect"
+"""The name of a package, not an import, because only that package may import Prefect."""
 
 UNREACHABLE = 3
 """Exit code if the server cannot be reached, as for a store."""
 
 
 @contextlib.contextmanager
-def reaching_server(errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """End the command, with the reason, if one of `errors` says that the server cannot be reached."""
+def reaching_server() -> Iterator[None]:
+    """End the command, with the reason, if the server cannot be reached, or is in trouble."""
+    import httpx  # Prefect needs it; a program without Prefect does not load it.
+
     try:
         yield
-    except errors as error:
+    except httpx.HTTPError as error:
         print_error(f"the Prefect server cannot be reached: {error!r}: check PREFECT_API_URL")
         raise typer.Exit(UNREACHABLE) from None
 
@@ -45,8 +47,8 @@ def sweep(
 
     They become Crashed. Task runs and flow runs that have ended stay as they are, and so do flow runs that have not.
     """
-    module = importlib.import_module(SWEEP)
-    with reaching_server(module.UNREACHABLE_ERRORS):
+    module = importlib.import_module(PREFECT)
+    with reaching_server():
         swept = list(module.sweep(dry_run=dry_run))
     if as_json:
         print_json([dataclasses.asdict(each) for each in swept])
@@ -78,10 +80,9 @@ def bootstrap(
 
     It can be run again at any time: what is there already stays as it is, and what people set by hand is kept.
     """
-    module = importlib.import_module(f"{SETUP}.bootstrap")
-    plans = importlib.import_module(f"{SETUP}.plan")
-    plan = plans.BootstrapPlan() if file is None else plans.read_plan(file)
-    with reaching_server(module.UNREACHABLE_ERRORS):
+    module = importlib.import_module(PREFECT)
+    plan = module.BootstrapPlan() if file is None else module.read_plan(file)
+    with reaching_server():
         changes = module.bootstrap(plan, settings=load_config(config), dry_run=dry_run)
     if as_json:
         print_json([dataclasses.asdict(each) for each in changes])

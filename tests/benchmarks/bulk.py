@@ -76,9 +76,9 @@ def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, fl
     from prefect.runtime import flow_run
 
     from executor_adapter import JobStatus
-    from executor_adapter.prefect.mirror.events import flow_run_facts, read_flow_run_facts
+    from executor_adapter.prefect.mirror.events import flow_run_facts
     from executor_adapter.prefect.mirror.sender import MAX_BATCH_SIZE
-    from executor_adapter.prefect.mirror.server import ServerApi
+    from executor_adapter.prefect.mirror.server import ServerApi, read_flow_run_facts
     from executor_adapter.prefect.mirror.timeline import JobHistory, Step, task_run_id
 
     figures: dict[str, float] = {}

@@ -71,17 +71,17 @@ class ServerProxy:
 
 
 @contextmanager
-def answering(status: int, port: int) -> Iterator[None]:
+def answering(status: int, port: int, page: bytes = b"<html/>") -> Iterator[None]:
     """Answer each request at the port with this status and a page, as a proxy does."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"] or 0))
             self.send_response(status)
-            self.send_header("content-length", "7")
+            self.send_header("content-length", str(len(page)))
             self.send_header("retry-after", "1")
             self.end_headers()
-            self.wfile.write(b"<html/>")
+            self.wfile.write(page)
 
         def do_GET(self) -> None:
             self.do_POST()

@@ -27,8 +27,9 @@ from prefect.settings import (
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
-from executor_adapter.prefect.mirror.events import flow_run_facts, read_flow_run_facts
+from executor_adapter.prefect.mirror.events import flow_run_facts
 from executor_adapter.prefect.mirror.outbox import OutboxFile
+from executor_adapter.prefect.mirror.server import read_flow_run_facts
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import prefect_server
 from tests.prefect.conftest import Api, own_id

@@ -13,13 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+    PREFECT_CLOUD_API_URL,
+    temporary_settings,
+)
 
 from executor_adapter.prefect import MirrorReport, PrefectMirror
+from executor_adapter.prefect.crashes.records import Records
 from executor_adapter.prefect.mirror.events import StateEvent
 from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
-from executor_adapter.prefect.mirror.server import server_name
+from executor_adapter.prefect.mirror.server import ServerApi, server_name
 from executor_adapter.prefect.mirror.timeline import JobHistory, UnsentChanges
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import FakeCloud, at_cloud
@@ -57,6 +64,22 @@ def test_a_server_that_takes_nothing_is_away(
     said = [record.getMessage() for record in caplog.records if "cannot send job states" in record.getMessage()]
     assert len(said) == 1
     assert "secret" not in said[0]
+
+
+def test_records_of_something_else_are_not_those_of_a_server() -> None:
+    """JSON that is not a Prefect server's counts as a server that cannot be used, also where a sweep reads it."""
+    port = free_port()
+    settings: dict[Any, Any] = {
+        PREFECT_API_URL: f"http://127.0.0.1:{port}/api",
+        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,  # Such a token would be read first.
+    }
+    with (
+        answering(200, port, b'{"status": "ok"}'),
+        temporary_settings(settings),
+        ServerApi.connected() as api,
+        pytest.raises(httpx.DecodingError, match="its answer is not that of a Prefect server"),
+    ):
+        Records(api).find_flow_runs({})
 
 
 def count_objects(*kinds: type) -> int:

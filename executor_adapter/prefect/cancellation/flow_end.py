@@ -31,9 +31,8 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.executor import signal_watch
 from executor_adapter.prefect.child.logs import RunLogger
-from executor_adapter.prefect.mirror.events import PERMANENT_ERROR_CODES
 from executor_adapter.prefect.mirror.mirror import RECONNECT_INTERVAL
-from executor_adapter.prefect.mirror.server import ServerApi, readable, server_name
+from executor_adapter.prefect.mirror.server import PERMANENT_ERROR_CODES, ServerApi, server_name
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -205,10 +204,8 @@ class WatchedFlowRun:
         """
         while True:
             try:
-                with ServerApi.connected() as api, readable():
-                    current = api.client.read_flow_run(flow_run_id).state
-                    if current is not None and current.type not in unless:
-                        api.client.set_flow_run_state(flow_run_id, state, force=force)
+                with ServerApi.connected() as api:
+                    api.propose(flow_run_id, state, unless, force=force)
                 return
             except Exception as error:
                 if not threading.main_thread().is_alive() and self._exits_since == math.inf:

@@ -6,13 +6,16 @@ the process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self
+from operator import itemgetter
+from typing import Any, Self, TypeVar
 
 from executor_adapter.prefect.mirror.events import FINAL_TYPES, UNFINISHED_TYPES, is_final
 from executor_adapter.prefect.mirror.server import PAGE_LIMIT, ServerApi, parts
+
+T = TypeVar("T")
 
 Row = Mapping[str, Any]
 """An object of the server, as its API shows it."""
@@ -75,7 +78,7 @@ class Records:
 
     def find_flow_runs(self, body: Row) -> list[FlowRunRecord]:
         """Return the flow runs that match the filters of `body`: all, or as many as its limit."""
-        return [FlowRunRecord.of(row) for row in self._rows("/flow_runs/filter", [body])]
+        return [run for page in self._pages("flow_runs", FlowRunRecord.of, body) for run in page]
 
     def in_same_process(self, ids: Iterable[str], *, callers: bool) -> dict[str, FlowRunRecord]:
         """Return the flow runs with the subflow runs in their process; with `callers`, also those that called them."""
@@ -91,14 +94,14 @@ class Records:
     def callers(self, runs: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
         """Return the flow runs that the runs are subflow runs of, as far as they are recorded."""
         ids = [run.parent_task_run_id for run in runs if run.parent_task_run_id is not None]
-        rows = self._rows("/task_runs/filter", (_by("task_runs", "id", part) for part in parts(ids)))
-        return list(self.flow_runs({row["flow_run_id"] for row in rows} - {None}).values())
+        found = set(self._by("task_runs", "id", ids, itemgetter("flow_run_id")))
+        return list(self.flow_runs(found - {None}).values())
 
-    def unfinished_task_runs(self, flow_run_ids: Iterable[str]) -> Iterator[list[Row]]:
+    def unfinished_task_runs(self, flow_run_ids: Iterable[str]) -> Iterator[Sequence[Row]]:
         """Yield pages of the task runs of the flow runs that have no final type."""
         for part in parts(flow_run_ids):
             wanted = {"flow_run_id": {"any_": part}, "state": {"type": {"any_": UNFINISHED_TYPES}}}
-            yield from self._pages("/task_runs/filter", {"task_runs": wanted, "sort": "ID_DESC"})
+            yield from self._pages("task_runs", dict, {"task_runs": wanted, "sort": "ID_DESC"})
 
     def of_other_processes(self, task_runs: Iterable[Row]) -> set[str]:
         """Return the ids of those task runs that no death of their flow run's process ends.
@@ -120,29 +123,26 @@ class Records:
         if task_run["state_type"] != "RUNNING":
             return _is_deferred(task_run["state"])
         params = {"task_run_id": task_run["id"]}
-        return any(map(_is_deferred, self._api.client.request("GET", "/task_run_states/", params=params).json()))
+        return self._api.request("/task_run_states/", lambda found: any(map(_is_deferred, found)), "GET", params=params)
 
     def _subflow_runs(self, parents: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
         found = self._flow_runs_by("parent_flow_run_id", (run.id for run in parents)).values()
         return [run for run in found if not run.is_deployed]  # A deployed one has a process of its own.
 
     def _flow_runs_by(self, field: str, ids: Iterable[str]) -> dict[str, FlowRunRecord]:
-        rows = self._rows("/flow_runs/filter", (_by("flow_runs", field, part) for part in parts(ids)))
-        return {row["id"]: FlowRunRecord.of(row) for row in rows}
+        return {run.id: run for run in self._by("flow_runs", field, ids, FlowRunRecord.of)}
 
-    def _rows(self, path: str, bodies: Iterable[Row]) -> Iterator[Row]:
-        return (row for body in bodies for page in self._pages(path, body) for row in page)
+    def _by(self, what: str, field: str, ids: Iterable[str], read: Callable[[Row], T]) -> Iterator[T]:
+        bodies = ({what: {field: {"any_": part}}} for part in parts(ids))
+        return (each for body in bodies for page in self._pages(what, read, body) for each in page)
 
-    def _pages(self, path: str, body: Row) -> Iterator[list[Row]]:
+    def _pages(self, what: str, read: Callable[[Row], T], body: Row) -> Iterator[list[T]]:
         offset, is_last = 0, False
         while not is_last:
-            page = self._api.post(path, {"limit": PAGE_LIMIT, "offset": offset, **body})
+            wanted = {"limit": PAGE_LIMIT, "offset": offset, **body}
+            page = self._api.request(f"/{what}/filter", lambda rows: [read(row) for row in rows], json=wanted)
             offset, is_last = offset + len(page), len(page) < PAGE_LIMIT
             yield page
-
-
-def _by(what: str, field: str, ids: Sequence[str]) -> dict[str, Any]:
-    return {what: {field: {"any_": ids}}}
 
 
 def _is_deferred(state: Row | None) -> bool:

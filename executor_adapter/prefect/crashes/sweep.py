@@ -52,15 +52,11 @@ from executor_adapter.prefect.mirror.server import (
     DAY_SECONDS,
     PAGE_LIMIT,
     REQUEST_TIMEOUT,
-    RejectedError,
     ServerApi,
     server_name,
 )
 
 logger = logging.getLogger("executor_adapter.prefect")
-
-UNREACHABLE_ERRORS = (httpx.HTTPError, RejectedError)
-"""Exceptions of a server that cannot be reached, or is in trouble."""
 
 SWEEP_TIMEOUT = 600.0
 """Seconds for a sweep of a whole server."""
@@ -143,7 +139,8 @@ class Closing:
             Fate.CANCEL: {"type": "CANCELLED", "name": "Cancelled", "message": f"Flow run was cancelled. {message}"},
         }
         if fate in states:
-            self._api.post(f"/flow_runs/{run.id}/set_state", {"state": states[fate], "force": False})
+            proposed = {"state": states[fate], "force": False}
+            self._api.request(f"/flow_runs/{run.id}/set_state", dict, json=proposed)
 
     def end_task_runs(
         self, flow_runs: Mapping[str, FlowRunRecord], died_at: float | None, *, before: Start | None = None
@@ -336,7 +333,7 @@ def _sweep_earlier_runs(flow_id: str, run_id: str, start: Start) -> None:
                     logger.info("ended %d task runs of earlier starts of this flow run", len(closing.ended))
             for swept in _end_all(closing, lambda records: find_earlier_runs(records, flow_id, time.time())):
                 logger.info("ended %d task runs of the earlier flow run %s", swept.task_runs, swept.name)
-    except UNREACHABLE_ERRORS as error:  # The process may be exiting, and its server with it. The next one tries again.
+    except httpx.HTTPError as error:  # The process may be exiting, and its server with it. The next one tries again.
         logger.info("cannot look for what earlier flow runs have left: %r", error)
     except Exception:
         logger.exception("cannot end the task runs of earlier flow runs; run: executor-adapter prefect sweep")

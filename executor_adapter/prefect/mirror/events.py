@@ -11,7 +11,6 @@ The JSON is written as text to save time: there is an event for each state of te
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import json
@@ -23,17 +22,12 @@ from json.encoder import encode_basestring_ascii
 from typing import NamedTuple
 from uuid import UUID
 
-import httpx
 import prefect.context
-from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TagsContext
-from prefect.events.related import related_resources_from_run_context
-from prefect.exceptions import ObjectNotFound
 from prefect.settings import Settings, get_current_settings
 
-from executor_adapter.error_codes import error_code_of
 from executor_adapter.executor import sentinel_client
-from executor_adapter.job import ErrorCode, storable, uuid7
+from executor_adapter.job import storable, uuid7
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -193,10 +187,6 @@ def related_flow_run(flow_run_id: object, name: str) -> str:
     return json.dumps(labels)
 
 
-PERMANENT_ERROR_CODES = frozenset({ErrorCode.REQUEST_ERROR, ErrorCode.CONFIGURATION_ERROR})
-"""Error codes of answers that a repeated request would get again."""
-
-
 def current_flow_run_id() -> UUID | None:
     """Return the id of the flow run around the caller."""
     context = FlowRunContext.get()
@@ -245,30 +235,3 @@ def _settings_of_context() -> dict[str, str]:
     ):
         return {}
     return ours.to_environment_variables(exclude_unset=True)
-
-
-def read_flow_run_facts(facts: FlowRunFacts) -> FlowRunFacts:
-    """Return the facts with all resources that the flow run is related to, such as its deployment.
-
-    It asks the server, in an event loop of its own. Where a resource was deleted, or may not be read, the facts are
-    returned as they are.
-
-    Raises:
-        httpx.HTTPError: the server cannot be reached.
-    """
-    if not facts.related:
-        return facts
-    try:
-        found = asyncio.run(_related())
-    except (ObjectNotFound, httpx.HTTPStatusError) as error:
-        if isinstance(error, httpx.HTTPStatusError) and error_code_of(error) not in PERMANENT_ERROR_CODES:
-            raise
-        logger.info("cannot read the resources of the flow run; its task runs are related to it alone: %s", error)
-        return facts
-    related = [resource for resource in found if resource["prefect.resource.role"] != "task-run"]
-    return facts._replace(related=",".join(map(json.dumps, related)))
-
-
-async def _related() -> list[dict[str, str]]:
-    async with get_client() as client:
-        return [dict(resource.root) for resource in await related_resources_from_run_context(client)]

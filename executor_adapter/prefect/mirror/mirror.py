@@ -43,13 +43,12 @@ from executor_adapter.prefect.mirror.events import (
     announce_flow_run,
     current_flow_run_id,
     flow_run_facts,
-    read_flow_run_facts,
 )
 from executor_adapter.prefect.mirror.outbox import MAX_TRANSACTION_EVENTS, OutboxFile
 from executor_adapter.prefect.mirror.sender import EventSender
 from executor_adapter.prefect.mirror.server import (
     ServerApi,
-    readable,
+    read_flow_run_facts,
     server_address,
     server_name,
     trouble_of,
@@ -301,8 +300,7 @@ class SenderThread:
             self._closed.wait(RECONNECT_INTERVAL)
 
     def _send_until_closed(self, api: ServerApi) -> None:
-        with readable():
-            self._flow = read_flow_run_facts(self._flow)
+        self._flow = read_flow_run_facts(self._flow)
         while not self.is_closed:
             self._wake.clear()
             with self._lock:

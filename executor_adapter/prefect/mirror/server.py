@@ -6,31 +6,40 @@ for the embedded server, a self-hosted one and Prefect Cloud alike.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import functools
+import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from uuid import UUID
 
 import httpx
 import prefect
 from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State, StateType
 from prefect.context import SettingsContext, get_settings_context
+from prefect.events.related import related_resources_from_run_context
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
+from executor_adapter.error_codes import error_code_of
 from executor_adapter.job import ErrorCode
 from executor_adapter.monitoring import ready_checks
-from executor_adapter.prefect.mirror.events import CLOCK_RESOLUTION_SECONDS, StateEvent, iso
+from executor_adapter.prefect.mirror.events import CLOCK_RESOLUTION_SECONDS, FlowRunFacts, StateEvent, iso
 from executor_adapter.worker import end_with_this_process
 
 if TYPE_CHECKING:
     from prefect.server.api.server import SubprocessASGIServer
 
 logger = logging.getLogger("executor_adapter.prefect")
+
+T = TypeVar("T")
 
 PAGE_LIMIT = 200
 """Task runs in one answer: the server's own limit."""
@@ -40,13 +49,16 @@ REQUEST_TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 _LATER_OR_ELSEWHERE = frozenset({401, 404, 405, 407, 408, 425, 429})
 """HTTP status codes of the 400s that do not tell of what was sent, but of credentials, address or load."""
 
+PERMANENT_ERROR_CODES = frozenset({ErrorCode.REQUEST_ERROR, ErrorCode.CONFIGURATION_ERROR})
+"""Error codes of answers that a repeated request would get again."""
+
 MAX_ANSWER_LENGTH = 500
 """Characters of a server's answer that an error message contains."""
 
 DAY_SECONDS = 86_400.0
 
 
-class RejectedError(Exception):
+class RejectedError(httpx.HTTPError):
     """The server did not take what it was sent: because of one event, or of trouble of its own or of a proxy's."""
 
 
@@ -75,6 +87,15 @@ class Recorded(NamedTuple):
         return self.name == "Cancelled" and not self.message.startswith(f"{ErrorCode.CANCELLED}:")
 
 
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Raise httpx.DecodingError for an answer that is not a Prefect server's, as a proxy's page with status 200."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise httpx.DecodingError(f"its answer is not that of a Prefect server: {error!r}") from error
+
+
 class ServerApi:
     """One server. Each request is made once: the caller decides whether and when to repeat it.
 
@@ -93,6 +114,7 @@ class ServerApi:
         with _without_retries(), get_client(httpx_settings={"timeout": REQUEST_TIMEOUT}, sync_client=True) as client:
             yield cls(client)
 
+    @_readable()  # Prefect's client may ask for a CSRF token first.
     def send(self, bodies: Sequence[bytes]) -> None:
         """Post events. The server answers before it records them, and may still lose them.
 
@@ -101,8 +123,7 @@ class ServerApi:
         """
         headers = {"content-type": "application/json"}
         try:
-            with readable():  # Prefect's client may ask for a CSRF token first.
-                self.client.request("POST", "/events", content=b"[" + b",".join(bodies) + b"]", headers=headers)
+            self.client.request("POST", "/events", content=b"[" + b",".join(bodies) + b"]", headers=headers)
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
             if not _is_rejection(status):
@@ -113,9 +134,8 @@ class ServerApi:
         """Return the states of the task runs by their ids, without those that the server does not know."""
         known: dict[str, Recorded] = {}
         for page in parts(task_run_ids):
-            with readable():
-                found = self.post("/task_runs/filter", {"task_runs": {"id": {"any_": page}}, "limit": PAGE_LIMIT})
-                known |= {run["id"]: _recorded(run["state"]) for run in found if run["state"] is not None}
+            wanted = {"task_runs": {"id": {"any_": page}}, "limit": PAGE_LIMIT}
+            known |= self.request("/task_runs/filter", _recorded_states, json=wanted)
         return known
 
     def count(self, task_run_ids: Sequence[str], state_name: str) -> int:
@@ -124,8 +144,7 @@ class ServerApi:
         # task runs that were ever in that state.
         names = [state_name] * len(task_run_ids)
         wanted = {"id": {"any_": list(task_run_ids)}, "state": {"name": {"any_": names}}}
-        with readable():
-            return int(self.post("/task_runs/count", {"task_runs": wanted}))
+        return self.request("/task_runs/count", int, json={"task_runs": wanted})
 
     def deleted_flow_runs(self, ids: Sequence[str]) -> set[str]:
         """Return those of the flow runs that the server does not have.
@@ -134,15 +153,15 @@ class ServerApi:
         """
         if self.client.server_type == ServerType.CLOUD:
             return set()
-        with readable():
-            return {each for page in parts(ids) for each in self._deleted_of(page)}
+        return {each for page in parts(ids) for each in self._deleted_of(page)}
 
     def _deleted_of(self, ids: Sequence[str]) -> set[str]:
         wanted = {"flow_runs": {"id": {"any_": list(ids)}}}
-        if self.post("/flow_runs/count", wanted) == len(ids):  # Much cheaper than the flow runs with all their fields.
+        # Much cheaper than the flow runs with all their fields.
+        if self.request("/flow_runs/count", int, json=wanted) == len(ids):
             return set()
-        found = self.post("/flow_runs/filter", wanted | {"limit": PAGE_LIMIT})
-        return set(ids) - {run["id"] for run in found}
+        body = wanted | {"limit": PAGE_LIMIT}
+        return set(ids) - self.request("/flow_runs/filter", lambda found: {run["id"] for run in found}, json=body)
 
     def is_listed(self, event: StateEvent) -> bool:
         """Return whether the server's list of events contains the event.
@@ -155,17 +174,27 @@ class ServerApi:
         occurred = {"since": iso(event.at - DAY_SECONDS), "until": iso(event.at + DAY_SECONDS)}
         body = {"filter": {"id": {"id": [event.id]}, "occurred": occurred}, "limit": 0}
         try:
-            with readable():
-                return bool(self.post("/events/filter", body)["total"])
+            return self.request("/events/filter", lambda found: bool(found["total"]), json=body)
         except httpx.HTTPStatusError as error:
             if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
                 return True
             raise
 
-    def post(self, path: Any, body: Mapping[str, Any]) -> Any:
-        """Return the answer to a request with a body."""
-        with readable():
-            return self.client.request("POST", path, json=dict(body)).json()
+    @_readable()
+    def propose(self, run_id: UUID, state: State[Any], unless: Collection[StateType], *, force: bool) -> None:
+        """Set the state of a flow run, if its type now is not one of `unless`."""
+        current = self.client.read_flow_run(run_id).state
+        if current is not None and current.type not in unless:
+            self.client.set_flow_run_state(run_id, state, force=force)
+
+    @_readable()
+    def request(self, path: Any, read: Callable[[Any], T], method: Any = "POST", **how: Any) -> T:
+        """Return what `read` makes of the answer to a request, which is JSON.
+
+        Raises:
+            httpx.DecodingError: `read` cannot read the answer, so it is not a Prefect server's.
+        """
+        return read(self.client.request(method, path, **how).json())
 
 
 def parts(ids: Iterable[str]) -> Iterator[list[str]]:
@@ -177,15 +206,6 @@ def parts(ids: Iterable[str]) -> Iterator[list[str]]:
 def _is_rejection(status: int) -> bool:
     """Return whether the server cannot read, store or process what it was sent, and so will not later either."""
     return status == httpx.codes.INTERNAL_SERVER_ERROR or (400 <= status < 500 and status not in _LATER_OR_ELSEWHERE)
-
-
-@contextlib.contextmanager
-def readable() -> Iterator[None]:
-    """Raise httpx.DecodingError for an answer that is not a Prefect server's, as a proxy's page with status 200."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise httpx.DecodingError(f"its answer is not that of a Prefect server: {error!r}") from error
 
 
 def trouble_of(error: httpx.HTTPError) -> str:
@@ -216,6 +236,34 @@ def _without_retries() -> Iterator[None]:
     settings = context.settings.model_copy(update={"client": client})
     with SettingsContext(profile=context.profile, settings=settings):
         yield
+
+
+@_readable()
+def read_flow_run_facts(facts: FlowRunFacts) -> FlowRunFacts:
+    """Return the facts with all resources that the flow run is related to, such as its deployment.
+
+    It asks the server, in an event loop of its own. Where a resource was deleted, or may not be read, the facts are
+    returned as they are.
+
+    Raises:
+        httpx.HTTPError: the server cannot be reached.
+    """
+    if not facts.related:
+        return facts
+    try:
+        found = asyncio.run(_related())
+    except (ObjectNotFound, httpx.HTTPStatusError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error_code_of(error) not in PERMANENT_ERROR_CODES:
+            raise
+        logger.info("cannot read the resources of the flow run; its task runs are related to it alone: %s", error)
+        return facts
+    related = [resource for resource in found if resource["prefect.resource.role"] != "task-run"]
+    return facts._replace(related=",".join(map(json.dumps, related)))
+
+
+async def _related() -> list[dict[str, str]]:
+    async with get_client() as client:
+        return [dict(resource.root) for resource in await related_resources_from_run_context(client)]
 
 
 NEWEST_TESTED = (3, 9)
@@ -331,6 +379,10 @@ def _bind(server: SubprocessASGIServer) -> bool:
 def _on_exit() -> None:
     global _is_exiting
     _is_exiting = True
+
+
+def _recorded_states(task_runs: list[dict[str, Any]]) -> dict[str, Recorded]:
+    return {run["id"]: _recorded(run["state"]) for run in task_runs if run["state"] is not None}
 
 
 def _recorded(state: dict[str, Any]) -> Recorded:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitCreate,
@@ -30,9 +29,6 @@ from executor_adapter.prefect.setup.automations import (
     with_all_fields,
 )
 from executor_adapter.prefect.setup.plan import BootstrapPlan, heartbeat_seconds, tool_limits
-
-UNREACHABLE_ERRORS = (httpx.HTTPError,)
-"""Exceptions of a server that cannot be reached, or is in trouble."""
 
 
 class BootstrapOutcome(StrEnum):
