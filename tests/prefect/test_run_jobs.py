@@ -509,3 +509,21 @@ def test_progress_is_one_plain_line_in_a_pipe(capsys: pytest.CaptureFixture[str]
     shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("run_jobs: ")]
     assert shown[-1].startswith("run_jobs: 3 of 3 done, 1 failed, ")
     assert not any("\x1b" in line or "━" in line for line in shown)
+
+
+def test_progress_counts_jobs_whose_live_twin_runs_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of the jobs that share a `dedupe_key` is done, and has failed, when the one of them that runs is."""
+    go_on = threading.Event()
+
+    def work() -> None:
+        go_on.wait(PATIENCE)
+        raise ValueError
+
+    def jobs() -> Iterator[Job]:
+        for _ in range(3):
+            yield Job(function=work, pool="thread", dedupe_key="one", retry_attempts=0)
+        go_on.set()
+
+    run_in_flow(jobs(), progress=True)
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("run_jobs: ")]
+    assert shown[-1].startswith("run_jobs: 3 of 3 done, 3 failed, ")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 from prefect.context import FlowRunContext
 from prefect.logging.loggers import task_run_logger
@@ -31,13 +32,10 @@ from executor_adapter.prefect.reporting.background import BackgroundCalls
 class FlowRunScope:
     """Holds what all jobs of one `run_jobs` share; it is made in the flow run's context."""
 
-    def __init__(self) -> None:
-        context = FlowRunContext.get()
-        assert context is not None, "run_jobs is called in a flow run"
-        assert context.flow_run is not None, "run_jobs is called in a flow run"
+    def __init__(self, context: FlowRunContext, flow_run_id: UUID) -> None:
         # A line through Prefect's handlers takes longer than a short job, and the supervisor must not wait for it.
         self.log = BackgroundCalls("task-run-logs")
-        self.flow_run_id = context.flow_run.id
+        self.flow_run_id = flow_run_id
         self.context = contextvars.copy_context()
         facts = flow_run_facts()
         self.shared = f'"flow_run_id":"{facts.id}","flow_run_run_count":{facts.run_count},"tags":{facts.tags}'

@@ -17,7 +17,7 @@ import functools
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sized
 from concurrent.futures import wait
 from uuid import UUID
@@ -128,9 +128,9 @@ class _BulkRun:
         self._mirror = mirror or PrefectMirror()
         self._mirror.join_flow_run()
         self._owns_mirror = mirror is None
-        flow_run = _flow_run(FlowRunContext.get())
+        context, flow_run = _flow_run_of_caller()
         self._known_ids = _ids_of(flow_run.id, flow_run.run_count)
-        self._flow_run_scope = FlowRunScope()
+        self._flow_run_scope = FlowRunScope(context, flow_run.id)
         self._group_size = group_size
         self._group: JobGroup | None = None
         """The group that gets the next job, unless it is full."""
@@ -144,12 +144,9 @@ class _BulkRun:
         """The scopes of the jobs that have not ended."""
         self._finished: deque[int] = deque()
         """The indexes of results that can be collected."""
-        self._ended_count = 0
-        """The number of submitted jobs that have ended, counted by the supervisor's thread."""
-        self._failed_count = 0
-        """How many of them did not complete."""
-        self._refused_count = 0
-        """The number of jobs that the executor has refused, counted by the caller's thread."""
+        self._ended: Counter[JobStatus] = Counter()
+        """How many jobs have ended, and how. Guarded by the lock."""
+        self._lock = threading.Lock()
         self._progress = progress
         self._note = ""
         """What the caller waits for, now that all jobs have ended."""
@@ -166,8 +163,14 @@ class _BulkRun:
             return self._run(jobs, executor)
 
     def _counts(self, total: int | None) -> ProgressCounts:
-        done, failed = self._ended_count + self._refused_count, self._failed_count + self._refused_count
+        with self._lock:
+            done, failed = self._ended.total(), self._ended.total() - self._ended[JobStatus.COMPLETED]
         return ProgressCounts(done=done, failed=failed, total=done if self._note else total, note=self._note)
+
+    def _count(self, status: JobStatus) -> None:
+        """Count a job that has ended; callable from any thread."""
+        with self._lock:
+            self._ended[status] += 1
 
     def _run(self, jobs: Iterable[Job], executor: JobExecutor) -> JobResults:
         jobs = _with_unique_ids(jobs, self._known_ids)
@@ -213,7 +216,7 @@ class _BulkRun:
             self._scopes.pop(job)
             self._mirror.remove_job(job)
             self._shared[index] = self._group
-            future.add_done_callback(lambda _: self._on_finished(index))
+            future.add_done_callback(lambda _: self._on_finished(index, future.job.status))
 
     def _scope_of(self, job: Job, index: int) -> BulkJobScope:
         """Return a new scope for a job, which shows it in a task run of its own or in that of a group."""
@@ -241,7 +244,7 @@ class _BulkRun:
     ) -> None:
         """Show a job that the executor refused as a failed task run with the reason."""
         now = time.time()
-        self._refused_count += 1
+        self._count(JobStatus.FAILED)
         scope.mirror(self._mirror, Transition(job, None, JobStatus.PENDING, now, 0))
         scope.mirror(self._mirror, Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, facts_of(error)))
         self._results[index] = JobResult(
@@ -280,12 +283,11 @@ class _BulkRun:
             scope.log_failure(transition)
         if transition.status in TERMINAL:
             del self._scopes[transition.job]
-            self._failed_count += transition.status is not JobStatus.COMPLETED
-            self._ended_count += 1
-            self._on_finished(scope.index)
+            self._on_finished(scope.index, transition.status)
 
-    def _on_finished(self, index: int) -> None:
-        """Note that a result can be collected; callable from any thread."""
+    def _on_finished(self, index: int, status: JobStatus) -> None:
+        """Count a job that has ended, whose result can be collected; callable from any thread."""
+        self._count(status)
         self._finished.append(index)
         if len(self._finished) >= self._awaited:
             self._wake.set()
@@ -362,24 +364,24 @@ def _checked(jobs: Iterable[Job], known_ids: set[str]) -> Iterator[Job]:
 # --- the caller ---
 
 
-def _flow_run(context: FlowRunContext | None) -> FlowRun:
-    """Return the flow run around the caller, in the process that runs it.
+def _flow_run_of_caller() -> tuple[FlowRunContext, FlowRun]:
+    """Return the flow run around the caller, with its context.
 
     Raises:
-        RuntimeError: there is no flow run, or this is a worker process.
+        RuntimeError: there is no flow run.
     """
-    if context is None or context.flow_run is None or getattr(context, "task_runner", None) is None:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
         raise RuntimeError("run_jobs makes task runs of a flow run: call it in a @flow, or use JobExecutor.map")
-    return context.flow_run
+    return context, context.flow_run
 
 
 def _check_caller() -> None:
-    context = FlowRunContext.get()
-    _flow_run(context)
+    context, _ = _flow_run_of_caller()
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    if context is not None and context.flow is not None and not context.flow.isasync:
+    if context.flow is not None and not context.flow.isasync:
         return  # A sync flow called from an event loop blocks the loop anyway.
     raise RuntimeError("run_jobs would block the event loop: await arun_jobs(...) instead")
