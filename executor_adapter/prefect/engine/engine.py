@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,12 +32,12 @@ from prefect.task_engine import SyncTaskRunEngine
 from prefect.telemetry.run_telemetry import RunTelemetry
 from prefect.transactions import Transaction
 from prefect.types import DateTime
-from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result, should_log_prints
+from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result
 
 from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.cancellation.flow_end import call_hooks
-from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
+from executor_adapter.prefect.child.logs import log_failed_attempt
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.task_runs import JobResultStore
 from executor_adapter.prefect.mirror.events import is_final
@@ -123,8 +122,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
 
     def _attempt(self) -> Any:
         assert self.task_run is not None, "only a task run has attempts"
-        log = functools.partial(log_message, self.logger, log_prints=should_log_prints(self.task))
-        return self.job_run.attempt(self.task_run, log)
+        return self.job_run.attempt(self.task_run, self.logger)
 
     # --- retries ---
 

@@ -15,6 +15,7 @@ from prefect import Task
 from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.exceptions import FailedRun
 from prefect.states import AwaitingRetry
+from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
@@ -22,6 +23,7 @@ from executor_adapter.exceptions.display import as_job_error, is_plain, text_of
 from executor_adapter.executor import current_executor, signal_watch
 from executor_adapter.job import TERMINAL, JobStatus, RetryDecision
 from executor_adapter.prefect.cancellation.watcher import explained
+from executor_adapter.prefect.child.logs import RunLogger, log_message
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.prefect.child.task_run_context import IN_PROCESS_POOLS, TASK_RUN_SCOPE
 from executor_adapter.prefect.mirror.events import current_flow_run_id
@@ -133,15 +135,15 @@ class JobRun:
         if on_started is not None:
             on_started()
 
-    def attempt(self, task_run: TaskRun, log: Callable[[str, Any], None]) -> Any:
+    def attempt(self, task_run: TaskRun, logger: RunLogger) -> Any:
         """Run one attempt in the slot that is held; return its value, or raise its error as an engine can display it.
 
-        `log(topic, content)` is called for each message of the function, here: the caller's context names the task run.
+        `logger` is the task run's. The messages of the function are logged here: the caller's context names the run.
         """
         attempt = self._start_attempt(task_run)
         attempt.add_done_callback(self._messages.put)
         for topic, content in iter(self._messages.get, attempt):
-            log(topic, content)
+            log_message(logger, topic, content, log_prints=should_log_prints(self.task))
         error = attempt.exception()
         if error is not None and (shown := self._explained(error)) is not error:
             raise shown from None

@@ -20,10 +20,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger
 from prefect.states import Completed, Failed
-from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.job import RetryDecision
-from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.engine import FORBIDDEN, INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun, driving, is_driven
 from executor_adapter.prefect.engine.run import result_of, run_in_thread
@@ -62,7 +60,6 @@ class TaskWorkerJob:
 
     def run(self) -> Any:
         """Run one attempt and block until it has ended; return its value or raise its error."""
-        log = functools.partial(log_message, get_run_logger(), log_prints=should_log_prints(self.task))
         self._attempts += 1
         with driving(self.task):
             try:
@@ -70,7 +67,7 @@ class TaskWorkerJob:
                     self._job_run.open(self.task_run, self._parameters)
                 elif (slot := self._job_run.ask_for_retry()) is not None:
                     slot.result()
-                value = self._job_run.value = self._job_run.attempt(self.task_run, log)
+                value = self._job_run.value = self._job_run.attempt(self.task_run, get_run_logger())
             except Exception as error:
                 self._end_unless_asked(Failed(data=error))
                 raise
