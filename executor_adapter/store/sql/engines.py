@@ -205,8 +205,9 @@ def _prepare_postgresql(connection: Any, _: Any) -> None:
 
 _PERMANENT_ERRORS = (DataError, IntegrityError, ProgrammingError)
 """Errors of the statement or its data, which would come again."""
-_ACCESS_ERRORS = "42"
-"""The class of PostgreSQL's errors where a right or table is missing, which may come back: the statements are right."""
+_MISSING_CODES = ("42P01", "42501", "3F000", "3D000")
+"""PostgreSQL's codes for a table, a right, a schema or a database that is missing. Their class of exceptions is that of
+wrong statements, but what is missing may come back."""
 
 
 @contextlib.contextmanager
@@ -220,6 +221,6 @@ def translate_errors() -> Iterator[None]:
         yield
     except (DatabaseError, InterfaceError, NoConnectionError, sqlite3.DatabaseError) as error:
         cause = getattr(error, "orig", None) or error
-        if isinstance(error, _PERMANENT_ERRORS) and (getattr(cause, "sqlstate", None) or "")[:2] != _ACCESS_ERRORS:
+        if isinstance(error, _PERMANENT_ERRORS) and getattr(cause, "sqlstate", None) not in _MISSING_CODES:
             raise
         raise StoreUnavailableError(" ".join(str(cause).split())) from error

@@ -24,6 +24,7 @@ from typing import Any
 import psycopg
 import pytest
 from pydantic import SecretStr
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, StoreSettings
@@ -31,7 +32,7 @@ from executor_adapter.exceptions import ConfigurationError, ExecutorClosedError
 from executor_adapter.executor import current_executor
 from executor_adapter.job import PoolName
 from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
-from executor_adapter.store.sql.engines import make_engine
+from executor_adapter.store.sql.engines import make_engine, translate_errors
 from tests.contract.stores import store_jobs
 from tests.contract.stores.databases import postgresql_url
 from tests.insides import callers_of_store
@@ -369,6 +370,27 @@ def test_a_missing_table_counts_as_an_outage(table: str) -> None:
 
     with postgresql_url() as url:
         assert_logged_once(run_through(url, lambda: renamed_table(url), f'relation "{name}" does not exist'))
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "raised"),
+    [
+        ("42P01", StoreUnavailableError),  # A table is missing.
+        ("42501", StoreUnavailableError),  # A right is missing.
+        ("3F000", StoreUnavailableError),  # The schema is missing.
+        ("3D000", StoreUnavailableError),  # The database is missing.
+        ("28000", StoreUnavailableError),  # The role may not connect.
+        ("42601", ProgrammingError),  # The syntax is wrong.
+        ("42703", ProgrammingError),  # There is no such column.
+        ("42804", ProgrammingError),  # The types differ.
+        ("42883", ProgrammingError),  # There is no such function.
+    ],
+)
+def test_only_what_a_database_lacks_is_an_outage(sqlstate: str, raised: type[Exception]) -> None:
+    """A statement that is wrong is no outage: it would be tried again for ever."""
+    error = psycopg.errors.lookup(sqlstate)("refused")
+    with pytest.raises(raised), translate_errors():
+        raise DBAPIError.instance("SELECT 1", {}, error, psycopg.Error)
 
 
 def test_a_connection_notices_that_its_network_was_cut(postgresql: PrivatePostgreSQL) -> None:
