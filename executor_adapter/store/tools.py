@@ -90,6 +90,8 @@ class ToolAsk:
     """Slots that it needs, those that it keeps included. What it keeps beyond them goes to any that waits."""
     starts: int = 0
     """Starts that it can use beyond those that it has, where the tool has a rate."""
+    unused: int = 0
+    """Starts that it gives back, because it could not use them in time."""
     close_for: float = 0.0
     """Seconds for which no executor may start another attempt."""
 
@@ -161,8 +163,7 @@ def share_out(
         host_id: the host's id.
         now: the time by the store's clock.
     """
-    if mine is None:
-        mine = ToolUse(tool_name=ask.tool_name, host_id=host_id)
+    mine = mine or ToolUse(tool_name=ask.tool_name, host_id=host_id)
     if ask.close_for:
         control = replace(control, closed_until=max(control.closed_until, now + ask.close_for))
     limit = control.limit or ask.limit
@@ -179,7 +180,7 @@ def share_out(
         granted = min(granted, max(0, limit.max_concurrent - total - ahead), 1 if waiting else granted)
     starts: tuple[float, ...] = ()
     if limit.rate is not None:
-        control, starts = _start_times(control, limit, ask.starts if is_open else 0, ahead, now)
+        control, starts = _start_times(control, limit, ask if is_open else replace(ask, starts=0), ahead, now)
     held = ask.keep + granted
     is_served = held >= ask.want and (limit.rate is None or len(starts) >= ask.starts)
     use = ToolUse(
@@ -201,17 +202,16 @@ def is_news(share: ToolShare, mine: ToolUse | None, control: ToolControl) -> boo
     use = share.use
     if share.starts or share.control.closed_until != control.closed_until:
         return True
-    if mine is None:
-        return bool(use.held or use.waits_since is not None)
+    mine = mine or ToolUse(tool_name=use.tool_name, host_id=use.host_id)
     if (use.held, use.waits_since is None) != (mine.held, mine.waits_since is None):
         return True
     return use.waits_since is not None and use.asked_at - mine.asked_at >= ASK_AGAIN_SECONDS
 
 
 def _start_times(
-    control: ToolControl, limit: ToolLimit, asked: int, ahead: int, now: float
+    control: ToolControl, limit: ToolLimit, ask: ToolAsk, ahead: int, now: float
 ) -> tuple[ToolControl, tuple[float, ...]]:
-    """Return the control after `asked` starts were taken, as far as there are as many, and in how many seconds each is.
+    """Return the control after starts were given back and taken, as far as there are any, and when each taken one is.
 
     `ahead`: the number of hosts that come first, and get one each. The bucket may be taken below 0: by what flows into
     it within AHEAD_SECONDS.
@@ -220,9 +220,9 @@ def _start_times(
     rate = limit.rate * (1 - (limit.buffer or 0.0))
     held = float(limit.burst)
     if control.starts is not None:
-        held = min(held, control.starts + max(0.0, now - control.filled_at) * rate)
+        held = min(held, control.starts + max(0.0, now - control.filled_at) * rate + ask.unused)
     # Slightly less than one counts as one: the clock is a float.
-    got = min(asked, max(0, int(held + rate * AHEAD_SECONDS + 1e-9) - ahead))
+    got = min(ask.starts, max(0, int(held + rate * AHEAD_SECONDS + 1e-9) - ahead))
     times = tuple(max(0.0, number - held) / rate for number in range(1, got + 1))
     return replace(control, starts=held - got, filled_at=now), times
 

@@ -146,14 +146,11 @@ class Stopping:
             live.driver.expect_end(stopped(job, reason))
             self._stop(assignment, reason)
         elif assignment is not None and (
-            assignment in self._running or self._recall(assignment) is not Recall.TAKEN_BACK
+            assignment in self._running or self._pools.of(job).recall(assignment) is not Recall.TAKEN_BACK
         ):
             self._stop(assignment, reason)
         else:
             self.end_unstarted_job(job, stopped(job, reason))
-
-    def _recall(self, assignment: Assignment) -> Recall:
-        return self._pools.of(assignment.job).recall(assignment)
 
     def end_unstarted_job(self, job: Job, outcome: Outcome) -> None:
         """End a job without a running attempt."""
@@ -177,7 +174,7 @@ class Stopping:
         assignment: Assignment | None = job.live.assignment
         if job.state.status is not JobStatus.PENDING or job.state.attempt:
             return  # Its first attempt has begun; a later one may wait for longer.
-        if assignment is not None and (answer := self._recall(assignment)) is not Recall.TAKEN_BACK:
+        if assignment is not None and (answer := self._pools.of(job).recall(assignment)) is not Recall.TAKEN_BACK:
             if answer is Recall.ASKED:  # `handed_back` ends the job if it was not begun.
                 assignment.stop_reason = StopReason.QUEUE_TIMEOUT
             return
@@ -189,8 +186,7 @@ class Stopping:
         """End the jobs that the shutdown does not wait for; the pools close once no job is left."""
         self._follow_up.allows_retries &= not (cancel_pending or cancel_running)
         for job in list(self._intake.jobs.values()):
-            running = job.state.status is JobStatus.RUNNING
-            if cancel_running or (cancel_pending and not running):
+            if cancel_running or (cancel_pending and job.state.status is not JobStatus.RUNNING):
                 self.end_job(job, StopReason.SHUTDOWN)
         if not self._intake.jobs:
             self._pools.close()

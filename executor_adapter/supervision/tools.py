@@ -26,7 +26,7 @@ SILENCE_SECONDS = 10.0
 AHEAD_PAUSE = 2.0
 """Seconds for which no slot is asked for ahead after one was given up: most of the time others could use it."""
 START_SECONDS = 1.0
-"""Seconds after which a start that was shared out and not used is lost."""
+"""Seconds after which a start that was shared out and not used goes back to the store."""
 
 NO_LIMIT = ToolLimit()
 
@@ -54,10 +54,14 @@ class OwnStarts:
 class SharedStarts(deque[float]):
     """The starts that a store has shared out to this executor, each as the time from which it may be used."""
 
+    unused = 0
+    """Starts that were not used in time, and that the store is to get back."""
+
     def next_at(self, now: float) -> float:
         """Return when the next start may be used; infinite where there is none."""
         while self and self[0] + START_SECONDS < now:
             self.popleft()
+            self.unused += 1
         return self[0] if self else math.inf
 
     def take(self) -> None:
@@ -160,7 +164,8 @@ class ToolState:
 
         The jobs of a tool start in order, so the first one decides, of those that are held back if there are any. If it
         comes before all others that wait for a worker, it gets a slot, or a start, ahead: others would have each worker
-        that becomes free before the store has answered. Such a slot is kept, but no more wanted.
+        that becomes free before the store has answered. Such a slot is kept, but no more wanted; a start is asked for
+        again once it has gone back.
         """
         asked = ToolAsk(tool_name=self.name, limit=self._own_limit, close_for=self.close_for)
         if not self.is_counted:
@@ -173,19 +178,20 @@ class ToolState:
         self.slots = keep = int(max(running, min(self.slots, running + usable + is_ahead)))
         if self.limit.rate is not None:
             self._shared_starts.next_at(now)
-            missing = min(usable + is_ahead, held_back) - len(self._shared_starts)
+            missing = usable + is_ahead - len(self._shared_starts)
             starts = missing if missing > len(self._shared_starts) else 0  # Several at a time.
         want = running + usable + (is_ahead and keep == running)
-        return replace(asked, keep=keep, want=want, starts=starts)
+        return replace(asked, keep=keep, want=want, starts=starts, unused=self._shared_starts.unused)
 
     def is_news(self, ask: ToolAsk) -> bool:
         """Return whether the store does not know this yet."""
-        return ask.keep != self.held or ask.waits != self.is_waiting or ask.close_for > 0
+        return ask.keep != self.held or ask.waits != self.is_waiting or ask.close_for > 0 or ask.unused > 0
 
     def receive(self, share: ToolShare, ask: ToolAsk, now: float) -> None:
         """Add what the executor has got, or note that slots are to be given up as soon as they are free."""
         self.held, self.is_waiting = share.use.held, share.use.waits_since is not None
         self._shared_starts.extend(now + seconds for seconds in share.starts)
+        self._shared_starts.unused -= ask.unused
         if self.is_counted:
             since_asked = max(0, ask.keep - int(self.slots))  # Given up already.
             self.slots += share.granted
@@ -198,7 +204,7 @@ class ToolState:
     def lose(self, *, is_over: bool) -> None:
         """Note that what the executor held is lost, or may be by now; what runs is counted until it ends."""
         if is_over:
-            self.held, self.is_waiting = 0, False
+            self.held, self.is_waiting, self._shared_starts.unused = 0, False, 0
         self._shared_starts.clear()
         if self.is_counted:
             self.slots = self._give_up = len(self.running)

@@ -36,11 +36,14 @@ class SharedLimits:
         )
         self.limiter.share(self.requests.append)
         self.queue = ReadyQueue()
+        self.is_full = False
+        """Whether released jobs wait for a worker."""
 
     def release(self, line: Line) -> None:
         """Let the jobs of a line start, until the limiter holds it back."""
         self.queue.enter(line)
-        self.start()
+        if not self.is_full:
+            self.start()
 
     def start(self, *jobs: Job) -> None:
         """Start the jobs, unless the limiter holds them back."""
@@ -150,6 +153,24 @@ def test_starts_are_used_in_their_time() -> None:
     tools.time = when
     call()
     assert len(tools.started) == 2
+
+
+def test_a_start_that_waits_for_a_worker_is_exchanged() -> None:
+    """The next job has a start whenever a worker becomes free; one that is too old goes back for another one."""
+    tools = SharedLimits(api=ToolLimit(rate=10.0))
+    tools.learn()
+    tools.start(*jobs(1))
+    tools.is_full = True
+    for _ in range(3):
+        tools.limiter.report(lambda _: 0, lambda _: True)
+        assert tools.asked is not None
+        assert tools.asked.starts == 1
+        tools.answer(granted=1, starts=(0.0,))
+        tools.time += tool_limits.START_SECONDS + 0.1
+    tools.time -= 0.2
+    tools.start()
+    assert len(tools.started) == 1
+    assert [request.asks[0].unused for request in tools.requests[-3:]] == [0, 1, 1]
 
 
 def test_a_slot_is_used_again_without_a_word(tools: SharedLimits) -> None:

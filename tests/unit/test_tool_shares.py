@@ -29,10 +29,10 @@ class SharedTool:
         self.uses: dict[str, ToolUse] = {}
         self.time = 1000.0
 
-    def ask(self, host: str, *, want: int, keep: int = 0, starts: int = 0, limit: ToolLimit | None = None) -> ToolShare:
+    def ask(self, host: str, *, limit: ToolLimit | None = None, **numbers: int) -> ToolShare:
         """Let a host ask, and store what it gets."""
         self.time += 0.001
-        asked = ToolAsk(tool_name="api", limit=limit or self.limit, keep=keep, want=want, starts=starts)
+        asked = ToolAsk(tool_name="api", limit=limit or self.limit, **numbers)
         others = [use for name, use in self.uses.items() if name != host]
         share = share_out(asked, self.control, self.uses.get(host), others, host_id=host, now=self.time)
         self.uses[host], self.control = share.use, share.control
@@ -141,6 +141,15 @@ def test_the_rate_holds_over_all_hosts() -> None:
     tool.time += 0.5
     assert [len(tool.ask(host, want=2, keep=2, starts=1).starts) for host in "ab"] == [0, 1]
     assert tool.ask("a", want=2, keep=2, starts=1).starts == ()
+
+
+def test_a_start_that_comes_back_goes_to_the_host_that_waits() -> None:
+    """A start that a host could not use is one of the tool again, and no further one: the rate holds."""
+    tool = SharedTool(rate=0.01)
+    assert len(tool.ask("a", want=1, starts=1).starts) == 1
+    assert len(tool.ask("b", want=1, starts=1).starts) == 0
+    assert len(tool.ask("a", want=1, keep=1, starts=1, unused=1).starts) == 0
+    assert [len(tool.ask(host, want=1, starts=1).starts) for host in ("b", "a", "c")] == [1, 0, 0]
 
 
 def test_starts_are_shared_out_ahead() -> None:
