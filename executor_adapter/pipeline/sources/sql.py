@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import date, datetime
 from typing import Any
 from urllib.parse import quote
@@ -84,8 +84,9 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
     zone = declared.zone or "UTC" if declared and declared.kind == "timestamp" else None
     is_sqlite = engine.name == "sqlite"
     if described.query is not None:
+        kind = sa.String() if is_sqlite or zone is None else sa.DateTime(timezone=True)
         names = [name for name in ("since", "until") if f":{name}" in described.query]
-        return sa.text(described.query).bindparams(*(_parameter(window, name, zone, is_sqlite) for name in names))
+        return sa.text(described.query).bindparams(*(_parameter(window, name, kind, zone) for name in names))
     schema, _, name = (described.table or "").rpartition(".")
     table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=engine)
     statement = sa.select(*(map(_as_stored, table.c) if is_sqlite else table.c))
@@ -94,9 +95,9 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
         return statement
     if is_sqlite and isinstance(cursor.type, sa.Date | sa.DateTime):  # It compares their texts.
         cursor, zone = sa.type_coerce(cursor, sa.String()), zone or "UTC"
-    conditions = [] if window.since is None else [cursor >= _typed(window.since, cursor.type, zone)]
+    conditions = [] if window.since is None else [cursor >= _bound(window.since, cursor.type, zone)]
     if window.until is not None:
-        return statement.where(*conditions, cursor < _typed(window.until, cursor.type, zone))
+        return statement.where(*conditions, cursor < _bound(window.until, cursor.type, zone))
     # A row that has no value yet would otherwise be in no window ever.
     return statement.where(sa.or_(cursor.is_(None), *conditions)) if conditions else statement
 
@@ -108,39 +109,32 @@ def _as_stored(column: sa.Column[Any]) -> sa.Label[Any]:
     return (flag if isinstance(column.type, sa.Boolean) else value).label(column.name)
 
 
-def _parameter(window: Window, name: str, zone: str | None, is_compared: bool) -> sa.BindParameter[Any]:
+def _parameter(window: Window, name: str, kind: sa.types.TypeEngine[Any], zone: str | None) -> sa.BindParameter[Any]:
     if (value := getattr(window, name)) is None:
         raise configuration_error(f"the query asks for :{name}, which this window does not have: set cursor and start")
     # It has no type, since PostgreSQL compares no date with a text.
-    return sa.bindparam(name, _text_bound(value, zone, is_compared), sa.types.NULLTYPE)
+    return sa.bindparam(name, str(_bound(value, kind, zone)), sa.types.NULLTYPE)
 
 
-def _typed(text: str, kind: sa.types.TypeEngine[Any], zone: str | None) -> Any:
-    """Return the bound of a window as a value of the column's type, whose times are in `zone`; None: in UTC."""
+def _bound(text: str, kind: sa.types.TypeEngine[Any], zone: str | None) -> Any:
+    """Return the bound of a window as a value of the type of the column that is compared with it.
+
+    Moments are in `zone`, or in UTC. Texts that are declared to be moments have one; others are as the source had them,
+    and of a range of days as days are.
+    """
     try:
         python_type = kind.python_type
-        if python_type is datetime:
-            moment = datetime.fromisoformat(_text_bound(text, zone or "UTC", is_compared=False))
-            return moment if getattr(kind, "timezone", False) else moment.replace(tzinfo=None)
-        if python_type is str:
-            return _text_bound(text, zone, is_compared=True)
-        return date.fromisoformat(text[:10]) if python_type is date else python_type(text)
+        if python_type is str and zone is None:
+            return text.removesuffix("T00:00:00+00:00")
+        if python_type not in (str, datetime):
+            return date.fromisoformat(text[:10]) if python_type is date else python_type(text)
+        moment = datetime.fromisoformat(text)
+        moment = moment.astimezone(ZoneInfo(zone or "UTC")) if moment.tzinfo else moment
+        if python_type is str:  # Not above the texts of its minute or day, in whatever form of ISO 8601 they are.
+            return moment.isoformat(" ", "minutes")[:16].removesuffix(" 00:00")
+        return moment if getattr(kind, "timezone", False) else moment.replace(tzinfo=None)
     except (ValueError, TypeError, ArithmeticError, NotImplementedError):
         raise configuration_error(f"{text!r} is no bound for a cursor of type {kind!r}") from None
-
-
-def _text_bound(text: str, zone: str | None, is_compared: bool) -> str:
-    """Return a bound as text, a moment in `zone`; None: it is a text of the source, or the first moment of a day.
-
-    Where texts are compared, it is not above those of its minute or day, in whatever form of ISO 8601 they are.
-    """
-    if zone is None:
-        return text.removesuffix("T00:00:00+00:00") if is_compared else text
-    with suppress(ValueError, OverflowError):  # A text that is no moment is refused by the database.
-        moment = datetime.fromisoformat(text)
-        moment = moment.astimezone(ZoneInfo(zone)) if moment.tzinfo else moment
-        return moment.isoformat(" ", "minutes")[:16].removesuffix(" 00:00") if is_compared else moment.isoformat()
-    return text
 
 
 def _rows(tool: SqlTool, described: SqlTable, window: Window) -> Generator[pa.RecordBatch]:
