@@ -914,6 +914,28 @@ def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
     assert sorted(orders.raw.read("all")["id"].to_pylist()) == [0, 1, 2]
 
 
+def test_what_was_asked_for_by_another_cursor_is_asked_for_anew(tmp_path: Path) -> None:
+    """A landing says up to where all was asked for by its own cursor alone, also where the table is made anew from it."""
+    url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "change": "integer"}}
+    described = {"table": "orders", "key": "id", "schema": types}
+    by_id, by_change = (
+        tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described | {"cursor": cursor}})[0]
+        for cursor in ("id", "change")
+    )
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+    for statements in (
+        ["CREATE TABLE orders (id INTEGER, change INTEGER)", "INSERT INTO orders VALUES (1, 1), (2, 2)"],
+        ["UPDATE orders SET change = 3 WHERE id = 1", "INSERT INTO orders VALUES (3, 4)"],
+    ):
+        with database.begin() as connection:
+            for statement in statements:
+                connection.execute(sa.text(statement))
+        collect(by_id)
+    rebuild_table(by_change)
+    collect(by_change)
+    assert by_change.raw.read("all").sort_by("id")["change"].to_pylist() == [3, 2, 4]
+
+
 def test_old_landings_go(airports: ConfiguredTable) -> None:
     """Of each window the newest landing stays, without what a reader has left in it; older ones go after a while."""
     collect(airports)

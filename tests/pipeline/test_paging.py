@@ -110,10 +110,19 @@ def test_missing_objects_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("total", [-1, 0])
 def test_a_total_that_an_api_does_not_know_ends_no_paging(tmp_path: Path, total: int) -> None:
-    """A total below the objects of a page is not believed: an empty page is the end."""
+    """A total that is not above 0 is not believed: an empty page is the end."""
     with serving(lambda request: as_json({"items": cut(request, int(request.query["offset"])), "total": total})) as api:
         described = tool(api.url, paging={"by": "offset", "total": "total"}, resource={"records": "items"})
         assert collect(tmp_path, described) == IDS
+
+
+@pytest.mark.parametrize("by", ["none", "offset", "page", "link"])
+def test_a_total_below_the_objects_of_one_answer_is_an_error(tmp_path: Path, by: str) -> None:
+    """It is not the number of all objects, but perhaps that of the pages: an end by it would leave objects out."""
+    with serving(lambda _: as_json({"items": ITEMS, "total": 3})) as api:
+        error = failure(tmp_path, tool(api.url, paging={"by": by, "total": "total"}, resource={"records": "items"}))
+    assert (error.error_code, len(api.requests)) == ("DATA_ERROR", 1)
+    assert "total is 3, and this answer alone has 7 objects: correct paging" in str(error)
 
 
 @pytest.mark.parametrize(

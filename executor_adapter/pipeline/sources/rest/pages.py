@@ -61,7 +61,7 @@ def next_state(paging: Paging, state: State, answer: Answer) -> State | None:
 
     Raises:
         DataCollectionException: CONFIGURATION_ERROR, there is more than the settings speak of; API_ERROR, the objects
-            end before the total; DATA_ERROR, the answer has no such key.
+            end before the total; DATA_ERROR, the total is no number, or below the objects of this answer.
     """
     rows = state["rows"] + answer.rows
     match paging.by:
@@ -90,13 +90,12 @@ def _is_last(paging: Paging, rows: int, answer: Answer) -> bool:
     if answer.rows == 0:
         _check_end(paging, rows, answer)
         return True
-    # A total below the objects of this page is none: -1 or 0 may say that it is not known.
-    return paging.total is not None and answer.rows <= _number(answer, paging.total) <= rows
+    return 0 < _total(paging, answer) <= rows
 
 
 def _check_end(paging: Paging, rows: int, answer: Answer) -> None:
     """Refuse an end that the answer itself contradicts."""
-    if paging.total is not None and rows < (total := _number(answer, paging.total)):
+    if rows < (total := _total(paging, answer)):
         # One answer that was to be all of it is as short when it is asked for again.
         code = "CONFIGURATION_ERROR" if paging.by == "none" else "API_ERROR"
         said = f"{answer.origin} said that there are {total} objects and sent {rows}: check paging"
@@ -128,9 +127,14 @@ def _found(answer: Answer, keys: str) -> Any:
     return found.get(last)
 
 
-def _number(answer: Answer, keys: str) -> int:
-    found = _found(answer, keys)
+def _total(paging: Paging, answer: Answer) -> int:
+    """Return how many objects there are in all; 0 or less where that is not known."""
+    found = 0 if paging.total is None else _found(answer, paging.total)
     try:
-        return int(found)
+        total = int(found)
     except (TypeError, ValueError):
-        raise data_error(f"{answer.origin}: {keys} is {found!r}, not a number: correct paging") from None
+        raise data_error(f"{answer.origin}: {paging.total} is {found!r}, not a number: correct paging") from None
+    if 0 < total < answer.rows:  # It may be the number of pages, by which others would be left out.
+        said = f"{paging.total} is {total}, and this answer alone has {answer.rows} objects"
+        raise data_error(f"{answer.origin}: {said}: correct paging")
+    return total
