@@ -199,10 +199,7 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
 
 @app.command()
 def logs(
-    job_id: JobId,
-    store: StoreOption = None,
-    config_file: ConfigOption = None,
-    as_json: JsonOption = False,
+    job_id: JobId, store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
     """Print what a job's function logged, or printed in a worker process, and how it failed.
 

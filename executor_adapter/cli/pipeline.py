@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor_adapter.cli.checks import modules_of_this_directory
-from executor_adapter.cli.output import JsonOption, clock_time, console, print_json, print_rows, seconds
+from executor_adapter.cli.output import JsonOption, clock_time, console, print_error, print_json, print_rows, seconds
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import load_config
-from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.exceptions import ConfigurationError, JobError
 
 if TYPE_CHECKING:
     from executor_adapter.pipeline import ConfiguredTable
@@ -116,21 +116,29 @@ def reprocess(table: TableName, window: WindowOption = None, config_file: Config
 
 @app.command()
 def rebuild(table: TableName, config_file: ConfigOption = None) -> None:
-    """Make a table anew from its landings, as after a change of its types, and process it. No source is asked."""
+    """Make a table anew from its landings, as after a change of its types, and process it. No source is asked.
+
+    A table that cannot be made anew stops no other: 1, there was one, or a job failed.
+    """
+    code = 0
     with _tables(config_file, table) as tables:
         from executor_adapter.pipeline import rebuild_table
 
         for each in tables:
-            console().print(f"{each.full_name}: {rebuild_table(each)['rows']:,} rows are in the lake")
-    _run("processing_flow", config_file, tools=[table])
+            try:
+                console().print(f"{each.full_name}: {rebuild_table(each)['rows']:,} rows are in the lake")
+            except JobError as error:
+                print_error(f"{each.full_name}: {error}")
+                code = 1
+    _run("processing_flow", config_file, code, tools=[table])
 
 
-def _run(flow: str, config_file: Path | None, **parameters: Any) -> None:
+def _run(flow: str, config_file: Path | None, code: int = 0, **parameters: Any) -> None:
     with _explained(), modules_of_this_directory():
         from executor_adapter.pipeline.flows import run_pipeline
 
-        code = run_pipeline([] if config_file is None else [str(config_file)], flow, **parameters)
-    raise typer.Exit(code)
+        ended = run_pipeline([] if config_file is None else [str(config_file)], flow, **parameters)
+    raise typer.Exit(ended or code)
 
 
 @contextmanager

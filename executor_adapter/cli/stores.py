@@ -50,11 +50,8 @@ def opened(store: str | None, config: Path | None) -> Iterator[JobStore]:
         raise StoreUnavailableError(
             f"there is no file {file}: no program has stored jobs there yet; check --store and store.url"
         )
-    found = open_store(url)
-    try:
+    with contextlib.closing(open_store(url)) as found:
         yield found
-    finally:
-        found.close()
 
 
 def file_of(url: str) -> Path | None:

@@ -130,18 +130,6 @@ def test_rejects_beyond_the_limit_are_counted(
     assert len(command("pipeline", "rejects", "shop.orders", "--window", "jan.csv", "--json").json) == 2
 
 
-def test_files_that_cannot_share_a_window_are_told_in_one_line(
-    command: Command, home: Path, done: ConfiguredTable
-) -> None:
-    """A rebuild that meets them says what stands in the way, and the ways out."""
-    (home / "inbox/feb.csv").write_text("id,day\n4,2024-01-01\n")
-    collect_windows(done, find_windows(done))
-    rebuilt = command("pipeline", "rebuild", "shop.orders")
-    assert rebuilt.code == 1
-    way = "set key, or leave out partition"
-    assert rebuilt.err.splitlines()[0].endswith(f"would be replaced by those of 'feb.csv': {way}")
-
-
 @pytest.mark.parametrize("words", ["windows", "rejects", "backfill --since 2024-01-01", "reprocess", "rebuild"])
 def test_a_wrong_name_is_answered_with_the_nearest(command: Command, orders: ConfiguredTable, words: str) -> None:
     """Exit code 2, before anything starts."""

@@ -183,6 +183,29 @@ def test_an_operator_makes_a_table_again(prefect_api: str, tmp_path: Path, mocke
     assert versions(processed).keys() == {"2024-01", "2024-02"}
 
 
+def test_a_table_that_cannot_be_made_anew_stops_no_other(
+    prefect_api: str, tmp_path: Path, mocker: MockerFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rebuild says in one line what stands in the way of a table, and makes the next ones; its exit code is 1."""
+    mocker.patch.dict(os.environ)  # The command sets Prefect's settings for all of its process.
+    tool = files(tmp_path, file="*.csv")
+    tool["tables"]["whole"] = {"file": "orders.csv", "key": "id"}
+    config = configure(tmp_path, {"shop": tool})
+    pipeline_flow(config=config)
+    (tmp_path / "more.csv").write_text("id,day\n3,2024-02-02\n")
+    with pytest.raises(JobsFailedError):
+        pipeline_flow(config=config)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["pipeline", "rebuild", "shop", "--config", config])
+    shown = capsys.readouterr()
+    assert ended.value.code == 1
+    (line,) = (each for each in shown.err.splitlines() if "window 2024-02 has rows of" in each)
+    assert line.endswith(": set key, or leave out partition")
+    assert "shop.whole: 2 rows are in the lake" in shown.out
+    assert (tmp_path / "lake/processed/shop/whole/window=all/rows.parquet").exists()
+
+
 def tables_given(tables: dict[str, Any]) -> Summary:
     return Summary(lines=[f"of {', '.join(sorted(tables))}"])
 
