@@ -58,9 +58,10 @@ def find_windows(
         return late + _days(table, since or first, until or end, today)
     if table.cursor is None:
         return [Window()]
-    if since is not None or until is not None:
-        return [Window(since=_start(since), until=_start(until))]
-    return [Window(since=table.raw.next_since(SINGLE_WINDOW, table.settings.look_back, table.start))]
+    lowest, highest = _start(since), _start(until)
+    if lowest is None and highest is None:
+        lowest = table.raw.next_since(SINGLE_WINDOW, table.settings.look_back, table.start)
+    return [Window(since=lowest, until=highest, cursor=table.cursor)]
 
 
 def land(table: ConfiguredTable, window: Window, *, is_over: bool = False) -> Landing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -108,7 +108,9 @@ class _Storing:
     def __init__(
         self, landing: Landing, table: ConfiguredTable, fingerprint: str, wanted: Callable[[str], bool]
     ) -> None:
-        self._landing, self._table, self._rejects = landing, table.raw, table.unfit
+        self._landing, self._rejects = landing, table.unfit
+        # Of another column the landing does not say up to where all was asked for.
+        self._table = replace(table.raw, cursor=table.cursor and (landing.manifest.window.cursor or table.cursor))
         self._fingerprint, self._wanted = fingerprint, wanted
         self._asked_at = datetime.fromisoformat(landing.manifest.started_at)
         self._stack = ExitStack()

@@ -915,7 +915,7 @@ def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_what_was_asked_for_by_another_cursor_is_asked_for_anew(tmp_path: Path) -> None:
-    """A landing says up to where all was asked for by its own cursor alone, also where the table is made anew from it."""
+    """A landing says up to where all was asked for by its own cursor alone, also where a table is made anew from it."""
     url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "change": "integer"}}
     described = {"table": "orders", "key": "id", "schema": types}
     by_id, by_change = (

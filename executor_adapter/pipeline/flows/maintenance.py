@@ -30,11 +30,8 @@ def clean_store(url: str | None, keep_days: int) -> str:
     """Delete jobs that finished long ago; unfinished and quarantined ones stay."""
     if url is None or url.startswith("memory:"):
         return "no store to clean"
-    store = open_store(url)
-    try:
+    with contextlib.closing(open_store(url)) as store:
         return f"{store.cleanup(keep_days * HOURS_PER_DAY)} finished jobs deleted from the store"
-    finally:
-        store.close()
 
 
 @job_task(name="clean outbox", **UPKEEP)

@@ -55,6 +55,8 @@ class Window:
     with this value belong to the window. None: from the beginning."""
     until: str | None = None
     """The first value after the window. None: up to now."""
+    cursor: str | None = None
+    """The column that has these values, where the configuration names it."""
     size: int = field(default=sys.maxsize, compare=False)
     """The bytes that it has at the source, where they are known: several small windows are collected by one job."""
     is_sample: bool = field(default=False, compare=False)
