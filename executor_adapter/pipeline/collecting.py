@@ -58,10 +58,11 @@ def find_windows(
         return late + _days(table, since or first, until or end, today)
     if table.cursor is None:
         return [Window()]
-    lowest, highest = _start(since), _start(until)
-    if lowest is None and highest is None:
+    if since is None and until is None:
         lowest = table.raw.next_since(SINGLE_WINDOW, table.settings.look_back, table.start)
-    return [Window(since=lowest, until=highest, cursor=table.cursor)]
+        return [Window(since=lowest, cursor=table.cursor)]
+    # It has an end, since one without would be taken for the first run, and hide the rows before it.
+    return [Window(since=_start(since), until=_start(until or today + timedelta(days=1)), cursor=table.cursor)]
 
 
 def land(table: ConfiguredTable, window: Window, *, is_over: bool = False) -> Landing:

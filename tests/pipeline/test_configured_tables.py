@@ -914,6 +914,20 @@ def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
     assert sorted(orders.raw.read("all")["id"].to_pylist()) == [0, 1, 2]
 
 
+def test_a_range_without_an_end_hides_no_row_before_it(tmp_path: Path) -> None:
+    """A backfill up to now, before any run, is not the first run: that begins at the beginning."""
+    url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"day": "date"}}
+    described = {"table": "orders", "key": "id", "cursor": "day", "schema": types}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id INTEGER, day DATE)"))
+        connection.execute(sa.text("INSERT INTO orders VALUES (1, '2026-01-01'), (2, '2026-01-05')"))
+    collect_windows(orders, find_windows(orders, since=date(2026, 1, 4)))
+    assert orders.raw.read("all")["id"].to_pylist() == ["2"]
+    collect(orders)
+    assert sorted(orders.raw.read("all")["id"].to_pylist()) == ["1", "2"]
+
+
 def test_what_was_asked_for_by_another_cursor_is_asked_for_anew(tmp_path: Path) -> None:
     """A landing says up to where all was asked for by its own cursor alone, also where a table is made anew from it."""
     url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "change": "integer"}}
