@@ -13,16 +13,17 @@ from uuid import UUID
 
 import pytest
 from prefect import allow_failure, flow, get_run_logger, tags, task, unmapped
-from prefect.cache_policies import INPUTS
+from prefect.cache_policies import INPUTS, CacheKeyFnPolicy
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import Pause, UnfinishedRun
 from prefect.futures import as_completed
+from prefect.locking.filesystem import FileSystemLockManager
 from prefect.runtime import flow_run
 from prefect.states import Suspended
 from prefect.task_engine import run_task_sync
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.transactions import Transaction, transaction
+from prefect.transactions import IsolationLevel, Transaction, transaction
 from prefect.utilities.visualization import TaskVizTracker, VisualizationUnsupportedError
 
 from executor_adapter import JobExecutor, current_job
@@ -342,6 +343,32 @@ def test_a_rollback_leaves_the_tasks_of_a_subflow_with_it(api: Api) -> None:
     with pytest.raises(LookupError):
         outer()
     wait_for(lambda: [run["state_name"] for run in api.task_runs(ids[0])] == ["RolledBack"])
+
+
+def test_a_retry_that_is_cancelled_beside_a_cached_result_keeps_no_lock(executor: JobExecutor, scratch: Path) -> None:
+    """A job that is cancelled while its retry waits ends with the result that another has cached, and keeps no lock."""
+    key, fails, locks = "cached by another", iter([True]), FileSystemLockManager(scratch)
+    policy = CacheKeyFnPolicy(cache_key_fn=lambda *_: key)
+    locking = policy.configure(isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=locks)
+
+    @job_task(cache_policy=locking, persist_result=True, retry_attempts=1, retry_delay=600, pool="thread")
+    def fail_once() -> str:
+        if next(fails, False):
+            raise ConnectionError
+        return "value"
+
+    @flow
+    def run() -> str | None:
+        retried = fail_once.submit()
+        wait_for(lambda: retried.state.name == "AwaitingRetry")
+        fail_once()
+        executor.cancel(str(retried.task_run_id))
+        retried.wait()
+        return retried.state.name
+
+    ended = run()
+    assert not locks.is_locked(key)
+    assert ended == "Cached"
 
 
 def test_a_crash_is_not_cached(scratch: Path) -> None:

@@ -113,8 +113,7 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
 
     def call_task_fn(self, transaction: Transaction) -> Any:
         """Run one attempt and return its value; a cached result needs no attempt."""
-        if self.job_run.refusal is not None:
-            raise self.job_run.refusal
+        # A cached result counts even for a job that is refused: a committed transaction that fails keeps its lock.
         result = transaction.read() if transaction.is_committed() else self._attempt()
         self.job_run.value = result
         self.handle_success(result, transaction=transaction)
@@ -122,6 +121,8 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
 
     def _attempt(self) -> Any:
         assert self.task_run is not None, "only a task run has attempts"
+        if self.job_run.refusal is not None:
+            raise self.job_run.refusal
         return self.job_run.attempt(self.task_run, self.logger)
 
     # --- retries ---
