@@ -103,7 +103,8 @@ class JobExecutor(JobCaller):
     fork; `shutdown` and leaving the `with` block return at once and end nothing.
 
     A subclass may override `execute_job` and the hooks below it. Then every attempt passes through `execute_job`, on an
-    event loop of the executor's; otherwise the supervisor runs attempts itself, without an event loop.
+    event loop of the executor's, and job tasks are refused; otherwise the supervisor runs attempts itself, without an
+    event loop.
     """
 
     def __init__(
@@ -188,8 +189,7 @@ class JobExecutor(JobCaller):
         for name in overridden:
             if not is_coroutine_function(inspect.unwrap(getattr(self, name))):
                 raise ConfigurationError(f"{kind.__name__}.{name} is awaited, and is a plain function: use `async def`")
-        is_stock = kind.execute_job is JobExecutor.execute_job
-        return HookedExecution(self._supervisor, self, applies_max_runtime=is_stock)
+        return HookedExecution(self._supervisor, self, applies_max_runtime="execute_job" not in overridden)
 
     def _make_tracer(self) -> Callable[[JobScope | None], JobScope] | None:
         """Return what puts a submitted job into a span of its own; None where the program has set up no tracer."""
@@ -284,9 +284,12 @@ class JobExecutor(JobCaller):
         Where a live job has the same dedupe_key, that one's future is the `twin` of the driver, which drives nothing.
 
         Raises:
-            InvalidJobError, JobSerializationError, QueueFullError, ExecutorClosedError: As `submit`.
+            InvalidJobError: As `submit`; or the class has hooks, which the caller would not call.
+            JobSerializationError, QueueFullError, ExecutorClosedError: As `submit`.
         """
         self._supervisor.intake.refuse_if_closed()
+        if self._hooked is not None:
+            raise InvalidJobError(f"job tasks do not call the hooks of {type(self).__name__}: use run_jobs or submit")
         if job.live.future is None:  # Otherwise it is refused, and stays as it is.
             self._driven_defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor, on_message=on_message)
@@ -351,8 +354,7 @@ class JobExecutor(JobCaller):
     def near_limits(self) -> list[NearLimit]:
         """Return the limits that live jobs are near to: they have used the share `monitoring.near_limit` of them."""
         supervisor, share = self._supervisor, self.config.monitoring.near_limit
-        jobs = tuple(supervisor.intake.jobs.values())
-        return [] if share is None else [*near_limits(supervisor.running(), jobs, share, supervisor.now())]
+        return [] if share is None else [*near_limits(supervisor.running(), self.jobs(), share, supervisor.now())]
 
     def stats(self, *, window: float = DEFAULT_WINDOW_SECONDS) -> ExecutorStats:
         """Return counts since the executor was made, and figures of jobs that ended in the last `window` seconds."""

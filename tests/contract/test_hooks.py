@@ -22,7 +22,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, current_job
 from executor_adapter.config import Settings
-from executor_adapter.exceptions import ConfigurationError, JobCancelledError, JobTimeoutError
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobCancelledError, JobTimeoutError
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
 from executor_adapter.job.transition import Transition
 from tests.contract import functions
@@ -568,6 +568,13 @@ def test_a_driven_job_cancelled_before_its_worker_is_ready_never_starts(tmp_path
             assert isinstance(error, JobCancelledError)
         executor.run(short_job(pool="process"))
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_that_its_caller_drives_is_refused() -> None:
+    """An executor with hooks refuses to drive a job: the attempts of a job task would pass none of them."""
+    with running_executor(Wavering) as executor, pytest.raises(InvalidJobError, match="hooks of Wavering: use"):
+        executor.drive(short_job()).fail(LookupError("it was driven"))
+    assert executor.jobs() == []
 
 
 # --- races ---
