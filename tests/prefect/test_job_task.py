@@ -275,6 +275,32 @@ def test_with_options_returns_a_job_task_with_changed_limits() -> None:
     assert seen[0] <= 5 < seen[1] <= 50
 
 
+@pytest.mark.parametrize(
+    "waits_for", [{"pool": "coroutine"}, {"pool": "thread", "resources": {"license": 1}}], ids=["pool", "resources"]
+)
+def test_tasks_that_wait_for_others_hold_up_none_that_can_start(waits_for: dict[str, Any]) -> None:
+    """Many tasks that wait for a busy pool, or for a resource, hold up no task of a pool with free slots."""
+    release = threading.Event()
+
+    @job_task(**waits_for)
+    async def block() -> None:
+        await asyncio.to_thread(release.wait, PATIENCE)
+
+    @flow
+    def run() -> None:
+        with JobExecutor({"coroutine": 1, "thread": 8}, capacity={"license": 1}):
+            blocked = [block.submit() for _ in range(8)]
+            quick = job_task(sleep, pool="thread").submit(0)
+            try:
+                wait_for(lambda: quick.state.is_completed())
+            finally:
+                release.set()
+            for future in blocked:
+                future.wait()
+
+    run()
+
+
 def test_a_cached_result_needs_no_attempt(api: Api) -> None:
     """A second call with the same inputs is Cached and does not run the function."""
     calls: list[int] = []
