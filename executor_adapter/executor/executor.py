@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import inspect
@@ -163,6 +164,7 @@ class JobExecutor(JobCaller):
                 raise
         self._metrics = export_metrics(self, self.config.monitoring, self._supervisor)
         self._tracer = self._make_tracer()
+        self._expected: set[concurrent.futures.Future[Any]] = set()
         self._tokens: list[EntryToken] = []
         track(self, self._supervisor)
 
@@ -506,14 +508,19 @@ class JobExecutor(JobCaller):
         """Call `callback` on the supervisor's thread once all jobs are finished, before `shutdown` returns."""
         self._supervisor.thread.on_closed.append(callback)
 
+    def expect(self, work: concurrent.futures.Future[Any]) -> None:
+        """Let `shutdown` wait for `work`, which is to submit or drive jobs later, before it accepts no more."""
+        self._expected.add(work)
+        work.add_done_callback(self._expected.discard)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Accept no more jobs, and end once those that were submitted are finished.
 
-        By default every submitted job runs to its end. `cancel_futures=True` cancels jobs that have not started.
-        `timeout` cancels what is not finished after so many seconds, running or not; 0 cancels all at once.
-        `wait=False` returns immediately, whatever the mode; otherwise it also waits for callbacks of futures, unless
-        one takes longer than ten seconds. Another call can only make it end sooner. An observer, which runs on the
-        thread that ends jobs, never waits.
+        By default every submitted job runs to its end, and every job task that was submitted to run here.
+        `cancel_futures=True` cancels jobs that have not started. `timeout` cancels what is not finished after so many
+        seconds, running or not; 0 cancels all at once. `wait=False` returns immediately, whatever the mode; otherwise
+        it also waits for callbacks of futures, unless one takes longer than ten seconds. Another call can only make it
+        end sooner. An observer, which runs on the thread that ends jobs, never waits.
 
         Raises:
             ValueError: `timeout` is not a number of seconds.
@@ -523,7 +530,13 @@ class JobExecutor(JobCaller):
         wait = wait and self._supervisor.thread.may_wait()
         if wait and self._supervisor.futures.loan_of_caller() is not None:
             raise RuntimeError("a job cannot wait until its own executor has ended: give shutdown(wait=False)")
-        self._supervisor.close(cancel_pending=cancel_futures, cancel_running=timeout == 0)
+        # Inline jobs may wait for a clock that their caller has to move.
+        runs_all = wait and not cancel_futures and timeout is None and not self._supervisor.thread.is_inline
+        try:
+            while runs_all and self._expected and not self.is_closed:
+                concurrent.futures.wait(self._expected.copy())
+        finally:
+            self._supervisor.close(cancel_pending=cancel_futures, cancel_running=timeout == 0)
         if timeout and not wait:
             self._supervisor.close_within(timeout)
         if not wait:

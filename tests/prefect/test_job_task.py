@@ -275,6 +275,36 @@ def test_with_options_returns_a_job_task_with_changed_limits() -> None:
     assert seen[0] <= 5 < seen[1] <= 50
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_leaving_an_executor_waits_for_the_job_tasks_that_were_submitted(is_async: bool) -> None:
+    """A job task that still waits for another one when its executor is left runs to its end, and so does that one."""
+    go_on = threading.Event()
+
+    @job_task(pool="thread")
+    def hold() -> int:
+        go_on.wait(PATIENCE)
+        return 1
+
+    def submit() -> Any:
+        last = double.submit(double.submit(hold.submit()))
+        go_on.set()
+        return last
+
+    @flow
+    def run() -> Any:
+        with JobExecutor(1):
+            last = submit()
+        return last.state.name
+
+    @flow
+    async def run_async() -> Any:
+        async with JobExecutor(1):
+            last = submit()
+        return last.state.name
+
+    assert (asyncio.run(run_async()) if is_async else run()) == "Completed"
+
+
 @pytest.mark.parametrize(
     "waits_for", [{"pool": "coroutine"}, {"pool": "thread", "resources": {"license": 1}}], ids=["pool", "resources"]
 )

@@ -106,7 +106,7 @@ BUDGETS = {
     "cli": 1_648,
     "config": 1_013,
     "exceptions": 170,
-    "executor": 1_154,
+    "executor": 1_164,
     "job": 1_084,
     "modules": 461,
     "monitoring": 702,

@@ -171,7 +171,6 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
         except Exception as error:
             self.job_run.refuse(error)  # Raised by call_task_fn, where the engine expects errors.
             return
-        skipped = self.job_run.skipped_state
         self.set_state(Retrying(message=skipped and skipped.message), force=True)
         self.call_hooks()
 

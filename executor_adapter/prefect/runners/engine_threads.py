@@ -217,6 +217,7 @@ class EngineThreads:
         except RuntimeError:  # The system starts no further thread now, so the caller runs it.
             with lend_slot():
                 run_once()
+        executor.expect(future)  # It learns of the job only when the engine asks for a slot.
         return JobTaskFuture(task_run, future)
 
     def _register(self, job_run: JobRun, future: Future[State[Any]], executor: JobExecutor) -> Gate | None:
