@@ -98,7 +98,7 @@ class RetryPolicy(Model):
     def limit_retry_after(self, retry_after: float | None) -> float:
         """Return how many of the seconds that the remote side asked to wait a job does wait."""
         asked = 0.0 if retry_after is None else retry_after
-        return min(asked, max(MAX_RETRY_AFTER_SECONDS, self.max_delay), MAX_DELAY_SECONDS)
+        return min(asked, max(MAX_RETRY_AFTER_SECONDS, self.max_delay), _longest_delay())
 
 
 _attempts_in_tests: int | None = None
@@ -115,9 +115,12 @@ def in_force(policy: RetryPolicy) -> RetryPolicy:
     """Return the policy itself, unless `limit_attempts` limits it."""
     if _attempts_in_tests is None:
         return policy
-    fewer = min(policy.retry_attempts, _attempts_in_tests - 1)
-    rules = tuple(rule.model_copy(update={"retry_delay": 0.0}) for rule in policy.rules)
-    return policy.model_copy(update={"retry_attempts": fewer, "retry_delay": 0.0, "delays": (), "rules": rules})
+    return policy.model_copy(update={"retry_attempts": min(policy.retry_attempts, _attempts_in_tests - 1)})
+
+
+def _longest_delay() -> float:
+    """Return the seconds that a retry waits at most: none while `limit_attempts` limits every job."""
+    return MAX_DELAY_SECONDS if _attempts_in_tests is None else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +175,7 @@ def decide(
     delay = policy.delay_before(attempt, rule) * (1.0 + policy.jitter * (2.0 * draw() - 1.0))
     return RetryDecision(
         retry=True,
-        delay=min(max(delay, policy.limit_retry_after(error.retry_after)), MAX_DELAY_SECONDS),
+        delay=min(max(delay, policy.limit_retry_after(error.retry_after)), _longest_delay()),
         reason=f"retry {attempt} of {policy.retry_attempts}",
         memory_factor=1.0 if rule is None else rule.memory_factor,
         alone=rule is not None and rule.alone,

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from executor_adapter import Job, JobStatus, RetryPolicy, current_job
-from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
+from executor_adapter.exceptions import DataCollectionException, JobCancelledError, JobTimeoutError
 from executor_adapter.testing import FakeClock, InlineExecutor, set_testing
 
 
@@ -92,6 +92,20 @@ def test_set_testing_limits_attempts_and_delays() -> None:
         later = executor.submit(Job(function=flaky, retry_delay=60.0))
         assert later.job.status is JobStatus.RETRYING
         later.cancel()
+
+
+def test_set_testing_removes_the_pause_that_a_server_asks_for() -> None:
+    """`set_testing` removes a Retry-After too, from the retry and from the tool of the job."""
+    errors = [DataCollectionException("slow down", error_code="RATE_LIMITED", retry_after=8.0)]
+
+    def ask() -> str:
+        if errors:
+            raise errors.pop()
+        return "answered"
+
+    with InlineExecutor() as executor, set_testing(attempts=2):
+        future = executor.submit(Job(function=ask, tool_name="api"))
+        assert future.result(timeout=0) == "answered"
 
 
 def test_set_testing_does_not_add_attempts() -> None:
