@@ -221,6 +221,5 @@ def job_task(function: Any = None, /, **options: Any) -> Any:
     if not (function is None or callable(function) or isinstance(function, classmethod | staticmethod)):
         option = f"pool={function!r}" if function in get_args(PoolName) else "..."
         raise TypeError(f"job_task: {function!r} is not a function: write @job_task({option}), with options by name")
-    if function is None:
-        return functools.partial(MaterializingJobTask if "assets" in options else JobTask, **options)
-    return JobTask(function, **options)
+    kind = MaterializingJobTask if "assets" in options else JobTask
+    return functools.partial(kind, **options) if function is None else kind(function, **options)

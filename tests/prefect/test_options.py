@@ -43,6 +43,12 @@ def test_a_bare_decorator_makes_a_job_task() -> None:
     assert task.fn is double
 
 
+def test_assets_may_be_given_with_the_function() -> None:
+    """`job_task(function, assets=...)` materializes as `job_task(assets=...)(function)` does."""
+    tasks: list[Any] = [job_task(double, assets=["file:///doubled"]), job_task(assets=["file:///doubled"])(double)]  # type: ignore[call-overload]
+    assert [asset.key for task in tasks for asset in task.assets] == ["file:///doubled"] * 2
+
+
 def test_a_job_task_has_the_defaults_of_a_task() -> None:
     """A job task without options has all that a plain task has: its retries, its limit, its settings."""
     plain, job = vars(plain_task(double)), vars(job_task(double))
