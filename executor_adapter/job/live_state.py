@@ -39,6 +39,8 @@ class JobState:
     progress: Progress | None = None
     error_code: str | None = None
     error_message: str | None = None
+    attempt_started_at: float | None = field(default=None, init=False)
+    """When the attempt that runs or ran last began; None where that was in another process."""
     began: float | None = field(default=None, init=False)
     """When the first attempt began, on the `running_clock`; None where that was in another process."""
 

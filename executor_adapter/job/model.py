@@ -277,8 +277,9 @@ class Job(Model):
         """Count one more attempt, which began `ago` seconds ago."""
         state = self.state
         state.attempt += 1
+        state.attempt_started_at = time.time() - ago
         if state.started_at is None:
-            state.started_at, state.began = time.time() - ago, running_clock() - ago
+            state.started_at, state.began = state.attempt_started_at, running_clock() - ago
 
     def record_attempt(self, attempt: Attempt) -> None:
         """Add a finished attempt."""

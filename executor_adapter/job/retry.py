@@ -84,12 +84,11 @@ class RetryPolicy(Model):
 
     def delay_before(self, retry: int, rule: RetryRule | None = None) -> float:
         """Return the seconds before the given retry (from 1), without jitter, as changed by `rule`."""
-        if self.delays and (rule is None or rule.retry_delay is None):
+        first, growth = (None, None) if rule is None else (rule.retry_delay, rule.backoff_coefficient)
+        if self.delays and first is None:
             return self.delays[min(retry, len(self.delays)) - 1]
-        first, growth = self.retry_delay, self.backoff_coefficient
-        if rule is not None:
-            first = first if rule.retry_delay is None else rule.retry_delay
-            growth = growth if rule.backoff_coefficient is None else rule.backoff_coefficient
+        first = self.retry_delay if first is None else first
+        growth = self.backoff_coefficient if growth is None else growth
         try:
             return float(min(first * growth ** (retry - 1), self.max_delay))
         except OverflowError:
@@ -97,8 +96,7 @@ class RetryPolicy(Model):
 
     def limit_retry_after(self, retry_after: float | None) -> float:
         """Return how many of the seconds that the remote side asked to wait a job does wait."""
-        asked = 0.0 if retry_after is None else retry_after
-        return min(asked, max(MAX_RETRY_AFTER_SECONDS, self.max_delay), _longest_delay())
+        return min(retry_after or 0.0, max(MAX_RETRY_AFTER_SECONDS, self.max_delay), _longest_delay())
 
 
 _attempts_in_tests: int | None = None

@@ -29,7 +29,7 @@ class AlertKind(StrEnum):
     """The kinds of alerts."""
 
     STUCK_JOB = "stuck-job"
-    """A job has been running for longer than `stuck_after`."""
+    """An attempt of a job has been running for longer than `stuck_after`."""
     NEAR_LIMIT = "near-limit"
     """A job has used the share `near_limit` of its max_runtime or deadline, and ends at it unless it is done before."""
     HIGH_FAILURE_RATE = "high-failure-rate"
@@ -131,7 +131,7 @@ class HealthMonitor:
     def _stuck_jobs(self) -> Iterator[tuple[object, Alert]]:
         now, limit = self._clock(), self.settings.stuck_after
         for job in self._watched.running():
-            if job.started_at is not None and (lasts := now - job.started_at.timestamp()) > limit:
+            if (lasts := now - (job.state.attempt_started_at or now)) > limit:
                 message = f"job {job.job_id} has been running for {lasts:.0f} s, more than {limit:.0f} s"
                 yield job, Alert(kind=AlertKind.STUCK_JOB, message=message, value=lasts, limit=limit, job=job, at=now)
 

@@ -141,6 +141,31 @@ def test_a_stuck_job_gives_one_alert(caplog: pytest.LogCaptureFixture) -> None:
     assert alert.message.startswith("job stuck has been running for 360")
 
 
+def test_a_retried_job_is_not_stuck_before_its_attempt_is() -> None:
+    """Earlier attempts, and the delays of retries, do not make a job stuck."""
+    job = Job(function=fail, job_id="retried")
+    job.advance(JobStatus.RUNNING, ago=5000.0)
+    job.advance(JobStatus.RETRYING)
+    job.advance(JobStatus.RUNNING)
+    clock = Clock()
+
+    class Watched:
+        config = Settings()
+
+        def running(self) -> list[Job]:
+            return [job]
+
+        def stats(self, *, window: float = 1.0) -> None: ...
+
+        def near_limits(self) -> list[NearLimit]:
+            return []
+
+    monitor = HealthMonitor(Watched(), clock=clock)
+    assert monitor.check() == []
+    clock.moved = 3601.0
+    assert [alert.kind for alert in monitor.check()] == [AlertKind.STUCK_JOB]
+
+
 def test_a_high_failure_rate_gives_one_alert(caplog: pytest.LogCaptureFixture) -> None:
     """A high failure rate gives one alert, and another only after it was lower."""
     with JobExecutor(2, config=Settings()) as executor:
