@@ -214,9 +214,9 @@ def test_with_options_keeps_hooks_and_the_latest_retry_options_win() -> None:
 
 def test_tool_name_and_dedupe_key_take_arguments_of_the_call() -> None:
     """`{parameter}` in tool_name and dedupe_key is replaced by the argument."""
-    task = job_task(tool_name="tool {x}", dedupe_key="double-{x}")(double)
+    task = job_task(tool_name="tool {x:02d} {{}}", dedupe_key="double-{x.real!r}")(double)
     job = task.make_job("id", {"x": 3})
-    assert (job.tool_name, job.dedupe_key) == ("tool 3", "double-3")
+    assert (job.tool_name, job.dedupe_key) == ("tool 03 {}", "double-3")
 
 
 @pytest.mark.parametrize(
@@ -317,6 +317,26 @@ def test_a_method_can_be_a_job_task() -> None:
             lambda: job_task(pool="process")(double).with_options(pool="thread", memory_limit="1GiB"),
             InvalidJobError,
             "task double: memory_limit needs a process of its own",
+        ),
+        (
+            lambda: job_task(tool_name="{tool}")(double),
+            InvalidJobError,
+            "task double: '{tool}': {tool} is not a parameter of the function",
+        ),
+        (
+            lambda: job_task(double).with_options(dedupe_key="once {}"),
+            InvalidJobError,
+            "task double: 'once {}': {} is not a parameter of the function",
+        ),
+        (
+            lambda: job_options(dedupe_key="{x")(plain_task(double)),
+            InvalidJobError,
+            "task double: expected '}' before end of string",
+        ),
+        (
+            lambda: JobTaskRunner(tool_name="{tool"),
+            InvalidJobError,
+            "JobTaskRunner: expected '}' before end of string",
         ),
         (
             lambda: job_task(max_runtime="5m")(double),

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+import string
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, Unpack, cast
 
 from prefect import Task
@@ -64,9 +66,7 @@ def split_options(options: Mapping[str, Any], retries: int | None = None) -> tup
         TypeError: an option is neither.
         InvalidJobError: an option is given under both names, or under Prefect's name with a value that cannot work.
     """
-    for name in options:
-        if name not in JOB_OPTIONS and name not in TASK_OPTIONS:
-            raise TypeError(unknown_option("a job task", name, JOB_OPTIONS | TASK_OPTIONS))
+    _refuse_unknown("a job task", options, JOB_OPTIONS | TASK_OPTIONS)
     for theirs, ours in TRANSLATED.items():
         for name in ours:
             if theirs in options and name in options:
@@ -79,11 +79,17 @@ def split_options(options: Mapping[str, Any], retries: int | None = None) -> tup
     return job | _translated(options, retries), task
 
 
-def unknown_option(owner: str, name: str, known: Collection[str]) -> str:
-    """Return the message that refuses option `name`, with the known option that it probably means if there is one."""
+def _refuse_unknown(owner: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse an option that is not known, with the one that it probably means if there is one.
+
+    Raises:
+        TypeError: an option is not known.
+    """
     neither = "it is neither a field of Job nor an option of a Prefect task"
-    near = nearest(name, sorted(known))
-    return f"{owner} has no option {name!r}: {neither if near is None else f'did you mean {near}?'}"
+    for name in names:
+        if name not in known:
+            near = nearest(name, sorted(known))
+            raise TypeError(f"{owner} has no option {name!r}: {neither if near is None else f'did you mean {near}?'}")
 
 
 def _translated(options: Mapping[str, Any], retries: int | None) -> dict[str, Any]:
@@ -143,11 +149,8 @@ FORMATTED = ("tool_name", "dedupe_key")
 def job_of_call(task: Task[..., Any], options: Mapping[str, Any], job_id: str, parameters: Mapping[str, Any]) -> Job:
     """Return the job of one call; `parameters` are bound to the function's signature and hold no futures."""
     args, kwargs = parameters_to_args_kwargs(task.fn, dict(parameters)) if parameters else ((), {})
-    fields = {**AS_A_TASK, **options}
-    for name in FORMATTED:
-        if isinstance(fields.get(name), str):
-            fields[name] = fields[name].format(**parameters)
-    return Job(job_id=job_id, function=task.fn, args=args, kwargs=kwargs, **fields)
+    formatted = {name: options[name].format(**parameters) for name in FORMATTED if options.get(name)}
+    return Job(job_id=job_id, function=task.fn, args=args, kwargs=kwargs, **{**AS_A_TASK, **options, **formatted})
 
 
 def check_job_options(function: Callable[..., Any], options: Mapping[str, Any], owner: str | None = None) -> Job:
@@ -156,16 +159,29 @@ def check_job_options(function: Callable[..., Any], options: Mapping[str, Any], 
     `owner`: the name that an error message starts with; by default the function's.
 
     Raises:
-        InvalidJobError: a value can never work.
+        InvalidJobError: a value can never work, or names a parameter that the function does not have.
     """
     name = owner or f"task {getattr(function, '__qualname__', repr(function))}"
     try:
         job = Job(function=function, **{**AS_A_TASK, **options})
         if options.get("pool", "auto") != "auto" and options.keys() & {"memory_limit", "resources", "soft_timeout"}:
             check_limits(job)  # The settings can change neither the pool nor these limits any more.
-    except InvalidJobError as error:
+        for text in (job.tool_name, job.dedupe_key):
+            _check_braces(text or "", None if owner else inspect.signature(function).parameters)
+    except ValueError as error:
         raise InvalidJobError(f"{name}: {error}") from None
     return job
+
+
+def _check_braces(text: str, parameters: Collection[str] | None) -> None:
+    """Check that each name in braces is one of `parameters`; None where they are not known yet.
+
+    Raises:
+        ValueError: one is not, or a brace is alone.
+    """
+    for _, field, _, _ in string.Formatter().parse(text):
+        if field is not None and parameters is not None and re.split(r"[.[]", field)[0] not in parameters:
+            raise ValueError(f"{text!r}: {{{field}}} is not a parameter of the function: write {{{{ for a brace")
 
 
 # --- plain tasks ---
@@ -191,12 +207,13 @@ def job_options(**fields: Unpack[JobOptions]) -> Callable[[AnyTask], AnyTask]:
         TypeError: a field is unknown, or the decorated object is not a plain task.
         InvalidJobError: a value can never work.
     """
-    for name in fields:
-        if name not in JOB_OPTIONS:
-            raise TypeError(unknown_option("job_options", name, JOB_OPTIONS))
+    _refuse_unknown("job_options", fields, JOB_OPTIONS)
 
     def record(task: AnyTask) -> AnyTask:
-        _check_is_plain_task(task)
+        if is_job_task(task):
+            raise TypeError(f"{task!r} is a job task: pass these options to @job_task(...) or to its with_options")
+        if not isinstance(task, Task):
+            raise TypeError(f"{task!r} is not a task: put @job_options above @task")
         merged = {**recorded_options(task), **fields}
         check_job_options(task.fn, merged)
         # Prefect's own with_options would drop the fields. One in the task's __dict__ is found before it.
@@ -204,13 +221,6 @@ def job_options(**fields: Unpack[JobOptions]) -> Callable[[AnyTask], AnyTask]:
         return task
 
     return record
-
-
-def _check_is_plain_task(task: object) -> None:
-    if is_job_task(task):
-        raise TypeError(f"{task!r} is a job task: pass these options to @job_task(...) or to its with_options")
-    if not isinstance(task, Task):
-        raise TypeError(f"{task!r} is not a task: put @job_options above @task")
 
 
 def _with_options(task: Task[..., Any], **options: Any) -> Task[..., Any]:
@@ -237,8 +247,7 @@ def check_defaults(fields: Mapping[str, Any]) -> None:
     for name in fields:
         if name in PER_TASK_FIELDS:
             raise TypeError(f"{name} is set for each task: use @task(retries=...) or @job_options({name}=...)")
-        if name not in JOB_OPTIONS:
-            raise TypeError(unknown_option("JobTaskRunner", name, RUNNER_OPTIONS))
+    _refuse_unknown("JobTaskRunner", fields, RUNNER_OPTIONS)
     check_job_options(check_defaults, fields, owner="JobTaskRunner")
 
 

@@ -99,15 +99,11 @@ def _schedule(message: str) -> ChangeFlowRunState:
     return ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)
 
 
-def _runs_of_pool(plan: BootstrapPlan) -> dict[str, str]:
-    """Return the label of the events of flow runs that the plan's work pool runs, and of their jobs."""
-    return {"prefect.resource.role": "work-pool", "prefect.resource.name": plan.work_pool}
-
-
 def _trigger(plan: BootstrapPlan, **fields: Any) -> EventTrigger:
     """Return a trigger that fires at each event of a flow run of the pool, unless `fields` say otherwise."""
+    pool = {"prefect.resource.role": "work-pool", "prefect.resource.name": plan.work_pool}
     each: dict[str, Any] = {"posture": Posture.Reactive, "threshold": 1, "within": timedelta(0)}
-    each |= {"match": {RESOURCE_ID: f"{FLOW_RUNS}*"}, "match_related": _runs_of_pool(plan), "for_each": {RESOURCE_ID}}
+    each |= {"match": {RESOURCE_ID: f"{FLOW_RUNS}*"}, "match_related": pool, "for_each": {RESOURCE_ID}}
     return EventTrigger(**each | fields)
 
 
