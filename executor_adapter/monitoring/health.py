@@ -194,10 +194,10 @@ class HealthMonitor:
             self._thread.start()
 
     def stop(self) -> None:
-        """Stop checking. Does nothing if it is not started."""
+        """Stop checking. Does nothing if it is not started. A function of `on_alert` may call it."""
         thread, self._thread = self._thread, None
         self._stopping.set()
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _watch(self) -> None:

@@ -210,6 +210,24 @@ def test_a_callback_that_fails_does_not_stop_the_others(caplog: pytest.LogCaptur
     assert "an on_alert callback failed" in caplog.text
 
 
+def test_a_callback_may_stop_the_monitor(caplog: pytest.LogCaptureFixture) -> None:
+    """An on_alert callback that stops the monitor goes on after that, and no further check follows."""
+    threads: list[threading.Thread] = []
+
+    def stop(alert: Alert) -> None:
+        monitor.stop()
+        threads.append(threading.current_thread())
+
+    with JobExecutor(1, config=Settings()) as executor:
+        run_all(executor, fail, 1)
+        monitor = HealthMonitor(executor, on_alert=[stop])
+        monitor.start()
+        wait_for(lambda: threads or "callback failed" in caplog.text)
+    assert "callback failed" not in caplog.text
+    threads[0].join(PATIENCE)
+    assert not threads[0].is_alive()
+
+
 def test_limits_come_from_the_settings_unless_given() -> None:
     """Limits come from the settings unless they are passed as arguments."""
     settings = MonitoringSettings(stuck_after=5.0, interval=7.0)
