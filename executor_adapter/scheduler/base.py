@@ -63,6 +63,7 @@ class BaseScheduler:
         self._waiting: list[Job] = []
         self._quarantined: dict[str, Job] = {}
         """The jobs that the last executor held in quarantine; the next executor takes them over."""
+        self._opening = threading.Lock()  # Held while the store is opened, which may take long.
         self._lock = threading.RLock()  # Re-entrant: a signal handler may close it while its thread holds the lock.
 
     async def start(self) -> None:
@@ -79,7 +80,7 @@ class BaseScheduler:
         if self._executor is not None:
             return
         config = self.config
-        await self._open_store(config)
+        await asyncio.to_thread(self._open_store, config)
         mirror = await asyncio.to_thread(mirror_for, config.prefect.mirror, self._observers)
         executor, waiting = self._begin(config, mirror)
         try:
@@ -119,10 +120,11 @@ class BaseScheduler:
         self.job_queue.use_history(executor.history())
         return executor
 
-    async def _open_store(self, config: Settings) -> None:
+    def _open_store(self, config: Settings) -> None:
         wanted = self._given_store or config.store.url
-        if self._store is None and wanted is not None:
-            self._store = wanted if isinstance(wanted, JobStore) else await asyncio.to_thread(open_store, wanted)
+        with self._opening:
+            if self._store is None and wanted is not None:
+                self._store = wanted if isinstance(wanted, JobStore) else open_store(wanted)
 
     def _submit_all(self, jobs: deque[Job], executor: JobExecutor) -> Exception | None:
         """Submit the jobs, and take each out of `jobs`; return why the last of those that can never run was refused."""
@@ -252,8 +254,9 @@ class BaseScheduler:
         with self._lock:
             if (executor := self._executor) is not None:
                 return self._submit(job, executor)
-            if (twin := self._waiting_twin(job)) is not None:
-                return twin
+            for other in () if job.dedupe_key is None else self._waiting:
+                if other.dedupe_key == job.dedupe_key:
+                    return other
             self._check(job)
             self._waiting.append(job)
             return job
@@ -264,10 +267,6 @@ class BaseScheduler:
         future = executor.submit(job)
         future.note_read()  # Its status says how it ended.
         return future.job
-
-    def _waiting_twin(self, job: Job) -> Job | None:
-        key = job.dedupe_key
-        return None if key is None else next((other for other in self._waiting if other.dedupe_key == key), None)
 
     def _check(self, job: Job) -> None:
         """Refuse a job that could not run under any settings; they are read at `start`."""

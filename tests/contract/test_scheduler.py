@@ -23,6 +23,8 @@ from executor_adapter.scheduler import (
     collection_scheduler,
     processing_scheduler,
 )
+from executor_adapter.store import JobStore
+from executor_adapter.store.memory import MemoryStore
 from tests.waiting import PATIENCE
 
 
@@ -282,6 +284,32 @@ def test_a_stopped_scheduler_starts_again_and_remembers() -> None:
         assert [job.status for job in await scheduler.get_all_jobs()] == ["completed", "completed"]
 
     run(main)
+
+
+def test_two_starts_at_once_open_one_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second `start` while the first one opens the store uses that store; each one is closed by `close`."""
+    opened, closed, both_begun = list[JobStore](), list[JobStore](), threading.Event()
+
+    class Store(MemoryStore):
+        def close(self) -> None:
+            closed.append(self)
+
+    def open_slowly(url: str) -> JobStore:
+        assert both_begun.wait(PATIENCE)
+        opened.append(Store())
+        return opened[-1]
+
+    async def main() -> None:
+        monkeypatch.setattr("executor_adapter.scheduler.base.open_store", open_slowly)
+        scheduler = CollectionScheduler(1, config=Settings(), store="memory:")
+        starts = [asyncio.create_task(scheduler.start()) for _ in range(2)]
+        await asyncio.sleep(0)  # Lets both begin.
+        both_begun.set()
+        await asyncio.gather(*starts)
+        scheduler.close()
+
+    run(main)
+    assert (len(opened), closed) == (1, opened)
 
 
 def test_jobs_added_after_the_close_wait_for_the_next_start() -> None:
