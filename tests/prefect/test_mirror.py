@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4, uuid5
@@ -62,6 +63,24 @@ def test_the_jobs_of_any_executor_are_task_runs(api: Api) -> None:
     (run,) = api.named("work-of-no-flow")
     assert (run["flow_run_id"], run["state_name"], run["run_count"]) == (None, "Completed", 2)
     assert api.state_names(run["id"]) == ["Pending", "Running", "AwaitingRetry", "Retrying", "Completed"]
+
+
+@dataclass
+class Fetch:
+    """A callable that has no hash, as dataclasses and models have none."""
+
+    url: str
+
+    def __call__(self) -> str:
+        return self.url
+
+
+def test_a_job_may_call_an_object_without_a_hash(api: Api) -> None:
+    """Whatever an executor runs is mirrored."""
+    with PrefectMirror() as mirror:
+        run_mirrored(mirror, [Job(function=Fetch("here"), pool="thread", job_id="of-an-object")])
+    assert mirror.report() == MirrorReport(jobs=1, recorded=1)
+    assert [run["state_name"] for run in api.named("Fetch-of-an-object")] == ["Completed"]
 
 
 class Hooked(JobExecutor):

@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 391,
     "pools/process": 1_517,
     "pools/transport": 584,
-    "prefect": 5_630,
+    "prefect": 5_627,
     "scheduler": 421,
     "store": 1_678,
     "supervision": 2_491,

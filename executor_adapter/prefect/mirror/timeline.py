@@ -264,7 +264,6 @@ def task_run_id(flow_run_id: UUID | None, job: Job) -> str:
     return str(uuid5(NO_FLOW_RUN, f"{job.job_id} {job.state.created_at:.6f}"))  # An id may be used again.
 
 
-@functools.lru_cache(maxsize=64)
 def _function_facts(function: Callable[..., Any] | str) -> tuple[str, str]:
     """Return the name that a function's task runs start with, and their task key as JSON."""
     reference = function_reference(function)
