@@ -114,7 +114,7 @@ BUDGETS = {
     "pipeline": 4_398,
     "pools": 555,
     "pools/cluster": 3_451,
-    "pools/in_process": 620,
+    "pools/in_process": 622,
     "pools/memory": 391,
     "pools/process": 1_517,
     "pools/transport": 584,

@@ -111,15 +111,9 @@ class CoroutinePool(StartingPool["CoroutineLoop"]):
                 self.supervisor.ended(assignment, STOPPED)
 
     def _give_up(self, loop: CoroutineLoop, assignment: Assignment, answered: threading.Event) -> None:
-        """Abandon a coroutine that was asked to stop, unless it has ended; its loop, too, if that has not answered."""
         if not answered.is_set():
             self._replace(loop)
-        if assignment not in loop.live or assignment.ended_at is not None:
-            return  # It has ended, although its report may not have arrived yet.
-        assignment.position = assignment.position or loop.position()
-        self._discard(loop, assignment)
-        self.abandoned += 1
-        report_abandoned(assignment, self, assignment.position)
+        self.abandon(loop, assignment)
 
     def close(self, on_closed: Callable[[], None]) -> None:
         if self.loop is not None:
@@ -144,6 +138,14 @@ class CoroutinePool(StartingPool["CoroutineLoop"]):
         loop.discard(assignment)
         if loop is not self.loop and not loop.live:
             loop.stop()
+
+    def abandon(self, loop: CoroutineLoop, assignment: Assignment) -> None:
+        if assignment not in loop.live or assignment.ended_at is not None:
+            return  # It has ended, although its report may not have arrived yet.
+        assignment.position = assignment.position or loop.position()
+        self._discard(loop, assignment)
+        self.abandoned += 1
+        report_abandoned(assignment, self, assignment.position)
 
 
 def _check_descriptors() -> None:
