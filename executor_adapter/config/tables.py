@@ -147,11 +147,12 @@ class RestResource(CursorSettings, Format):
     params: dict[str, str] = Field(default_factory=dict)
     """The query of the request."""
     key: Names = ("id",)
-    """The fields that identify an object; the first one is what `{id}` stands for in a resource of `for_each`."""
+    """The fields that identify an object, with `for_each` beside `parent_id`; the first one is what `{id}` stands
+    for in a resource of `for_each`."""
     paging: Paging | None = None
     """How its pages are asked for; null: as the tool says."""
     for_each: str | None = None
-    """Another resource, without a cursor: there is one request for each of its objects."""
+    """Another resource, without a cursor: there is one request, with `{id}`, for each of its objects."""
 
 
 class SqlTable(CursorSettings):

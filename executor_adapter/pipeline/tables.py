@@ -96,6 +96,12 @@ class ConfiguredTable:
         """The resource for each of whose objects this one is asked for."""
         return getattr(self.settings, "for_each", None)
 
+    @property
+    def row_key(self) -> tuple[str, ...]:
+        """The columns that identify a row; objects of different parents may have the same id."""
+        key = self.settings.key
+        return key if self.parent is None or not key else tuple(dict.fromkeys((PARENT_ID, *key)))
+
     @cached_property
     def bounds(self) -> frozenset[str]:
         """The bounds of a window that the request of a resource asks for: `since`, `until`, `last`."""
@@ -123,7 +129,7 @@ class ConfiguredTable:
         """The declared types; columns of the key must have a value, since rows without one could not be told apart."""
         declared = self.settings.table_schema
         columns = {} if declared is None else {**declared.columns}
-        for name in self.settings.key:
+        for name in self.row_key:
             column = columns.get(name) or Column(type="text")
             columns[name] = column.model_copy(update={"nullable": False})
         return TableSchema(columns=columns) if columns else None
@@ -148,6 +154,10 @@ class ConfiguredTable:
             raise ConfigurationError(
                 f"{self.key}: with cursor, start must be set, the request must have {{since}} and no other bound, and "
                 "for_each must not be set"
+            )
+        if self.parent is not None and "{id}" not in json.dumps(settings.model_dump(include={"path", "params"})):
+            raise ConfigurationError(
+                f"{self.key}: for_each needs {{id}} in path or params, or all objects of {self.parent} ask for the same"
             )
         if self.parent is not None and replace(self, name=self.parent).cursor is not None:
             raise ConfigurationError(
@@ -177,7 +187,7 @@ class ConfiguredTable:
         settings = self.settings
         return self._layer(
             "raw",
-            key=settings.key,
+            key=self.row_key,
             cursor=self.cursor,
             vanished_rows=settings.vanished_rows or ("delete" if self.is_whole else None),
         )

@@ -601,6 +601,31 @@ def test_states_are_requested_for_each_run(tmp_path: Path) -> None:
     assert states.raw.windows()[today().isoformat()].rows == 4
 
 
+def test_objects_of_different_parents_are_different_rows(tmp_path: Path) -> None:
+    """Many APIs number the objects of each parent from 1."""
+
+    def respond(path: str, body: Any) -> Answer:
+        return as_json([{"id": "1"}, {"id": "2"}])
+
+    described = {
+        "orders": {"path": "/orders", "paging": {"by": "none"}},
+        "items": {"path": "/{id}/items", "paging": {"by": "none"}, "for_each": "orders"},
+    }
+    with serving(respond) as (url, _):
+        items = tables(tmp_path, source="rest", url=url, resources=described)[1]
+        assert counts(collect(items)) == [(4, "collected")]
+    found = [(row["parent_id"], row["id"]) for row in items.raw.read("all").to_pylist()]
+    assert sorted(found) == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
+
+
+def test_a_request_that_is_the_same_for_each_parent_is_refused(tmp_path: Path) -> None:
+    """Without `{id}` each answer has the objects of all parents."""
+    resources = {"orders": {"path": "/orders"}, "items": {"path": "/items", "for_each": "orders"}}
+    _, items = tables(tmp_path, source="rest", url="http://127.0.0.1:1", resources=resources)
+    with pytest.raises(ConfigurationError, match=r"resources\.items: for_each needs \{id\} in path or params"):
+        items.check()
+
+
 def test_an_object_without_its_key_is_rejected(tmp_path: Path) -> None:
     """Objects without an id could not be told apart, so they are rejects."""
     api = FakeApi()

@@ -46,6 +46,14 @@ def test_of_repeated_rows_the_last_stays(tmp_path: Path) -> None:
     assert notes(table) == [("a", "3"), ("b", "4"), (None, "4")]
 
 
+def test_repeated_rows_are_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No account has them, since they are one row: a key that is too short is seen there."""
+    said: list[str] = []
+    monkeypatch.setattr("executor_adapter.pipeline.lake.table.log", lambda text, *values: said.append(text % values))
+    write_rows(lake_table(tmp_path, key=("id",)), "w", [row("a", 1), row("a", 2), row("b", 1)])
+    assert said == ["shop/order lines (raw) w: 1 rows have the key of a later row"]
+
+
 @pytest.mark.parametrize("policy", ["keep", "mark", "delete"])
 def test_rows_that_vanished_are_settled(tmp_path: Path, policy: Any) -> None:
     """They are kept, marked or deleted; those that come again are rows as others."""

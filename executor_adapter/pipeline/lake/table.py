@@ -425,6 +425,8 @@ class Writer:
         given = sum(part.rows for part in self._parts)
         keys = pa.concat_arrays(self._keys) if self._keys else None
         last = merging.all_of(given) if keys is None else merging.last_of_each(keys)
+        if merged := given - last.true_count:
+            log("%s %s: %d rows have the key of a later row", self._table, self._entry.window, merged)
         if found is not None and keys is not None:
             last = pc.and_(last, pc.invert(pc.is_in(keys, self._newer_keys(found))))
             keys = keys.filter(last)
