@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -237,6 +239,16 @@ def test_a_widening_that_would_change_a_value_is_refused(tmp_path: Path) -> None
     assert {table.read(window).schema for window in table.windows()} == {pa.schema({"a": pa.int64()})}
 
 
+@pytest.mark.parametrize("values", [pa.array([2]), pa.array([], pa.int64()), pa.array([], pa.string())])
+def test_the_columns_of_what_is_computed_are_those_of_the_table(tmp_path: Path, values: pa.Array) -> None:
+    """A step's types may follow the values of a window; readers of the folder take all files for one table."""
+    table = replace(lake_table(tmp_path), layer="processed")
+    write(table, "2", pa.table({"a": [1.5]}))
+    write(table, "1", pa.table({"a": values}))
+    found = duckdb.sql(f"SELECT a FROM read_parquet('{table.folder}/*/rows.parquet')").fetchall()
+    assert found == [(each,) for each in (*values.to_pylist(), 1.5)]
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [(["window"], "the column window has a name that the lake uses"), (["a", "a"], "'a' is there twice")],
@@ -276,6 +288,7 @@ def test_batches_may_differ_in_their_columns(tmp_path: Path) -> None:
 
 KILLED = """
 import os, shutil, signal, sys
+import duckdb
 import pyarrow as pa
 from pathlib import Path
 from tests.pipeline.lakes import ROWS, lake_table, write
@@ -366,6 +379,7 @@ def test_leftovers_of_a_living_writer_stay(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
+import duckdb
 import pyarrow as pa
 from pathlib import Path
 from tests.pipeline.lakes import lake_table

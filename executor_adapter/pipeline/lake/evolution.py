@@ -13,10 +13,11 @@ import pyarrow as pa
 from executor_adapter.pipeline.errors import rows_error
 
 
-def evolved(stored: pa.Schema, new: pa.Schema) -> tuple[pa.Schema, list[str]]:
+def evolved(stored: pa.Schema, new: pa.Schema, *, is_declared: bool = True) -> tuple[pa.Schema, list[str]]:
     """Return the columns of a table after rows with the columns `new` are written, and what changes, in words.
 
-    A column that the new rows lack stays, and is null in them.
+    A column that the new rows lack stays, and is null in them. A narrower type that is not declared, but that of the
+    values of one window, becomes that of the table.
 
     Raises:
         DataProcessingException: CONFIGURATION_ERROR, a column would be narrowed, or become something else.
@@ -24,7 +25,9 @@ def evolved(stored: pa.Schema, new: pa.Schema) -> tuple[pa.Schema, list[str]]:
     fields, changes = [], []
     for field in stored:
         place = new.get_field_index(field.name)
-        wider = field.type if place < 0 else _widened(field.name, field.type, new.field(place).type)
+        kind = field.type if place < 0 else new.field(place).type
+        is_narrower = not is_declared and _is_wider(field.type, kind)
+        wider = field.type if is_narrower else _widened(field.name, field.type, kind)
         if wider != field.type:
             changes.append(f"{field.name}: {field.type} becomes {wider}")
         fields.append(pa.field(field.name, wider))
@@ -91,15 +94,20 @@ def fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 def _widened(name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
     if old == new or pa.types.is_null(new):
         return old  # Without any value so far, a column has no type.
-    both = [pa.schema([(name, old)]), pa.schema([(name, new)])]
-    # A float does not hold each decimal, and bytes are no text. Where a float does not hold an integer, its cast fails.
-    loses = (pa.types.is_decimal(old) and pa.types.is_floating(new)) or pa.types.is_string(old)
-    with suppress(pa.ArrowTypeError):
-        if not loses and pa.unify_schemas(both, promote_options="permissive").field(0).type == new:
-            return new
+    if _is_wider(new, old):
+        return new
     raise rows_error(
         f"column {name}: the table has {old}, and the schema says {new} now: a table is never narrowed: "
         f"declare {old} or wider, or write to a table of another name",
         "lake",
         "CONFIGURATION_ERROR",
     )
+
+
+def _is_wider(kind: pa.DataType, than: pa.DataType) -> bool:
+    both = [pa.schema([("", than)]), pa.schema([("", kind)])]
+    # A float does not hold each decimal, and bytes are no text. Where a float does not hold an integer, its cast fails.
+    loses = (pa.types.is_decimal(than) and pa.types.is_floating(kind)) or pa.types.is_string(than)
+    with suppress(pa.ArrowTypeError):
+        return not loses and bool(pa.unify_schemas(both, promote_options="permissive").field(0).type == kind)
+    return False

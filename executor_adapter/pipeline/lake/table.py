@@ -389,10 +389,13 @@ class Writer:
             new = new.append(field)
         if before is None:
             return new, []
+        is_raw = self._table.layer == "raw"
+        if not is_raw and not any(part.rows for part in self._parts):
+            return before, []  # No value says what the columns are.
         try:
-            return evolved(before, new)
+            return evolved(before, new, is_declared=is_raw)
         except DataProcessingException:
-            if self._table.layer == "raw":
+            if is_raw:
                 raise
             # What is made of rows can be made again: other steps make other columns, window by window.
             log("%s: the window has columns of its own, until the others are made again", self._table)
