@@ -314,12 +314,13 @@ class Run:
         """Account for the rows of a step, and return the view of those that go on."""
         columns = self.columns(after)
         given = self.account.kept
+        if ROW not in columns and REASON in columns:
+            raise _error(step, f"gives {REASON} without {ROW}, so that no row can be rejected: keep {ROW}")
         if ROW not in columns:
             self.account.kept = self._count(after)
             self.account.merged += given - self.account.kept
             view = f"{after}_kept"
-            rest = "* EXCLUDE (_reason)" if REASON in columns else "*"
-            self._make_view(view, f"SELECT {rest}, row_number() OVER () AS {ROW} FROM {after}")
+            self._make_view(view, f"SELECT *, row_number() OVER () AS {ROW} FROM {after}")
             return view
         rows = self._count(after)
         known = f"SELECT count(DISTINCT {ROW}) FROM {after} SEMI JOIN {before} USING ({ROW})"

@@ -210,6 +210,7 @@ def test_sql_is_a_step(tmp_path: Path) -> None:
     [
         ("SELECT nothing FROM {rows}", "CONFIGURATION_ERROR", '"nothing" not found'),
         ("SELEC 1", "CONFIGURATION_ERROR", "syntax error"),
+        ("SELECT id, 'no' AS _reason FROM {rows}", "CONFIGURATION_ERROR", "step sql: gives _reason without _row"),
         ("SELECT CAST(city AS INTEGER) AS x, _row FROM {rows}", "DATA_ERROR", "Could not convert string 'Rome'"),
     ],
 )
