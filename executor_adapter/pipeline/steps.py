@@ -267,7 +267,11 @@ class Run:
 
     def _sql(self, step: Step, before: str) -> str:
         text = _TABLE.sub(lambda found: self._other(step, found[1]), step.options.sql)
-        return text.replace("{rows}", before).strip().rstrip(";")
+        query = text.replace("{rows}", before).strip().rstrip(";")
+        large = [quoted(name) for name, kind in self.columns(f"({query})").items() if kind.endswith("HUGEINT")]
+        # Parquet has no integers of 128 bits, such as sums, and DuckDB would round them to floats.
+        exact = ", ".join(f"CAST({name} AS DECIMAL(38, 0)) AS {name}" for name in large)
+        return f"SELECT * REPLACE ({exact}) FROM ({query})" if large else query
 
     def _other(self, step: Step, name: str) -> str:
         table = other_table(self._root, name)

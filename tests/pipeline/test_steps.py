@@ -221,6 +221,12 @@ def test_wrong_sql_is_told_in_one_line(tmp_path: Path, sql: str, code: str, mess
     assert (caught.value.error_code, "\n" in str(caught.value)) == (code, False)
 
 
+def test_a_sum_of_integers_is_exact(tmp_path: Path) -> None:
+    """DuckDB sums them in 128 bits, which Parquet does not have."""
+    sums = f"SELECT sum(id) + {2**53 + 1}::BIGINT AS n, sum(price) AS price FROM {{rows}} WHERE id = 1"
+    assert apply(tmp_path, {"sql": sums}) == [{"n": 2**53 + 3, "price": 29.5}]
+
+
 # --- steps of one's own ---
 
 
