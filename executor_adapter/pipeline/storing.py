@@ -65,7 +65,7 @@ def store_landing(
     schema, divided, source = table.schema, table.of_files, landing.manifest.window.name
     types = None if schema is None else schema.model_dump(mode="json")
     made_of = [landing.manifest.content, types, divided, table.format.model_dump(include={*Format.model_fields})]
-    digest = digest_of(*made_of)
+    digest = digest_of(*made_of, table.row_key)
     marker = table.raw.state / "landings" / f"{digest_of(source)}.json"
     today = datetime.now(UTC).date()
 

@@ -161,6 +161,17 @@ def test_after_a_change_of_settings_each_file_is_read_anew(tmp_path: Path) -> No
     assert {row["id"]: str(row["price"]) for row in shop.rows(shop.raw)} == {"1": "1.000", "2": "9.000", "3": "3.000"}
 
 
+def test_after_a_change_of_the_key_each_file_is_read_anew(tmp_path: Path) -> None:
+    """Rows that are told apart by it now were one row before."""
+    shop = Shop(tmp_path, key=("id",))
+    shop.write("a.csv", "1,2013-01,1", "1,2013-01,2")
+    given = {"columns": {name: {"type": "text", "nullable": False} for name in ("id", "price")}}
+    shop.collect(schema := TableSchema.model_validate(given))
+    shop.settings["key"] = ("id", "price")
+    assert [done.status for done in shop.collect(schema)] == ["collected"]
+    assert sorted(int(row["price"]) for row in shop.rows(shop.raw)) == [1, 2]
+
+
 def test_what_is_stored_is_not_read_again(shop: Shop) -> None:
     """An unchanged file is read once; a changed one, another schema, or a window that is gone, read it again."""
     shop.collect()
