@@ -894,6 +894,14 @@ def test_old_windows_go_and_stay_away(tmp_path: Path) -> None:
     assert balance("map", [table]).holds
 
 
+def test_a_window_that_is_called_by_a_number_never_expires(tmp_path: Path) -> None:
+    """A shop 1234 is not a year."""
+    (tmp_path / "airports.csv").write_text("faa,lon,tz,shop\nA,-75,-5,1234\nB,-75,-5,2001\n")
+    kept = of_file(tmp_path, partition="shop", keep_days=7)
+    collect(kept)
+    assert list(kept.raw.windows()) == ["1234"]
+
+
 def test_api_days_that_expired_are_not_collected(tmp_path: Path) -> None:
     """A backfill leaves out the days that would be removed again."""
     runs = history("http://127.0.0.1:1", tmp_path, keep_days=5)

@@ -49,7 +49,8 @@ VANISHED_AT = "vanished_at"
 
 _FILE = "rows.parquet"
 _MOMENT = pa.timestamp("us", "UTC")
-_DATED = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
+_DATED = re.compile(r"(\d{4}-\d\d(-\d\d)?|(19|20)\d\d)")
+"""Matches the name of a day, a month or a year; any other four digits, as those of a shop, may be a number."""
 
 Vanished = Literal["keep", "mark", "delete"]
 """What becomes of rows that the source has no longer: they stay, stay with the time at which they were missed, or are
