@@ -251,10 +251,17 @@ def test_the_columns_of_what_is_computed_are_those_of_the_table(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [(["window"], "the column window has a name that the lake uses"), (["a", "a"], "'a' is there twice")],
+    [
+        (["window"], "the column window has a name that the lake uses"),
+        (["_row"], "the column _row has a name that the lake uses"),
+        (["_Reason"], "the column _Reason has a name that the lake uses"),
+        (["file_row_number"], "the column file_row_number has a name that the lake uses"),
+        (["a", "a"], "'a' is there twice"),
+        (["Id", "id"], "'id' is there twice"),
+    ],
 )
 def test_names_that_cannot_be_stored_are_refused(tmp_path: Path, columns: list[str], message: str) -> None:
-    """A column cannot have the name of what readers get from the folders, nor that of another one."""
+    """A column cannot have the name of what readers get beside the rows, nor that of another one, in any case."""
     rows = pa.Table.from_arrays([pa.array([1])] * len(columns), names=columns)
     with pytest.raises(DataProcessingException, match=message) as caught:
         write(lake_table(tmp_path), "w", rows)

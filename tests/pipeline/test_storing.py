@@ -246,8 +246,8 @@ def test_files_that_share_a_window_need_a_key(shop: Shop, tmp_path: Path) -> Non
 
 def test_a_wrong_schema_stores_nothing(shop: Shop) -> None:
     """A declared column that the file lacks is an error, and no window of the file is published."""
-    schema = TableSchema.model_validate({"columns": {"Price": "float"}})
-    with pytest.raises(DataProcessingException, match="missing columns: Price: correct their names"):
+    schema = TableSchema.model_validate({"columns": {"cost": "float"}})
+    with pytest.raises(DataProcessingException, match="missing columns: cost: correct their names"):
         shop.collect(schema)
     assert shop.raw.windows() == {}
     assert list((shop.lake / ".writing").iterdir()) == []

@@ -39,16 +39,18 @@ def evolved(stored: pa.Schema, new: pa.Schema, *, is_declared: bool = True) -> t
 
 
 def check_names(schema: pa.Schema, reserved: Collection[str]) -> None:
-    """Refuse columns that have a name of the lake's own, or the same name as another.
+    """Refuse columns that have a name of the lake's own, or the same name as another, whatever their case: as in SQL.
 
     Raises:
         DataProcessingException: DATA_ERROR.
     """
+    found = set[str]()
     for name in schema.names:
-        if name in reserved:
+        if (folded := name.casefold()) in reserved:
             raise rows_error(f"the column {name} has a name that the lake uses: give it another one", "lake")
-        if schema.names.count(name) > 1:
-            raise rows_error(f"the column {name!r} is there twice: give each its own name", "lake")
+        if folded in found:
+            raise rows_error(f"the column {name!r} is there twice, if not in one case: give each its own name", "lake")
+        found.add(folded)
 
 
 def plain(rows: pa.Table) -> pa.Table:

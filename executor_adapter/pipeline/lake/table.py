@@ -40,13 +40,15 @@ from executor_adapter.pipeline.lake.stored import (
     rows_of,
     workspace,
 )
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, REASON, ROW
 
 WINDOW = "window"
 """The column that readers get from the names of the folders."""
 VANISHED_AT = "vanished_at"
 """The column that is added to tables whose policy is "mark"."""
 
+_RESERVED = (WINDOW, ROW, REASON, "file_row_number")
+"""Names of columns that the rows get where they are read, in lower case."""
 _FILE = "rows.parquet"
 _MOMENT = pa.timestamp("us", "UTC")
 _DATED = re.compile(r"(\d{4}-\d\d(-\d\d)?|(19|20)\d\d)")
@@ -322,7 +324,7 @@ class Writer:
             DataProcessingException: DATA_ERROR or CONFIGURATION_ERROR, see `LakeTable.writing`.
         """
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
-        check_names(table.schema, (WINDOW, *self._table.extra_columns.names))
+        check_names(table.schema, (*_RESERVED, *self._table.extra_columns.names))
         table = plain(table)
         part = self._part_for(table.schema)
         if self._table.key:
