@@ -310,6 +310,10 @@ class Run:
 
     def _enrich(self, step: Step, before: str) -> str:
         options, source = step.options, self._other(step, step.options.table)
+        known = {name.casefold() for name in self.columns(before)}
+        for mine in options.columns.values():
+            if mine.casefold() in known:
+                raise _error(step, f"the rows have a column {mine}: give it another name, columns: {{name: new name}}")
         on = " AND ".join(f"r.{quoted(mine)} = t.{quoted(theirs)}" for mine, theirs in options.on.items())
         columns = ", ".join(f"t.{quoted(theirs)} AS {quoted(mine)}" for theirs, mine in options.columns.items())
         return f"SELECT r.*, {columns} FROM {before} r LEFT JOIN (FROM {source}) t ON {on}"

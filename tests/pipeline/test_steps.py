@@ -168,6 +168,7 @@ def test_enrich_joins_columns_of_another_table(tmp_path: Path) -> None:
     for change, message in (
         ({"on": {"id": "name"}}, "Could not convert string 'Rome' to INT64"),
         ({"on": {"city": "town"}}, 'does not have a column named "town"'),
+        ({"columns": {"country": "City"}}, "the rows have a column City: give it another name"),
         ({"table": "shop.towns"}, "shop.towns has no processed rows: process that table first"),
     ):
         with pytest.raises(DataProcessingException, match=message):
