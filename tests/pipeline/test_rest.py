@@ -62,6 +62,13 @@ def test_bodies_of_every_kind_are_read(
         assert (rows(landing, described), landing.rows) == ([{"a": "1", "b": None}], 1)
 
 
+def test_a_tsv_file_of_an_api_has_tabs(tmp_path: Path) -> None:
+    """The path of its URL says what it is, also before a query."""
+    described = {"path": "/items.tsv", "params": {"limit": "5"}, "format": "csv"}
+    with serving(lambda _: (200, {"Content-Type": "text/plain"}, b"a\tb\n1,5\t2\n")) as api:
+        assert collect(tmp_path, tool(api.url, resource=described)) == [{"a": "1,5", "b": "2"}]
+
+
 def test_values_are_not_changed(tmp_path: Path) -> None:
     """NaN, 30-digit integers, trailing zeros and null ids arrive as they were sent."""
     body = b'[{"id": 123456789012345678901234567890, "x": NaN, "p": 1.50}, {"id": null}]'

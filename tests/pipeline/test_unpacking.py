@@ -55,6 +55,7 @@ def test_archives_are_read_like_plain_files(tmp_path: Path) -> None:
     assert read(tmp_path, gzip.compress(PLAIN), ".csv.gz")[0] == ROWS
     assert read(tmp_path, gzip.compress(PLAIN), ".csv")[0] == ROWS
     assert read(tmp_path, zipped(rows_csv=PLAIN), ".zip")[0] == ROWS
+    assert read(tmp_path, zipped(rows_tsv=PLAIN.replace(b",", b"\t")), ".zip")[0] == ROWS
     assert read(tmp_path, zipped(rows_json=b'[{"a": 1, "b": 2}]'), ".zip")[0] == ROWS
     assert [path.name for path in tmp_path.rglob(".tmp-*")] == []
 

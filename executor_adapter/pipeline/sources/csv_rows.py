@@ -218,7 +218,9 @@ class CsvText:
 
 def _dialect(path: Path, name: str, format: Format, end: str) -> Dialect:
     quote = '"' if format.quote is None else format.quote
-    delimiter = format.delimiter or ("\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
+    # The answer of an API is called by its URL.
+    is_tsv = name.partition("?")[0].lower().removesuffix(".gz").endswith(".tsv")
+    delimiter = format.delimiter or ("\t" if is_tsv else ",")
     first_line = _first_names(path, name, delimiter, quote, end)
     header = format.header
     if header is None:

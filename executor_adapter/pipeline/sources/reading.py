@@ -75,8 +75,12 @@ def _parts(landing: Landing, format: Format, on_rejects: OnRejects, max_bytes: i
             continue
         encoding = format.encoding or file.details.get("encoding")
         with unpacked(path, max_bytes=max_bytes) as (plain, inside):
-            given = format.model_copy(update={"encoding": encoding, "format": format.format or _format_of(inside)})
-            yield from _read(plain, file.origin, given, on_rejects, file.details.get("columns") or {})
+            kind = format.format or _format_of(inside)
+            delimiter = format.delimiter or ("\t" if inside.lower().endswith(".tsv") else None)
+            given = {"encoding": encoding, "format": kind, "delimiter": delimiter}
+            yield from _read(
+                plain, file.origin, format.model_copy(update=given), on_rejects, file.details.get("columns") or {}
+            )
 
 
 def _read(path: Path, name: str, format: Format, on_rejects: OnRejects, added: Mapping[str, str]) -> Iterator[Any]:
