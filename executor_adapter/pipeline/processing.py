@@ -20,7 +20,7 @@ from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
 from executor_adapter.pipeline.lake.table import LakeTable, Writer, remove_windows
 from executor_adapter.pipeline.steps import Processed, Run, fingerprint_of
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, ROW, connected
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, ROW, connected
 
 MEMORY = "400MB"
 """Memory of DuckDB in one job; what does not fit goes to the disk."""
@@ -140,7 +140,7 @@ def balances(table: ConfiguredTable) -> Iterator[Balance]:
     """Yield the balance of each window of a table, and of each delivery that has lines or values that do not fit."""
     rejects = table.rejects.windows()
     for window, entry in rejects.items():
-        if window.startswith(READ):
+        if _is_of_delivery(entry):
             yield Balance(name=window, collected=entry.rows, rejected=entry.rows)
     for window, rows, done in _made(table):
         if done is None:
@@ -166,7 +166,7 @@ def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]
     for table in tables:
         made = {window: done.fingerprint for window, _, done in _made(table) if done is not None}
         for window, entry in table.rejects.windows().items():
-            if window.startswith(READ) or entry.fingerprint == made.get(window):
+            if _is_of_delivery(entry) or entry.fingerprint == made.get(window):
                 with table.rejects.reading(window) as batches:
                     reasons = (reason for batch in batches for reason in batch["reason"].to_pylist())
                     found.update((table.name, str(reason)) for reason in reasons)
@@ -189,6 +189,11 @@ def _made(table: ConfiguredTable) -> Iterator[tuple[str, int, WindowEntry | None
         done = processed.get(window)
         is_current = done and done.fingerprint == processing_fingerprint(entry, steps)
         yield window, entry.rows, done if is_current else None
+
+
+def _is_of_delivery(rejects: WindowEntry) -> bool:
+    """Return whether rejects are those of a delivery when it was read; those of steps have no origin."""
+    return any(each.origin for each in rejects.ranges)
 
 
 _VALUE = re.compile(r"""(?<=: )('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[+-]?\d+)?)(?:\.\.\.)?(?= is )""")

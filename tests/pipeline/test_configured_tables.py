@@ -836,6 +836,18 @@ def test_the_balance_counts_rows_in_the_files(airports: ConfiguredTable) -> None
     ]
 
 
+def test_rejects_of_a_file_that_is_called_read_are_counted_once(tmp_path: Path) -> None:
+    """So are called the rejects of deliveries."""
+    (tmp_path / "read airports.csv").write_text(AIRPORTS)
+    table = of_file(tmp_path, file="*.csv")
+    collect(table)
+    process(table)
+    assert str(balance("map", [table])) == "map: 4 collected = 3 processed + 1 rejected"
+    (tmp_path / "read airports.csv").write_text(AIRPORTS.rsplit("A03")[0])
+    collect(table)
+    assert reject_reasons([table]) == {}
+
+
 def test_reasons_are_counted_by_rule(airports: ConfiguredTable) -> None:
     """Values that differ are one reason, with their number and three of them."""
     lines = "".join(f"B{number},it's {number},-5\n" for number in range(100))
