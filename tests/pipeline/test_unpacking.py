@@ -42,6 +42,15 @@ def damaged(compression: int) -> bytes:
     return bytes(content)
 
 
+def damaged_parquet() -> bytes:
+    """Return a file of Parquet whose first page is damaged, and whose footer is not."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"a": ["1", "2"]}), buffer)
+    content = bytearray(buffer.getvalue())
+    content[4:14] = b"\xff" * 10
+    return bytes(content)
+
+
 def encrypted() -> bytes:
     """Return an archive whose member says that it is encrypted, as unpackers see it."""
     content = bytearray(zipped(a_csv=PLAIN))
@@ -77,8 +86,9 @@ def test_an_archive_has_one_file(tmp_path: Path) -> None:
         (damaged(zipfile.ZIP_LZMA), ".zip", "the archive is broken"),
         (damaged(zipfile.ZIP_BZIP2), ".zip", "the archive is broken"),
         (b"PAR1 is not all of it", ".parquet", "is not Parquet"),
+        (damaged_parquet(), ".parquet", "there is not Parquet"),
     ],
-    ids=["encrypted", "cut ZIP", "cut gzip", "damaged gzip", "damaged LZMA", "damaged bzip2", "cut Parquet"],
+    ids=["encrypted", "cut ZIP", "cut gzip", "gzip", "LZMA", "bzip2", "cut Parquet", "Parquet"],
 )
 def test_broken_files_are_data_errors(tmp_path: Path, content: bytes, suffix: str, said: str) -> None:
     """An encrypted, cut off or damaged file is a DATA_ERROR: it cannot get better."""

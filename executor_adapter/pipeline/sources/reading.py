@@ -129,7 +129,9 @@ def _read_parquet(path: Path, name: str) -> Iterator[pa.RecordBatch]:
             check_names(file.schema_arrow.names, name)
             for batch in file.iter_batches(BATCH_ROWS):
                 yield as_text(batch)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # It is the disk's; Arrow raises some errors of its own as OSError, without a number.
         raise data_error(f"{name} is not Parquet: {error}") from error
 
 
