@@ -248,12 +248,12 @@ def _check_division(table: ConfiguredTable) -> None:
 
 
 def _check_selected(table: ConfiguredTable, landing: Landing, done: Collected) -> None:
-    missing = [each for each in getattr(table.settings, "windows", None) or () if each not in done.windows]
+    known = {*done.windows, *done.unwanted}
+    missing = [each for each in getattr(table.settings, "windows", None) or () if each not in known]
     # Of several files each may have some of them.
     if missing and not table.is_pattern:
         raise configuration_error(
-            f"window {missing[0]!r} is not in {landing.files[0].origin}: the windows are "
-            f"{', '.join(sorted((*done.windows, *done.unwanted)))}"
+            f"window {missing[0]!r} is not in {landing.files[0].origin}: the windows are {', '.join(sorted(known))}"
         )
 
 

@@ -200,6 +200,14 @@ def test_windows_can_be_selected(airports: ConfiguredTable) -> None:
     assert failed.value.error_code == "CONFIGURATION_ERROR"
 
 
+def test_a_range_may_leave_out_a_selected_window(airports: ConfiguredTable) -> None:
+    """The file has it all the same."""
+    (airports.lake.parent / "airports.csv").write_text("faa,lon,tz,day\nA,-75,-5,2013-01-01\nB,-80,-6,2013-02-01\n")
+    table = of_file(airports.lake.parent, partition="day", period="month", windows=["2013-01", "2013-02"])
+    (window,) = find_windows(table, since=date(2013, 1, 1), until=date(2013, 2, 1))
+    assert counts([collect_window(table, window)]) == [(1, "collected")]
+
+
 def test_windows_that_are_selected_later_are_added(airports: ConfiguredTable) -> None:
     """A window that is selected later is stored from the landing; those that are there stay as they are."""
     folder = airports.lake.parent
