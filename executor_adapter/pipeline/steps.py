@@ -38,6 +38,7 @@ MAX_REASONS = 10
 """Reasons that `Processed` names."""
 
 _TABLE = re.compile(r"\{table:([^{}]+)\}")
+_END = re.compile(r";\s*+(--.*+\s*+)*+\Z")
 
 
 def _as_list(given: Any) -> Any:
@@ -267,7 +268,8 @@ class Run:
 
     def _sql(self, step: Step, before: str) -> str:
         text = _TABLE.sub(lambda found: self._other(step, found[1]), step.options.sql)
-        query = text.replace("{rows}", before).strip().rstrip(";")
+        # It may end with a comment, before which nothing can close.
+        query = _END.sub("", text.replace("{rows}", before)) + "\n"
         large = [quoted(name) for name, kind in self.columns(f"({query})").items() if kind.endswith("HUGEINT")]
         # Parquet has no integers of 128 bits, such as sums, and DuckDB would round them to floats.
         exact = ", ".join(f"CAST({name} AS DECIMAL(38, 0)) AS {name}" for name in large)

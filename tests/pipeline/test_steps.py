@@ -222,6 +222,12 @@ def test_wrong_sql_is_told_in_one_line(tmp_path: Path, sql: str, code: str, mess
     assert (caught.value.error_code, "\n" in str(caught.value)) == (code, False)
 
 
+@pytest.mark.parametrize("end", [";", " ;\n", " -- all", "; -- all of them\n-- of the window\n", "-- all;"])
+def test_sql_may_end_with_a_comment(tmp_path: Path, end: str) -> None:
+    """As files of SQL do."""
+    assert len(apply(tmp_path, {"sql": f"FROM {{rows}}{end}"})) == 5
+
+
 def test_a_sum_of_integers_is_exact(tmp_path: Path) -> None:
     """DuckDB sums them in 128 bits, which Parquet does not have."""
     sums = f"SELECT sum(id) + {2**53 + 1}::BIGINT AS n, sum(price) AS price FROM {{rows}} WHERE id = 1"
