@@ -268,6 +268,13 @@ def test_names_that_cannot_be_stored_are_refused(tmp_path: Path, columns: list[s
     assert caught.value.error_code in NEVER_RETRIED
 
 
+def test_intervals_are_refused(tmp_path: Path) -> None:
+    """Arrow writes none to Parquet."""
+    days = pa.table({"d": pa.array([(0, 1, 0)], pa.month_day_nano_interval())})
+    with pytest.raises(DataProcessingException, match="column d: the lake has no intervals: make a number"):
+        write(lake_table(tmp_path), "w", days)
+
+
 def test_variants_of_a_type_are_one_type(tmp_path: Path) -> None:
     """What libraries make of text, moments and small numbers does not change a table, unless it has more."""
     table = lake_table(tmp_path)

@@ -57,8 +57,10 @@ def plain(rows: pa.Table) -> pa.Table:
     """Return rows in the types of the lake: the variants that libraries have of one type become that type.
 
     Raises:
-        DataProcessingException: DATA_ERROR, a moment has more than microseconds.
+        DataProcessingException: DATA_ERROR, a moment has more than microseconds, or there are intervals.
     """
+    if wrong := next((each.name for each in rows.schema if pa.types.is_interval(each.type)), None):
+        raise rows_error(f"column {wrong}: the lake has no intervals: make a number of seconds or text of it", "lake")
     fields = [pa.field(field.name, _plain_type(field.type)) for field in rows.schema]
     return fitted(rows.replace_schema_metadata(), pa.schema(fields))
 
