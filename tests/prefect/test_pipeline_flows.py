@@ -225,6 +225,14 @@ def test_a_summary_is_of_all_tables_whichever_are_processed(
         processing_flow(tools=["shop.copies"], again=True, window="2023-01", config=config)
 
 
+def test_windows_that_wait_are_not_lost(prefect_api: str, tmp_path: Path) -> None:
+    """Where one window is processed, others may have new rows; the run fails by them, and says so."""
+    config = configure(tmp_path, {"shop": files(tmp_path)})
+    collection_flow(config=config)
+    with pytest.raises(JobsFailedError, match=r"^rows are still to be processed .* \+ 1 not processed$"):
+        processing_flow(again=True, window="2024-01", config=config)
+
+
 def test_a_late_table_is_an_event(prefect_api: str, api: Api, tmp_path: Path) -> None:
     """A table that was given no rows for longer than it says raises an event, on which an automation can act."""
     config = configure(tmp_path, {"inbox": files(tmp_path, expect="daily")})

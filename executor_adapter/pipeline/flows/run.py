@@ -165,6 +165,7 @@ class Run:
         failures = [f"{report.name_of(job)}: {job.error_code or ''}" for job in failed] + self._rejected
         if failures:
             raise JobsFailedError(f"{len(failures)} of {len(jobs)} jobs failed: {'; '.join(failures)}")
-        incomplete = [str(each) for each in balances if not each.holds or (each.unprocessed and self._processes)]
-        if incomplete:
-            raise JobsFailedError(f"rows were lost: {'; '.join(incomplete)}")
+        if lost := [str(each) for each in balances if not each.holds]:
+            raise JobsFailedError(f"rows were lost: {'; '.join(lost)}")
+        if self._processes and (waiting := [str(each) for each in balances if each.unprocessed]):
+            raise JobsFailedError(f"rows are still to be processed by the next run: {'; '.join(waiting)}")
