@@ -199,6 +199,15 @@ def test_a_circle_of_pages_is_an_error(tmp_path: Path) -> None:
     assert "names a next page that was there before: {'cursor': 'a'}" in str(error)
 
 
+def test_a_circle_of_addresses_shows_no_secret(tmp_path: Path) -> None:
+    """The address of a next page may have a token."""
+    with serving(lambda _: as_json({"items": ITEMS, "next": "/items?access_token=s3cr3t"})) as api:
+        described = tool(api.url, paging={"by": "url", "next": "next"}, resource={"records": "items"})
+        error = failure(tmp_path, described)
+    assert "names a next page that was there before" in str(error)
+    assert "s3cr3t" not in str(error)
+
+
 def test_endless_pages_end_at_the_limit(tmp_path: Path) -> None:
     """An API that always has another page ends as an error after `pages` pages."""
     with serving(lambda request: as_json([{"id": request.query["offset"]}])) as api:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
-from executor_adapter.config import Format, Paging, RestResource, RestTool, TableSettings
+from executor_adapter.config import Format, Paging, RestResource, RestTool, TableSettings, redacted
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import checksum_of
 from executor_adapter.pipeline.errors import configuration_error, data_error
@@ -176,7 +176,7 @@ class _Download:
         places = [state, *(file.details["next"] for file in self._before(parent_id))]
         place = {name: value for name, value in (following or {}).items() if name in {"cursor", "url"}}
         if place and any(place.items() <= (each or {}).items() for each in places):
-            raise data_error(f"{answer.origin} names a next page that was there before: {place}")
+            raise data_error(redacted(f"{answer.origin} names a next page that was there before: {place}"))
 
     def _refuse_repeated(self, path: Path, parent_id: str | None, answer: Answer) -> None:
         """Refuse the page before once more. New objects may have moved it here: the next run begins anew."""
