@@ -144,6 +144,11 @@ class ConfiguredTable:
         _ = self.read_steps, self.raw  # They check themselves.
         if isinstance(settings, FileTable) and settings.period is not None and len(settings.partition) != 1:
             raise ConfigurationError(f"{self.key}: with period, partition must be one column, a date")
+        missing = {"look_back": "a cursor", "start": "a cursor"} if self.cursor is None else {}
+        if not isinstance(settings, FileTable):
+            missing["vanished_windows"] = "files"
+        for name in missing.keys() & settings.model_fields_set:
+            raise ConfigurationError(f"{self.key}: {name} does nothing without {missing[name]}: leave it out")
         column = self.schema.columns.get(self.cursor or "") if self.schema else None
         if self.cursor and settings.look_back and (column is None or column.kind in {"text", "json", "boolean"}):
             raise ConfigurationError(

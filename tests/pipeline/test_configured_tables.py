@@ -1104,6 +1104,16 @@ def test_settings_that_contradict_are_refused(tmp_path: Path) -> None:
         of_file(tmp_path, partition=["a", "b"], period="month").check()
 
 
+@pytest.mark.parametrize("name", ["look_back", "start", "vanished_windows"])
+def test_settings_that_do_nothing_are_refused(tmp_path: Path, name: str) -> None:
+    """Who sets them expects something of them."""
+    value = {"look_back": 5, "start": "0", "vanished_windows": "delete"}[name]
+    described = {"function": "shop:orders", name: value}
+    (table,) = tables(tmp_path, source="function", tables={"orders": described})
+    with pytest.raises(ConfigurationError, match=f"orders: {name} does nothing without"):
+        table.check()
+
+
 def test_sql_files_are_relative_to_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As other paths in it are, wherever the flow runs."""
     (tmp_path / "rules").mkdir()
