@@ -32,7 +32,6 @@ MAX_ROWS = 100_000
 """Rows of the windows that one job processes, at most, where it has several: jobs run side by side."""
 MAX_WINDOWS = 500
 """Windows of one job, at most."""
-MATERIALISED_BY = "executor_adapter"
 
 
 def subject_of(windows: Sequence[Window | str]) -> str:
@@ -218,7 +217,7 @@ def materialise(table: LakeTable, origins: Iterable[Asset | str], rows: int) -> 
 
     @materialize(
         asset,
-        by=MATERIALISED_BY,
+        by="executor_adapter",
         asset_deps=list(origins),
         name="materialise table",
         task_run_name=f"materialise {table}",

@@ -210,11 +210,6 @@ class FileWriter:
                 self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd", write_page_checksum=True)
         return self._writer
 
-    def discard(self) -> None:
-        """Release the file without completing it."""
-        if self._writer is not None and self._writer.is_open:
-            self._writer.close()
-
     def flush(self) -> None:
         """Write the rows that wait for their row group to be full."""
         if self._waiting:

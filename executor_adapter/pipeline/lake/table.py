@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -272,9 +272,8 @@ class LakeTable:
         asked_at = (collected_at or now).astimezone(UTC).isoformat(timespec="microseconds")
         asked = Range(since=since, until=until, collected_at=asked_at, origin=origin, rows=0)
         entry = WindowEntry(window=window, rows=0, fingerprint=fingerprint, created_at=now.isoformat(), ranges=(asked,))
-        with workspace(self.root) as space, ExitStack() as stack:
+        with workspace(self.root) as space:
             writer = Writer(self, entry, asked, space)
-            stack.callback(writer.discard)
             yield writer
             with self.exclusive():
                 writer.publish()
@@ -356,11 +355,6 @@ class Writer:
         """Write the rows that are in memory."""
         for part in self._parts:
             part.flush()
-
-    def discard(self) -> None:
-        """Release what was not published."""
-        for part in self._parts:
-            part.discard()
 
     def publish(self) -> None:
         """Put the window into the table, whose lock the caller holds."""
