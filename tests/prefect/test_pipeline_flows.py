@@ -262,6 +262,20 @@ def test_a_failed_tool_leaves_the_others_whole(prefect_api: str, tmp_path: Path)
     assert (tmp_path / "lake/processed/other/orders/window=2024-01/rows.parquet").exists()
 
 
+def test_a_damaged_file_stops_no_other_table(prefect_api: str, tmp_path: Path) -> None:
+    """It is a failure of the run, which processes the other tables, is reported, and names the file."""
+    tool = files(tmp_path)
+    tool["tables"]["whole"] = {"file": "orders.csv"}
+    config = configure(tmp_path, {"shop": tool})
+    collection_flow(config=config)
+    file = tmp_path / "lake/raw/shop/orders/window=2024-01/rows.parquet"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(JobsFailedError, match=f"1 of 1 jobs failed: {file} is damaged"):
+        processing_flow(config=config)
+    assert (tmp_path / "lake/processed/shop/whole/window=all/rows.parquet").exists()
+    assert (tmp_path / "lake/last_run.json").exists()
+
+
 @pytest.mark.nightly
 def test_the_progress_of_a_run_ends_at_100(prefect_api: str, api: Api, tmp_path: Path) -> None:
     """A flow that only collects, and one whose tools have no summary, end with a progress of 100 percent."""

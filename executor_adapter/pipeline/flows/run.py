@@ -18,6 +18,7 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
 from executor_adapter.config import Settings, Stage
+from executor_adapter.exceptions import JobError
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus
 from executor_adapter.monitoring import HealthMonitor
@@ -65,7 +66,7 @@ class Run:
         self._contexts: dict[str, Context] = {}
         """What each stage's executor is the current one in."""
         self._then: dict[UUID, Callable[[Any], object]] = {}
-        self._rejected: list[str] = []
+        self._failures: list[str] = []
 
     @contextmanager
     def executors(self, *stages: Stage) -> Iterator[None]:
@@ -112,8 +113,17 @@ class Run:
             if job is not None:
                 self._lines.print_result(job, value)
             elif value is None:
-                self._rejected.append(str(future.state.message))
+                self._failures.append(str(future.state.message))
             self._then.pop(future.task_run_id)(value)
+
+    @contextmanager
+    def reading_lake(self) -> Iterator[None]:
+        """Note an error of the block, such as that of a damaged file, as a failure of the run, which goes on."""
+        try:
+            yield
+        except JobError as error:
+            if str(error) not in self._failures:
+                self._failures.append(str(error))
 
     def finish(self, summaries: Sequence[dict[str, Any]] = ()) -> None:
         """Report the run on the terminal and in Prefect.
@@ -122,13 +132,17 @@ class Run:
             summaries: what `summarise_tables` has returned for each tool.
 
         Raises:
-            JobsFailedError: a job failed, or rows of a tool were lost.
+            JobsFailedError: a job failed, a table cannot be read, or rows of a tool were lost.
         """
-        jobs, balances = self._lines.jobs(), [balance(*of_tool) for of_tool in self.tables.items()]
+        jobs, balances, rejects = self._lines.jobs(), list[Balance](), Counter[tuple[str, str, str]]()
         self._jobs.summary.total = None
         self._jobs.close(summarise=bool(jobs))
+        for tool, tables in self.tables.items():
+            with self.reading_lake():
+                balances.append(balance(tool, tables))
+                if self._processes:
+                    rejects.update({(tool, *reason): rows for reason, rows in reject_reasons(tables).items()})
         rows = [*report.collection_sentences(jobs, balances), *(map(str, balances) if self._processes else ())]
-        rejects = self._rejects() if self._processes else Counter()
         text = report.markdown(flow_run.get_name() or "", jobs, rows, rejects, summaries, self.settings.lake)
         create_markdown_artifact(text, key=f"{flow_run.get_flow_name()}-rows", description="The rows of the run")
         self._write_last_run()
@@ -141,10 +155,6 @@ class Run:
     def _processes(self) -> bool:
         """Whether the run processes the rows in the lake, so that no row may be left unprocessed."""
         return "processing" in self._contexts
-
-    def _rejects(self) -> Counter[tuple[str, str, str]]:
-        found = [(tool, reject_reasons(tables).items()) for tool, tables in self.tables.items()]
-        return Counter({(tool, *reason): rows for tool, reasons in found for reason, rows in reasons})
 
     def _write_last_run(self) -> None:
         with writing(self.settings.lake / "last_run.json") as file:
@@ -162,7 +172,7 @@ class Run:
 
     def _raise_for_failures(self, jobs: list[Job], balances: list[Balance]) -> None:
         failed = [job for job in jobs if job.status is not JobStatus.COMPLETED]
-        failures = [f"{report.name_of(job)}: {job.error_code or ''}" for job in failed] + self._rejected
+        failures = [f"{report.name_of(job)}: {job.error_code or ''}" for job in failed] + self._failures
         if failures:
             raise JobsFailedError(f"{len(failures)} of {len(jobs)} jobs failed: {'; '.join(failures)}")
         if lost := [str(each) for each in balances if not each.holds]:

@@ -120,7 +120,8 @@ class Steps:
                 joined = [f"lake://processed/{each.replace('.', '/')}" for each in sorted(table.reads)]
                 materialise(table.processed, [asset_of(table.raw), *joined], rows)
             if "collection" in self._stages:
-                _tell_if_late(table)
+                with self._run.reading_lake():
+                    _tell_if_late(table)
         return summaries
 
     def _begin_ready(self) -> None:
@@ -154,7 +155,9 @@ class Steps:
         self._begin_ready()
 
     def _process(self, table: ConfiguredTable, then: Then) -> Jobs:
-        sizes = windows_to_process(table, again=self._again)
+        sizes = dict[str, int]()
+        with self._run.reading_lake():
+            sizes = windows_to_process(table, again=self._again)
         wanted = [each for each in sizes if self._window in (None, each)]
         groups = _together(wanted, sizes.__getitem__, MAX_ROWS)
         found = yield from _each(groups, partial(self._submit, PROCESS, "process", table, then, again=self._again))
