@@ -18,7 +18,7 @@ from executor_adapter.pipeline.lake.stored import workspace
 from executor_adapter.pipeline.loading import Loader
 from executor_adapter.pipeline.sources.files import find_files, land_file
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Window, find_landing, landings_of
-from executor_adapter.pipeline.sources.reading import read_texts
+from executor_adapter.pipeline.sources.reading import check_content, read_texts
 from executor_adapter.pipeline.storing import Collected, store_landing
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import connected
@@ -178,14 +178,20 @@ def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
         `landings`: how many were read; `rows`, `rejected`: what they have given.
 
     Raises:
-        DataCollectionException: as `store_landing` for the first landing that cannot be stored, after all others were.
-        DataProcessingException: likewise.
+        DataCollectionException: as `store_landing` for the first landing that cannot be stored, after all others were;
+            CONFIGURATION_ERROR, there is no landing, or DATA_ERROR, one is damaged: the table stays as it is.
+        DataProcessingException: as `store_landing`, likewise.
     """
-    for layer in table.layers:
-        shutil.rmtree(layer.folder, ignore_errors=True)
-        shutil.rmtree(layer.state, ignore_errors=True)
-    _check_division(table)
     landings = sorted(landings_of(table.lake, table.tool_name, table.name), key=lambda each: each.manifest.started_at)
+    if not landings and table.raw.any_file() is not None:
+        raise configuration_error(f"{table} has rows, and no landing of which they could be made: restore its landings")
+    for landing in landings:
+        check_content(landing)
+    for layer in table.layers:
+        with layer.exclusive():
+            shutil.rmtree(layer.folder, ignore_errors=True)
+            shutil.rmtree(layer.state / "landings", ignore_errors=True)
+    _check_division(table)
 
     def store(landing: Landing) -> dict[str, Any]:
         done = store_landing(landing, table)

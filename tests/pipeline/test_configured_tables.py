@@ -944,6 +944,25 @@ def test_a_table_is_made_anew_from_its_landings(airports: ConfiguredTable) -> No
     assert divided.raw.read("-5")["lon"].to_pylist() == [-75.0, 75.0, -80.0, -90.0]
 
 
+@pytest.mark.parametrize(("lost", "said"), [("manifest.json", "no landing of which"), ("00001.csv", "00001.csv")])
+def test_a_table_that_cannot_be_made_anew_stays(airports: ConfiguredTable, lost: str, said: str) -> None:
+    """Its rows stay where its landings are gone, or one of them is damaged."""
+    collect(airports)
+    (path,) = airports.lake.rglob(lost)
+    path.write_bytes(b"")
+    with pytest.raises(DataCollectionException, match=said):
+        rebuild_table(airports)
+    assert airports.raw.read("all").num_rows == 4
+
+
+def test_a_table_is_made_anew_by_one_job_at_a_time(airports: ConfiguredTable) -> None:
+    """Its lock stays the same file, so that whoever waits for it and whoever comes later wait for one another."""
+    collect(airports)
+    lock = (airports.raw.state / ".lock").stat().st_ino
+    rebuild_table(airports)
+    assert (airports.raw.state / ".lock").stat().st_ino == lock
+
+
 def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
     """Each landing has what was new, so none of them goes but those that were asked for once more."""
     url = f"sqlite:///{tmp_path / 'shop.db'}"
