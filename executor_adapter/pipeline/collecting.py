@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from executor_adapter.config import FilesTool, FunctionTool, RestTool, SqlTool
+from executor_adapter.config import FilesTool, FileTable, FunctionTool, RestTool, SqlTool
 from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.errors import configuration_error
 from executor_adapter.pipeline.job_log import do_each
@@ -22,6 +22,7 @@ from executor_adapter.pipeline.sources.reading import check_content, read_texts
 from executor_adapter.pipeline.storing import Collected, store_landing
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import connected
+from executor_adapter.terminal import escaped
 
 SETTLE_TIME = 3600.0
 """Seconds after the end of a day after which no late object is added to it, so that it is not asked for again."""
@@ -172,7 +173,8 @@ def read_sample(table: ConfiguredTable) -> str:
 def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
     """Make a table anew from its landings, without asking the source: after a change of types, or of what divides it.
 
-    If it is interrupted, call it again. A landing that cannot be stored keeps no other one away.
+    Landings that it would not ask for any more are passed over, such as those of another file. If it is interrupted,
+    call it again. A landing that cannot be stored keeps no other one away.
 
     Returns:
         `landings`: how many were read; `rows`, `rejected`: what they have given.
@@ -197,10 +199,18 @@ def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
         done = store_landing(landing, table)
         return {"landings": 1, "rows": done.rows, "rejected": done.rejected, "status": done.status}
 
+    landings = [each for each in landings if _is_asked_for(table, each.manifest.window.name)]
     done = do_each(landings, store, {"landings": 0, "rows": 0, "rejected": 0})
     for landing in done["failed"]:  # It raises its error.
         store(landing)
     return {name: done[name] for name in ("landings", "rows", "rejected")}
+
+
+def _is_asked_for(table: ConfiguredTable, window: str) -> bool:
+    """Return whether the source of a table, as it is configured now, may be asked for a window."""
+    if isinstance(table.settings, FileTable):
+        return table.is_pattern or window == escaped(table.settings.file.rpartition("/")[2])
+    return (window != SINGLE_WINDOW) == table.is_dated
 
 
 def _days(table: ConfiguredTable, first: date, end: date, today: date) -> list[Window]:

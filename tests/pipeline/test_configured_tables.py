@@ -963,6 +963,24 @@ def test_a_table_is_made_anew_by_one_job_at_a_time(airports: ConfiguredTable) ->
     assert (airports.raw.state / ".lock").stat().st_ino == lock
 
 
+def test_a_table_that_is_asked_for_in_another_way_is_made_anew(tmp_path: Path) -> None:
+    """What was landed by day is passed over where a cursor asks for all rows now, which would be there twice."""
+    by_day = {"path": "/o", "params": {"since": "{since}", "until": "{until}"}}
+    by_cursor = {"path": "/o", "params": {"since": "{since}"}, "cursor": "n", "start": "0", "key": "id"}
+
+    def collected(resource: dict[str, Any]) -> ConfiguredTable:
+        (table,) = tables(tmp_path, source="rest", url=url, days=0, resources={"o": resource})
+        if table.raw.windows():
+            rebuild_table(table)
+        collect(table)
+        return table
+
+    with serving(lambda path, body: as_json([{"id": "a", "n": 1}, {"id": "b", "n": 2}])) as (url, _):
+        collected(by_day)
+        table = collected(by_cursor)
+    assert [(name, entry.rows) for name, entry in table.raw.windows().items()] == [("all", 2)]
+
+
 def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
     """Each landing has what was new, so none of them goes but those that were asked for once more."""
     url = f"sqlite:///{tmp_path / 'shop.db'}"
