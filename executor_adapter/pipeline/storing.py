@@ -108,7 +108,7 @@ class _Storing:
     def __init__(
         self, landing: Landing, table: ConfiguredTable, fingerprint: str, wanted: Callable[[str], bool]
     ) -> None:
-        self._landing, self._rejects = landing, table.unfit
+        self._landing, self._rejects, self._is_shared = landing, table.unfit, table.is_pattern
         # Of another column the landing does not say up to where all was asked for.
         self._table = replace(table.raw, cursor=table.cursor and (landing.manifest.window.cursor or table.cursor))
         self._fingerprint, self._wanted = fingerprint, wanted
@@ -168,7 +168,8 @@ class _Storing:
         if name not in self._found:
             self._found[name] = self._wanted(name)
             if self._found[name] and not self.has(name):
-                self._check_origin(name)
+                if self._is_shared:
+                    self._check_origin(name)
                 self._writers[name] = self._writer(self._table, name)
         if (writer := self._writers.get(name)) is None:
             return

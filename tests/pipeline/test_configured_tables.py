@@ -189,6 +189,15 @@ def test_rows_are_not_divided_anew_beside_the_old_ones(airports: ConfiguredTable
     assert str(balance("map", [other])) == "map: 4 collected = 3 processed + 1 rejected"
 
 
+def test_a_file_may_get_another_name(airports: ConfiguredTable) -> None:
+    """Its rows replace those that were collected under its old name, also where the table is made anew."""
+    collect(airports)
+    (airports.lake.parent / "b.csv").write_text(AIRPORTS.rsplit("A03")[0])
+    renamed = of_file(airports.lake.parent, file="b.csv")
+    assert counts(collect(renamed)) == [(3, "collected")]
+    assert rebuild_table(renamed) == {"landings": 1, "rows": 3, "rejected": 0}
+
+
 def test_windows_can_be_selected(airports: ConfiguredTable) -> None:
     """Only the selected windows are stored; one that is not there is an error that lists those that are."""
     (airports.lake.parent / "airports.csv").write_text("faa,lon,tz\nA,-75,-5\nB,-80,-6\n")
