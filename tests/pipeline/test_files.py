@@ -98,6 +98,15 @@ def test_only_what_changed_is_copied_again(inbox: Path, tmp_path: Path) -> None:
     assert [each.path_of(each.files[0]).read_text() for each in second[1:]] == ["n\nchanged\n", "n\nnew\n"]
 
 
+def test_a_file_whose_copy_is_lost_is_copied_again(inbox: Path, tmp_path: Path) -> None:
+    """A power cut may leave a landed file empty, and the source's file is the same."""
+    described = tool("a.csv", directory=inbox)
+    (first,) = land(tmp_path, described)
+    first.path_of(first.files[0]).write_bytes(b"")
+    (second,) = land(tmp_path, described)
+    assert second.path_of(second.files[0]).read_text() == "n\na.csv\n"
+
+
 def test_a_file_that_changes_while_it_is_copied_is_refused(
     inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

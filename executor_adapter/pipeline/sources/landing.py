@@ -81,6 +81,11 @@ class LandedFile:
     details: dict[str, Any] = field(default_factory=dict)
     """What the source keeps of it, as JSON: the state from which the next page is asked for."""
 
+    def is_in(self, folder: Path) -> bool:
+        """Return whether it is there with all of its bytes, of which a power cut may have left none."""
+        path = folder / self.name
+        return path.exists() and path.stat().st_size == self.size
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
@@ -253,9 +258,10 @@ def land_batches(
 
 
 def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint: str | None = None) -> Landing | None:
-    """Return the newest complete landing of a window, else None; a given `fingerprint` must match too."""
-    found = _complete(_folder_of(root, tool, table, window))
-    return next((each for each in found if fingerprint in (None, each.manifest.fingerprint)), None)
+    """Return the newest complete landing of a window, None where a file of it is lost; `fingerprint` must match too."""
+    known = _complete(_folder_of(root, tool, table, window))
+    found = next((each for each in known if fingerprint in (None, each.manifest.fingerprint)), None)
+    return found if found and all(each.is_in(found.folder) for each in found.files) else None
 
 
 def landings_of(root: Path, tool: str, table: str) -> list[Landing]:
@@ -346,8 +352,7 @@ def _read_journal(folder: Path) -> list[LandedFile]:
     # The last line may be cut off where the process died.
     for line in journal.read_bytes().split(b"\n")[:-1] if journal.exists() else ():
         file = LandedFile(**json.loads(line))
-        path = folder / file.name
-        if not path.exists() or path.stat().st_size != file.size:
+        if not file.is_in(folder):
             break
         files.append(file)
     return files
