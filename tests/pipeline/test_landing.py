@@ -123,6 +123,18 @@ def test_a_file_that_changed_on_the_disk_is_received_again(tmp_path: Path) -> No
     assert receive(tmp_path, [b"1", b"22", b"3", b"4"]) == [1, 2, 3]
 
 
+def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    """A full disk leaves a part of a line in the journal; the pages before it stay, also after another interruption."""
+    pages = [b"1", b"2", b"3"]
+    for fail_after in (1, 2):
+        with pytest.raises(ConnectionError):
+            receive(tmp_path, pages, fail_after=fail_after)
+        (journal,) = tmp_path.rglob("files.ndjson")
+        with journal.open("ab") as file:
+            file.write(b'{"name": "0000')
+    assert receive(tmp_path, pages) == [1, 2]
+
+
 def test_a_source_can_start_anew(tmp_path: Path) -> None:
     """A source whose old pages are of no use forgets them, and their files are gone."""
     with pytest.raises(ConnectionError):

@@ -349,12 +349,13 @@ def _read_journal(folder: Path) -> list[LandedFile]:
     """Return the whole files of an interrupted landing, up to the first that is not there as it was received."""
     files: list[LandedFile] = []
     journal = folder / _JOURNAL
-    # The last line may be cut off where the process died.
-    for line in journal.read_bytes().split(b"\n")[:-1] if journal.exists() else ():
-        file = LandedFile(**json.loads(line))
-        if not file.is_in(folder):
-            break
-        files.append(file)
+    # A line may be cut off, where the process died or the disk was full; later ones may follow.
+    with suppress(FileNotFoundError, ValueError):
+        for line in journal.read_bytes().split(b"\n")[:-1]:
+            file = LandedFile(**json.loads(line))
+            if not file.is_in(folder):
+                break
+            files.append(file)
     return files
 
 
