@@ -22,6 +22,7 @@ from pytest_mock import MockerFixture
 
 from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
+from executor_adapter.pipeline.disk import TEMPORARY
 from executor_adapter.pipeline.lake import stored
 from executor_adapter.pipeline.lake import table as module
 from executor_adapter.pipeline.lake.stored import ROW_GROUP, FileWriter, WindowEntry
@@ -487,3 +488,13 @@ def test_a_policy_without_a_key_is_refused(tmp_path: Path) -> None:
     ):
         write_rows(lake_table(tmp_path, key=("id",)), "w", [{"a": 1}])
     assert os.listdir(tmp_path) in ([], [".writing"])
+
+
+def test_a_table_on_a_full_disk_is_read(tmp_path: Path) -> None:
+    """Its windows are known, so that old ones can be removed, although its index cannot be written."""
+    table = lake_table(tmp_path)
+    write(table, "w", ROWS)
+    index = table.state / f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-index.json"
+    index.symlink_to("/dev/full")
+    assert list(table.windows()) == ["w"]
+    assert not index.is_symlink()

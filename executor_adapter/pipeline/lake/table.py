@@ -23,7 +23,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
 from executor_adapter.pipeline.disk import digest_of, explained, locked, publish, writing
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.job_log import log
@@ -179,7 +179,8 @@ class LakeTable:
                 before = known.get(name)
                 found[name] = before if before and before[0] == version else (version, read_entry(path))
         if found != known:
-            with writing(index, sync=False) as file:
+            # Without it each footer is opened again: a full disk is read, and cleaned, too.
+            with suppress(DataCollectionException), writing(index, sync=False) as file:
                 file.write(INDEX.dump_json(found))
         return {entry.window: entry for _, entry in found.values()}
 
