@@ -166,7 +166,9 @@ def settle_windows(table: ConfiguredTable, present: Collection[str], now: dateti
         DataProcessingException: DATA_ERROR, the source has no window at all, which is not believed.
     """
     today = (now or datetime.now(UTC)).astimezone(UTC).date()
-    gone = [window for window in table.raw.windows() if window not in present and table.wants(window, today)]
+    # A job that was processing one when it went may have published its rows afterwards.
+    known = {**table.raw.windows(), **table.processed.windows()}
+    gone = [window for window in known if window not in present and table.wants(window, today)]
     if not gone or table.settings.vanished_windows == "keep":
         return gone
     if not present:

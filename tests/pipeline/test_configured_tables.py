@@ -327,6 +327,17 @@ def test_a_settle_that_was_cut_short_is_made_up_for(airports: ConfiguredTable, m
     assert not any("-5" in layer.windows() for layer in table.layers)
 
 
+def test_a_window_that_vanished_while_it_was_processed_is_settled(airports: ConfiguredTable) -> None:
+    """Its job published the rows after the source had lost them; the next run removes them."""
+    table = of_file(airports.lake.parent, partition="tz", vanished_windows="delete")
+    collect(table)
+    process(table)
+    remove_windows(table.raw, ["-5"])
+    assert settle_windows(table, ["-6"]) == ["-5"]
+    assert table.processed.windows() == {}
+    assert settle_windows(table, ["-6"]) == []
+
+
 # --- APIs ---
 
 
