@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -93,7 +94,7 @@ def store_landing(
         # Of several files each is a window, where nothing divides them.
         is_one_file = isinstance(table.tool, FilesTool) and not table.is_pattern
         window = SINGLE_WINDOW if is_one_file else source
-        collected = storing.store(loader, texts, None if divided.get("partition") else window)
+        collected = storing.store(loader, texts, None if divided.get("partition") else window, marker)
     if not collected.rejected and not table.unfit.key:
         remove_windows(table.unfit, [READ + source])  # Those of the delivery before go.
     with writing(marker, sync=False) as file:
@@ -135,8 +136,11 @@ class _Storing:
         found = {name: self._table.find(name) if wanted else None for name, wanted in self._found.items()}
         return {name: entry.created_at if entry else self.known.get(name, "") for name, entry in found.items()}
 
-    def store(self, loader: Loader, texts: Iterable[Text], window: str | None) -> Collected:
-        """Write what is wanted, and publish it; `window` is that of all rows, None where they are divided."""
+    def store(self, loader: Loader, texts: Iterable[Text], window: str | None, marker: Path) -> Collected:
+        """Write what is wanted, and publish it; `window` is that of all rows, None where they are divided.
+
+        `marker` is removed before: what was stored before is not there any more where only a part is published.
+        """
         with self._stack:
             for text in texts:
                 for loaded in loader.load(text):
@@ -146,6 +150,7 @@ class _Storing:
             loader.finish()
             if window is not None and not self._found and self._table.policy != "keep":
                 self._empty(window)
+            marker.unlink(missing_ok=True)
         windows, unwanted = _divided(self._found)
         added = sum(writer.added for writer in self._writers.values())
         return Collected(

@@ -151,6 +151,25 @@ def test_a_late_delivery_replaces_no_newer_row(tmp_path: Path) -> None:
         assert {row["id"]: int(row["price"]) for row in shop.rows(shop.raw)} == expected | {"2": price}
 
 
+def killed(path: Path, **how: Any) -> None:
+    raise ConnectionError("killed")
+
+
+def test_a_correction_that_was_stored_in_part_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is killed after it has published rows and before it has noted that; then the old file is put back."""
+    shop = Shop(tmp_path, key=("id",))
+    shop.write("a.csv", "1,2013-01,1")
+    shop.collect()
+    shop.write("a.csv", "1,2013-01,2")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "writing", killed)
+        with pytest.raises(ConnectionError):
+            shop.collect()
+    shop.write("a.csv", "1,2013-01,1")
+    shop.collect()
+    assert [int(row["price"]) for row in shop.rows(shop.raw)] == [1]
+
+
 def test_after_a_change_of_settings_each_file_is_read_anew(tmp_path: Path) -> None:
     """Of files that share a window too: the rows of older ones change, and the newer row stays the one that wins."""
     shop = Shop(tmp_path, key=("id",))
