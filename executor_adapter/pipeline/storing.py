@@ -191,7 +191,8 @@ class _Storing:
             collected_at=self._asked_at,
             since=asked.since,
             until=asked.until,
-            origin=self._landing.manifest.window.name,
+            # Of a part of a window the rejects are beside those of the other parts, whichever was asked for first.
+            origin=self._fingerprint if table is self._rejects and table.key else self._landing.manifest.window.name,
         )
         return self._stack.enter_context(writing)
 

@@ -37,10 +37,12 @@ from executor_adapter.pipeline import (
     collect_windows,
     configured_tables,
     find_windows,
+    land,
     process_window,
     rebuild_table,
     reject_reasons,
     select_tables,
+    store_landing,
 )
 from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
@@ -1022,6 +1024,20 @@ def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
         connection.execute(sa.text("DELETE FROM orders"))
     rebuild_table(orders)
     assert sorted(orders.raw.read("all")["id"].to_pylist()) == [0, 1, 2]
+
+
+def test_the_rejects_of_a_backfill_that_is_late_stay(tmp_path: Path) -> None:
+    """A run that asked later, for other rows, has stored its own before: those of both are counted."""
+    url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "price": "integer"}}
+    described = {"table": "orders", "key": "id", "cursor": "id", "schema": types}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id INTEGER, price)"))
+        connection.execute(sa.text("INSERT INTO orders VALUES (1, 'much'), (5, 'more')"))
+    windows = (Window(since="1", until="5", cursor="id"), Window(since="5", cursor="id"))
+    for landing in reversed([land(orders, window) for window in windows]):
+        store_landing(landing, orders)
+    assert orders.rejects.read("read all").num_rows == 2
 
 
 def test_a_range_without_an_end_hides_no_row_before_it(tmp_path: Path) -> None:
