@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 461,
     "monitoring": 702,
     "persistence": 1_140,
-    "pipeline": 4_421,
+    "pipeline": 4_468,
     "pools": 555,
     "pools/cluster": 3_451,
     "pools/in_process": 622,
