@@ -54,7 +54,7 @@ def processed(lake: Path, name: str, *rows: dict[str, Any]) -> ConfiguredTable:
     with (
         connected(lake / "spill") as connection,
         found.raw.writing("all", fingerprint="a") as writer,
-        found.unfit.writing(f"{READ}all", fingerprint="a") as unfit,
+        found.unfit.writing(f"{READ}all", fingerprint="a", origin="a") as unfit,
     ):
         unfit.add(REJECTED.empty_table())
         loader = Loader(connection, found.schema, on_rejects=unfit.add)

@@ -51,6 +51,10 @@ class InlineRun:
     def executors(self, *stages: str) -> Iterator[None]:
         yield
 
+    @contextmanager
+    def reading_lake(self) -> Iterator[None]:
+        yield
+
     def submit(self, task: Any, label: str, subject: str, then: Callable[[Any], object], /, **arguments: Any) -> None:
         self._open.append((task.fn, then, arguments))
 
