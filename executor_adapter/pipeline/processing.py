@@ -39,7 +39,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
     steps, source, target, rejects = table.read_steps, table.raw, table.processed, table.rejects
     entry = source.get(window)
     fingerprint = processing_fingerprint(entry, fingerprint_of(steps, table.lake))
-    if not again and target.find(window, fingerprint) is not None:
+    if not again and (found := target.find(window)) and found.fingerprint == fingerprint:
         log("%s %s: already processed", target, window)
         return Processed(status="already_processed")
     with workspace(table.lake) as space, connected(space / "spill", 2, MEMORY) as database, ExitStack() as stack:

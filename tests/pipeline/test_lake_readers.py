@@ -156,7 +156,7 @@ def test_windows_that_vanished_are_settled(tmp_path: Path, policy: Any, rows: in
     assert settle_windows(selected, ["2013-01-01", "2013-01-03", "2013-02-01"], at(1)) == ["2013-01-02"]
     table = selected.raw
     assert len(with_pyarrow(table.folder)) == rows
-    assert (table.find("2013-01-02", "v1") is not None) == (policy == "keep")
+    assert (table.find("2013-01-02") is not None) == (policy == "keep")
 
 
 def test_a_source_without_any_window_is_not_believed(tmp_path: Path) -> None:

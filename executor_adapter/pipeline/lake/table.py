@@ -184,11 +184,10 @@ class LakeTable:
                 file.write(INDEX.dump_json(found))
         return {entry.window: entry for _, entry in found.values()}
 
-    def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
-        """Return what is known of a window, None where the table has none; a given `fingerprint` must match too."""
+    def find(self, window: str) -> WindowEntry | None:
+        """Return what is known of a window, None where the table has none."""
         with suppress(FileNotFoundError):
-            found = read_entry(self.file_of(window))
-            return found if fingerprint in (None, found.fingerprint) else None
+            return read_entry(self.file_of(window))
         return None
 
     def get(self, window: str) -> WindowEntry:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,7 +13,7 @@ import httpx
 
 from executor_adapter.config import Format, Paging, RestResource, RestTool, TableSettings, redacted
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.pipeline.disk import checksum_of
+from executor_adapter.pipeline.disk import checksum_of, digest_of
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, Window, find_landing, receiving
@@ -70,7 +68,7 @@ def fingerprint_of(tool: RestTool, table: str, window: Window) -> str:
         "page_size": tool.page_size,
         "window": [window.since, window.until],
     }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return digest_of(asked)
 
 
 def _paging(tool: RestTool, resource: RestResource) -> Paging:
