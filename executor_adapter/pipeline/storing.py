@@ -120,7 +120,7 @@ class _Storing:
         """The windows that were stored of the same landing, and when each of them was made for the first time."""
         self._found: dict[str, bool] = {}
         self._reject_writer: Writer | None = None
-        self._rejected = self._stored = 0
+        self._rejected = self._stored = self._waiting = 0
 
     def has(self, window: str) -> bool:
         """Return whether a window of the table is as this landing made it, or was merged into it."""
@@ -178,10 +178,14 @@ class _Storing:
                 self._writers[name] = self._writer(self._table, name)
         if (writer := self._writers.get(name)) is None:
             return
+        self._waiting -= writer.waiting
         writer.add(rows)
+        self._waiting += writer.waiting
         self._stored += rows.num_rows
-        if sum(each.waiting for each in self._writers.values()) > MAX_WAITING:
-            max(self._writers.values(), key=lambda each: each.waiting).flush()
+        if self._waiting > MAX_WAITING:
+            for each in self._writers.values():
+                each.spill()
+            self._waiting = 0
 
     def _writer(self, table: LakeTable, window: str) -> Writer:
         asked = self._landing.manifest.window if table.cursor is not None else Window()

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -275,10 +276,17 @@ def test_a_wrong_schema_stores_nothing(shop: Shop) -> None:
 def test_a_file_may_have_any_number_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a file of its own, and few are open at a time; memory is bounded by writing early."""
     monkeypatch.setattr(module, "MAX_WAITING", 200)
+    monkeypatch.setattr("executor_adapter.pipeline.text_rows.BATCH_ROWS", 100)
     shop = Shop(tmp_path, partition="id")
-    shop.write("a.csv", *(f"{number},2013-01,1" for number in range(300)))
-    (done,) = shop.collect()
-    assert (done.rows, len(shop.raw.windows())) == (300, 300)
+    shop.write("a.csv", *(f"{number % 300},2013-01,{number // 300}" for number in range(900)))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, limits[1]))
+    try:
+        (done,) = shop.collect()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (done.rows, len(shop.raw.windows())) == (900, 300)
+    assert [int(price) for price in shop.raw.read(done.windows[7])["price"].to_pylist()] == [0, 1, 2]
 
 
 def test_the_stored_rows_are_processed(shop: Shop) -> None:

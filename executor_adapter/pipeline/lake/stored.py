@@ -177,10 +177,11 @@ class FileWriter:
         self.path = path
         self.schema = schema
         self._writer: pq.ParquetWriter | None = None
+        self._spilled: list[Path] = []
         self._waiting: list[pa.Table] = []
         self.waiting = 0
         """Rows that are in memory."""
-        self.rows = 0
+        self.rows = self._written = 0
 
     def add(self, rows: pa.Table) -> None:
         """Append rows."""
@@ -188,12 +189,12 @@ class FileWriter:
         self.rows += rows.num_rows
         self._waiting.append(rows)
         self.waiting += rows.num_rows
-        if self.waiting >= ROW_GROUP:
-            self.flush()
+        if self.rows - self._written >= ROW_GROUP:
+            self._flush()
 
     def close(self, entry: WindowEntry) -> WindowEntry:
         """Write the rest and the footer to the disk; return the entry with the rows of the file."""
-        self.flush()
+        self._flush()
         entry = replace(entry, rows=self.rows)
         writer = self._opened()
         writer.add_key_value_metadata({_KEY: _ENTRY.dump_json(entry)})
@@ -210,9 +211,19 @@ class FileWriter:
                 self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd", write_page_checksum=True)
         return self._writer
 
-    def flush(self) -> None:
-        """Write the rows that wait for their row group to be full."""
+    def spill(self) -> None:
+        """Move the rows that are in memory into a file, which is closed: there may be thousands of windows."""
         if self._waiting:
+            self._spilled.append(self.path.with_name(f"{self.path.name}.{len(self._spilled)}"))
             with explained(self.path):
-                self._opened().write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
-                self._waiting, self.waiting = [], 0
+                pq.write_table(pa.concat_tables(self._waiting), self._spilled[-1])
+            self._waiting, self.waiting = [], 0
+
+    def _flush(self) -> None:
+        """Write the rows of a row group."""
+        if self.rows > self._written:
+            with explained(self.path):
+                spilled = (rows for path in self._spilled for rows in rows_in(path))
+                rows = pa.concat_tables([*spilled, *self._waiting]).combine_chunks()
+                self._opened().write_table(rows, row_group_size=ROW_GROUP)
+            self._spilled, self._waiting, self.waiting, self._written = [], [], 0, self.rows

@@ -351,10 +351,10 @@ class Writer:
         """Rows that are in memory, until a row group is full."""
         return sum(part.waiting for part in self._parts)
 
-    def flush(self) -> None:
-        """Write the rows that are in memory."""
+    def spill(self) -> None:
+        """Move the rows that are in memory to the disk."""
         for part in self._parts:
-            part.flush()
+            part.spill()
 
     def publish(self) -> None:
         """Put the window into the table, whose lock the caller holds."""
