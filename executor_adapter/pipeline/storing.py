@@ -148,7 +148,7 @@ class _Storing:
                         self._add(name, rows)
                     progress(loader.rows, None, "rows")
             loader.finish()
-            if window is not None and not self._found and self._table.policy != "keep":
+            if window is not None and not self._found:
                 self._empty(window)
             marker.unlink(missing_ok=True)
         windows, unwanted = _divided(self._found)
@@ -163,9 +163,12 @@ class _Storing:
         )
 
     def _empty(self, window: str) -> None:
-        """Empty a window of which the source has no row any more."""
+        """Empty a window of which the source has no row any more, or note that it is there, where its rows stay."""
         schema = self._table.schema()
         if schema is not None and self._table.find(window) is not None:
+            if self._table.policy == "keep":
+                self._found[window] = self._wanted(window)
+                return
             names = [name for name in schema.names if name not in self._table.extra_columns.names]
             self._add(window, pa.RecordBatch.from_pylist([], pa.schema([schema.field(name) for name in names])))
 

@@ -329,6 +329,19 @@ def test_a_settle_that_was_cut_short_is_made_up_for(airports: ConfiguredTable, m
     assert not any("-5" in layer.windows() for layer in table.layers)
 
 
+def test_a_file_without_a_row_has_not_vanished(tmp_path: Path) -> None:
+    """Rows that stay by a key, when the source has them no longer, stay also where it has none, in each run."""
+    described = {"file": "*.csv", "key": "id", "vanished_windows": "delete"}
+    (table,) = tables(tmp_path / "lake", source="files", directory=tmp_path, tables={"t": described})
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"id\n{name}\n")
+    collect(table)
+    (tmp_path / "a.csv").write_text("id\n")
+    for _ in range(2):
+        assert settle_windows(table, [name for done in collect(table) for name in done["windows"]]) == []
+    assert table.raw.read("a.csv")["id"].to_pylist() == ["a"]
+
+
 def test_a_window_that_vanished_while_it_was_processed_is_settled(airports: ConfiguredTable) -> None:
     """Its job published the rows after the source had lost them; the next run removes them."""
     table = of_file(airports.lake.parent, partition="tz", vanished_windows="delete")
