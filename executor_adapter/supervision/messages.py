@@ -1,9 +1,10 @@
-"""What functions say while they run: who receives it, and how their output comes to this program's own.
+"""What functions say while they run: who receives it, and how it comes to this program's own streams and log.
 
-A terminal, a pipe that nobody reads or a stream of the user's may hold up a writer for any time. So the supervisor's
-thread only queues lines, and a thread of its own writes them. While MAX_WAITING characters wait, nothing more is read
-of what workers print: a job that prints more waits in its write, as a child that shares the program's streams does. A
-node of a cluster cannot be made to wait: its lines are left out then, and counted.
+A terminal, a pipe that nobody reads, a stream or a log handler of the user's may hold up a writer for any time. So the
+supervisor's thread only queues lines and log records, also the package's own, and a thread of its own writes them in
+order. While MAX_WAITING characters wait, nothing more is read of what workers print: a job that prints more waits in
+its write, as a child that shares the program's streams does. Log records, and the lines of a node of a cluster, cannot
+be made to wait: where none is written within MAX_PAUSE_SECONDS, further ones are left out, and counted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import logging
 import os
 import sys
 import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -25,19 +28,24 @@ MAX_WAITING = 1 << 20
 """Characters that wait to be written."""
 MAX_WAIT_SECONDS = 1.0
 """Seconds that a caller waits at most until the lines of its job are written."""
+MAX_PAUSE_SECONDS = 0.1
+"""Seconds that the supervisor waits at most, once, until there is room for what may be left out."""
+RECORD_SIZE = 256
+"""What a log record counts beside the characters of its text."""
 
 
 class ProgramOutput:
-    """Holds the lines that are not written yet. Any thread may use it."""
+    """Holds the lines and log records that are not written yet. Any thread may use it."""
 
     def __init__(self) -> None:
         self.pending = False
-        """Whether any line is not written."""
+        """Whether any of them is not written."""
         self._changed = threading.Condition()
-        self._lines: list[tuple[str, str]] = []
+        self._calls: deque[tuple[int, Callable[..., object], tuple[Any, ...]]] = deque()
+        """The size of each, and the call that writes it."""
         self._omitted = 0
         self._waiting = 0
-        """The characters of these lines."""
+        """The sizes of these together."""
         self._is_stuck = False
         """Whether a caller has waited in vain; none waits again until all is written."""
         self._thread: threading.Thread | None = None
@@ -47,12 +55,19 @@ class ProgramOutput:
 
         `may_omit`: leave it out if too much waits, since its writer cannot be held up.
         """
+        self.call(write_line, stream, text, size=len(text) + 1, may_omit=may_omit)
+
+    def call(self, write: Callable[..., object], *args: Any, size: int, may_omit: bool = True) -> None:
+        """Let `write(*args)` be called, after what was queued before; where it raises, write the error to stderr."""
         with self._changed:
             if may_omit and self.is_full:
-                self._omitted += 1
-                return
-            self._lines.append((stream, text))
-            self._waiting += len(text) + 1
+                if not self._is_stuck:
+                    self._is_stuck = not self._changed.wait_for(lambda: not self.is_full, MAX_PAUSE_SECONDS)
+                if self._is_stuck:
+                    self._omitted += 1
+                    return
+            self._calls.append((size, write, args))
+            self._waiting += size
             self.pending = True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="executor-output", daemon=True)
@@ -75,10 +90,15 @@ class ProgramOutput:
 
     def finish(self) -> None:
         """Wait until all lines are written, however long that takes, since the interpreter ends: as for its own."""
+        while self._calls and self._thread is None:  # No thread can be started any more.
+            self._write_next()
+        if not self._wait_for_all(MAX_WAIT_SECONDS):
+            logger.warning("the program ends once its stdout, stderr and log have taken what its jobs have said")
+            self._wait_for_all(None)
+
+    def _wait_for_all(self, timeout: float | None) -> bool:
         with self._changed:
-            if not self._changed.wait_for(self._is_all_written, MAX_WAIT_SECONDS):
-                logger.warning("the program ends once its stdout and stderr are read: jobs have printed")
-                self._changed.wait_for(self._is_all_written)
+            return self._changed.wait_for(self._is_all_written, timeout)
 
     def _is_all_written(self) -> bool:
         return not self.pending or self._thread is None
@@ -86,16 +106,25 @@ class ProgramOutput:
     def _run(self) -> None:
         while True:
             with self._changed:
-                if not self._lines:
+                if not self._calls and self._omitted:
+                    text = "%d lines were left out: this program's stdout or log is too slow"
+                    self._calls.append((0, logger.warning, (text, self._omitted)))
+                    self._omitted = 0
+                if not self._calls:
                     self.pending = self._is_stuck = False
                     self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._lines)
-                lines, self._lines, self._waiting = self._lines, [], 0
-                omitted, self._omitted = self._omitted, 0
-            for stream, text in lines:
-                write_line(stream, text)
-            if omitted:
-                logger.warning("%d lines from other machines were left out: this program's stdout is too slow", omitted)
+                    self._changed.wait_for(lambda: self._calls)
+            self._write_next()
+
+    def _write_next(self) -> None:
+        with self._changed:
+            size, write, args = self._calls.popleft()
+            self._waiting -= size
+            self._changed.notify_all()
+        try:
+            write(*args)
+        except Exception:  # Of a handler or filter of the program's logging.
+            write_line("stderr", traceback.format_exc())
 
 
 def write_line(stream: str, text: str) -> None:
@@ -161,9 +190,14 @@ def show_message(mode: OutputMode, assignment: Assignment | None, topic: str, co
     elif topic == "log":
         source = logging.getLogger(content["name"])
         if source.isEnabledFor(content["level"]):
-            source.handle(make_record(content | _extra(assignment), source.makeRecord))
+            size = RECORD_SIZE + len(content["message"]) + len(content["exc_text"] or "")
+            program_output.call(_handle, source, content | _extra(assignment), size=size)
     elif topic == "output" and mode == "log":
         logger.info("%s: %s", content[0], content[1], extra=_extra(assignment))
+
+
+def _handle(source: logging.Logger, fields: Mapping[str, Any]) -> None:
+    source.handle(make_record(fields, source.makeRecord))
 
 
 def _extra(assignment: Assignment) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import functools
 import logging
 import signal
 import sys
+import threading
 import time
 import traceback
 import weakref
@@ -38,11 +39,18 @@ from executor_adapter.pools.transport.envelope import PLAIN_TYPES, Ending, Outco
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.limits import RunningAttempts, Stopping
-from executor_adapter.supervision.messages import JobScope, OutputMode, is_output_full, program_output, show_message
+from executor_adapter.supervision.messages import (
+    RECORD_SIZE,
+    JobScope,
+    OutputMode,
+    is_output_full,
+    program_output,
+    show_message,
+)
 from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stopped
 from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import NEVER, Dispatcher, PoolSet, SlotLimits
-from executor_adapter.supervision.thread import Discard, SupervisorThread
+from executor_adapter.supervision.thread import Discard, SupervisorThread, supervisor_threads
 
 logger = logging.getLogger("executor_adapter")
 
@@ -66,9 +74,17 @@ def _show_errors(call: Callable[..., object], *args: Any) -> None:
         program_output.write("stderr", traceback.format_exc(), may_omit=True)  # Stderr may be closed, or block.
 
 
+def _handle(handle: Callable[[logging.LogRecord], object], record: logging.LogRecord) -> None:
+    """Let the program's handlers have one of the package's own records; they must not hold up a supervisor."""
+    if threading.get_ident() in supervisor_threads:
+        program_output.call(handle, record, size=RECORD_SIZE)
+    else:
+        _show_errors(handle, record)
+
+
 for _name in ("", ".cluster", ".coroutine", ".job", ".loop", ".memory", ".prefect", ".process", ".store", ".thread"):
     _logger = logging.getLogger(f"executor_adapter{_name}")
-    _logger.handle = functools.partial(_show_errors, _logger.handle)  # type: ignore[method-assign]
+    _logger.handle = functools.partial(_handle, _logger.handle)  # type: ignore[method-assign]
 
 
 class Supervisor:

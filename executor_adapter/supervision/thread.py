@@ -21,6 +21,9 @@ FIRST_WORD, WORD_INTERVAL = 2.0, 10.0
 MAX_CALLBACK_SECONDS = 10.0
 """Max seconds that one callback may delay the end of an executor."""
 
+supervisor_threads: set[int] = set()
+"""The identifiers of the threads that run the loops of this process."""
+
 
 class CallThread:
     """Calls users' code on a thread of its own, one call after another, since a slow one must not delay the supervisor.
@@ -270,6 +273,7 @@ class SupervisorThread:
         if not self._take_right_to_run():
             return
         self.running_in = threading.get_ident()
+        supervisor_threads.add(self.running_in)
         try:
             self._loop.run()
         except BaseException as error:
@@ -278,4 +282,5 @@ class SupervisorThread:
             raise
         finally:
             self.notify_end()
+            supervisor_threads.discard(threading.get_ident())
             self.running_in = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
 import os
@@ -23,6 +24,7 @@ from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from executor_adapter.pools import Assignment
 from executor_adapter.supervision import program_output
+from executor_adapter.supervision.messages import ProgramOutput
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 
@@ -266,6 +268,92 @@ def test_all_our_loggers_keep_what_the_program_s_logging_raises_from_the_supervi
             logger.warning("of no use")
         finally:
             logger.removeFilter(raises)
+
+
+class Gated(logging.Handler):
+    """A handler of the program that holds up each record until it is released."""
+
+    def __init__(self, *, is_open: bool = False) -> None:
+        super().__init__()
+        self.heard: list[tuple[str, str]] = []
+        self.entered, self.released = threading.Event(), threading.Event()
+        if is_open:
+            self.released.set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.entered.set()
+        self.released.wait(PATIENCE)
+        self.heard.append((threading.current_thread().name, record.getMessage()))
+
+
+@contextlib.contextmanager
+def handling(handler: Gated, *names: str) -> Iterator[Gated]:
+    for name in names:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield handler
+    finally:
+        handler.released.set()
+        for name in names:
+            logging.getLogger(name).removeHandler(handler)
+
+
+def log_numbers(count: int) -> None:
+    for number in range(count):
+        logging.getLogger("numbers").warning("%d", number)
+
+
+def test_no_handler_of_the_program_runs_on_the_supervisor_s_thread() -> None:
+    """A job's log records, and the package's own, are handled in order elsewhere, before the result is returned."""
+    with handling(Gated(is_open=True), "numbers", "executor_adapter") as handler:
+        with JobExecutor(1, observers=[fail]) as executor:
+            executor.run(Job(function=log_numbers, args=(3,), pool="process"))
+            heard = handler.heard.copy()
+        failed = [("executor-output", "an observer failed")]
+        numbers = [("executor-output", str(number)) for number in range(3)]
+        assert heard == failed * 2 + numbers + failed
+
+
+def test_a_handler_that_waits_delays_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the program's handler holds up a job's log record, other jobs end at their limits."""
+    monkeypatch.setattr("executor_adapter.supervision.messages.MAX_WAIT_SECONDS", 0.0)
+    with handling(Gated(), "numbers") as handler, JobExecutor(2) as executor:
+        logs = executor.submit(Job(function=log_numbers, args=(1,), pool="process"))
+        assert handler.entered.wait(PATIENCE)
+        limited = Job(function=time.sleep, args=(60,), pool="process", max_runtime=0.1, retry_attempts=0)
+        assert isinstance(executor.submit(limited).exception(PATIENCE), JobTimeoutError)
+        assert logs.exception(PATIENCE) is None
+        assert handler.heard == []
+
+
+def test_records_that_a_handler_does_not_take_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a handler takes nothing, so many records wait and the rest are left out; the log says how many."""
+    monkeypatch.setattr("executor_adapter.supervision.messages.MAX_WAITING", 1000)
+    monkeypatch.setattr("executor_adapter.supervision.messages.MAX_WAIT_SECONDS", 0.0)
+    with handling(Gated(), "numbers", "executor_adapter") as handler:
+        with JobExecutor(1) as executor:
+            assert executor.run(Job(function=log_numbers, args=(50,), pool="process")) is None
+        handler.released.set()
+        wait_for(lambda: not program_output.pending)
+        *numbers, said = [text for _, text in handler.heard]
+    assert 0 < len(numbers) < 10
+    assert numbers == [str(number) for number in range(len(numbers))]
+    assert said == f"{50 - len(numbers)} lines were left out: this program's stdout or log is too slow"
+
+
+def test_lines_are_written_at_the_end_where_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is said while the interpreter ends, when no thread starts any more, is written all the same."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    output = ProgramOutput()
+    output.write("stdout", "said late")
+    output.finish()
+    assert capsys.readouterr().out == "said late\n"
 
 
 class Stuck(io.StringIO):
