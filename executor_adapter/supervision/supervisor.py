@@ -483,6 +483,8 @@ class Supervisor:
             self._show_message(None, topic, content)
             return
         live = assignment.job.live
+        if topic in ("progress", "checkpoint") and assignment.number < assignment.job.state.attempt:
+            return  # The attempt was abandoned, and goes on.
         if topic == "progress":
             assignment.job.report_progress(Progress(*content))
             self._running.note_progress(assignment, self.now())

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from executor_adapter import Job, JobExecutor, JobStatus
+from executor_adapter import Job, JobExecutor, JobStatus, Progress, RetryPolicy, current_job
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.pools.in_process import thread
 from executor_adapter.pools.transport.envelope import Ending
+from executor_adapter.worker import JobContext
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.contract.process_pool.harness import DueCall, Harness, harness
@@ -263,3 +264,29 @@ def test_a_job_that_returned_in_time_is_not_timed_out_by_a_late_supervisor(
     assert future.job.status is JobStatus.COMPLETED
     (attempt,) = future.job.attempts
     assert (attempt.error_code, attempt.kill_seconds) == (None, None)
+
+
+# --- abandoned ---
+
+
+def test_an_abandoned_attempt_changes_nothing_of_the_next() -> None:
+    """What an attempt that is over still reports is no progress, and no checkpoint, of the attempt that runs."""
+    contexts: list[JobContext] = []
+
+    def attempt() -> tuple[Progress | None, Any]:
+        contexts.append(current_job())
+        match len(contexts):
+            case 1:
+                raise ConnectionError
+            case 2:
+                contexts[1].progress(1, 2, "new")
+                contexts[1].checkpoint("new")
+                contexts[0].progress(99, 100, "old")
+                contexts[0].checkpoint("old")
+                raise ConnectionError
+            case _:
+                return job.progress, contexts[2].checkpoint_value
+
+    with JobExecutor(1) as executor:
+        job = Job(function=attempt, pool="thread", retry=RetryPolicy(retry_attempts=2, retry_delay=0.0))
+        assert executor.submit(job).result(PATIENCE) == (Progress(1, 2, "new"), "new")
