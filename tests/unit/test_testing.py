@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from executor_adapter import Job, JobStatus, RetryPolicy, current_job
+from executor_adapter import Job, JobFuture, JobStatus, Progress, RetryPolicy, current_job
 from executor_adapter.exceptions import DataCollectionException, JobCancelledError, JobTimeoutError
 from executor_adapter.testing import FakeClock, InlineExecutor, set_testing
 
@@ -43,6 +43,25 @@ def test_coroutines_and_job_contexts_work_inline() -> None:
 
     with InlineExecutor() as executor:
         assert executor.run(Job(function=attempt)) == 1
+
+
+async def report_attempt() -> int:
+    current_job().progress(1, 2)
+    await asyncio.sleep(0)
+    return current_job().attempt
+
+
+def test_a_coroutine_runs_inline_in_an_async_test() -> None:
+    """A coroutine function runs before `submit` returns, in its job's context, also where an event loop runs here."""
+
+    async def submit() -> JobFuture[int]:
+        with InlineExecutor() as executor:
+            future = executor.submit(Job(function=report_attempt))
+            assert future.done()
+            assert await future == 1
+            return future
+
+    assert asyncio.run(submit()).job.progress == Progress(1, 2)
 
 
 def test_a_retry_comes_when_the_clock_is_moved_so_far() -> None:

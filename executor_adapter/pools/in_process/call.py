@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -93,4 +95,9 @@ def _run_coroutine(assignment: Assignment, value: Any) -> Any:
     if type(value) is not types.CoroutineType:
         return value
     assignment.coroutine = value
-    return asyncio.run(value)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(value)
+    with ThreadPoolExecutor(1) as thread:  # A job that runs inline, in an async test: one thread runs one loop.
+        return thread.submit(contextvars.copy_context().run, asyncio.run, value).result()
