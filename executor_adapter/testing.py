@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 from executor_adapter.config import Settings
+from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.executor import JobExecutor, stop_tracking
 from executor_adapter.job import limit_attempts
 from executor_adapter.pools import Assignment, PoolSupervisor, SupervisorLoop, WorkerPool, bind, call_in_job
@@ -86,6 +87,9 @@ class InlineExecutor(JobExecutor):
 
     Delays, limits and timeouts follow `clock`; a function that moves the clock past its max_runtime times out when it
     returns. Retries, priorities, observers, `cancel` and `drive` work as in JobExecutor.
+
+    Raises:
+        ConfigurationError: a subclass overrides `execute_job` or a hook.
     """
 
     def __init__(self, max_workers: int = 1, *, clock: FakeClock | None = None, **options: Any) -> None:
@@ -95,6 +99,13 @@ class InlineExecutor(JobExecutor):
 
     def _make_supervisor(self, **options: Any) -> Supervisor:
         return inline_supervisor(self.clock, **(options | {"make_pool": InlinePool}))
+
+    def _make_hooked(self) -> None:
+        if super()._make_hooked() is not None:
+            name = type(self).__name__
+            raise ConfigurationError(
+                f"{name} has hooks, which run on a thread of their own: test them in a JobExecutor"
+            )
 
 
 def inline_supervisor(clock: FakeClock, **options: Any) -> Supervisor:

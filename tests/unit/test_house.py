@@ -108,7 +108,7 @@ BUDGETS = {
     "exceptions": 170,
     "executor": 1_164,
     "job": 1_084,
-    "modules": 461,
+    "modules": 468,
     "monitoring": 702,
     "persistence": 1_140,
     "pipeline": 4_468,

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from executor_adapter import Job, JobFuture, JobStatus, Progress, RetryPolicy, current_job
-from executor_adapter.exceptions import DataCollectionException, JobCancelledError, JobTimeoutError
+from executor_adapter.exceptions import ConfigurationError, DataCollectionException, JobCancelledError, JobTimeoutError
 from executor_adapter.testing import FakeClock, InlineExecutor, set_testing
 
 
@@ -62,6 +62,16 @@ def test_a_coroutine_runs_inline_in_an_async_test() -> None:
             return future
 
     assert asyncio.run(submit()).job.progress == Progress(1, 2)
+
+
+class InlineWithHook(InlineExecutor):
+    async def pre_execution_hook(self, job: Job) -> None: ...
+
+
+def test_hooks_are_refused_inline() -> None:
+    """An InlineExecutor with hooks is refused, since they run on another thread, and says what to use."""
+    with pytest.raises(ConfigurationError, match=r"InlineWithHook has hooks.*JobExecutor"):
+        InlineWithHook()
 
 
 def test_a_retry_comes_when_the_clock_is_moved_so_far() -> None:
