@@ -150,7 +150,7 @@ class MemoryStore(JobStore):
             self._to_cancel.intersection_update(self._records)  # Drop the ids of jobs that were deleted meanwhile.
             asked = [job_id for job_id in self._to_cancel if self._records[job_id].host == host_id]
             self._to_cancel.difference_update(asked)
-            return asked
+            return [job_id for job_id in asked if self._records[job_id].status not in TERMINAL]
 
     def close(self) -> None:
         """Do nothing: there are no connections, and the jobs stay."""
@@ -163,6 +163,7 @@ class MemoryStore(JobStore):
         if known is not None and known.host != host_id and not _replaces(record, known):
             return known.host == record.host
         self._records[record.job_id] = record
+        self._to_cancel.discard(record.job_id)  # It was for the job that had the id before.
         return True
 
     def _change(self, host_id: str, record: JobRecord) -> bool:

@@ -380,6 +380,17 @@ def test_cancel_requests_reach_the_host_of_a_job(store: JobStore, host: Host) ->
     assert store.claim(host, queue="") == []
 
 
+def test_a_cancel_request_is_for_the_job_that_had_the_id_then(store: JobStore, host: Host) -> None:
+    """A request to cancel a job that has ended meanwhile does not cancel the next job with its id."""
+    first = make(host, job_id="daily", created_at=1.0)
+    put(store, host, first)
+    assert store.request_cancel("daily")
+    over = dataclasses.replace(first, status=JobStatus.COMPLETED, completed_at=2.0)
+    assert store.write(host.host_id, changed=[over], lease=LEASE).taken == []
+    put(store, host, make(host, job_id="daily", created_at=3.0))
+    assert store.cancel_requests(host.host_id) == []
+
+
 @has_leases
 def test_lines_that_are_written_again_keep_no_others_out(store: JobStore) -> None:
     """Lines whose answer was lost are written again with those that came meanwhile, and each is there once."""
