@@ -103,7 +103,7 @@ class JobStore(ABC):
     def request_cancel(self, job_id: str) -> bool:
         """Ask the job's host to cancel it, which it does within seconds; False where no live job has this id.
 
-        A job without a host is CANCELLED at once.
+        A job without a host is CANCELLED at once, and one whose host is gone when another host looks for jobs.
         """
 
     @abstractmethod

@@ -392,6 +392,26 @@ def test_a_cancel_request_is_for_the_job_that_had_the_id_then(store: JobStore, h
 
 
 @has_leases
+def test_a_job_that_was_to_be_cancelled_runs_on_no_other_host(store: JobStore, host: Host) -> None:
+    """A cancel request that a job's host did not follow cancels the job, whether the host left it or died."""
+    other = elsewhere()
+    store.register(other, lease=LEASE)
+    left, orphan = make(other), make(other)
+    put(store, other, left, orphan)
+    assert store.request_cancel(left.job_id)
+    assert store.request_cancel(orphan.job_id)
+    changed = dataclasses.replace(left, status=JobStatus.PENDING, host=None)
+    assert store.write(other.host_id, changed=[changed], lease=LEASE).taken == []
+    store.leave(other.host_id)
+    assert store.claim(host, queue="") == []
+    found = store.find().records
+    assert [(each.status, each.error_code, each.duration) for each in found] == [
+        (JobStatus.CANCELLED, "CANCELLED", None)
+    ] * 2
+    assert None not in [each.completed_at for each in found]
+
+
+@has_leases
 def test_lines_that_are_written_again_keep_no_others_out(store: JobStore) -> None:
     """Lines whose answer was lost are written again with those that came meanwhile, and each is there once."""
     written = [LogLine("lined", 1, seq, 0.0, 20, "user", f"line {seq}") for seq in range(1, 4)]

@@ -30,6 +30,7 @@ from sqlalchemy import (
     update,
 )
 
+from executor_adapter.job import JobStatus
 from executor_adapter.store.base import LeaseLostError, Refuse
 from executor_adapter.store.host import Host
 from executor_adapter.store.sql.queries import has_no_host, is_live
@@ -67,10 +68,20 @@ def claim(connection: Connection, host: Host, queue: str, limit: int, refuse: Re
     if not _lock_row(connection, host.host_id):
         raise LeaseLostError(host.host_id)
     end_leases_of_gone_hosts(connection, host.host_id)
+    cancel_orphans(connection)
     seen: dict[str | None, list[str]] = defaultdict(list)
     for row in itertools.islice(_orphans(connection, queue, limit, refuse), limit):
         seen[row["host"]].append(row["job_id"])
     return [job_id for former, ids in seen.items() for job_id in _take(connection, host.host_id, former, ids)]
+
+
+def cancel_orphans(connection: Connection, *which: ColumnElement[bool]) -> None:
+    """Cancel the jobs that no host runs and that someone asked to cancel; of all jobs those `which` selects."""
+    asked = select(jobs.c.job_id).where(is_live, has_no_host, jobs.c.cancel_requested, *which)
+    over = {"status": JobStatus.CANCELLED.value, "completed_at": time.time(), "error_code": "CANCELLED"}
+    # Locked rows are skipped: another host is claiming or cancelling these jobs.
+    asked = asked.with_for_update(of=jobs, skip_locked=True)
+    connection.execute(update(jobs).where(jobs.c.job_id.in_(asked)).values(over))
 
 
 def _orphans(connection: Connection, queue: str, page_size: int, refuse: Refuse | None) -> Iterator[RowMapping]:

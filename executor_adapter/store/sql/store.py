@@ -91,15 +91,11 @@ class SqlStore(JobStore):
     # --- requests ---
 
     def request_cancel(self, job_id: str) -> bool:
-        this = (jobs.c.job_id == job_id, is_live)
-        at_once = {"status": JobStatus.CANCELLED.value, "completed_at": time.time(), "error_code": "CANCELLED"}
         with self._changing() as connection:
-            asked = connection.execute(
-                update(jobs).where(*this, jobs.c.host.is_not(None)).values(cancel_requested=True)
-            )
-            if asked.rowcount:
-                return True
-            return connection.execute(update(jobs).where(*this).values(at_once)).rowcount > 0
+            ask = update(jobs).where(jobs.c.job_id == job_id, is_live).values(cancel_requested=True)
+            is_found = connection.execute(ask).rowcount > 0
+            leases.cancel_orphans(connection, jobs.c.job_id == job_id)
+            return is_found
 
     def enqueue(self, record: JobRecord) -> None:
         try:
