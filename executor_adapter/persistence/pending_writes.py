@@ -112,17 +112,13 @@ class PendingWrites:
             if transition.status in TERMINAL:
                 self.requeued.discard(job)
 
-    def disown(self, jobs: Iterable[Job]) -> int:
-        """Record nothing more of these jobs, which another host runs now; return how many had ended here unrecorded."""
-        ended = 0
+    def disown(self, jobs: Iterable[Job]) -> None:
+        """Record nothing more of these jobs, which another host runs now."""
         for job in jobs:
-            due = self._due.pop(job, None)
+            self._due.pop(job, None)
             self.requeued.discard(job)
             if job.status not in TERMINAL:
                 self._disowned.add(job)
-            elif due is not None:
-                ended += 1
-        return ended
 
     def may_be_stored(self, job: Job) -> bool:
         """Return whether another host may find the job in the store. Any thread may ask."""

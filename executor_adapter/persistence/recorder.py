@@ -455,10 +455,10 @@ class Recorder:
 
     def _give_away(self, jobs: list[Job]) -> None:
         """Stop jobs that another host has taken over, and record nothing more of them."""
-        ended = self._pending.disown(jobs)
+        self._pending.disown(jobs)
         live = sum(job.status not in TERMINAL for job in jobs)
         text = "another host has taken over %d jobs: %d are stopped here, %d had finished here and may run twice"
-        logger.warning(text, len(jobs), live, ended)
+        logger.warning(text, len(jobs), live, len(jobs) - live)
         self._stop(jobs)
 
     def _stop(self, jobs: list[Job]) -> None:

@@ -155,7 +155,7 @@ class JobStore(ABC):
         Args:
             host_id: the host that writes.
             new: records that are written whole. A known id is replaced where it is of another job, which is finished,
-                also by what `changed` says of it.
+                also by what `changed` says of it, or was left in the same queue by a host that is gone.
             changed: records of known jobs, of which only the fields are written that change while a job lives.
             lease: the length of the renewed lease, in seconds.
             asks: what the host asks for of tools, where the store `shares_tools`.

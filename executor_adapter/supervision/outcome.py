@@ -424,7 +424,8 @@ def _stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCan
             return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED", ends=job.job_id)
         case StopReason.HANDOVER | StopReason.SHUTDOWN:
             is_handover = reason is StopReason.HANDOVER
-            why = "another host may run it, since the lease ended" if is_handover else "its executor was shut down"
+            handover = "another host runs a job with this id, or may run it since the lease ended"
+            why = handover if is_handover else "its executor was shut down"
             message = why_cancelled or f"job {job.job_id} was cancelled: {why}"
             return JobCancelledError(message, shutdown=True, ends=job.job_id)
         case StopReason.CANCEL | None:

@@ -203,6 +203,25 @@ def test_an_id_can_be_used_again_once_its_job_is_finished(store: JobStore, host:
     assert store.get("daily") == found
 
 
+@has_leases
+def test_a_job_replaces_one_of_its_queue_whose_host_is_gone(store: JobStore, host: Host) -> None:
+    """The id of a live job can be used again once its host is gone, in its queue, and for no other live job."""
+    gone, alive = elsewhere(), elsewhere()
+    for other in (gone, alive):
+        store.register(other, lease=LEASE)
+        put(store, other, make(other, job_id=f"of {other.host_id}", created_at=1.0))
+    store.enqueue(make(None, JobStatus.PENDING, job_id="waiting", created_at=1.0))
+    put(store, gone, make(gone, job_id="queued elsewhere", queue="collection", created_at=1.0))
+    store.register(gone_since := elsewhere(), lease=LEASE)
+    store.leave(gone.host_id)
+    put(store, gone_since, make(gone_since, job_id="expired", created_at=1.0))
+    assert store.write(gone_since.host_id, lease=-1).taken == []
+    names = [f"of {gone.host_id}", "expired", f"of {alive.host_id}", "waiting", "queued elsewhere"]
+    new = {name: make(host, job_id=name, created_at=2.0) for name in names}
+    assert sorted(store.write(host.host_id, list(new.values()), lease=LEASE).taken) == sorted(names[2:])
+    assert [store.get(name) == record for name, record in new.items()] == [True, True, False, False, False]
+
+
 # --- finding ---
 
 

@@ -18,7 +18,8 @@ from executor_adapter.store.sql.schema import hosts, jobs
 
 is_live = jobs.c.status.in_(sorted(LIVE))
 is_waiting = jobs.c.status == JobStatus.PENDING.value
-has_no_host = or_(jobs.c.host.is_(None), not_(select(hosts.c.host_id).where(hosts.c.host_id == jobs.c.host).exists()))
+has_lost_host = jobs.c.host.not_in(select(hosts.c.host_id))
+has_no_host = or_(jobs.c.host.is_(None), has_lost_host)
 
 
 def insert_missing(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:

@@ -149,6 +149,9 @@ class SqlStore(JobStore):
             if not leases.renew(connection, host_id, lease):
                 raise LeaseLostError(host_id)
             taken = self._writer.write(connection, host_id, new, changed)
+            if taken:  # Perhaps by hosts that have died.
+                leases.end_leases_of_gone_hosts(connection, host_id)
+                taken = self._writer.write(connection, host_id, new, changed)
             # Last, because others wait for the tools' rows until the transaction ends.
             return Written(taken, *tools.share(connection, host_id, asks))
 

@@ -12,6 +12,7 @@ from sqlalchemy import JSON, Connection, Dialect, Text, bindparam, column, false
 from sqlalchemy.dialects import postgresql, sqlite
 
 from executor_adapter.store.records import JobRecord
+from executor_adapter.store.sql.queries import has_lost_host
 from executor_adapter.store.sql.rows import FIXED, changing_row_of, row_of
 from executor_adapter.store.sql.schema import jobs
 
@@ -43,15 +44,17 @@ class JobWriter:
 def _on_conflict(new: Any) -> dict[str, Any]:
     """Return what to do with a new job whose id is known.
 
-    The row is replaced if it is this host's own, or of another job, which has finished. A host that repeats a write may
-    find its own job finished by the host that took it over: their `created_at` is the same.
+    The row is replaced if it is this host's own, or of another job, which has finished or was left in this queue by a
+    host that is gone. A host that repeats a write may find its own job finished by the host that took it over: their
+    `created_at` is the same.
     """
+    is_left = has_lost_host & (jobs.c.queue == new.excluded.queue)
     return {
         "index_elements": ["job_id"],
         "set_": {name: new.excluded[name] for name in _WRITTEN} | {"cancel_requested": false()},
         "where": or_(
             jobs.c.host == bindparam("me"),
-            jobs.c.completed_at.is_not(None) & (jobs.c.created_at != new.excluded.created_at),
+            or_(jobs.c.completed_at.is_not(None), is_left) & (jobs.c.created_at != new.excluded.created_at),
         ),
     }
 

@@ -429,7 +429,8 @@ def run_through_a_lease(
         assert executor.flush()
         with outage():
             wait_for(lambda: job.status is JobStatus.CANCELLED)
-        assert job.error_message == f"job {job.job_id} was cancelled: another host may run it, since the lease ended"
+        why = "another host runs a job with this id, or may run it since the lease ended"
+        assert job.error_message == f"job {job.job_id} was cancelled: {why}"
         wait_for(lambda: file.stat().st_size > 1)
         executor.shutdown(timeout=0)
 
