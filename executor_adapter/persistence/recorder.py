@@ -532,7 +532,11 @@ class Recorder:
             raise
         except Exception:
             logger.exception("a change of job %r is not in the store: it may run again", job_id)
-        self._mark_written(batch.jobs)
+            self._mark_written(batch.jobs)
+            if batch.new:  # Without a row, its next change would look as if another host had taken the job.
+                self._pending.disown(batch.jobs)
+        else:
+            self._mark_written(batch.jobs)
 
     def _mark_written(self, jobs: list[Job]) -> None:
         self._pending.mark_written(jobs)

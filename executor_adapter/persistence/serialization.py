@@ -160,6 +160,7 @@ def record_of(
 ) -> JobRecord:
     """Return the job's record as it stands, in `status`; with `keep`, the record holds the job itself."""
     state = job.state
+    retry_of = job.metadata.get(RETRY_OF)
     return JobRecord(
         job_id=job.job_id,
         queue=queue,
@@ -184,7 +185,7 @@ def record_of(
         call=stored.call,
         pickled=stored.pickled,
         host=host,
-        retry_of=job.metadata.get(RETRY_OF),
+        retry_of=retry_of if isinstance(retry_of, str) else None,
         quarantined=quarantined,
         job=job if keep else None,
     )

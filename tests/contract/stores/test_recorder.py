@@ -196,6 +196,31 @@ def test_the_end_of_a_job_is_stored_whatever_it_made(
     assert set(odd) == {jobs[2].job_id}
 
 
+def test_a_retry_of_that_is_no_text_is_metadata_alone(make_stored: MakeStored, store: JobStore) -> None:
+    """A user's own `retry_of`, of another type than an id's, is stored as metadata and as nothing else."""
+    with make_stored() as executor:
+        job = executor.submit(Job(function=store_jobs.give, args=(1,), metadata={"retry_of": 1234})).job
+    record = record_in(store, job.job_id)
+    assert (record.status, record.metadata, record.retry_of) == (JobStatus.COMPLETED, {"retry_of": 1234}, None)
+
+
+def test_a_job_without_a_row_is_not_taken_for_one_of_another_host(
+    make_stored: MakeStored, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A job whose first record no database can hold runs on, although a later change of it finds no row."""
+    executor = make_stored()
+    job = Job(function=store_jobs.wait_for_file, args=(str(tmp_path / "go"),))
+    job.state.crashes = 10**30
+    future = executor.submit(job)
+    wait_for(lambda: "is not in the store" in caplog.text and job.status is JobStatus.RUNNING)
+    assert executor.flush(PATIENCE)
+    job.state.crashes = 0
+    (tmp_path / "go").touch()
+    assert future.result(PATIENCE) is None
+    assert executor.flush(PATIENCE)
+    assert "another host" not in caplog.text
+
+
 def test_errors_of_any_size_and_characters_are_stored(make_stored: MakeStored, store: JobStore) -> None:
     """A message of a million characters is cut, with its length; codes and messages that are not text are replaced."""
     executor = make_stored()
