@@ -14,6 +14,9 @@ rate is used up, however often executors ask.
 **Order.** The executor that has waited longest comes first. An executor keeps its slots for its next jobs, unless one
 that holds fewer waits: then it gives one up when an attempt ends, but not within FAIR_SECONDS. One for which it has no
 worker yet goes to any that waits.
+
+**A clock that is set back.** A time that lies far ahead counts as one that is as long ago, so that nobody waits until
+the clock has passed it once more. Only `closed_until` may lie ahead, and holds.
 """
 
 from __future__ import annotations
@@ -167,8 +170,8 @@ def share_out(
     if ask.close_for:
         control = replace(control, closed_until=max(control.closed_until, now + ask.close_for))
     limit = control.limit or ask.limit
-    waiting = [other for other in others if other.waits_since is not None and now - other.asked_at < FRESH_SECONDS]
-    since = mine.waits_since if mine.waits_since is not None else now
+    waiting = [other for other in others if other.waits_since is not None and abs(now - other.asked_at) < FRESH_SECONDS]
+    since = now if mine.waits_since is None else min(now, mine.waits_since)
     total = ask.keep + sum(other.held for other in others)
     ahead = sum(
         (other.waits_since, other.host_id) < (since, host_id) and _has_room(other, control, total) for other in waiting
@@ -205,7 +208,7 @@ def is_news(share: ToolShare, mine: ToolUse | None, control: ToolControl) -> boo
     mine = mine or ToolUse(tool_name=use.tool_name, host_id=use.host_id)
     if (use.held, use.waits_since is None) != (mine.held, mine.waits_since is None):
         return True
-    return use.waits_since is not None and use.asked_at - mine.asked_at >= ASK_AGAIN_SECONDS
+    return use.waits_since is not None and abs(use.asked_at - mine.asked_at) >= ASK_AGAIN_SECONDS
 
 
 def _start_times(
@@ -220,7 +223,7 @@ def _start_times(
     rate = limit.rate * (1 - (limit.buffer or 0.0))
     held = float(limit.burst)
     if control.starts is not None:
-        held = min(held, control.starts + max(0.0, now - control.filled_at) * rate + ask.unused)
+        held = min(held, control.starts + abs(now - control.filled_at) * rate + ask.unused)
     # Slightly less than one counts as one: the clock is a float.
     got = min(ask.starts, max(0, int(held + rate * AHEAD_SECONDS + 1e-9) - ahead))
     times = tuple(max(0.0, number - held) / rate for number in range(1, got + 1))
@@ -247,7 +250,7 @@ def _to_give_up(
     held = use.held if ask.keep <= ask.want else limit.max_concurrent
     fewest = min((other.held for other in waiting), default=0)
     missing = sum(other.held < held for other in waiting) - free
-    if missing <= 0 or use.asked_at - use.held_since < FAIR_SECONDS:
+    if missing <= 0 or abs(use.asked_at - use.held_since) < FAIR_SECONDS:
         return 0
     # Those who hold the most give one up, and of these the ones who have had theirs longest.
     mine = (-held, use.held_since, use.host_id)

@@ -107,6 +107,30 @@ def test_a_slot_that_is_not_needed_now_goes_to_any_that_waits(needed: int, given
     assert tool.ask("a", want=needed, keep=1).give_up == given_up
 
 
+def test_a_clock_that_is_set_back_stops_no_starts() -> None:
+    """A rate goes on where the clock was set back by 15 minutes."""
+    tool = SharedTool(rate=2)
+    assert len(tool.ask("a", want=4, starts=4).starts) == 1
+    tool.time -= 900
+    assert len(tool.ask("a", want=4, starts=4).starts) == 1
+
+
+def test_a_clock_that_is_set_back_keeps_no_slot_from_others() -> None:
+    """Where the clock was set back, a host gives a slot up as before, and one that asks again is heard."""
+    tool = SharedTool(max_concurrent=2)
+    tool.ask("a", want=2)
+    tool.ask("stopped", want=1)
+    before = tool.ask("b", want=1)
+    tool.time -= 900
+    assert tool.ask("a", want=2, keep=2).give_up == 0
+    waits = tool.ask("b", want=1)
+    assert is_news(waits, before.use, tool.control)
+    assert waits.use.waits_since == tool.time
+    assert tool.ask("a", want=2, keep=2).give_up == 1
+    tool.ask("a", want=1, keep=1)
+    assert tool.ask("b", want=1).granted == 1
+
+
 def test_a_waiting_host_with_a_smaller_limit_holds_up_nobody() -> None:
     """A host whose own limit is reached does not keep a free slot from others that may have more."""
     tool = SharedTool(max_concurrent=2)
