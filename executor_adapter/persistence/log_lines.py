@@ -70,7 +70,9 @@ class LogLines:
             try:
                 store.write_lines(batch)
             except StoreUnavailableError:
-                self._lines.extendleft(reversed(batch))
+                with self._lock:  # A full deque would drop the newest lines for them.
+                    room = MAX_WAITING_LINES - len(self._lines)
+                    self._lines.extendleft(reversed(batch[max(0, len(batch) - room) :]))
                 raise
             except Exception:
                 logger.exception("%d lines of job logs cannot be recorded and are dropped", len(batch))

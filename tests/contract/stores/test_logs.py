@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pytest_mock import MockerFixture
@@ -19,7 +20,15 @@ from executor_adapter.config import Settings
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.status import JobStatus
 from executor_adapter.persistence.log_lines import LogLines
-from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine, Written, open_store
+from executor_adapter.store import (
+    MAX_LOG_LINES,
+    JobRecord,
+    JobStore,
+    LogLine,
+    StoreUnavailableError,
+    Written,
+    open_store,
+)
 from executor_adapter.store.host import new_host
 from executor_adapter.worker import JobContext
 from tests.contract.stores.databases import url_of
@@ -271,3 +280,26 @@ def log_once(executor: JobExecutor) -> str:
     executor.run(job)
     executor.flush()
     return job.job_id
+
+
+def test_of_too_many_lines_the_newest_wait_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where lines come while a write fails, and more than may wait, the oldest are dropped."""
+    monkeypatch.setattr("executor_adapter.persistence.log_lines.MAX_WAITING_LINES", 3)
+    lines = LogLines({})
+    job: Any = SimpleNamespace(job=SimpleNamespace(job_id="job"), number=1)
+    written: list[str] = []
+
+    def fail(batch: list[LogLine]) -> None:
+        lines.on_message(job, "output", ("stdout", "4"))
+        raise StoreUnavailableError
+
+    def write(batch: list[LogLine]) -> None:
+        written.extend(line.text for line in batch)
+
+    for text in "123":
+        lines.on_message(job, "output", ("stdout", text))
+    failing, working = (cast(JobStore, SimpleNamespace(write_lines=each)) for each in (fail, write))
+    with pytest.raises(StoreUnavailableError):
+        lines.write_to(failing)
+    lines.write_to(working)
+    assert written == ["2", "3", "4"]
