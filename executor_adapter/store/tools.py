@@ -223,7 +223,10 @@ def _start_times(
     rate = limit.rate * (1 - (limit.buffer or 0.0))
     held = float(limit.burst)
     if control.starts is not None:
-        held = min(held, control.starts + abs(now - control.filled_at) * rate + ask.unused)
+        passed = now - control.filled_at
+        # What waited for the row of the tool may be a little earlier than what was written meanwhile: that is no time.
+        passed = abs(passed) if passed < -FRESH_SECONDS else max(0.0, passed)
+        held = min(held, control.starts + passed * rate + ask.unused)
     # Slightly less than one counts as one: the clock is a float.
     got = min(ask.starts, max(0, int(held + rate * AHEAD_SECONDS + 1e-9) - ahead))
     times = tuple(max(0.0, number - held) / rate for number in range(1, got + 1))

@@ -110,7 +110,7 @@ BUDGETS = {
     "job": 1_084,
     "modules": 468,
     "monitoring": 702,
-    "persistence": 1_141,
+    "persistence": 1_143,
     "pipeline": 4_481,
     "pools": 555,
     "pools/cluster": 3_451,
@@ -120,7 +120,7 @@ BUDGETS = {
     "pools/transport": 584,
     "prefect": 5_627,
     "scheduler": 421,
-    "store": 1_688,
+    "store": 1_690,
     "supervision": 2_534,
     "worker": 1_780,
 }

@@ -115,6 +115,14 @@ def test_a_clock_that_is_set_back_stops_no_starts() -> None:
     assert len(tool.ask("a", want=4, starts=4).starts) == 1
 
 
+def test_a_host_that_asked_a_moment_before_the_last_one_gets_no_more_starts_for_that() -> None:
+    """Its time is that before it waited for the tool's row: what lies between adds nothing to the rate."""
+    tool = SharedTool(rate=2)
+    assert len(tool.ask("a", want=4, starts=4).starts) == 1
+    tool.time -= 0.9
+    assert len(tool.ask("b", want=4, starts=4).starts) == 0
+
+
 def test_a_clock_that_is_set_back_keeps_no_slot_from_others() -> None:
     """Where the clock was set back, a host gives a slot up as before, and one that asks again is heard."""
     tool = SharedTool(max_concurrent=2)
