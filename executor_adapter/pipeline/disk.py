@@ -27,7 +27,7 @@ TEMPORARY = ".tmp-"
 LOCK_INTERVAL = 0.05
 """Seconds between two attempts to take a lock."""
 
-_SETUP = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
+_SETUP = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

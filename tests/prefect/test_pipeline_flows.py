@@ -270,7 +270,7 @@ def test_a_damaged_file_stops_no_other_table(prefect_api: str, tmp_path: Path) -
     collection_flow(config=config)
     file = tmp_path / "lake/raw/shop/orders/window=2024-01/rows.parquet"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(JobsFailedError, match=f"1 of 1 jobs failed: {file} is damaged"):
+    with pytest.raises(JobsFailedError, match=f"^{file} is damaged"):
         processing_flow(config=config)
     assert (tmp_path / "lake/processed/shop/whole/window=all/rows.parquet").exists()
     assert (tmp_path / "lake/last_run.json").exists()

@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 468,
     "monitoring": 702,
     "persistence": 1_143,
-    "pipeline": 4_481,
+    "pipeline": 4_483,
     "pools": 555,
     "pools/cluster": 3_451,
     "pools/in_process": 629,

@@ -137,6 +137,8 @@ class Run:
         jobs, balances, rejects = self._lines.jobs(), list[Balance](), Counter[tuple[str, str, str]]()
         self._jobs.summary.total = None
         self._jobs.close(summarise=bool(jobs))
+        with self.reading_lake():
+            self._write_last_run()
         for tool, tables in self.tables.items():
             with self.reading_lake():
                 balances.append(balance(tool, tables))
@@ -145,7 +147,6 @@ class Run:
         rows = [*report.collection_sentences(jobs, balances), *(map(str, balances) if self._processes else ())]
         text = report.markdown(flow_run.get_name() or "", jobs, rows, rejects, summaries, self.settings.lake)
         create_markdown_artifact(text, key=f"{flow_run.get_flow_name()}-rows", description="The rows of the run")
-        self._write_last_run()
         self._print(
             jobs, rows + report.reject_sentences(rejects) + [line for each in summaries for line in each["lines"]]
         )
@@ -174,7 +175,8 @@ class Run:
         failed = [job for job in jobs if job.status is not JobStatus.COMPLETED]
         failures = [f"{report.name_of(job)}: {job.error_code or ''}" for job in failed] + self._failures
         if failures:
-            raise JobsFailedError(f"{len(failures)} of {len(jobs)} jobs failed: {'; '.join(failures)}")
+            count = f"{len(failed)} of {len(jobs)} jobs failed: " if failed else ""
+            raise JobsFailedError(count + "; ".join(failures))
         if lost := [str(each) for each in balances if not each.holds]:
             raise JobsFailedError(f"rows were lost: {'; '.join(lost)}")
         if self._processes and (waiting := [str(each) for each in balances if each.unprocessed]):
