@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.servers import free_port
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +39,7 @@ class SshServer:
         self._inside = inside
         self.folder = folder
         self.hosts = hosts
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("host_key", "user_key"):
             if not (folder / name).exists():
@@ -104,10 +105,3 @@ def ssh_server(folder: Path, hosts: tuple[str, ...] = ("node1", "node2")) -> Ite
         yield server
     finally:
         server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -36,6 +36,7 @@ from executor_adapter.store.sql.engines import make_engine, translate_errors
 from tests.contract.stores import store_jobs
 from tests.contract.stores.databases import postgresql_url
 from tests.insides import callers_of_store
+from tests.servers import free_port
 from tests.waiting import PATIENCE, wait_for
 
 JOBS = 300
@@ -215,9 +216,7 @@ class PrivatePostgreSQL:
             pytest.skip("no PostgreSQL is installed: apt-get install postgresql")
         self._bin = versions[-1].parent
         self._cluster = directory / "cluster"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         if os.geteuid() == 0:
             subprocess.run(["chown", "postgres", str(directory)], check=True)
