@@ -54,8 +54,8 @@ class FakeGroup:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def use(self, mebibytes: int) -> None:
-        group = v2_group(str(LIMIT * MIB), mebibytes)
+    def use(self, mebibytes: int, limit: int = LIMIT) -> None:
+        group = v2_group(str(limit * MIB), mebibytes)
         lay_out(self.root, "/jobs", V2_MOUNT.format(shown="/"), {"/jobs": group})
 
 
@@ -120,12 +120,12 @@ def test_the_largest_attempt_is_ended_before_memory_runs_out(
     small = guarded.submit(job("process", tmp_path, "small", 2 * MIB))
     large = guarded.submit(job("process", tmp_path, "large", 150 * MIB))
     wait_for(lambda: (tmp_path / "small").exists() and (tmp_path / "large").exists())
-    group.use(1000)
+    group.use(2028, limit=2048)  # To end an attempt helps from 102 MiB on: a worker alone has some 50.
     error = large.exception(timeout=PATIENCE)
     assert isinstance(error, MemoryLimitError)
     assert re.match(
         r"its process tree held 1[5-9]\d(\.\d)? MiB, more than any other attempt, when memory ran out: "
-        r"the control group /jobs has 20 MiB of 1020 MiB left: ",
+        r"the control group /jobs has 20 MiB of 2 GiB left: ",
         error.message,
     )
     (tmp_path / "small.end").touch()
