@@ -67,6 +67,7 @@ from executor_adapter.supervision import (
     figures,
     near_limits,
     program_output,
+    wait_saying,
 )
 
 CATCH_UP_SECONDS = 10.0
@@ -533,8 +534,8 @@ class JobExecutor(JobCaller):
         # Inline jobs may wait for a clock that their caller has to move.
         runs_all = wait and not cancel_futures and timeout is None and not self._supervisor.thread.is_inline
         try:
-            while runs_all and self._expected and not self.is_closed:
-                concurrent.futures.wait(self._expected.copy())
+            while runs_all and (expected := self._expected.copy()) and not self.is_closed:
+                wait_saying(functools.partial(_all_done, expected), "job tasks that have not ended", expected.__len__)
         finally:
             self._supervisor.close(cancel_pending=cancel_futures, cancel_running=timeout == 0)
         if timeout and not wait:
@@ -584,6 +585,10 @@ class JobExecutor(JobCaller):
         except BaseException as error:
             self.__exit__(type(error))
             raise
+
+
+def _all_done(futures: Iterable[concurrent.futures.Future[Any]], timeout: float) -> bool:
+    return not concurrent.futures.wait(futures, timeout).not_done
 
 
 def _refuse_gevent() -> None:

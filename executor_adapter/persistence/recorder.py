@@ -499,7 +499,7 @@ class Recorder:
             written = self.store.write(host_id, batch.new, batch.changed, lease=lease, asks=asks)
         except (StoreUnavailableError, LeaseLostError):
             raise
-        except Exception:
+        except Exception as error:
             if asks and batch.jobs:  # Each by itself shows which of them it is.
                 self._write(batch)
                 self._write(self._next_batch(0), asks)
@@ -511,8 +511,8 @@ class Recorder:
                     self._write(self._next_batch(1))
             elif batch.jobs:
                 self._write_plain(batch)
-            else:
-                raise
+            else:  # Nothing but the lease, which ends without it: its jobs are stopped before, as in any outage.
+                raise StoreUnavailableError(f"the lease cannot be renewed: {error!r}") from error
             return
         self._lease.renew(began)
         self._mark_written(batch.jobs)

@@ -15,8 +15,7 @@ rate is used up, however often executors ask.
 that holds fewer waits: then it gives one up when an attempt ends, but not within FAIR_SECONDS. One for which it has no
 worker yet goes to any that waits.
 
-**A clock that is set back.** A time that lies far ahead counts as one that is as long ago, so that nobody waits until
-the clock has passed it once more. Only `closed_until` may lie ahead, and holds.
+Only `closed_until` may lie ahead: see `_age` for a clock that is set back.
 """
 
 from __future__ import annotations
@@ -170,7 +169,7 @@ def share_out(
     if ask.close_for:
         control = replace(control, closed_until=max(control.closed_until, now + ask.close_for))
     limit = control.limit or ask.limit
-    waiting = [other for other in others if other.waits_since is not None and abs(now - other.asked_at) < FRESH_SECONDS]
+    waiting = [other for other in others if other.waits_since is not None and _age(other.asked_at, now) < FRESH_SECONDS]
     since = now if mine.waits_since is None else min(now, mine.waits_since)
     total = ask.keep + sum(other.held for other in others)
     ahead = sum(
@@ -208,7 +207,7 @@ def is_news(share: ToolShare, mine: ToolUse | None, control: ToolControl) -> boo
     mine = mine or ToolUse(tool_name=use.tool_name, host_id=use.host_id)
     if (use.held, use.waits_since is None) != (mine.held, mine.waits_since is None):
         return True
-    return use.waits_since is not None and abs(use.asked_at - mine.asked_at) >= ASK_AGAIN_SECONDS
+    return use.waits_since is not None and _age(mine.asked_at, use.asked_at) >= ASK_AGAIN_SECONDS
 
 
 def _start_times(
@@ -223,14 +222,20 @@ def _start_times(
     rate = limit.rate * (1 - (limit.buffer or 0.0))
     held = float(limit.burst)
     if control.starts is not None:
-        passed = now - control.filled_at
-        # What waited for the row of the tool may be a little earlier than what was written meanwhile: that is no time.
-        passed = abs(passed) if passed < -FRESH_SECONDS else max(0.0, passed)
-        held = min(held, control.starts + passed * rate + ask.unused)
+        held = min(held, control.starts + _age(control.filled_at, now) * rate + ask.unused)
     # Slightly less than one counts as one: the clock is a float.
     got = min(ask.starts, max(0, int(held + rate * AHEAD_SECONDS + 1e-9) - ahead))
     times = tuple(max(0.0, number - held) / rate for number in range(1, got + 1))
     return replace(control, starts=held - got, filled_at=now), times
+
+
+def _age(since: float, now: float) -> float:
+    """Return the seconds since a moment of the past.
+
+    One that lies ahead, since the clock was set back, counts as so long ago: nobody waits until the clock has passed it
+    once more. One a little ahead is what another host wrote while this one waited for the row of the tool: no time.
+    """
+    return since - now if since - now > FRESH_SECONDS else max(0.0, now - since)
 
 
 def _has_room(other: ToolUse, control: ToolControl, total: int) -> bool:
@@ -253,7 +258,7 @@ def _to_give_up(
     held = use.held if ask.keep <= ask.want else limit.max_concurrent
     fewest = min((other.held for other in waiting), default=0)
     missing = sum(other.held < held for other in waiting) - free
-    if missing <= 0 or abs(use.asked_at - use.held_since) < FAIR_SECONDS:
+    if missing <= 0 or _age(use.held_since, use.asked_at) < FAIR_SECONDS:
         return 0
     # Those who hold the most give one up, and of these the ones who have had theirs longest.
     mine = (-held, use.held_since, use.host_id)

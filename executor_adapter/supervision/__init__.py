@@ -20,4 +20,5 @@ from executor_adapter.supervision.resources import Capacity as Capacity
 from executor_adapter.supervision.scheduling import SlotLimits as SlotLimits
 from executor_adapter.supervision.supervisor import Supervisor as Supervisor
 from executor_adapter.supervision.thread import SupervisorThread as SupervisorThread
+from executor_adapter.supervision.thread import wait_saying as wait_saying
 from executor_adapter.supervision.tools import ToolRequest as ToolRequest

@@ -10,6 +10,7 @@ be made to wait: where none is written within MAX_PAUSE_SECONDS, further ones ar
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from typing import Any, Literal, Protocol
 
 from executor_adapter.job import Job
 from executor_adapter.pools import Assignment
+from executor_adapter.supervision.thread import supervisor_threads
 
 logger = logging.getLogger("executor_adapter")
 
@@ -121,10 +123,7 @@ class ProgramOutput:
             size, write, args = self._calls.popleft()
             self._waiting -= size
             self._changed.notify_all()
-        try:
-            write(*args)
-        except Exception:  # Of a handler or filter of the program's logging.
-            write_line("stderr", traceback.format_exc())
+        call_shown(write, *args)
 
 
 def write_line(stream: str, text: str) -> None:
@@ -141,6 +140,27 @@ program_output = ProgramOutput()
 
 # The thread stays in the parent, and may have held the lock.
 os.register_at_fork(after_in_child=program_output.__init__)  # type: ignore[misc]
+
+
+def call_shown(call: Callable[..., object], *args: Any) -> None:
+    """Call `call(*args)`, and write to stderr what a handler or filter of the program's logging raises in it."""
+    try:
+        call(*args)
+    except Exception:
+        program_output.write("stderr", traceback.format_exc(), may_omit=True)  # Stderr may be closed, or block.
+
+
+def _handle(handle: Callable[[logging.LogRecord], object], record: logging.LogRecord) -> None:
+    """Let the program's handlers have one of the package's own records; they must not hold up a supervisor."""
+    if threading.get_ident() in supervisor_threads:
+        program_output.call(handle, record, size=RECORD_SIZE)
+    else:
+        call_shown(handle, record)
+
+
+for _name in ("", ".cluster", ".coroutine", ".job", ".loop", ".memory", ".prefect", ".process", ".store", ".thread"):
+    _logger = logging.getLogger(f"executor_adapter{_name}")
+    _logger.handle = functools.partial(_handle, _logger.handle)  # type: ignore[method-assign]
 
 
 class JobScope(Protocol):
@@ -191,12 +211,12 @@ def show_message(mode: OutputMode, assignment: Assignment | None, topic: str, co
         source = logging.getLogger(content["name"])
         if source.isEnabledFor(content["level"]):
             size = RECORD_SIZE + len(content["message"]) + len(content["exc_text"] or "")
-            program_output.call(_handle, source, content | _extra(assignment), size=size)
+            program_output.call(_log, source, content | _extra(assignment), size=size)
     elif topic == "output" and mode == "log":
         logger.info("%s: %s", content[0], content[1], extra=_extra(assignment))
 
 
-def _handle(source: logging.Logger, fields: Mapping[str, Any]) -> None:
+def _log(source: logging.Logger, fields: Mapping[str, Any]) -> None:
     source.handle(make_record(fields, source.makeRecord))
 
 

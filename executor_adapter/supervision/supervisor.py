@@ -15,9 +15,7 @@ import functools
 import logging
 import signal
 import sys
-import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType, ModuleType
@@ -40,17 +38,16 @@ from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.limits import RunningAttempts, Stopping
 from executor_adapter.supervision.messages import (
-    RECORD_SIZE,
     JobScope,
     OutputMode,
+    call_shown,
     is_output_full,
-    program_output,
     show_message,
 )
 from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stopped
 from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import NEVER, Dispatcher, PoolSet, SlotLimits
-from executor_adapter.supervision.thread import Discard, SupervisorThread, supervisor_threads
+from executor_adapter.supervision.thread import Discard, SupervisorThread
 
 logger = logging.getLogger("executor_adapter")
 
@@ -64,27 +61,6 @@ MAX_FUNCTIONS = 1024
 
 _UNKNOWN = float("inf")
 _NEW_SHARE = 0.3
-
-
-def _show_errors(call: Callable[..., object], *args: Any) -> None:
-    """Show what a handler or filter of the program's logging raises: to its caller, a job might be lost by it."""
-    try:
-        call(*args)
-    except Exception:
-        program_output.write("stderr", traceback.format_exc(), may_omit=True)  # Stderr may be closed, or block.
-
-
-def _handle(handle: Callable[[logging.LogRecord], object], record: logging.LogRecord) -> None:
-    """Let the program's handlers have one of the package's own records; they must not hold up a supervisor."""
-    if threading.get_ident() in supervisor_threads:
-        program_output.call(handle, record, size=RECORD_SIZE)
-    else:
-        _show_errors(handle, record)
-
-
-for _name in ("", ".cluster", ".coroutine", ".job", ".loop", ".memory", ".prefect", ".process", ".store", ".thread"):
-    _logger = logging.getLogger(f"executor_adapter{_name}")
-    _logger.handle = functools.partial(_handle, _logger.handle)  # type: ignore[method-assign]
 
 
 class Supervisor:
@@ -476,7 +452,7 @@ class Supervisor:
 
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         """Receive a message of a running function. What its receiver raises costs nothing that comes behind it."""
-        _show_errors(self._receive, assignment, topic, content)
+        call_shown(self._receive, assignment, topic, content)
 
     def _receive(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         if assignment is None:

@@ -25,6 +25,14 @@ supervisor_threads: set[int] = set()
 """The identifiers of the threads that run the loops of this process."""
 
 
+def wait_saying(wait: Callable[[float], bool], what: str, count: Callable[[], int]) -> None:
+    """Call `wait(seconds)` until it returns True, and let the log say meanwhile for what, and for how many."""
+    pause = FIRST_WORD
+    while not wait(pause):
+        logger.info("waiting for %s: %d", what, count())
+        pause = WORD_INTERVAL
+
+
 class CallThread:
     """Calls users' code on a thread of its own, one call after another, since a slow one must not delay the supervisor.
 
@@ -221,10 +229,7 @@ class SupervisorThread:
         """
         if not self.may_wait():
             return
-        pause = FIRST_WORD
-        while not self.closed.wait(pause):
-            logger.info("waiting for unfinished jobs: %d", self._count_jobs())
-            pause = WORD_INTERVAL
+        wait_saying(self.closed.wait, "unfinished jobs", self._count_jobs)
         if not self.callbacks.is_calling_here():
             self._released.wait()
 

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 from rich.text import Text
@@ -18,7 +19,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.scheduler import CollectionScheduler
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_for
 
 FULL = ProgressCounts(done=1_234, failed=56, total=100_000, note="waiting for the server to record the task runs")
 
@@ -126,6 +127,23 @@ def test_a_shutdown_that_takes_long_says_so(caplog: pytest.LogCaptureFixture, mo
             time.sleep(0.005)
         go_on.set()
         leaving.join()
+
+
+def test_a_shutdown_that_waits_for_job_tasks_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaving an executor in which a submitted task still waits for its input says in the log what is waited for."""
+    monkeypatch.setattr("executor_adapter.supervision.thread.FIRST_WORD", 0.01)
+    caplog.set_level(logging.INFO, logger="executor_adapter")
+    task: Future[None] = Future()
+    executor = JobExecutor(1, config=Settings())
+    executor.expect(task)
+    leaving = threading.Thread(target=executor.shutdown)
+    leaving.start()
+    wait_for(lambda: "waiting for job tasks that have not ended: 1" in caplog.messages)
+    task.set_result(None)
+    leaving.join(PATIENCE)
+    assert executor.is_closed
 
 
 def test_two_bars_share_one_display(capsys: pytest.CaptureFixture[str]) -> None:

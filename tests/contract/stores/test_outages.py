@@ -33,6 +33,7 @@ from executor_adapter.executor import current_executor
 from executor_adapter.job import PoolName
 from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
 from executor_adapter.store.sql.engines import make_engine, translate_errors
+from executor_adapter.store.sql.store import SqlStore
 from tests.contract.stores import store_jobs
 from tests.contract.stores.databases import postgresql_url
 from tests.insides import callers_of_store
@@ -412,6 +413,25 @@ def test_jobs_stop_before_a_lease_on_a_file_expires(
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.2)
     file = tmp_path / "jobs.db"
     run_through_a_lease(f"sqlite:///{file}", lambda: locked(file), tmp_path / "runs")
+    assert " s, so the lease on it ends: 1 jobs are stopped here and run again" in caplog.text
+
+
+def test_jobs_stop_before_a_lease_expires_whose_renewal_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of every write that is no outage of the database ends no lease in silence."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no such bind")
+
+    @contextlib.contextmanager
+    def failing() -> Iterator[None]:
+        with monkeypatch.context() as patched:
+            patched.setattr(SqlStore, "write", fail)
+            yield
+
+    run_through_a_lease(f"sqlite:///{tmp_path}/jobs.db", failing, tmp_path / "runs")
+    assert "the lease cannot be renewed: ValueError('no such bind')" in caplog.text
     assert " s, so the lease on it ends: 1 jobs are stopped here and run again" in caplog.text
 
 
