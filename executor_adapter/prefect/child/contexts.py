@@ -283,23 +283,9 @@ def received_values(sent: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 class WorkerTask(Task[..., Any]):
-    """The task of a job, as its function sees it in a worker process. It is called there as any Prefect task.
-
-    Attributes that were sent pickled are unpickled when they are first read.
-    """
+    """The task of a job, as its function sees it in a worker process. It is called there as any Prefect task."""
 
     facts: str
-
-    def __getattr__(self, name: str) -> Any:
-        facts = json.loads(vars(self).get("facts", "{}"))
-        for kind in ("pickled", "refused"):
-            if name in facts.get(kind, {}):
-                value = received_values({kind: {name: facts[kind][name]}}, "{}")[name]
-                if isinstance(value, NotSent):
-                    raise NotSentError(f"task {self.name}: {vars(value)['message']}")
-                vars(self)[name] = value
-                return value
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return task_of_function, (self.fn, self.facts)
@@ -315,16 +301,13 @@ def task_of_function(function: Callable[..., Any], facts: str) -> WorkerTask:
 
 
 def _new_task(function: Callable[..., Any], facts: str) -> WorkerTask:
-    sent = json.loads(facts)
     try:
         task = WorkerTask(function)
     except Exception:  # Prefect makes no tasks of some callables, and of functions with a parameter named `wait_for`.
         task = WorkerTask(_function_of_no_task, name=getattr(function, "__name__", type(function).__name__))
         task.fn = function
     task.isasync = task.isasync or is_coroutine_function(function)
-    vars(task).update(sent.get("plain", {}), facts=facts)
-    for name in (*sent.get("pickled", ()), *sent.get("refused", ())):
-        vars(task).pop(name, None)
+    vars(task).update(received_values(json.loads(facts), "task attribute {}"), facts=facts)
     return task
 
 
