@@ -235,7 +235,6 @@ class JobEngine(SyncTaskRunEngine[..., Any]):
         if running is not None:
             concurrent.futures.wait([running], timeout=INTERRUPT_TIMEOUT)
         super().handle_crash(exc)
-        self.job_run.reporter.flush()  # A signal may be about to end the process.
 
     def is_unfinished(self) -> bool:
         """Return whether the task run exists without a final state: an error of the engine must not leave it so."""

@@ -42,9 +42,6 @@ FLOW_END_STALL_TIMEOUT = 30.0
 EXIT_TIMEOUT = 10.0
 """Seconds for unrecorded states when the process exits."""
 
-FLUSH_TIMEOUT = 1.0
-"""Seconds for the states so far when a signal may be about to end the process."""
-
 EVENTS_FLUSH_TIMEOUT = 2.0
 """Seconds for the events that Prefect sends."""
 
@@ -72,10 +69,6 @@ class TaskRunReporter:
         while not self._mirror.enqueue_step(self._history, change):  # The mirror was closed: this state is late.
             self._mirror = self._context.copy().run(_mirror_of, self._key)  # A rollback may be in another flow run.
 
-    def flush(self) -> None:
-        """Send the states so far, because a signal may be about to end the process."""
-        self._mirror.drain(FLUSH_TIMEOUT)
-
 
 class PrefectReporter:
     """Reports the states of one task run by Prefect's own events."""
@@ -96,10 +89,6 @@ class PrefectReporter:
                     stack.enter_context(FlowRunContext.model_construct(**of_flow))
                 stack.enter_context(TaskRunContext.model_construct(**of_task))
             self._last = emit_task_run_state_change_event(task_run, previous, state, self._last)
-
-    def flush(self) -> None:
-        """Send the states so far, because a signal may be about to end the process."""
-        flush_events()
 
 
 def reporter_for(task: Task[..., Any], task_run: TaskRun) -> TaskRunReporter | PrefectReporter:
