@@ -22,8 +22,8 @@ from pytest_mock import MockerFixture
 
 from executor_adapter import JobExecutor
 from executor_adapter.prefect import job_task
-from executor_adapter.prefect.engine.run import result_of, run_in_thread
-from executor_adapter.prefect.runners import companion
+from executor_adapter.prefect.engine import run as engine_run
+from executor_adapter.prefect.engine.run import result_of_job, run_in_thread
 from tests.prefect.conftest import Api, own_id
 from tests.waiting import PATIENCE
 
@@ -192,9 +192,10 @@ def test_an_awaited_task_ends_with_the_async_transaction_around_it(fails: bool) 
 def test_an_await_that_gives_up_on_its_job_says_so(caplog: pytest.LogCaptureFixture, mocker: MockerFixture) -> None:
     """A cancelled await whose job is not dead in time goes on, and the log says of which task."""
     go_on, job_run = threading.Event(), mocker.Mock(**{"task.name": "stubborn"})
+    mocker.patch.object(engine_run, "INTERRUPT_TIMEOUT", 0.05)
 
     async def cancel_what_does_not_end() -> None:
-        awaiting = asyncio.ensure_future(result_of(run_in_thread(go_on.wait), job_run, 0.05))
+        awaiting = asyncio.ensure_future(result_of_job(go_on.wait, job_run))
         await asyncio.sleep(0)
         awaiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -219,7 +220,7 @@ class HeldLock(MemoryLockManager):
 
 def test_an_engine_that_is_given_up_holds_up_no_executor(mocker: MockerFixture) -> None:
     """An executor ends although an engine whose caller was cancelled waits for the lock of a transaction."""
-    mocker.patch.object(companion, "INTERRUPT_TIMEOUT", 0.05)
+    mocker.patch.object(engine_run, "INTERRUPT_TIMEOUT", 0.05)
     policy = INPUTS.configure(isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=HeldLock())
 
     @job_task(pool="coroutine", cache_policy=policy, persist_result=True)

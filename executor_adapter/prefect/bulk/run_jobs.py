@@ -22,7 +22,6 @@ from collections.abc import Collection, Iterable, Iterator, Sized
 from concurrent.futures import wait
 from uuid import UUID
 
-import anyio
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
@@ -45,6 +44,7 @@ from executor_adapter.pools import lend_slot
 from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, flow_run_watcher
+from executor_adapter.prefect.engine.run import result_of as awaited
 from executor_adapter.prefect.engine.run import run_in_thread
 from executor_adapter.prefect.mirror.mirror import PrefectMirror, remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
@@ -105,15 +105,7 @@ async def arun_jobs(
     run = _BulkRun(mirror, group, progress=progress)
     with lend_slot(), watch_for_cancel(run.stop):
         call = functools.partial(run.run, jobs, executor or current_executor())
-        running = asyncio.wrap_future(run_in_thread(call, "run-jobs", daemon=False))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            run.stop()
-            # A scope of anyio that is cancelled, as a flow's timeout is, cancels again at each turn of the loop.
-            with anyio.CancelScope(shield=True), contextlib.suppress(Exception):
-                await asyncio.shield(running)
-            raise
+        return await awaited(run_in_thread(call, "run-jobs", daemon=False), lambda _: run.stop())
 
 
 class _BulkRun:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import threading
 import time
 import weakref
@@ -27,7 +28,7 @@ from prefect.utilities.engine import should_log_prints
 from executor_adapter.pools import current_slot_loan
 from executor_adapter.prefect.child.contexts import SharedClientContext
 from executor_adapter.prefect.child.logs import patch_print
-from executor_adapter.prefect.engine.engine import JobEngine, raise_if_suspended
+from executor_adapter.prefect.engine.engine import INTERRUPT_TIMEOUT, JobEngine, raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun, driving
 from executor_adapter.prefect.engine.task_runs import create_task_run
 
@@ -157,12 +158,28 @@ def context_of_engine() -> contextvars.Context:
     return context
 
 
-async def result_of(future: Future[T], job_run: JobRun, patience: float) -> T:
+async def result_of_job(run: Callable[[], T], job_run: JobRun) -> T:
+    """Return what `run()` returns on a thread, where it runs the task of `job_run`, or raise its error.
+
+    When the caller is cancelled, the job is interrupted, and waited for at most INTERRUPT_TIMEOUT. If the wait was in
+    vain, the log says so, and the executor does not wait for the job either: its engine may wait for something else.
+    """
+    running = run_in_thread(run)
+    try:
+        return await result_of(running, job_run.interrupt, INTERRUPT_TIMEOUT)
+    except asyncio.CancelledError:
+        if not running.done():
+            text = "task %s: its job is not dead %.0f s after its caller was cancelled, which waits no longer"
+            logging.getLogger("executor_adapter.prefect").warning(text, job_run.task.name, INTERRUPT_TIMEOUT)
+            job_run.close()
+        raise
+
+
+async def result_of(future: Future[T], interrupt: Callable[[BaseException], object], patience: float = math.inf) -> T:
     """Return the result of `future` once it is done, or raise its error.
 
-    When the caller is cancelled, `job_run`, which the future stands for, is interrupted. Its end is then waited for, at
-    most `patience` seconds, however often the caller is cancelled meanwhile. If the wait was in vain, the log says so,
-    and the executor does not wait for the job either: its engine may wait for something else.
+    When the caller is cancelled, `interrupt(error)` is called, which ends what the future stands for. That is then
+    waited for, at most `patience` seconds, however often the caller is cancelled meanwhile.
     """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
@@ -174,20 +191,17 @@ async def result_of(future: Future[T], job_run: JobRun, patience: float) -> T:
     try:
         await done.wait()
     except BaseException as error:
-        job_run.interrupt(error)
-        if isinstance(error, asyncio.CancelledError) and not await _is_done_within(done, patience):
-            text = "task %s: its job is not dead %.0f s after its caller was cancelled, which waits no longer"
-            logging.getLogger("executor_adapter.prefect").warning(text, job_run.task.name, patience)
-            job_run.close()
+        interrupt(error)
+        if isinstance(error, asyncio.CancelledError):
+            await _wait_for(done, patience)
         raise
     return future.result()
 
 
-async def _is_done_within(done: asyncio.Event, patience: float) -> bool:
-    """Return whether the event comes within `patience` seconds; waits for it even if the caller is cancelled again."""
+async def _wait_for(done: asyncio.Event, patience: float) -> None:
+    """Wait for the event, at most `patience` seconds, even if the caller is cancelled again."""
     until = time.monotonic() + patience
     while not done.is_set() and (left := until - time.monotonic()) > 0:
         # A scope of anyio that is cancelled cancels at each turn of the loop, but not what is shielded.
         with contextlib.suppress(asyncio.CancelledError), anyio.move_on_after(left, shield=True):
             await done.wait()
-    return done.is_set()

@@ -22,9 +22,9 @@ from prefect.logging.loggers import get_run_logger
 from prefect.states import Completed, Failed
 
 from executor_adapter.job import RetryDecision
-from executor_adapter.prefect.engine.engine import FORBIDDEN, INTERRUPT_TIMEOUT
+from executor_adapter.prefect.engine.engine import FORBIDDEN
 from executor_adapter.prefect.engine.job_run import JobRun, driving, is_driven
-from executor_adapter.prefect.engine.run import result_of, run_in_thread
+from executor_adapter.prefect.engine.run import result_of_job
 
 RetryCondition = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 
@@ -76,7 +76,7 @@ class TaskWorkerJob:
 
     async def arun(self) -> Any:
         """Do what `run` does in a thread, and await it; when cancelled, return once the attempt is dead."""
-        return await result_of(run_in_thread(self.run), self._job_run, INTERRUPT_TIMEOUT)
+        return await result_of_job(self.run, self._job_run)
 
     def may_retry(self, state: State[Any], ask_own: Callable[[], bool | Awaitable[bool]]) -> bool | Awaitable[bool]:
         """Return whether another attempt follows the one that ended in `state`.

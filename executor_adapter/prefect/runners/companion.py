@@ -20,9 +20,8 @@ from executor_adapter.pools import lend_slot
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.child.contexts import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker
-from executor_adapter.prefect.engine.engine import INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.run import result_of, run_in_thread
+from executor_adapter.prefect.engine.run import result_of_job
 from executor_adapter.prefect.mirror import runs
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.mirror import remaining_close_seconds
@@ -131,7 +130,7 @@ async def await_job_task(job_run: JobRun, run: Callable[[], Any]) -> Any:
     Cancelling the caller ends the job, and returns once that is recorded: at most INTERRUPT_TIMEOUT later.
     """
     with lend_slot(), watch_for_cancel(job_run.end_early):
-        return await result_of(run_in_thread(functools.partial(_run_and_record, run)), job_run, INTERRUPT_TIMEOUT)
+        return await result_of_job(functools.partial(_run_and_record, run), job_run)
 
 
 def _run_and_record(run: Callable[[], Any]) -> Any:
