@@ -17,7 +17,8 @@ from typing import Any, Literal
 from executor_adapter.config import ClusterSettings, SshHostSettings
 from executor_adapter.job import size_text
 from executor_adapter.pools.cluster import frames
-from executor_adapter.pools.cluster.engines.ray_connection import RayUser, last_line, node_name
+from executor_adapter.pools.cluster.engines.leases import last_line
+from executor_adapter.pools.cluster.engines.ray_connection import RayUser, node_name
 from executor_adapter.pools.cluster.handshake import advertised, host_towards, listen, ports_of
 from executor_adapter.pools.memory.available import AvailableMemory
 

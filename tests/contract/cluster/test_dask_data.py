@@ -102,8 +102,8 @@ def test_a_reference_to_nothing_is_named_in_one_line(cluster: DaskCluster) -> No
 def test_an_answer_that_was_lost_with_its_worker_is_not_waited_for(cluster: DaskCluster) -> None:
     """Where the result of a lease is gone, the lease ends without a reason, and the engine's thread goes on."""
     ended: dict[int, str] = {}
-    ends: Any = SimpleNamespace(lease_ended=lambda lease, why, is_final: ended.update({lease: why}))
-    engine = dask.DaskCluster(ends, DaskSettings(address=cluster.address), 1, dict)
+    ends: Any = SimpleNamespace(lease_ended=lambda lease, why: ended.update({lease: why}))
+    engine = dask.DaskCluster(ends, DaskSettings(address=cluster.address), 1, dict, "")
     with client_of(cluster) as client:
         answer = client.submit(str, "it was asked to end", key="executor-adapter-lease")
         distributed.wait(answer)  # type: ignore[no-untyped-call]

@@ -7,7 +7,6 @@ No attempt is a task of Dask's. So neither its retries nor its work stealing con
 from __future__ import annotations
 
 import contextlib
-import logging
 import platform
 import time
 from collections.abc import Callable, Collection
@@ -16,16 +15,12 @@ from typing import Any, ClassVar
 import cloudpickle
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import CPU, GPU, Shape
 from executor_adapter.pools.cluster.engines.dask_worker import hold_lease
 from executor_adapter.pools.cluster.engines.leases import WATCH_INTERVAL, Amounts, Engine, EnginePool, able_nodes
-from executor_adapter.pools.cluster.handshake import relay
 from executor_adapter.pools.cluster.link import Certificates
-from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
+from executor_adapter.pools.cluster.node_data import Kept, NodeValue
 from executor_adapter.pools.cluster.references import note_kept
-
-logger = logging.getLogger("executor_adapter.cluster")
 
 ANSWER_TIMEOUT = 2.0
 """Seconds in which a worker must say why an agent on it has ended, and the scheduler what waits there."""
@@ -44,8 +39,6 @@ class DaskCluster(Engine):
         """The tasks that are not done, by the number of their lease."""
         self._keeper: Any = None
         """The client whose futures the kept results are: that of the program, if it has one of this cluster."""
-        self._head = ""
-        """The name under which nodes know this program."""
 
     def connect(self) -> str:
         import distributed  # Only here: programs that do not use it need not have it.
@@ -69,6 +62,7 @@ class DaskCluster(Engine):
         known = None if self._local else _default_client(engine, target)
         security = None if known is None else known.security
         self._client = engine.Client(target, set_as_default=False, name="executor-adapter", security=security)
+        self._client.subscribe_topic(f"executor-adapter-relay-{self._token[:8]}", self._relay)
         scheduler = str(self._client.scheduler.address)
         self._keeper = _default_client(engine, scheduler) or self._client
         return scheduler
@@ -82,12 +76,6 @@ class DaskCluster(Engine):
     def ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
         if self._client is None or self._client.status != "running":
             self.connect()
-            self._head = ""
-        if not self._head:
-            self._door = head["door"]
-            self._client.subscribe_topic(f"executor-adapter-relay-{head['token'][:8]}", self._relay)
-        self._head = head["token"]
-        heads[self._head] = self._open_kept
         head = {**head, "client": self._keeper.id, "tls": self.certificates() is not None}
         self._futures[lease] = self._client.submit(
             hold_lease,
@@ -104,13 +92,13 @@ class DaskCluster(Engine):
     def _relay(self, event: tuple[float, tuple[str, str]]) -> None:
         """Carry the link of an agent that does not reach this program, through scheduler and worker."""
         worker, link = event[1]
-        logger.warning("worker %s does not reach this program: its link goes through the Dask cluster", worker)
 
         def call(**message: Any) -> Any:
             message["link"] = link
             return self._client.sync(self._client.scheduler.broadcast, msg=message, workers=[worker])[worker]
 
-        relay(self._door, lambda: call(op="agent_read"), lambda part: call(op="agent_write", part=part))
+        read, write = lambda: call(op="agent_read"), lambda part: call(op="agent_write", part=part)
+        self._ends.relay(f"worker {worker}", read, write)
 
     def poll(self) -> float | None:
         # Dask's callbacks need a pool of threads, which is gone before the jobs of a program that ends.
@@ -168,22 +156,13 @@ class DaskCluster(Engine):
         asked = self._client.scheduler.run_function
         return self._client.sync(asked, **encoded, callback_timeout=ANSWER_TIMEOUT)["result"]
 
-    @property
-    def _name_of_leases(self) -> str:
-        return f"executor-adapter-lease-{self._head[:8]}-"
-
     def note_end(self, lease: int, future: Any) -> None:
         self._futures.pop(lease, None)
-        is_final, why = False, ""
-        if future.status == "error":
-            error = future.exception()
-            is_final = isinstance(error, ImportError)
-            hint = ": install prefect-executor-adapter on the workers" if is_final else ""
-            why = f"{type(error).__name__}: {text_of(error)}{hint}"
-        elif future.status == "finished":
+        why = future.exception() if future.status == "error" else ""
+        if future.status == "finished":
             with contextlib.suppress(TimeoutError):  # Dask waits without end for what has gone with its worker.
                 why = future.result(timeout=ANSWER_TIMEOUT)
-        self._ends.lease_ended(lease, why, is_final=is_final)
+        self._ends.lease_ended(lease, why)
 
     def drop(self, lease: int) -> None:
         future = self._futures.pop(lease, None)
@@ -193,16 +172,15 @@ class DaskCluster(Engine):
     def release(self, lease: int) -> None:
         """Do nothing: its task ends when the agent hears of it."""
 
-    def _open_kept(self, kept: Kept) -> Any:
-        """Return the Dask future of a result that stays on a worker, which has reported it for this client."""
+    def open_kept(self, kept: Kept) -> Any:
         import distributed
 
         make_future: Any = distributed.Future  # Dask's own type of `state` is too narrow.
         note_kept(kept.name, kept.node)
+        # Its worker has reported it for this client.
         return make_future(kept.name, self._keeper, state="memory")
 
     def close(self) -> None:
-        heads.pop(self._head, None)
         if self._client is not None and self._client.status == "running":
             self._wait_for_leases()
             self._client.cancel(list(self._futures.values()), force=True)

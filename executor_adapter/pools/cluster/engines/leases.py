@@ -23,10 +23,10 @@ from executor_adapter.config import ClusterSettings, DaskSettings, RaySettings
 from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import UNITS, Job, Shape, amount_text, units_of
 from executor_adapter.pools.base import PoolSupervisor
-from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door, advertised, host_towards, ports_of
+from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door, advertised, host_towards, ports_of, relay
 from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.link import Certificates, end_of, tls_context
-from executor_adapter.pools.cluster.node_data import NodeValue
+from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
 from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.references import imported_engine, kept_on, remote_payload, replace_references
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
@@ -60,8 +60,12 @@ class Engine(ABC):
         settings: DaskSettings | RaySettings,
         slots: int,
         capacity: Callable[[], Mapping[str, float]],
+        token: str,
     ) -> None:
         self._ends = ends
+        self._token = token
+        """The name under which nodes know this program."""
+        self._name_of_leases = f"executor-adapter-lease-{token[:8]}-"
         self._address, self._resources = settings.address, settings.resources
         self._slots = slots
         self._capacity = capacity
@@ -85,8 +89,8 @@ class Engine(ABC):
     def ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
         """Let an agent on some node hold a lease.
 
-        `head`: the address at which this program listens, its token, and the seconds that it waits for a lost node.
-        `needs`: what the lease takes of its node, in place of the amounts that plain leases take.
+        `head`: the address at which this program listens, its token, and the seconds that it waits for a lost node;
+        always the same. `needs`: what the lease takes of its node, in place of the amounts that plain leases take.
 
         Raises:
             Exception: nothing can be asked for now.
@@ -137,12 +141,22 @@ class Engine(ABC):
     def lend(self, node: str, attempt: int, references: tuple[Any, ...]) -> None:  # noqa: B027
         """Give the references of an attempt to the engine's process on the node of this name; none: it is over."""
 
+    @abstractmethod
+    def open_kept(self, kept: Kept) -> Any:
+        """Return the engine's reference to a result that stays on a node. In any thread."""
+
     def on_agent_lost(self, node: str) -> None:  # noqa: B027
         """Take note that the agent of this name is gone."""
 
     @abstractmethod
     def close(self) -> None:
         """Give all leases back, and end what was started here."""
+
+
+def last_line(error: BaseException) -> str:
+    """Return the class of an error and the last line of its text: what is before it in Ray's errors are its frames."""
+    lines = [line for line in text_of(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
 
 
 def amounts_of(shape: Shape) -> dict[str, float]:
@@ -182,9 +196,11 @@ class EngineLeases(LeaseSource):
     ) -> None:
         self._pool, self._shapes = pool, pool.shapes
         self._supervisor = pool.supervisor
-        self._engine = pool.engine(self, getattr(cluster, pool.name), pool.max_workers, capacity)
+        self._token = secrets.token_hex(TOKEN_SIZE)
+        settings = getattr(cluster, pool.name)
+        self._engine = pool.engine(self, settings, pool.max_workers, capacity, self._token)
+        heads[self._token] = self._engine.open_kept
         self._cluster, self._at_exit = cluster, at_exit
-        self._token = secrets.token_bytes(TOKEN_SIZE)
         self._door: Door | None = None
         self._commands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._is_connecting = False
@@ -249,7 +265,8 @@ class EngineLeases(LeaseSource):
         try:
             host = host or host_towards(scheduler)
             call_soon, ports = self._supervisor.call_soon, ports_of(self._cluster.listen_port)
-            self._door = Door(call_soon, host, self._token, lambda it: self._pool.connect(end_of(it)), context, ports)
+            token = bytes.fromhex(self._token)
+            self._door = Door(call_soon, host, token, lambda it: self._pool.connect(end_of(it)), context, ports)
         except (OSError, ValueError) as error:  # A ValueError: no name of a host looks like that.
             keys = f"cluster.{self._pool.name}.listen_host or cluster.listen_port"
             self._shapes.refuse_all(f"cannot listen for agents on {host or scheduler}: {text_of(error)}: set {keys}")
@@ -273,17 +290,28 @@ class EngineLeases(LeaseSource):
     def _ask(self, lease: int) -> None:
         if self._door is None or lease not in self._shapes.asked or self._pool.is_closing:
             return
-        door = self._door.address
-        address, lost_after = advertised(self._cluster.advertise, *door), self._cluster.lost_after
-        head = {"address": address, "door": door, "token": self._token.hex(), "lost_after": lost_after}
+        address, lost_after = advertised(self._cluster.advertise, *self._door.address), self._cluster.lost_after
+        head = {"address": address, "token": self._token, "lost_after": lost_after}
         needs = amounts_of(self._shapes.asked[lease])
         self._commands.put(lambda: self._try_to_ask(head, lease, needs))
 
-    def lease_ended(self, lease: int, why: str, *, is_final: bool = False) -> None:
-        """Take note that nothing holds a lease any more; `why` is "" if nothing was wrong. Any thread may call it.
+    def relay(self, node: str, read: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
+        """Carry the link of an agent that does not reach this program by calls of the engine; `node`: where it is."""
+        logger.warning("%s does not reach this program: its link goes through the %s cluster", node, self._engine.name)
+        assert self._door is not None
+        relay(self._door.address, read, write)
 
-        `is_final`: no further try can help.
+    def lease_ended(self, lease: int, why: str | BaseException) -> None:
+        """Take note that nothing holds a lease any more. Any thread may call it.
+
+        `why`: "" if nothing was wrong; an exception if its agent could not be started. Where the nodes lack this
+        package, no further try can help.
         """
+        is_final = False
+        if not isinstance(why, str):
+            shown = f"{type(why).__name__}: {text_of(why)}"
+            is_final = "ModuleNotFoundError" in shown or "ImportError" in shown
+            why = last_line(why) + (": install prefect-executor-adapter on the nodes" if is_final else "")
         self._supervisor.call_soon(self._on_lease_ended, lease, why, is_final)
 
     def _on_lease_ended(self, lease: int, why: str, is_final: bool) -> None:
@@ -372,6 +400,7 @@ class EngineLeases(LeaseSource):
             self.lease_ended(lease, f"no lease can be asked for: {text_of(error)}")
 
     def _close_engine(self, on_closed: Callable[[], None]) -> None:
+        heads.pop(self._token, None)
         try:
             self._engine.close()
         finally:

@@ -6,7 +6,6 @@ attempt is a task of Ray's. So neither its retries nor its memory monitor's conc
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -15,14 +14,11 @@ from typing import Any, ClassVar
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import CPU, GPU
 from executor_adapter.pools.cluster.engines.leases import WATCH_INTERVAL, Amounts, Engine, EnginePool, able_nodes
-from executor_adapter.pools.cluster.engines.ray_connection import PROBE_TIMEOUT, SLOT, RayUser, last_line, node_name
+from executor_adapter.pools.cluster.engines.ray_connection import PROBE_TIMEOUT, SLOT, RayUser, node_name
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor, certificates_of_ray, gpus_of_bundle
-from executor_adapter.pools.cluster.handshake import relay
 from executor_adapter.pools.cluster.link import Certificates
-from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
+from executor_adapter.pools.cluster.node_data import Kept, NodeValue
 from executor_adapter.pools.cluster.references import kept_on, note_kept
-
-logger = logging.getLogger("executor_adapter.cluster")
 
 PENDING_INTERVAL = 0.02
 """Seconds between two looks at leases that are not placed yet: one short request to Ray's control store."""
@@ -84,9 +80,8 @@ class RayCluster(Engine):
         if why := self._user.why_silent():
             raise ConnectionError(f"its control store does not answer: {why}")
         self._head = head
-        heads[head["token"]] = self._open_kept
-        name = f"executor-adapter-lease-{head['token'][:8]}-{lease}"
-        self._groups[lease] = self._ray.util.placement_group([{**self._bundle, **needs}], name=name)
+        bundle, name = {**self._bundle, **needs}, f"{self._name_of_leases}{lease}"
+        self._groups[lease] = self._ray.util.placement_group([bundle], name=name)
         self._pending.add(lease)
 
     def find_nodes(self, needs: Amounts) -> tuple[list[str], str]:
@@ -140,8 +135,8 @@ class RayCluster(Engine):
             if each.name == node:
                 each.actor.lend.remote(attempt, list(references))
 
-    def _open_kept(self, kept: Kept) -> Any:
-        """Return the ObjectRef of a result that waits in the actor of a node, which stores it now. Any thread."""
+    def open_kept(self, kept: Kept) -> Any:
+        # It waits in the actor of its node, which stores it now.
         found = [node for node in list(self._nodes.values()) if node.name == kept.node]
         if not found or not self._user.is_connected():
             raise LookupError(f"node {kept.node} is gone, and the result with it")
@@ -203,7 +198,7 @@ class RayCluster(Engine):
                 try:
                     self._hold(lease, node_id, self._ray.get(answer))
                 except Exception as error:
-                    self._forget(lease, *_why(error))
+                    self._forget(lease, error)
 
     def _hold(self, lease: int, node_id: str, environment: dict[str, str]) -> None:
         if (node := self._nodes.get(node_id)) is None:
@@ -223,34 +218,34 @@ class RayCluster(Engine):
         words = [node.word for node in self._nodes.values()]
         done, _ = self._ray.wait(words, num_returns=len(words), timeout=0)
         for node_id, node in [each for each in self._nodes.items() if each[1].word in done]:
+            why: str | Exception | None
             try:
-                why, is_final = self._ray.get(node.word), False
+                why = self._ray.get(node.word)
             except Exception as error:  # Its actor could not start the agent.
-                why, is_final = _why(error)
+                why = error
             was_asked, node.was_asked = node.was_asked, why == ""
             if why is None:
                 node.word = node.actor.next_word.remote()
                 self._relay(node)
             elif why or was_asked:  # What it had reported before it was asked is known at the second look.
-                self._remove(node_id, node, why, is_final)
+                self._remove(node_id, node, why)
 
     def _relay(self, node: _Node) -> None:
         """Carry the link of an agent that does not reach this program, through the actor on its node."""
-        logger.warning("node %s does not reach this program: its link goes through the Ray cluster", node.name)
         answer, actor = self._user.answer, node.actor
         read, write = lambda: answer(actor.read_link.remote), lambda part: answer(actor.write_link.remote, part)
-        relay(self._head["door"], read, write)
+        self._ends.relay(f"node {node.name}", read, write)
 
     def on_agent_lost(self, node: str) -> None:
         for node_id, each in list(self._nodes.items()):
             if each.name == node:
-                self._remove(node_id, each, "", is_final=False)
+                self._remove(node_id, each, "")
 
-    def _remove(self, node_id: str, node: _Node, why: str, is_final: bool) -> None:
+    def _remove(self, node_id: str, node: _Node, why: str | Exception) -> None:
         del self._nodes[node_id]
         self._when_it_answers(lambda: node.actor.end.remote())
         for lease in node.leases.copy():
-            self._forget(lease, why, is_final=is_final)
+            self._forget(lease, why)
 
     def _when_it_answers(self, call: Callable[[], object]) -> None:
         """Make a call to Ray's control store, or keep it until that is there again."""
@@ -259,28 +254,19 @@ class RayCluster(Engine):
         elif self._user.is_connected():
             self._postponed.append(call)
 
-    def _forget(self, lease: int, why: str, is_final: bool = False) -> None:
+    def _forget(self, lease: int, why: str | Exception) -> None:
         self.drop(lease)
-        self._ends.lease_ended(lease, why, is_final=is_final)
+        self._ends.lease_ended(lease, why)
 
     def close(self) -> None:
-        heads.pop(self._head.get("token", ""), None)
         if self._ray is None:
             return
         if self._user.answers():  # Otherwise each call would be tried for a second, and none is made.
             for node_id, node in list(self._nodes.items()):
-                self._remove(node_id, node, "", is_final=False)
+                self._remove(node_id, node, "")
             for lease in list(self._groups):
                 self.drop(lease)
         self._user.leave()
-
-
-def _why(error: Exception) -> tuple[str, bool]:
-    """Return in words why an agent could not be started, and whether no further try can help."""
-    lacks_package = "ModuleNotFoundError" in str(error) or "ImportError" in str(error)
-    return last_line(error) + (
-        ": install prefect-executor-adapter on the nodes" if lacks_package else ""
-    ), lacks_package
 
 
 class RayPool(EnginePool):

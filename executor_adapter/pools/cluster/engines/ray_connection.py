@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from typing import Any
 
-from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import CPU, GPU, MEMORY
 from executor_adapter.pools.cluster.handshake import host_towards
 
@@ -237,12 +236,6 @@ def why_closed(address: str, timeout: float) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
-
-
-def last_line(error: BaseException) -> str:
-    """Return the class of an error and the last line of its text: what is before it in Ray's errors are its frames."""
-    lines = [line for line in text_of(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
 
 
 def node_name(node: dict[str, Any]) -> str:
