@@ -6,6 +6,7 @@ ssh authenticates and encrypts, and its configuration (keys, ports, jumps) appli
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import socket
@@ -63,46 +64,44 @@ class SshHosts(LeaseSource):
         self._pool = pool
         self._supervisor = pool.supervisor
         self._connections = [_Connection(host, settings.command) for host in settings.hosts]
-        self._unplaced: deque[int] = deque()
-        """Leases that were asked for, and for which no host can be tried now."""
         self._on_closed: Callable[[], None] | None = None
 
     # --- leases ---
 
     def ask(self, leases: Sequence[int]) -> None:
-        self._unplaced += leases
-        self._place()
+        self._supervisor.call_soon(self._place)
 
     def look_for_nodes(self, shapes: Collection[Shape]) -> None:
         if shapes and (silent := [each.host.host for each in self._connections if each.process is not None]):
             self._pool.shapes.on_nodes_sought((), (), f"no agent has started yet on {', '.join(silent)}")
 
     def withdraw(self, lease: int) -> None:
-        for leases in (self._unplaced, *(each.reserved for each in self._connections)):
-            if lease in leases:
-                leases.remove(lease)
-        self._supervisor.call_soon(self._place)
+        """Do nothing: it is not among those in the books any more."""
 
     def release(self, agent: RemoteAgent, lease: int) -> None:
-        self._place()
+        self._supervisor.call_soon(self._place)
 
     def _place(self) -> None:
-        """Reserve a slot for each lease that was asked for, on the host with the largest share of free ones."""
+        """Find a slot for each lease that is asked for, on the host with the largest share of free ones.
+
+        It is granted there once the agent is ready. Until then it keeps its slot, since each time all are placed anew,
+        in the same order.
+        """
         now = self._supervisor.now()
-        while self._unplaced:
-            usable = [each for each in self._connections if each.retry_at <= now and each.free > 0]
-            best = max(usable, key=lambda each: each.free / each.host.slots, default=None)
-            if best is None:
+        hosts = enumerate(self._connections)
+        free = [(-each.free / each.host.slots, n, each.free) for n, each in hosts if each.free and each.retry_at <= now]
+        heapq.heapify(free)
+        for lease in list(self._pool.shapes.asked):
+            if not free:
                 return
-            best.reserved.append(self._unplaced.popleft())
-            if best.process is None:
+            _, n, slots = heapq.heappop(free)
+            best = self._connections[n]
+            if slots > 1:
+                heapq.heappush(free, ((1 - slots) / best.host.slots, n, slots - 1))
+            if best.process is None and best.retry_at <= now:
                 self._start(best)
             elif best.agent is not None and best.agent.is_ready:
-                self._grant(best)
-
-    def _grant(self, connection: _Connection) -> None:
-        while connection.reserved and connection.agent is not None:
-            self._pool.granted(connection.agent, connection.reserved.popleft())
+                self._pool.granted(best.agent, lease)
 
     # --- hosts ---
 
@@ -117,7 +116,7 @@ class SshHosts(LeaseSource):
     def on_ready(self, agent: RemoteAgent) -> None:
         connection = self._connection_of(agent)
         connection.failures = 0
-        self._grant(connection)
+        self._place()
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         connection = self._connection_of(agent)
@@ -143,8 +142,6 @@ class SshHosts(LeaseSource):
 
     def _on_failure(self, connection: _Connection, why: str) -> None:
         """Try the host again later, and meanwhile others; `why` is told where it was never connected."""
-        self._unplaced += connection.reserved
-        connection.reserved.clear()
         delay = min(FIRST_RETRY * 2 ** min(connection.failures, 6), MAX_RETRY)
         connection.failures += 1
         connection.retry_at = self._supervisor.now() + delay
@@ -197,14 +194,12 @@ class AfterGreeting(SocketEnd):
 
 
 class _Connection:
-    """One host: its ssh process while there is one, and what is reserved there."""
+    """One host: its ssh process while there is one, and its agent."""
 
     def __init__(self, host: SshHostSettings, ssh_command: Sequence[str]) -> None:
         self.host = host
         self.agent: RemoteAgent | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.reserved: deque[int] = deque()
-        """Leases that are to be granted here once the agent is ready."""
         self.failures = 0
         """Times in a row that the host could not be reached."""
         self.retry_at = 0.0
@@ -213,9 +208,9 @@ class _Connection:
 
     @property
     def free(self) -> int:
-        """Slots that are neither leased nor reserved."""
+        """Slots that are not leased."""
         leased = 0 if self.agent is None else self.agent.slots
-        return 0 if self.agent is None and self.process else self.host.slots - leased - len(self.reserved)
+        return 0 if self.agent is None and self.process else self.host.slots - leased
 
     def start(self, loop: PoolSupervisor) -> socket.socket:
         """Start ssh, and return our end of its stdin and stdout. What it writes to stderr is noted on the loop.

@@ -298,10 +298,12 @@ def test_doctor_finds_a_host_wrong_that_answers_something_else(printed: str) -> 
 def test_a_host_that_fails_a_thousand_times_is_tried_again() -> None:
     """However often a host could not be reached, it is tried again within a minute."""
     supervisor = Mock(now=Mock(side_effect=itertools.count(step=1_000)))
-    hosts = SshHosts(Mock(supervisor=supervisor), SshSettings(hosts=(SshHostSettings(host="far"),), command=("/none",)))
+    pool = Mock(supervisor=supervisor)
+    pool.shapes.asked = {1: ()}
+    hosts = SshHosts(pool, SshSettings(hosts=(SshHostSettings(host="far"),), command=("/none",)))
     for _ in range(1_100):
         hosts.ask([1])
-        hosts.withdraw(1)
+        supervisor.call_soon.call_args.args[0]()
     assert supervisor.call_at.call_count == 1_100
     assert supervisor.call_at.call_args.args[0] % 1_000 == 60
 
