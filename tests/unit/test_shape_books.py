@@ -89,6 +89,9 @@ class Pool(RemotePool):
     def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
         self.read = on_readable
 
+    def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:
+        """All is sent at once."""
+
     def unwatch(self, fd: int) -> None:
         """Nothing is watched."""
 

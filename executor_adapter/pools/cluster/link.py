@@ -196,8 +196,9 @@ class Link:
         self._rest = memoryview(b"")
         self._files: deque[_Sending] = deque()
         self._splitter = wire.FrameSplitter(bytearray(_BUFFER_BYTES))
-        self._waits_for_room = False
         loop.watch(end.read_fd, self._read)
+        if end.write_fd != end.read_fd:
+            loop.watch(end.write_fd, self.flush)  # Both may be of one socket, which is readable then.
 
     @property
     def has_unsent_frames(self) -> bool:
@@ -239,13 +240,14 @@ class Link:
             try:
                 sent = self._end.send(self._rest)
             except BlockingIOError:
-                self._wait_for_room(waits=True)
+                self._loop.watch_writable(self._end.write_fd, self.flush)
                 return
             except OSError:
                 self._lose()
                 return
             self._rest = self._rest[sent:]
-        self._wait_for_room(waits=False)
+        if self.is_open:
+            self._loop.watch_writable(self._end.write_fd, None)
 
     def _add_chunk(self) -> None:
         sending = self._files.popleft()
@@ -256,18 +258,6 @@ class Link:
             self._files.append(sending)  # Behind the others, so that all of them advance.
         else:
             self._unsent.append(sending.then)
-
-    def _wait_for_room(self, *, waits: bool) -> None:
-        if waits == self._waits_for_room or not self.is_open:
-            return
-        self._waits_for_room, fd = waits, self._end.write_fd
-        reads_too = fd == self._end.read_fd
-        if waits and not reads_too:
-            self._loop.watch(fd, self.flush)
-        if waits or reads_too:
-            self._loop.watch_writable(fd, self.flush if waits else None)
-        else:
-            self._loop.unwatch(fd)
 
     def _read(self) -> None:
         try:
