@@ -18,7 +18,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -101,34 +101,26 @@ class Door:
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self._guests: dict[socket.socket, None] = {}
         """The connections that have not proved themselves yet, the oldest first."""
-        threading.Thread(target=self._accept, name="executor-adapter-door", daemon=True).start()
-
-    def _accept(self) -> None:
-        for guest in connections(self._socket):
-            try:
-                if self._context is not None:
-                    guest = self._context.wrap_socket(guest, server_side=True, do_handshake_on_connect=False)
-                self._guests[guest] = None
-                for oldest in [*self._guests][:-MAX_GUESTS]:
-                    _end(oldest)
-                threading.Thread(target=self._meet, args=(guest,), name="executor-adapter-guest", daemon=True).start()
-            except (OSError, RuntimeError):  # It has gone, or no thread starts now: the agent connects again.
-                self._guests.pop(guest, None)
-                guest.close()
+        serve_connections(self._socket, self._meet, "executor-adapter-door")
 
     def _meet(self, guest: socket.socket) -> None:
         until = time.monotonic() + HANDSHAKE_TIMEOUT
         try:
+            if self._context is not None:
+                guest = self._context.wrap_socket(guest, server_side=True, do_handshake_on_connect=False)
+            self._guests[guest] = None
+            for oldest in [*self._guests][:-MAX_GUESTS]:
+                _end(oldest)
             guest.settimeout(HANDSHAKE_TIMEOUT)
             if isinstance(guest, ssl.SSLSocket):
                 guest.do_handshake()
             _check(guest, self._token, until)
-        except OSError:  # It does not know the token, or has no certificate of the cluster.
+        except OSError:  # It has gone, does not know the token, or has no certificate of the cluster.
             guest.close()
         else:
             self._call_soon(self._pass_on, guest)
         finally:
-            del self._guests[guest]
+            self._guests.pop(guest, None)
 
     def _pass_on(self, sock: socket.socket) -> None:
         if self._socket.fileno() < 0:
@@ -143,13 +135,26 @@ class Door:
         self._socket.close()
 
 
-def connections(listening: socket.socket) -> Iterator[socket.socket]:
-    """Yield what connects, until the socket is closed; where no descriptor is left, wait until there is one again."""
-    while listening.fileno() >= 0:
-        try:
-            yield listening.accept()[0]
-        except OSError:  # It is closed, or the other side has gone, or no descriptor is left.
-            time.sleep(ACCEPT_PAUSE)
+def serve_connections(listening: socket.socket, serve: Callable[[socket.socket], object], name: str) -> None:
+    """Call `serve` with each connection, in a thread of its own, until the listening socket is closed.
+
+    Where no descriptor is left, none is accepted until there is one again. One is closed for which no thread starts
+    now: who has connected finds that out, and may do so again.
+    """
+
+    def accept() -> None:
+        while listening.fileno() >= 0:
+            try:
+                sock = listening.accept()[0]
+            except OSError:  # It is closed, or the other side has gone, or no descriptor is left.
+                time.sleep(ACCEPT_PAUSE)
+                continue
+            try:
+                threading.Thread(target=serve, args=(sock,), name=name, daemon=True).start()
+            except RuntimeError:
+                sock.close()
+
+    threading.Thread(target=accept, name=name, daemon=True).start()
 
 
 def ports_of(listen_port: int | str | None) -> range:

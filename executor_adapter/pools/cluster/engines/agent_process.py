@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.cluster import agent_program
-from executor_adapter.pools.cluster.handshake import connections
+from executor_adapter.pools.cluster.handshake import serve_connections
 from executor_adapter.pools.cluster.node_data import FETCH, VARIABLE, Kept, receive, send
 from executor_adapter.worker import interpreter_command
 
@@ -48,20 +48,13 @@ class DataServer:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind("\0" + self.address)
         self._socket.listen(128)
-        threading.Thread(target=self._accept, name="executor-adapter-data", daemon=True).start()
+        serve_connections(self._socket, self._serve, "executor-adapter-data")
 
     def close(self) -> None:
         """Listen no more."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-
-    def _accept(self) -> None:
-        for sock in connections(self._socket):
-            try:
-                threading.Thread(target=self._serve, args=(sock,), name="executor-adapter-data", daemon=True).start()
-            except RuntimeError:  # The system starts none now: the worker's job fails with a ConnectionError.
-                sock.close()
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):  # Its job has ended.
