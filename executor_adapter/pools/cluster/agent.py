@@ -25,7 +25,7 @@ from executor_adapter.pools.kinds import pool_kinds
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.memory.available import AvailableMemory
 from executor_adapter.pools.memory.guard import MemoryGuard
-from executor_adapter.pools.transport.envelope import Ending, Outcome, failed, packed
+from executor_adapter.pools.transport.envelope import Ending, Outcome, failed
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.worker import lease_time, values, wire
 
@@ -155,7 +155,8 @@ class Agent:
             found = "the node has no room for the job's large arguments (memory, or file descriptors)"
         if isinstance(found, str):
             self._files.drop(seq)
-            self._report_end(seq, failed(JobSerializationError(found), Ending.UNSENDABLE))
+            refused = RemoteAttempt(seq, number, "", None, flags)
+            self._report_end(refused, failed(JobSerializationError(found), Ending.UNSENDABLE))
             return
         file = values.MemoryFile(fd, body[frames.CALL_PART.size : at]) if fd >= 0 else None
         assignment = unpack_call(seq, number, flags, found, body[at:], file, max_runtime)
@@ -277,29 +278,16 @@ class Agent:
 
     def ended(self, assignment: Assignment, outcome: Outcome) -> None:
         assert isinstance(assignment, RemoteAttempt)
-        seq = self._forget(assignment)
-        if self._ending:
-            return  # The head knows that this agent is gone, and so is what it ran.
-        if outcome.ending is Ending.RETURNED or outcome.body.frame is not None:
-            self._pass_on(seq, assignment, outcome)
-        else:
-            self._report_end(seq, outcome, assignment)
+        self._forget(assignment)
+        if not self._ending:  # Otherwise the head knows that this agent is gone, and so is what it ran.
+            self._report_end(assignment, outcome)
 
-    def _pass_on(self, seq: int, assignment: RemoteAttempt, outcome: Outcome) -> None:
-        """Send what a worker has written, unopened."""
-        kind, flags, body = packed(outcome)
-        now = self.now()
-        start, end = assignment.started_at or now, assignment.ended_at or now
-        size, peak = frames.WORD.size + len(body), (assignment.peak_rss or 0) >> 10
-        header = wire.HEADER.pack(size, kind, flags, 0, seq, peak, now - start, now - end)
-        frame = b"".join((header, frames.WORD.pack(assignment.pid or 0), body))
+    def _report_end(self, assignment: RemoteAttempt, outcome: Outcome) -> None:
+        frame = pack_end(assignment, outcome, self.now())
         if (file := outcome.body.file) is not None:
-            self.link.send_file(seq, file, frame)
+            self.link.send_file(assignment.seq, file, frame)
         else:
             self.link.send(frame)
-
-    def _report_end(self, seq: int, outcome: Outcome, assignment: RemoteAttempt | None = None) -> None:
-        self.link.send(wire.pack_frame(frames.ENDED, seq=seq, body=pack_end(outcome, assignment)))
 
     def handed_back(self, assignment: Assignment) -> None:
         assert isinstance(assignment, RemoteAttempt)

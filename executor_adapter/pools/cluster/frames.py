@@ -22,11 +22,11 @@
                     its attempts, as JSON, if they have one
         GIVEN       body: the seq of each call that a worker is about to get
         STARTED     seq, word: pid, first: the age of the start in seconds
-        RETURNED, RAISED, UNSENDABLE
-                    seq, word: peak RSS in KiB, first and second: the ages of start and end; body: the worker's
-                    pid, and the body of its frame
+        RETURNED, RAISED
+                    number: how it ended, as a place in `Ending`; seq, word: peak RSS in KiB, first and second: the ages
+                    of start and end, -1 where it has not started; body: WORKER, and the body of the worker's frame, or
+                    of one like it where no worker has written any
         MESSAGE     seq; body: topic and content, as the worker wrote them
-        ENDED       seq; body: how it ended otherwise, plain data, pickled
         HANDED_BACK seq: it has not started
         FILE        seq; body: the next chunk of the memory file of that result
         BEAT        first: the time on the agent's clock
@@ -54,7 +54,7 @@ START = b"\0executor-adapter agent\n"
 """What an agent that ssh starts writes first: the shell of its host may have printed something before."""
 
 SETUP, SLOTS, FILE, DROP_FILE, RECALL, GIVE_BACK, STOP, INTERRUPT, RELEASED, BEAT, CLOSE = range(40, 51)
-HELLO, LEASED, GIVEN, ENDED, HANDED_BACK, LEAVING = range(60, 66)
+HELLO, LEASED, GIVEN, HANDED_BACK, LEAVING = range(60, 65)
 
 SHORT = 64
 """Flag of a CALL: others may be queued behind it."""
@@ -67,13 +67,15 @@ OF_AGENT = SHORT | ON_LEASE
 CALL_PART = struct.Struct("<QI")
 """The memory limit or 0, and the size of what follows before the body proper: the sizes of the memory file's parts."""
 WORD = struct.Struct("<I")
-"""A seq in the body of a GIVEN; the worker's process at the start of the body of a result."""
+"""A seq in the body of a GIVEN."""
+WORKER = struct.Struct("<Iii")
+"""The worker, at the start of the body of a result: its pid or 0, its exit code or -1, the signal of its death or 0."""
 
 BEATS = 6
 """Beats that an agent sends within `lost_after` seconds."""
 
 _PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
-PROTOCOL = 2
+PROTOCOL = 3
 """Changes whenever a head and an agent of different versions would not understand each other."""
 
 

@@ -16,7 +16,7 @@ from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
 from executor_adapter.pools.cluster.program import Source
 from executor_adapter.pools.cluster.remote_attempt import pack_call, unpack_end
-from executor_adapter.pools.transport.envelope import STOPPED, Body, crashed, received
+from executor_adapter.pools.transport.envelope import STOPPED, Body, Ending, crashed
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.worker import values, wire
@@ -282,9 +282,9 @@ class RemoteAgent:
     # --- what the agent reports ---
 
     def _on_frames(self, arrived: list[wire.Frame]) -> None:
-        for kind, flags, _, seq, word, first, second, body in arrived:
+        for kind, flags, number, seq, word, first, second, body in arrived:
             if kind in wire.RESULT_KINDS:
-                self._on_result(kind, flags, seq, word, first, second, body)
+                self._on_result(kind, flags, number, seq, word, first, second, body)
             elif kind == wire.STARTED:
                 self._on_started(seq, word, first)
             elif kind == frames.GIVEN:
@@ -302,8 +302,6 @@ class RemoteAgent:
     def _on_rare_frame(self, kind: int, seq: int, word: int, body: bytes) -> None:
         if kind == frames.FILE:
             self._files.add(seq, body)
-        elif kind == frames.ENDED:
-            self._on_ended(seq, body)
         elif kind == frames.HANDED_BACK:
             self._hand_back(seq)
         elif kind == frames.LEASED:
@@ -323,34 +321,28 @@ class RemoteAgent:
             self._supervisor.started(assignment, assignment.started_at)
 
     def _on_result(
-        self, kind: int, flags: int, seq: int, peak: int, start_age: float, end_age: float, body: bytes
+        self, kind: int, flags: int, number: int, seq: int, peak: int, start_age: float, end_age: float, body: bytes
     ) -> None:
         fd = self._files.take(seq) if flags & wire.IN_FILE else -1
         if (assignment := self._forget(seq)) is None:
             return
-        outcome = received(kind, flags, body[frames.WORD.size :], fd, assignment.job.job_id)
+        outcome = unpack_end(assignment, kind, flags, number, body, fd)
         lack = outcome.error.text if outcome.error and outcome.error.code == "MISSING_MODULE" else ""
-        if kind == wire.UNSENDABLE and lack and self._owner.may_run_elsewhere(self, assignment, lack):
+        if outcome.ending is Ending.UNSENDABLE and lack and self._owner.may_run_elsewhere(self, assignment, lack):
             self._supervisor.handed_back(assignment)
             return
         now = self._supervisor.now()
-        (assignment.pid,) = frames.WORD.unpack_from(body)
-        if assignment.started_at is None:
-            self._supervisor.started(assignment, now - start_age)
-        assignment.started_at = now - start_age
+        if start_age >= 0.0:
+            if assignment.started_at is None:
+                self._supervisor.started(assignment, now - start_age)
+            assignment.started_at = now - start_age
         assignment.ended_at = now - end_age
-        assignment.peak_rss = peak << 10
+        assignment.peak_rss = peak << 10 or None
         if assignment.stop_asked_at is not None and assignment.ended_at <= assignment.stop_asked_at:
             assignment.stop_asked_at = None
-        if kind == wire.RETURNED and assignment.job.keep:
+        if outcome.ending is Ending.RETURNED and assignment.job.keep:
             self._owner.on_kept(outcome.body)
         self._supervisor.ended(assignment, outcome)
-
-    def _on_ended(self, seq: int, body: bytes) -> None:
-        if (assignment := self._forget(seq)) is None:
-            return
-        assignment.ended_at = self._supervisor.now()
-        self._supervisor.ended(assignment, unpack_end(assignment, body))
 
     def _hand_back(self, seq: int) -> None:
         if (assignment := self._forget(seq)) is not None:

@@ -6,16 +6,16 @@ import pickle
 from types import SimpleNamespace
 from typing import Any
 
-from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.cluster import frames
-from executor_adapter.pools.transport.envelope import Body, Ending, Outcome
+from executor_adapter.pools.transport.envelope import Body, Ending, Outcome, packed, received
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload
 from executor_adapter.worker import values, wire
 
 MAX_BEHIND = 8
 """How many calls may be queued behind a short one on a node, which does not know how short it is."""
+_ENDINGS = tuple(Ending)
 
 
 class RemoteAttempt(Assignment):
@@ -23,7 +23,7 @@ class RemoteAttempt(Assignment):
 
     __slots__ = ("is_on_lease", "is_told", "returns", "seq")
 
-    def __init__(self, seq: int, number: int, job_id: str, payload: Payload, flags: int) -> None:
+    def __init__(self, seq: int, number: int, job_id: str, payload: Payload | None, flags: int) -> None:
         job: Any = SimpleNamespace(job_id=job_id)  # All that this process knows of it.
         super().__init__(job, number, payload)
         self.seq = seq
@@ -59,21 +59,28 @@ def unpack_call(
     return RemoteAttempt(seq, number, job_id, payload, flags)
 
 
-def pack_end(outcome: Outcome, attempt: RemoteAttempt | None) -> bytes:
-    """Return the body of an ENDED: plain data, in which the exception of this package is pickled by itself."""
-    of_worker: tuple[int | None, ...] = (None,) * 4
-    if attempt is not None:
-        of_worker = (attempt.exit_code, attempt.exit_signal, attempt.pid, attempt.peak_rss)
-    error = None if outcome.error is None else (tuple(outcome.error), pickle.dumps(outcome.body.exception(), 5))
-    return pickle.dumps((outcome.ending.name, error, *of_worker), 5)
+def pack_end(attempt: RemoteAttempt, outcome: Outcome, now: float) -> bytes:
+    """Return the frame of the end of an attempt. What its worker has written is in it, unopened."""
+    body = outcome.body
+    if outcome.error is not None and body.frame is None:  # It is an exception of this package, made here.
+        body = Body(frame=pickle.dumps(body.exception(), 5))
+    as_frame = Ending.RETURNED if outcome.error is None else Ending.RAISED
+    kind, flags, content = packed(Outcome(as_frame, outcome.error, outcome.records, body))
+    start_age = -1.0 if attempt.started_at is None else max(0.0, now - attempt.started_at)
+    end_age = now - (attempt.ended_at or now)
+    size, number, peak = frames.WORKER.size + len(content), _ENDINGS.index(outcome.ending), attempt.peak_rss or 0
+    header = wire.HEADER.pack(size, kind, flags, number, attempt.seq, peak >> 10, start_age, end_age)
+    code, signal = attempt.exit_code, attempt.exit_signal
+    worker = frames.WORKER.pack(attempt.pid or 0, -1 if code is None else code, signal or 0)
+    return b"".join((header, worker, content))
 
 
-def unpack_end(assignment: Assignment, body: bytes) -> Outcome:
-    """Return how an attempt ended, and note what its node knows of its worker."""
-    name, error, exit_code, exit_signal, pid, peak = values.load_plain(body)[0]
-    assignment.exit_code, assignment.exit_signal = exit_code, exit_signal
-    assignment.pid, assignment.peak_rss = pid, peak
-    if error is None:
-        return Outcome(Ending[name])
-    facts = ErrorFacts(*error[0])
-    return Outcome(Ending[name], facts, None, Body(frame=error[1], facts=facts, job_id=assignment.job.job_id))
+def unpack_end(assignment: Assignment, kind: int, flags: int, number: int, body: bytes, fd: int) -> Outcome:
+    """Return how an attempt ended, and note what its node knows of its worker. `fd`: the memory file, or -1."""
+    pid, code, signal = frames.WORKER.unpack_from(body)
+    assignment.pid, assignment.exit_signal = pid or None, signal or None
+    assignment.exit_code = None if code < 0 else code
+    outcome, ending = received(kind, flags, body[frames.WORKER.size :], fd, assignment.job.job_id), _ENDINGS[number]
+    # One that lacks its memory file has ended in another way than its node knows.
+    lacks_file = flags & wire.IN_FILE and fd < 0
+    return outcome if lacks_file or outcome.ending is ending else outcome._replace(ending=ending)
