@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import Any
 
 from executor_adapter.job import CPU, GPU, MEMORY
@@ -163,8 +163,8 @@ class _Connection(threading.Thread):
             custom = {name: amount for name, amount in capacity.items() if name not in (CPU, GPU, MEMORY)}
             known = {"num_cpus": math.ceil(capacity.get(CPU, 0)), "num_gpus": capacity.get(GPU)}
             self._options |= {**known, "resources": {SLOT: _MANY, **custom}, "include_dashboard": False}
-        self._error: BaseException | None = None
-        self._is_open, self._is_to_close = threading.Event(), threading.Event()
+        self._opened = Future[None]()
+        self._is_to_close = threading.Event()
 
     def open(self) -> None:
         """Connect.
@@ -176,9 +176,7 @@ class _Connection(threading.Thread):
         if self.address.rpartition(":")[2].isdigit() and (why := why_closed(self.address, REACH_TIMEOUT)):
             raise ConnectionError(f"nothing answers at {self.address}: {why}")
         self.start()
-        self._is_open.wait()
-        if self._error is not None:
-            raise self._error
+        self._opened.result()
 
     def close(self) -> None:
         """End the connection, unless the program has done so."""
@@ -189,10 +187,9 @@ class _Connection(threading.Thread):
         try:
             self._connect()
         except BaseException as error:
-            self._error = error
+            self._opened.set_exception(error)
             return
-        finally:
-            self._is_open.set()
+        self._opened.set_result(None)
         self._wait_for_end()
         with _ending:
             if self._ray.is_initialized() and _current(self._ray) == self.name_in_ray:
