@@ -15,7 +15,6 @@ import os
 import socket
 import ssl
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -162,17 +161,13 @@ def take_stdio() -> tuple[int, int]:
     return taken
 
 
-class _Sending:
-    """A large value that is being sent."""
-
-    __slots__ = ("at", "file", "seq", "size", "then")
-
-    def __init__(self, seq: int, file: values.MemoryFile, then: bytes) -> None:
-        self.seq = seq
-        self.file = file
-        self.then = then
-        self.at = 0
-        self.size = os.fstat(file.fd).st_size
+def _chunks(seq: int, file: values.MemoryFile, then: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Yield the chunks of a large value, the last one with the frame `then` behind it, and whether each is that."""
+    size = os.fstat(file.fd).st_size
+    for at in range(0, size, CHUNK_BYTES):
+        chunk = wire.pack_frame(frames.FILE, seq=seq, body=os.pread(file.fd, CHUNK_BYTES, at))
+        is_last = at + CHUNK_BYTES >= size
+        yield chunk + then if is_last else chunk, is_last
 
 
 class Link:
@@ -194,7 +189,8 @@ class Link:
         self._on_lost = on_lost
         self._unsent: list[bytes] = []
         self._rest = memoryview(b"")
-        self._files: deque[_Sending] = deque()
+        self._files: dict[int, Iterator[tuple[bytes, bool]]] = {}
+        """The chunks that are still to be sent of each large value, that whose turn is next first."""
         self._splitter = wire.FrameSplitter(bytearray(_BUFFER_BYTES))
         loop.watch(end.read_fd, self._read)
         if end.write_fd != end.read_fd:
@@ -218,16 +214,14 @@ class Link:
     def send_file(self, seq: int, file: values.MemoryFile, then: bytes) -> None:
         """Send a memory file in chunks, and after the last one the frame `then`."""
         if self.is_open:
-            self._files.append(_Sending(seq, file, then))
+            self._files[seq] = _chunks(seq, file, then)
 
     def cancel_file(self, seq: int) -> bool:
         """Do not send the rest of a memory file and its frame. Return False if that is sent already."""
-        for sending in self._files:
-            if sending.seq == seq:
-                self._files.remove(sending)
-                self.send(wire.pack_frame(frames.DROP_FILE, seq=seq))
-                return True
-        return False
+        if self._files.pop(seq, None) is None:
+            return False
+        self.send(wire.pack_frame(frames.DROP_FILE, seq=seq))
+        return True
 
     def flush(self) -> None:
         """Send what there is room for, and the rest as soon as there is more."""
@@ -250,14 +244,12 @@ class Link:
             self._loop.watch_writable(self._end.write_fd, None)
 
     def _add_chunk(self) -> None:
-        sending = self._files.popleft()
-        chunk = os.pread(sending.file.fd, CHUNK_BYTES, sending.at)
-        sending.at += len(chunk)
-        self._unsent.append(wire.pack_frame(frames.FILE, seq=sending.seq, body=chunk))
-        if chunk and sending.at < sending.size:
-            self._files.append(sending)  # Behind the others, so that all of them advance.
-        else:
-            self._unsent.append(sending.then)
+        seq, chunks = next(iter(self._files.items()))
+        del self._files[seq]
+        chunk, is_last = next(chunks)
+        self._unsent.append(chunk)
+        if not is_last:
+            self._files[seq] = chunks  # Behind the others, so that all of them advance.
 
     def _read(self) -> None:
         try:
