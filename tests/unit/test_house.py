@@ -113,7 +113,7 @@ BUDGETS = {
     "persistence": 1_143,
     "pipeline": 4_483,
     "pools": 555,
-    "pools/cluster": 3_397,
+    "pools/cluster": 3_396,
     "pools/in_process": 629,
     "pools/memory": 391,
     "pools/process": 1_517,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.abc import SourceLoader
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from executor_adapter.worker import decode_function
@@ -37,7 +37,7 @@ class FunctionOfProgram:
         return load, self._parts
 
 
-class _Finder:
+class _Finder(SourceLoader):
     """Finds and loads the modules that were sent, before those of the node."""
 
     def __init__(self) -> None:
@@ -51,22 +51,18 @@ class _Finder:
         if source is None and of_node is not None:
             return of_node
         loader: Any = None if source is None else self
-        spec = ModuleSpec(name, loader, is_package=source is None or source.is_package)
+        is_package, file = source is None or source.is_package, source and source.file
+        spec = ModuleSpec(name, loader, origin=file, is_package=is_package)
+        spec.has_location = source is not None
         if spec.submodule_search_locations is not None and of_node is not None:
             spec.submodule_search_locations += of_node.submodule_search_locations or ()
         return spec
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Let Python make the module."""
+    def get_filename(self, fullname: str) -> str:
+        return self.sources[fullname].file
 
-    def exec_module(self, module: ModuleType) -> None:
-        source = self.sources[module.__name__]
-        module.__file__ = source.file
-        exec(compile(source.content or b"", source.file, "exec", dont_inherit=True), vars(module))
-
-    def get_source(self, name: str) -> str:
-        """Return what tracebacks show."""
-        return (self.sources[name].content or b"").decode()
+    def get_data(self, path: str | bytes) -> bytes:
+        return next(source.content or b"" for source in self.sources.values() if source.file == path)
 
 
 _finder = _Finder()

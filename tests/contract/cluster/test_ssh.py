@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,9 @@ from executor_adapter.config import ClusterSettings, Settings, SshHostSettings, 
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError, JobTimeoutError, WorkerUnavailableError
 from executor_adapter.monitoring import Level
 from executor_adapter.pools.cluster.descriptions import compare_node, describe
+from executor_adapter.pools.cluster.program import Source, load
 from executor_adapter.pools.cluster.ssh import SshHosts
+from executor_adapter.worker import REFERENCE
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import MakeSshExecutor, Runs, guardian_of
 from tests.contract.cluster.sshd import ROOT, SshServer
@@ -315,6 +318,18 @@ MODULES = {
     "only_here": "import helper_of_program as helper\ndef double(value):\n    return helper.times(value, 2)\n",
     "helper_of_program": "import only_here\ndef times(value, step):\n    return value * step\n",
 }
+
+
+def test_a_traceback_shows_the_lines_of_a_module_that_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are shown in whatever encoding the module is written, though its file is not on the node."""
+    text = "# coding: latin-1\ndef fail():\n    raise ValueError('f\xfcnf')\n"
+    source = Source("sent_in_latin_1", "/nowhere/sent_in_latin_1.py", text.encode("latin-1"), False)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    fail = load([source.name], [source], REFERENCE + b"sent_in_latin_1:fail")
+    monkeypatch.delitem(sys.modules, source.name)
+    with pytest.raises(ValueError, match="f\xfcnf") as raised:
+        fail()
+    assert "    raise ValueError('f\xfcnf')" in "".join(traceback.format_exception(raised.value))
 
 
 @pytest.fixture
