@@ -164,7 +164,7 @@ def take_stdio() -> tuple[int, int]:
 def _chunks(seq: int, file: values.MemoryFile, then: bytes) -> Iterator[tuple[bytes, bool]]:
     """Yield the chunks of a large value, the last one with the frame `then` behind it, and whether each is that."""
     size = os.fstat(file.fd).st_size
-    for at in range(0, size, CHUNK_BYTES):
+    for at in range(0, max(1, size), CHUNK_BYTES):  # One that a function has emptied is a chunk, too.
         chunk = wire.pack_frame(frames.FILE, seq=seq, body=os.pread(file.fd, CHUNK_BYTES, at))
         is_last = at + CHUNK_BYTES >= size
         yield chunk + then if is_last else chunk, is_last

@@ -105,6 +105,16 @@ def test_a_large_value_arrives_as_it_was(pair: Pair) -> None:
     assert files.take(6) == -1
 
 
+def test_a_large_value_that_its_function_has_emptied_ends_no_link(pair: Pair) -> None:
+    """The frame that needs it arrives, and what is sent after it."""
+    pair.sender.send_file(5, memory_file(0), wire.pack_frame(wire.CALL, seq=5))
+    pair.sender.flush()
+    pair.until(lambda: (wire.CALL, 5) in pair.kinds())
+    pair.sender.send(wire.pack_frame(frames.STOP, seq=7))
+    pair.sender.flush()
+    pair.until(lambda: (frames.STOP, 7) in pair.kinds())
+
+
 def test_a_value_that_is_not_needed_is_not_sent_to_its_end(pair: Pair) -> None:
     """The rest of a cancelled value and its frame are left out, and the receiver is told to drop what it has."""
     pair.sender.send_file(1, memory_file(20 * CHUNK_BYTES), wire.pack_frame(wire.CALL, seq=1))
