@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 from executor_adapter.config import FilesTool, FileTable
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException
 from executor_adapter.pipeline import ConfiguredTable, Landing, Window, store_landing
-from executor_adapter.pipeline.sources import files
+from executor_adapter.pipeline.sources import unpacking
 from executor_adapter.pipeline.sources.files import find_files, land_file
 
 OTHER_PLACES = ("https://h/a.csv", "file:///a.csv", "simplecache::s3://b/a.csv", "s3://b/a.csv::s3://b/b.csv")
@@ -111,7 +111,7 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(
     inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that somebody is still writing makes no landing; the error is retried."""
-    monkeypatch.setattr(files, "progress", lambda *_: (inbox / "a.csv").write_text("n\nmore\nto come\n"))
+    monkeypatch.setattr(unpacking, "progress", lambda *_: (inbox / "a.csv").write_text("n\nmore\nto come\n"))
     with pytest.raises(DataCollectionException, match="changed while it was copied: wait until it is whole") as caught:
         land(tmp_path / "lake", tool("a.csv", directory=inbox))
     assert caught.value.error_code == "COLLECTION_ERROR"

@@ -23,9 +23,9 @@ from executor_adapter.config import FilesTool, redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import explained
-from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Window, find_landing, receiving
-from executor_adapter.pipeline.sources.unpacking import CHUNK
+from executor_adapter.pipeline.sources.unpacking import bounded, chunks_of
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.terminal import escaped
 
@@ -83,8 +83,8 @@ def land_file(table: ConfiguredTable, tool: FilesTool, window: Window) -> Landin
         fingerprint = before if is_settled else f"{before}, new"
         with receiving(table.lake, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver:
             receiver.restart()
-            chunks = islice(_chunks(file, size, origin, tool.max_bytes), 1 if window.is_sample else None)
-            receiver.add(_suffixes(window.name), chunks, origin=origin)
+            chunks = bounded(chunks_of(file), tool.max_bytes, f"{origin} has", size)
+            receiver.add(_suffixes(window.name), islice(chunks, 1 if window.is_sample else None), origin=origin)
             if version() != before:
                 raise DataCollectionException(f"{origin} changed while it was copied: wait until it is whole")
     landing = receiver.landing
@@ -221,16 +221,6 @@ def _remote_content(system: Any, path: str) -> str:
     """Return what identifies the content of an object: what the server says of it."""
     system.invalidate_cache()
     return f"remote {system.ukey(path)}"
-
-
-def _chunks(file: IO[bytes], size: int | None, origin: str, limit: int) -> Iterator[bytes]:
-    done = 0
-    while chunk := file.read(CHUNK):
-        done += len(chunk)
-        if max(done, size or 0) > limit:
-            raise _error(f"{origin} has more than {limit:,} bytes: raise max_bytes", "DATA_ERROR")
-        yield chunk
-        progress(done, size, "bytes")
 
 
 def _suffixes(path: str) -> str:

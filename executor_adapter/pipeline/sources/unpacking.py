@@ -8,13 +8,15 @@ import lzma
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from executor_adapter.pipeline.disk import TEMPORARY, explained
 from executor_adapter.pipeline.errors import configuration_error, data_error
+from executor_adapter.pipeline.job_log import progress
 
 CHUNK = 1 << 20
 """Bytes that are copied at a time."""
@@ -106,11 +108,26 @@ def temporary(beside: Path) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, file)
 
 
+def bounded(chunks: Iterable[bytes], limit: int, said: str, total: int | None = None) -> Iterator[bytes]:
+    """Yield chunks as they come, and report how many bytes came, of `total` where that is known.
+
+    Raises:
+        DataCollectionException: DATA_ERROR, there are more bytes than `limit`: `said` is what has them, and a verb.
+    """
+    done = 0
+    for chunk in chunks:
+        done += len(chunk)
+        if max(done, total or 0) > limit:
+            raise data_error(f"{said} more than {limit:,} bytes: raise max_bytes")
+        progress(done, total, "bytes")
+        yield chunk
+
+
+def chunks_of(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of an open file."""
+    return iter(partial(file.read, CHUNK), b"")
+
+
 def _copy(path: Path, source: IO[bytes], plain: BinaryIO, max_bytes: int) -> None:
-    size = 0
-    while chunk := source.read(CHUNK):
-        size += len(chunk)
-        if size > max_bytes:
-            raise data_error(f"{path}: unpacks to more than {max_bytes:,} bytes")
-        plain.write(chunk)
+    plain.writelines(bounded(chunks_of(source), max_bytes, f"{path}: unpacks to"))
     plain.flush()

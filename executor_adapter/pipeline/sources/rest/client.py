@@ -23,8 +23,9 @@ from executor_adapter.config import Credential, RestTool, redacted, remember
 from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import locked
-from executor_adapter.pipeline.errors import configuration_error, data_error
-from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.pipeline.errors import configuration_error
+from executor_adapter.pipeline.job_log import log
+from executor_adapter.pipeline.sources.unpacking import bounded
 
 MAX_REDIRECTS = 5
 MAX_READ = 1 << 16
@@ -83,7 +84,7 @@ class ApiClient:
 
     @contextmanager
     def answer(self, url: httpx.URL) -> Iterator[httpx.Response]:
-        """Send a request, follow redirects, and yield the answer, whose body is still to come: read it by `bounded`.
+        """Send a request, follow redirects, and yield the answer, whose body is still to come: read it by `body_of`.
 
         Raises:
             DataCollectionException: CONFIGURATION_ERROR, REQUEST_ERROR, API_ERROR, RATE_LIMITED or NETWORK_ERROR (also
@@ -214,27 +215,15 @@ class Authentication:
         }
         with client.stream("POST", url, data=form, headers=headers) as response:
             response.raise_for_status()
-            content = b"".join(bounded(response, min(self._tool.max_bytes, MAX_ANSWER)))
+            content = b"".join(body_of(response, min(self._tool.max_bytes, MAX_ANSWER)))
         self._token, lifetime = _token_in(content, redacted(url))
         remember(self._token)
         self._valid_until = time.monotonic() + lifetime
 
 
-def bounded(response: httpx.Response, limit: int) -> Iterator[bytes]:
-    """Yield the body as it is received, not unpacked.
-
-    Raises:
-        DataCollectionException: DATA_ERROR, it has more bytes than `limit`.
-    """
-    done = 0
-    for chunk in response.iter_raw():
-        done += len(chunk)
-        if done > limit:
-            raise data_error(
-                f"{redacted(str(response.url))} sent more than {limit:,} bytes: raise max_bytes, or correct the URL"
-            )
-        progress(done, None, "bytes")
-        yield chunk
+def body_of(response: httpx.Response, limit: int) -> Iterator[bytes]:
+    """Yield the body as it is received, not unpacked: see `bounded`."""
+    return bounded(response.iter_raw(), limit, f"{shown(response.url)} sent")
 
 
 def _token_in(content: bytes, url: str) -> tuple[str, float]:

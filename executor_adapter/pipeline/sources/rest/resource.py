@@ -18,7 +18,7 @@ from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, Window, find_landing, receiving
 from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
-from executor_adapter.pipeline.sources.rest.client import ApiClient, bounded, shown
+from executor_adapter.pipeline.sources.rest.client import ApiClient, body_of, shown
 from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
 from executor_adapter.pipeline.sources.unpacking import unpacked
 from executor_adapter.pipeline.tables import PARENT_ID, ConfiguredTable
@@ -151,7 +151,7 @@ class _Download:
 
             file = self._receiver.add(
                 f".{format.format}",
-                bounded(response, self._tool.max_bytes),
+                body_of(response, self._tool.max_bytes),
                 origin=shown(response.url),
                 inspect=inspect,
             )
@@ -201,8 +201,7 @@ def _format_of(response: httpx.Response, resource: RestResource) -> Format:
         raise configuration_error(
             f"{shown(response.url)} sent {content_type or 'something without a type'}: set format"
         )
-    update = {"format": kind, "encoding": resource.encoding or response.charset_encoding}
-    return Format(**{name: getattr(resource, name) for name in Format.model_fields} | update)
+    return resource.model_copy(update={"format": kind, "encoding": resource.encoding or response.charset_encoding})
 
 
 def _inspected(path: Path, response: httpx.Response, format: Format, max_bytes: int) -> Answer:
