@@ -70,15 +70,17 @@ def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Put a whole file, whose content is synced, in its place; readers see the old one or the new one."""
-    with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.rename(target)
+    """Put a whole file, whose content is synced, in its place; readers see the old one or the new one.
+
+    The caller holds a lock on it, in whose block it is explained what the system refuses.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.rename(target)
 
 
 @contextmanager
 def locked(path: Path, *, timeout: float = 60.0) -> Iterator[None]:
-    """Hold the lock on the file `path` in the block; it is made where it is missing.
+    """Hold the lock on the file `path` in the block, see also `explained`; it is made where it is missing.
 
     The kernel releases the lock when its holder dies in any way. Each call opens the file, so threads wait too.
 

@@ -25,8 +25,8 @@ from executor_adapter.exceptions import ConfigurationError, DataCollectionExcept
 from executor_adapter.pipeline.disk import TEMPORARY
 from executor_adapter.pipeline.lake import stored
 from executor_adapter.pipeline.lake import table as module
-from executor_adapter.pipeline.lake.stored import ROW_GROUP, FileWriter, WindowEntry
-from executor_adapter.pipeline.lake.table import remove_windows
+from executor_adapter.pipeline.lake.stored import ROW_GROUP
+from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.upkeep import remove_leftovers
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
 from tests.waiting import PATIENCE
@@ -464,16 +464,19 @@ def test_a_lock_is_given_up_in_time(tmp_path: Path) -> None:
     assert caught.value.error_code == "LOCKED"
 
 
-ENTRY = WindowEntry(window="w", rows=0, fingerprint="v1")
+def write_to_full_disk(table: LakeTable) -> None:
+    with table.writing("w", fingerprint="v1") as writer:
+        (space,) = (table.root / ".writing").iterdir()
+        (space / "part0.parquet").symlink_to("/dev/full")
+        writer.add(ROWS)
 
 
 def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
-    """What a full disk refuses says what to do."""
-    place = tmp_path / "full"
-    place.symlink_to("/dev/full")
+    """What a full disk refuses has a code that is retried, and nothing is left of the window."""
     with pytest.raises(DataCollectionException, match="No space left on device") as caught:
-        FileWriter(place, ROWS.schema).close(ENTRY)
+        write_to_full_disk(lake_table(tmp_path))
     assert caught.value.error_code == "DISK_FULL"
+    assert list((tmp_path / ".writing").iterdir()) == []
 
 
 def test_a_policy_without_a_key_is_refused(tmp_path: Path) -> None:

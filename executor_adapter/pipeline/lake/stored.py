@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.exceptions import JobError
 from executor_adapter.pipeline.disk import explained
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.lake.evolution import fitted
@@ -36,7 +36,11 @@ _KEY = b"executor_adapter.window"
 
 @contextmanager
 def workspace(root: Path) -> Iterator[Path]:
-    """Make a folder for what is being written, on the file system of the lake, and remove it when the block ends."""
+    """Make a folder for what is being written, on the file system of the lake, and remove it when the block ends.
+
+    Raises:
+        DataCollectionException: what the system refuses in the block, see `explained`.
+    """
     folder = root / WRITING / uuid.uuid4().hex
     with explained(folder):
         folder.mkdir(parents=True)
@@ -110,12 +114,16 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raise what is wrong with a file while it is read in the block; what the system refuses is not the file's fault.
+def damaged(path: Path, why: object) -> JobError:
+    """Return the error of a file that is not as it was written."""
+    return rows_error(f"{path} is damaged: {why}: remove it, and process its landing again", "lake")
 
-    Raises:
-        DataProcessingException: DATA_ERROR, the file is damaged.
+
+@contextmanager
+def reading(path: Path, wrong: Callable[[Path, object], JobError] = damaged) -> Iterator[None]:
+    """Raise as `wrong` what is wrong with a file of Parquet that is read in the block.
+
+    What the system refuses is not the file's fault.
     """
     try:
         with explained(path):
@@ -124,7 +132,7 @@ def reading(path: Path) -> Iterator[None]:
         # Arrow raises some of its own errors as OSError, without a number of the system.
         if getattr(error, "errno", None) is not None:
             raise
-        raise damaged(path, error) from error
+        raise wrong(path, error) from error
 
 
 def read_entry(path: Path) -> WindowEntry:
@@ -149,11 +157,6 @@ def read_entry(path: Path) -> WindowEntry:
     return entry
 
 
-def damaged(path: Path, why: object) -> DataProcessingException:
-    """Return the error of a file that is not as it was written."""
-    return rows_error(f"{path} is damaged: {why}: remove it, and process its landing again", "lake")
-
-
 def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the rows of an open file; at least one batch, which may have no rows."""
     with reading(path):
@@ -171,7 +174,7 @@ def rows_in(path: Path) -> Iterator[pa.Table]:
 
 
 class FileWriter:
-    """Writes the file of one window."""
+    """Writes the file of one window, in a `workspace`."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
@@ -198,32 +201,28 @@ class FileWriter:
         entry = replace(entry, rows=self.rows)
         writer = self._opened()
         writer.add_key_value_metadata({_KEY: _ENTRY.dump_json(entry)})
-        with explained(self.path):
-            writer.close()
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+        writer.close()
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
         return entry
 
     def _opened(self) -> pq.ParquetWriter:
         # Not before there is something to write: a landing may have thousands of windows.
         if self._writer is None:
-            with explained(self.path):
-                self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd", write_page_checksum=True)
+            self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd", write_page_checksum=True)
         return self._writer
 
     def spill(self) -> None:
         """Move the rows that are in memory into a file, which is closed: there may be thousands of windows."""
         if self._waiting:
             self._spilled.append(self.path.with_name(f"{self.path.name}.{len(self._spilled)}"))
-            with explained(self.path):
-                pq.write_table(pa.concat_tables(self._waiting), self._spilled[-1])
+            pq.write_table(pa.concat_tables(self._waiting), self._spilled[-1])
             self._waiting, self.waiting = [], 0
 
     def _flush(self) -> None:
         """Write the rows of a row group."""
         if self.rows > self._written:
-            with explained(self.path):
-                spilled = (rows for path in self._spilled for rows in rows_in(path))
-                rows = pa.concat_tables([*spilled, *self._waiting]).combine_chunks()
-                self._opened().write_table(rows, row_group_size=ROW_GROUP)
+            spilled = (rows for path in self._spilled for rows in rows_in(path))
+            rows = pa.concat_tables([*spilled, *self._waiting]).combine_chunks()
+            self._opened().write_table(rows, row_group_size=ROW_GROUP)
             self._spilled, self._waiting, self.waiting, self._written = [], [], 0, self.rows

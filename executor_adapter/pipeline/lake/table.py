@@ -496,9 +496,8 @@ def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
         for window in windows:
             path = table.file_of(window)
             if path.exists():
-                with explained(path):
-                    path.unlink()
-                    path.parent.rmdir()
+                path.unlink()
+                path.parent.rmdir()
 
 
 def is_expired(window: str, before: date) -> bool:

@@ -184,17 +184,16 @@ class Receiver:
             rows=rows,
             details=details,
         )
-        with explained(self.folder), (self.folder / _JOURNAL).open("ab") as journal:
+        with (self.folder / _JOURNAL).open("ab") as journal:
             journal.write(json.dumps(asdict(landed)).encode() + b"\n")
         self.files.append(landed)
         return landed
 
     def restart(self) -> None:
         """Forget the files of an interrupted attempt: the source no longer continues where it ended."""
-        with explained(self.folder):
-            (self.folder / _JOURNAL).unlink(missing_ok=True)
-            for file in self.files:
-                (self.folder / file.name).unlink(missing_ok=True)
+        (self.folder / _JOURNAL).unlink(missing_ok=True)
+        for file in self.files:
+            (self.folder / file.name).unlink(missing_ok=True)
         self.files.clear()
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from executor_adapter.config import Format
 from executor_adapter.pipeline.disk import TEMPORARY, checksum_of, explained
 from executor_adapter.pipeline.errors import configuration_error, data_error
+from executor_adapter.pipeline.lake.stored import reading
 from executor_adapter.pipeline.sources.csv_rows import CsvText
 from executor_adapter.pipeline.sources.json_rows import count_json, read_json, read_ndjson
 from executor_adapter.pipeline.sources.landing import Landing
@@ -124,15 +125,10 @@ def _read_parquet(path: Path, name: str) -> Iterator[pa.RecordBatch]:
     Raises:
         DataCollectionException: DATA_ERROR, it is not Parquet, or has two columns of the same name.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            check_names(file.schema_arrow.names, name)
-            for batch in file.iter_batches(BATCH_ROWS):
-                yield as_text(batch)
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # It is the disk's; Arrow raises some errors of its own as OSError, without a number.
-        raise data_error(f"{name} is not Parquet: {error}") from error
+    with reading(path, lambda _, why: data_error(f"{name} is not Parquet: {why}")), pq.ParquetFile(path) as file:
+        check_names(file.schema_arrow.names, name)
+        for batch in file.iter_batches(BATCH_ROWS):
+            yield as_text(batch)
 
 
 def check_content(landing: Landing) -> None:
