@@ -135,8 +135,10 @@ class TableText:
 
 def together(batches: Iterable[pa.RecordBatch]) -> Iterator[TableText]:
     """Yield the rows of batches, several small ones together; a column that a batch lacks is null in its rows."""
-    some, rows = list[pa.Table](), 0
+    some, rows, names = list[pa.Table](), 0, set[str]()
     for batch in batches:
+        names.update(batch.schema.names)
+        check_names(names, "what was read")
         some.append(pa.Table.from_batches([batch]))
         rows += batch.num_rows
         if rows >= BATCH_ROWS:
@@ -170,11 +172,16 @@ def text_array(values: Iterable[Any]) -> pa.Array:
     return pa.array([None if each is None else value_text(each) for each in values], pa.string())
 
 
-def batch_of(rows: Sequence[Mapping[str, Any]], array: Callable[[list[Any]], pa.Array]) -> pa.RecordBatch:
-    """Return rows as columns, of each of which `array` makes text; a key that a row lacks is None in it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = [array([row.get(name) for row in rows]) for name in names]
-    return pa.RecordBatch.from_arrays(columns, names=[str(name) for name in names])
+def batch_of(rows: Sequence[Mapping[str, Any]], array: Callable[[list[Any]], pa.Array], name: str) -> pa.RecordBatch:
+    """Return rows as columns, of each of which `array` makes text; a key that a row lacks is None in it.
+
+    Raises:
+        DataCollectionException: DATA_ERROR, see `check_names`; `name` is what is said to have the keys.
+    """
+    names = dict.fromkeys(key for row in rows for key in row)
+    check_names(map(str, names), name)
+    columns = [array([row.get(key) for row in rows]) for key in names]
+    return pa.RecordBatch.from_arrays(columns, names=[str(key) for key in names])
 
 
 def _as_text(column: pa.Array) -> pa.Array:

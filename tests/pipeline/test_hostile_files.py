@@ -73,6 +73,9 @@ CASES = {
     "a lone surrogate in JSON": Case(
         b'{"a": "1"}\n{"a": "\\ud800"}\n' * 2, {2: "surrogate", 4: "surrogate"}, suffix=".ndjson"
     ),
+    "JSON with other keys in each line": Case(
+        b"\n".join(b'{"k%d": 1}' % number for number in range(2001)), error="it has 2,001 columns", suffix=".ndjson"
+    ),
     "JSON that is cut off": Case(b'{"a": "1"}\n{"a": "2"}\n{"a": ', {3: ""}, suffix=".ndjson"),
 }
 

@@ -62,7 +62,7 @@ def _batches(given: Iterable[Any], name: str, batch_rows: int) -> Iterator[pa.Re
                 raise data_error(f"{name} gave {type(each).__name__}: give mappings with keys, or Arrow")
             rows.append(each)
         while len(rows) >= batch_rows:
-            yield batch_of(rows[:batch_rows], text_array)
+            yield batch_of(rows[:batch_rows], text_array, name)
             del rows[:batch_rows]
     if rows:
-        yield batch_of(rows, text_array)
+        yield batch_of(rows, text_array, name)

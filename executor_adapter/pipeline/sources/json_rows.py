@@ -147,7 +147,7 @@ def _batches(name: str, found: Iterator[Row | Reject | None], on_rejects: OnReje
     """Yield rows as text columns, and pass on rejects; a key that an object lacks is null in its row."""
     while some := list(islice(found, BATCH_OBJECTS)):
         if rows := [each for each in some if isinstance(each, dict)]:
-            yield batch_of(rows, partial(pa.array, type=pa.string()))
+            yield batch_of(rows, partial(pa.array, type=pa.string()), name)
         if rejects := [each for each in some if isinstance(each, Reject)]:
             on_rejects(rejects_batch(name, rejects))
 
