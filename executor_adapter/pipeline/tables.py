@@ -223,7 +223,11 @@ class ConfiguredTable:
 
 
 def configured_tables(settings: Settings, tool_name: str) -> list[ConfiguredTable]:
-    """Return the tables of a tool, each after the one that it is asked for by; none for a tool without a source."""
+    """Return the tables of a tool, each after the one that it is asked for by; none for a tool without a source.
+
+    Raises:
+        ConfigurationError: resources are asked for by each other.
+    """
     tool = settings.tools[tool_name]
     names = dict.fromkeys(name for table in _tables_of(tool) for name in _with_parents(tool, table))
     return [ConfiguredTable(lake=settings.lake, tool_name=tool_name, tool=tool, name=name) for name in names]
@@ -301,7 +305,10 @@ def _tables_of(tool: Tool) -> Mapping[str, TableSettings]:
     return getattr(tool, "resources", None) or getattr(tool, "tables", {})
 
 
-def _with_parents(tool: Tool, name: str) -> Iterator[str]:
-    if (parent := getattr(_tables_of(tool)[name], "for_each", None)) is not None:
-        yield from _with_parents(tool, parent)
-    yield name
+def _with_parents(tool: Tool, name: str) -> list[str]:
+    names = [name]
+    while (parent := getattr(_tables_of(tool)[names[0]], "for_each", None)) is not None:
+        if parent in names:
+            raise ConfigurationError(f"resources.{parent}.for_each leads back to {parent}: leave one of them out")
+        names.insert(0, parent)
+    return names

@@ -578,6 +578,14 @@ def test_a_parent_with_a_cursor_is_refused(tmp_path: Path) -> None:
         found[1].check()
 
 
+@pytest.mark.parametrize("parents", [{"a": "a"}, {"a": "b", "b": "c", "c": "a"}])
+def test_resources_that_wait_for_each_other_are_refused(tmp_path: Path, parents: dict[str, str]) -> None:
+    """None of them could be asked for first."""
+    resources = {name: {"path": f"/{name}/{{id}}", "for_each": parent} for name, parent in parents.items()}
+    with pytest.raises(ConfigurationError, match=r"resources\.a\.for_each leads back to a: leave one of them out"):
+        tables(tmp_path, source="rest", url="http://127.0.0.1:1", resources=resources)
+
+
 def test_a_resource_with_a_cursor_is_asked_for_what_is_new(tmp_path: Path) -> None:
     """`{since}` is the highest value that was collected, minus `look_back`, and `start` in the first run."""
     asked = []

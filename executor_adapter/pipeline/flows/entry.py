@@ -26,10 +26,10 @@ def offer_configured_tools(schema: dict[str, Any]) -> None:
     """Add the tools and tables that are configured now to a JSON schema, as the choices of the form."""
     try:
         settings = load_config()
+        tables = [table.full_name for tool in settings.tools for table in configured_tables(settings, tool)]
     except ConfigurationError:
         return  # The flow reports it when it runs.
     if settings.tools:
-        tables = [table.full_name for tool in settings.tools for table in configured_tables(settings, tool)]
         schema["enum"] = [*settings.tools, *tables]
 
 
