@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 468,
     "monitoring": 702,
     "persistence": 1_143,
-    "pipeline": 4_483,
+    "pipeline": 4_469,
     "pools": 555,
     "pools/cluster": 3_396,
     "pools/in_process": 629,
