@@ -63,9 +63,9 @@ class ProgramOutput:
         """Let `write(*args)` be called, after what was queued before; where it raises, write the error to stderr."""
         with self._changed:
             if may_omit and self.is_full:
-                if not self._is_stuck:
+                if not self._is_stuck and self._thread is not threading.current_thread():  # Which makes the room.
                     self._is_stuck = not self._changed.wait_for(lambda: not self.is_full, MAX_PAUSE_SECONDS)
-                if self._is_stuck:
+                if self.is_full:
                     self._omitted += 1
                     return
             self._calls.append((size, write, args))

@@ -341,6 +341,35 @@ def test_records_that_a_handler_does_not_take_are_counted(monkeypatch: pytest.Mo
     assert said == f"{50 - len(numbers)} lines were left out: this program's stdout or log is too slow"
 
 
+def test_what_a_handler_raises_does_not_wait_for_the_thread_that_says_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where too much waits, its error is left out; what others say is still written in order."""
+    monkeypatch.setattr("executor_adapter.supervision.messages.MAX_WAITING", 1)
+    monkeypatch.setattr("executor_adapter.supervision.messages.MAX_PAUSE_SECONDS", 0.0)
+    output, said, released = ProgramOutput(), threading.Event(), threading.Event()
+
+    def fail() -> None:
+        wait_for(lambda: output.is_full)
+        output.write("stderr", "of the thread itself", may_omit=True)
+        said.set()
+        released.wait(PATIENCE)
+
+    output.call(fail, size=0)
+    output.write("stderr", "of another")
+    assert said.wait(PATIENCE)
+    monkeypatch.setattr("executor_adapter.supervision.messages.MAX_PAUSE_SECONDS", PATIENCE)
+    third = threading.Thread(
+        target=output.write, args=("stderr", "of a third, which can wait"), kwargs={"may_omit": True}
+    )
+    third.start()
+    third.join(0.1)
+    released.set()
+    third.join()
+    output.finish()
+    assert capsys.readouterr().err == "of another\nof a third, which can wait\n"
+
+
 def test_lines_are_written_at_the_end_where_no_thread_can_be_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
