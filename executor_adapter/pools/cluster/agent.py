@@ -38,7 +38,7 @@ SETUP_TIMEOUT = 60.0
 class Agent:
     """Implements `base.PoolSupervisor` for the pool of this node."""
 
-    def __init__(self, end: LinkEnd, held_fds: tuple[int, ...] = (), node: str = "") -> None:
+    def __init__(self, end: LinkEnd, node: str = "") -> None:
         self.loop = loop = SupervisorLoop(self._turn)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at, self.call_soon, self.now = loop.call_at, loop.call_soon, loop.now
@@ -52,7 +52,7 @@ class Agent:
         """Called with the number of a lease that the head gives back."""
         self.failure = ""
         """Why it has ended, unless its head has told it to or has closed the link."""
-        self._held_fds = held_fds
+        self._held_fds = (end.write_fd,)
         self._pool: Any = None
         self._lost_after = math.inf
         self._echoed_at = 0.0

@@ -53,7 +53,7 @@ def serve_stdio() -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     read_fd, write_fd = take_stdio()
     os.write(write_fd, frames.START)
-    agent = Agent(PipeEnd(read_fd, write_fd), held_fds=(write_fd,))
+    agent = Agent(PipeEnd(read_fd, write_fd))
     agent.run()
     return 1 if agent.failure else 0
 
@@ -81,7 +81,7 @@ def main(setup: dict[str, Any]) -> int:
     except OSError as error:
         worker.tell({"failed": f"the agent cannot reach its head {way}: {error}"})
         return 1
-    agent = Agent(end_of(sock), held_fds=(sock.fileno(),), node=setup["node"])
+    agent = Agent(end_of(sock), setup["node"])
     worker.serve(agent)
     agent.run()
     worker.tell({"failed": agent.failure})

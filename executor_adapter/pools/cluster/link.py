@@ -131,10 +131,12 @@ class PipeEnd:
     """One end of a link over two descriptors, such as stdin and stdout."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
-        self.read_fd = read_fd
-        self.write_fd = write_fd
-        os.set_blocking(read_fd, False)
-        os.set_blocking(write_fd, False)
+        if os.path.sameopenfile(read_fd, write_fd):  # Both are of one socket, which is readable and writable.
+            os.close(write_fd)
+            write_fd = read_fd
+        self.read_fd, self.write_fd = read_fd, write_fd
+        for fd in (read_fd, write_fd):
+            os.set_blocking(fd, False)
 
     def receive(self, buffer: bytearray) -> int:
         return os.readv(self.read_fd, [buffer])
@@ -143,8 +145,8 @@ class PipeEnd:
         return os.write(self.write_fd, data)
 
     def close(self) -> None:
-        os.close(self.read_fd)
-        os.close(self.write_fd)
+        for fd in {self.read_fd, self.write_fd}:
+            os.close(fd)
 
 
 LinkEnd = SocketEnd | PipeEnd
@@ -194,7 +196,7 @@ class Link:
         self._splitter = wire.FrameSplitter(bytearray(_BUFFER_BYTES))
         loop.watch(end.read_fd, self._read)
         if end.write_fd != end.read_fd:
-            loop.watch(end.write_fd, self.flush)  # Both may be of one socket, which is readable then.
+            loop.watch(end.write_fd, self._lose)  # A pipe that is written is "readable" once nobody reads it.
 
     @property
     def has_unsent_frames(self) -> bool:
@@ -294,8 +296,9 @@ class ArrivingFiles:
         try:
             if fd is None:
                 fd = self._fds[seq] = os.memfd_create("executor-adapter", os.MFD_CLOEXEC)
-            if fd >= 0:
-                _write_all(fd, chunk)
+            rest = memoryview(chunk if fd >= 0 else b"")
+            while rest:
+                rest = rest[os.write(fd, rest) :]
         except OSError:
             self.drop(seq)
             self._fds[seq] = -1
@@ -317,9 +320,3 @@ class ArrivingFiles:
         """Close all files."""
         for seq in list(self._fds):
             self.drop(seq)
-
-
-def _write_all(fd: int, chunk: bytes) -> None:
-    rest = memoryview(chunk)
-    while rest:
-        rest = rest[os.write(fd, rest) :]

@@ -27,11 +27,11 @@ class Pair:
         self.received: list[wire.Frame] = []
         self.lost: list[str] = []
         ours, theirs = socket.socketpair()
-        self.sender = self._link(SocketEnd(ours), "sender")
-        self.receiver = self._link(PipeEnd(os.dup(theirs.fileno()), os.dup(theirs.fileno())), "receiver")
+        self.sender = self.link(SocketEnd(ours), "sender")
+        self.receiver = self.link(PipeEnd(os.dup(theirs.fileno()), os.dup(theirs.fileno())), "receiver")
         theirs.close()
 
-    def _link(self, end: SocketEnd | PipeEnd, name: str) -> Link:
+    def link(self, end: SocketEnd | PipeEnd, name: str) -> Link:
         loop: SupervisorLoop = self.loop
         return Link(loop, end, self.received.extend, lambda: self.lost.append(name))  # type: ignore[arg-type]
 
@@ -137,6 +137,16 @@ def test_the_end_of_a_stream_is_reported_once(pair: Pair) -> None:
     pair.receiver.send(wire.pack_frame(frames.BEAT))
     pair.receiver.flush()
     assert not pair.receiver.has_unsent_frames
+
+
+def test_a_pipe_that_nobody_reads_any_more_ends_the_link(pair: Pair) -> None:
+    """The link ends at once, and the loop does not turn without pause until something is sent."""
+    (read_fd, their_write_fd), (their_read_fd, write_fd) = os.pipe(), os.pipe()
+    pair.link(PipeEnd(read_fd, write_fd), "pipe")
+    os.close(their_read_fd)
+    pair.until(lambda: pair.lost)
+    os.close(their_write_fd)
+    assert pair.lost == ["pipe"]
 
 
 def test_an_agent_that_its_head_does_not_set_up_ends(monkeypatch: pytest.MonkeyPatch) -> None:
