@@ -318,9 +318,11 @@ class Recorder:
             began, host = lease_time(), new_host()
             try:
                 self.store.register(host, lease=self._lease.seconds)
-            except BaseException:
+            except Exception as error:
                 close_host(host)
-                raise
+                if isinstance(error, StoreUnavailableError):
+                    raise
+                raise StoreUnavailableError(f"this host cannot be registered: {error!r}") from error
             self._host = host
             self._lease.renew(began)
         return self._host
@@ -433,11 +435,8 @@ class Recorder:
         """Note that the store cannot be written now."""
         if not self._retry_delay:
             self._supervisor.call_soon(self._limiter.on_outage)
-            logger.error(
-                "%s cannot be written: %s: jobs continue, and their changes are kept in memory until it can",
-                self.store.url,
-                error,
-            )
+            text = "%s cannot be written: %s: jobs continue, and their changes are kept in memory until it can"
+            logger.error(text, self.store.url, error)
         self._retry_delay = min(max(2 * self._retry_delay, MIN_RETRY_DELAY), MAX_RETRY_DELAY)
         self._refuse_requests()
 

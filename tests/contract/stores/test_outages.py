@@ -129,6 +129,27 @@ def test_an_executor_that_cannot_recover_is_not_entered(tmp_path: Path, monkeypa
         assert current_executor() is not executor
 
 
+def test_jobs_survive_a_registration_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that is no outage of the database is said once, and what happened meanwhile is recorded later."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no such bind")
+
+    executor = JobExecutor(1, config=Settings(), store=f"sqlite:///{tmp_path}/jobs.db")
+    with monkeypatch.context() as patched:
+        patched.setattr(executor.store, "register", fail)
+        executor.run(Job(function=store_jobs.give, args=(1,), job_id="one"))
+        wait_for(lambda: "cannot be written" in caplog.text)
+    assert executor.flush(PATIENCE)
+    record = executor.store.get("one")
+    executor.shutdown()
+    assert record is not None
+    assert record.status is JobStatus.COMPLETED
+    assert caplog.text.count("this host cannot be registered: ValueError('no such bind')") == 1
+
+
 def test_jobs_survive_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs finish while another writer locks the SQLite file, and all of them are recorded afterwards."""
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.2)
