@@ -108,18 +108,20 @@ def temporary(beside: Path) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, file)
 
 
-def bounded(chunks: Iterable[bytes], limit: int, said: str, total: int | None = None) -> Iterator[bytes]:
+def bounded(
+    chunks: Iterable[bytes], limit: int, refusal: str, total: int | None = None, unit: str = "bytes"
+) -> Iterator[bytes]:
     """Yield chunks as they come, and report how many bytes came, of `total` where that is known.
 
     Raises:
-        DataCollectionException: DATA_ERROR, there are more bytes than `limit`: `said` is what has them, and a verb.
+        DataCollectionException: DATA_ERROR, there are more bytes than `limit`: `refusal` says of what.
     """
     done = 0
     for chunk in chunks:
         done += len(chunk)
         if max(done, total or 0) > limit:
-            raise data_error(f"{said} more than {limit:,} bytes: raise max_bytes")
-        progress(done, total, "bytes")
+            raise data_error(refusal)
+        progress(done, total, unit)
         yield chunk
 
 
@@ -129,5 +131,6 @@ def chunks_of(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _copy(path: Path, source: IO[bytes], plain: BinaryIO, max_bytes: int) -> None:
-    plain.writelines(bounded(chunks_of(source), max_bytes, f"{path}: unpacks to"))
+    refusal = f"{path}: unpacks to more than {max_bytes:,} bytes: raise max_bytes"
+    plain.writelines(bounded(chunks_of(source), max_bytes, refusal, unit="bytes unpacked"))
     plain.flush()

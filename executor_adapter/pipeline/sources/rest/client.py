@@ -84,7 +84,7 @@ class ApiClient:
 
     @contextmanager
     def answer(self, url: httpx.URL) -> Iterator[httpx.Response]:
-        """Send a request, follow redirects, and yield the answer, whose body is still to come: read it by `body_of`.
+        """Send a request, follow redirects, and yield the answer, whose body is to come: read it raw, by `bounded`.
 
         Raises:
             DataCollectionException: CONFIGURATION_ERROR, REQUEST_ERROR, API_ERROR, RATE_LIMITED or NETWORK_ERROR (also
@@ -215,15 +215,11 @@ class Authentication:
         }
         with client.stream("POST", url, data=form, headers=headers) as response:
             response.raise_for_status()
-            content = b"".join(body_of(response, min(self._tool.max_bytes, MAX_ANSWER)))
+            refusal = f"{shown(response.url)} sent more than {MAX_ANSWER:,} bytes: correct token_url"
+            content = b"".join(bounded(response.iter_raw(), MAX_ANSWER, refusal))
         self._token, lifetime = _token_in(content, redacted(url))
         remember(self._token)
         self._valid_until = time.monotonic() + lifetime
-
-
-def body_of(response: httpx.Response, limit: int) -> Iterator[bytes]:
-    """Yield the body as it is received, not unpacked: see `bounded`."""
-    return bounded(response.iter_raw(), limit, f"{shown(response.url)} sent")
 
 
 def _token_in(content: bytes, url: str) -> tuple[str, float]:

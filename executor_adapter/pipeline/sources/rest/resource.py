@@ -18,9 +18,9 @@ from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.landing import LandedFile, Landing, Receiver, Window, find_landing, receiving
 from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
-from executor_adapter.pipeline.sources.rest.client import ApiClient, body_of, shown
+from executor_adapter.pipeline.sources.rest.client import ApiClient, shown
 from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
-from executor_adapter.pipeline.sources.unpacking import unpacked
+from executor_adapter.pipeline.sources.unpacking import bounded, unpacked
 from executor_adapter.pipeline.tables import PARENT_ID, ConfiguredTable
 
 _BY_CONTENT_TYPE = {
@@ -135,10 +135,10 @@ class _Download:
         """Receive one page and return the state of the next one."""
         url = self._address(state, _values_of(self._window, parent_id))
         with self._client.answer(url) as response:
-            format = _format_of(response, self._resource)
+            format, origin, limit = _format_of(response, self._resource), shown(response.url), self._tool.max_bytes
 
             def inspect(path: Path) -> tuple[int, dict[str, Any]]:
-                answer = _inspected(path, response, format, self._tool.max_bytes)
+                answer = _inspected(path, response, format, limit)
                 following = next_state(self._paging, state, answer)
                 self._refuse_circle(parent_id, answer, state, following)
                 self._refuse_repeated(path, parent_id, answer)
@@ -149,12 +149,9 @@ class _Download:
                     "next": following,
                 }
 
-            file = self._receiver.add(
-                f".{format.format}",
-                body_of(response, self._tool.max_bytes),
-                origin=shown(response.url),
-                inspect=inspect,
-            )
+            refusal = f"{origin} sent more than {limit:,} bytes: raise max_bytes, or correct the URL"
+            content = bounded(response.iter_raw(), limit, refusal)
+            file = self._receiver.add(f".{format.format}", content, origin=origin, inspect=inspect)
         following: State | None = file.details["next"]
         return following
 
