@@ -7,7 +7,7 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -20,8 +20,8 @@ from prefect.locking.memory import MemoryLockManager
 from prefect.transactions import IsolationLevel, atransaction, get_transaction
 from pytest_mock import MockerFixture
 
-from executor_adapter import JobExecutor
-from executor_adapter.prefect import job_task
+from executor_adapter import Job, JobExecutor
+from executor_adapter.prefect import arun_jobs, job_task
 from executor_adapter.prefect.engine import run as engine_run
 from executor_adapter.prefect.engine.run import result_of_job, run_in_thread
 from tests.prefect.conftest import Api, own_id
@@ -82,11 +82,20 @@ def test_a_task_run_that_is_cancelled_again_and_again_ends(
     assert [each["state_name"] for each in api.task_runs(ids[0])] == ["Cancelled"] * len(POOLS)
 
 
-def test_an_await_that_is_cancelled_again_and_again_lasts_until_the_function_has_ended() -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda function: job_task(function, pool="coroutine")(),
+        lambda function: arun_jobs([Job(function=function, pool="coroutine")]),
+    ],
+    ids=["job_task", "arun_jobs"],
+)
+def test_an_await_that_is_cancelled_again_and_again_lasts_until_the_function_has_ended(
+    call: Callable[[Any], Coroutine[Any, Any, Any]],
+) -> None:
     """The function has cleaned up when the call returns, so nothing of it goes on beside what the flow does next."""
     started, steps = threading.Event(), list[str]()
 
-    @job_task(pool="coroutine")
     async def work() -> None:
         started.set()
         try:
@@ -98,7 +107,7 @@ def test_an_await_that_is_cancelled_again_and_again_lasts_until_the_function_has
 
     @flow
     async def run() -> None:
-        working = asyncio.create_task(work())
+        working = asyncio.create_task(call(work))
         while not started.is_set():
             await asyncio.sleep(0.01)
         while not working.done():

@@ -410,34 +410,6 @@ def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor, tim
     assert task_runs_by_key(api, seen[0])["one"]["state_name"] == "Cancelled"
 
 
-def test_an_arun_jobs_that_is_cancelled_again_and_again_lasts_until_its_jobs_have_ended() -> None:
-    """The functions have cleaned up when the call returns, so nothing of them goes on beside what the flow does."""
-    started, steps = threading.Event(), list[str]()
-
-    async def work() -> None:
-        started.set()
-        try:
-            await asyncio.sleep(600)
-        finally:
-            for _ in range(100):
-                await asyncio.sleep(0)
-            steps.append("cleaned up")
-
-    @flow
-    async def run() -> None:
-        running = asyncio.create_task(arun_jobs([Job(function=work, pool="coroutine")]))
-        while not started.is_set():
-            await asyncio.sleep(0.01)
-        while not running.done():
-            running.cancel()
-            await asyncio.sleep(0)
-        steps.append("returned")
-
-    with JobExecutor(1):
-        asyncio.run(run())  # type: ignore[arg-type]
-    assert steps == ["cleaned up", "returned"]
-
-
 def test_cancelling_arun_jobs_ends_its_wait_for_a_place() -> None:
     """Cancelling arun_jobs ends it while the executor's queue is full, and what fills that is another program's."""
     release = threading.Event()
