@@ -16,7 +16,7 @@ import pyarrow as pa
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.disk import digest_of
 from executor_adapter.pipeline.job_log import do_each, log, progress
-from executor_adapter.pipeline.lake.stored import WindowEntry, workspace
+from executor_adapter.pipeline.lake.stored import WindowEntry, read_entry, workspace
 from executor_adapter.pipeline.lake.table import LakeTable, Writer, remove_windows
 from executor_adapter.pipeline.steps import Processed, Run, fingerprint_of
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -43,7 +43,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
         log("%s %s: already processed", target, window)
         return Processed(status="already_processed")
     with workspace(table.lake) as space, connected(space / "spill", 2, MEMORY) as database, ExitStack() as stack:
-        run = Run(database, _rows_of(source, window, space, stack), table.lake, space)
+        run = Run(database, *_rows_of(source, window, space, stack), table.lake, space)
         for number, step in enumerate(steps):
             run.apply(step)
             progress(number + 1, len(steps), "steps")
@@ -70,14 +70,18 @@ def processing_fingerprint(entry: WindowEntry, steps: str) -> str:
     return digest_of(entry.fingerprint, entry.collected_at, steps)
 
 
-def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> str:
-    """Return SQL that gives the rows of a window: one version of it, which the stack holds while it is replaced."""
+def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> tuple[str, int]:
+    """Return SQL that gives the rows of a window, and how many they are.
+
+    They are of one version of it, which the stack holds while it is replaced.
+    """
     version = space / "source.parquet"
     file = stack.enter_context(source.file_of(window).open("rb"))
     # By a name that no other window has, so that DuckDB takes nothing that it remembers of one.
     version.symlink_to(f"/dev/fd/{file.fileno()}")
     scan = f"read_parquet({literal(version)}, file_row_number = true, hive_partitioning = false)"
-    return f"SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {scan}"
+    query = f"SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {scan}"
+    return query, read_entry(version).rows
 
 
 def _write(writer: Writer, database: duckdb.DuckDBPyConnection, query: str) -> None:

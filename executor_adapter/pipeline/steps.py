@@ -206,29 +206,29 @@ class Run:
     Args:
         database: the connection, which is used for nothing else.
         source: SQL that gives the rows, with `_row`.
+        rows: how many they are.
         root: the folder of the lake.
         space: a folder for what does not fit into memory.
     """
 
-    def __init__(self, database: duckdb.DuckDBPyConnection, source: str, root: Path, space: Path) -> None:
+    def __init__(self, database: duckdb.DuckDBPyConnection, source: str, rows: int, root: Path, space: Path) -> None:
         self._database, self._root, self._space = database, root, space
         self._number = 0
         self.rows = "rows_0"
         """The view that has the rows now."""
-        self.account = Processed()
+        self.account = Processed(given=rows, kept=rows)
         self.rejects: list[str] = []
         """Queries that give the rejects, with the columns of `REJECTED`."""
         self._make_view("rows_0", source)
-        self.account.given = self.account.kept = self._count("rows_0")
 
     def _make_view(self, name: str, query: str) -> None:
         self._database.execute(f"CREATE TEMP VIEW {name} AS {query}")
 
     def _count(self, view: str) -> int:
-        return int(self._value(f"SELECT count(*) FROM {view}"))
+        return int(self._row(f"SELECT count(*) FROM {view}")[0])
 
-    def _value(self, query: str) -> Any:
-        ((found,),) = self._database.execute(query).fetchall()
+    def _row(self, query: str) -> tuple[Any, ...]:
+        (found,) = self._database.execute(query).fetchall()
         return found
 
     def apply(self, step: Step) -> None:
@@ -241,17 +241,18 @@ class Run:
         before, self._number = self.rows, self._number + 1
         after = f"rows_{self._number}"
         with _explained(step):
-            self._put(after, step, before)
-        self.rows = self._accounted(step, before, after)
+            rows = self._put(after, step, before)
+        self.rows = self._accounted(step, before, after, rows)
 
-    def _put(self, view: str, step: Step, before: str) -> None:
-        """Make the view of what a step gives."""
+    def _put(self, view: str, step: Step, before: str) -> int | None:
+        """Make the view of what a step gives, and return how many rows it has where that is known."""
+        rows = None
         match step.options:
             case Function() | Check():
                 self._database.register(view, _called(step, self._relations(step, before)))
-                return
+                return None
             case Deduplicate():
-                query = self._deduplicate(step.options, before)
+                query, rows = self._deduplicate(step.options, before)
             case _:
                 query = self._enrich(step, before) if isinstance(step.options, Enrich) else self._sql(step, before)
                 file = self._space / f"{view}.parquet"
@@ -259,6 +260,7 @@ class Run:
                 self._database.execute(f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION lz4_raw)")
                 query = f"FROM read_parquet({literal(file)})"
         self._make_view(view, query)
+        return rows
 
     def _relations(self, step: Step, before: str) -> Iterator[duckdb.DuckDBPyRelation]:
         """Yield the rows that a function is called with: all of them, or `batch` at a time."""
@@ -285,10 +287,10 @@ class Run:
 
     def columns(self, source: str) -> dict[str, str]:
         """Return the columns of a view, or of what is read, with their types."""
-        found = self._database.execute(f"DESCRIBE FROM {source}").fetchall()
-        return {name: kind for name, kind, *_ in found}
+        found = self._database.sql(f"FROM {source}")
+        return dict(zip(found.columns, map(str, found.types), strict=True))
 
-    def _deduplicate(self, options: Deduplicate, before: str) -> str:
+    def _deduplicate(self, options: Deduplicate, before: str) -> tuple[str, int | None]:
         keys, order = options.key, options.order_by
         highest = options.keep == "last"
         # A value beats no value, and of equal ones the later row stays, or the earlier one.
@@ -296,19 +298,23 @@ class Run:
         parts = [part for name in map(quoted, order) for part in (f"{name} {known}", name)]
         packed = ", ".join(f"p{number} := {part}" for number, part in enumerate([*parts, ROW]))
         best = f"{'max' if highest else 'min'}(struct_pack({packed})).p{len(parts)}"
-        group = ", ".join(map(quoted, keys))
-        winners = f"FROM best_{self._number}"  # The numbers alone are kept, and no copy of the rows.
-        self._database.execute(f"CREATE TEMP TABLE best_{self._number} AS SELECT {best} FROM {before} GROUP BY {group}")
-        empty = " OR ".join(f"{quoted(name)} IS NULL" for name in keys)
+        group, empty = ", ".join(map(quoted, keys)), " OR ".join(f"{quoted(name)} IS NULL" for name in keys)
+        # The numbers alone are kept, and no copy of the rows.
+        table = f"best_{self._number}"
+        query = f"SELECT {best} AS best, {empty} AS is_empty FROM {before} GROUP BY {group}"
+        self._database.execute(f"CREATE TEMP TABLE {table} AS {query}")
+        rows, some_are_empty = self._row(f"SELECT count(*), bool_or(is_empty) FROM {table}")
+        winners = f"SELECT best FROM {table}"
         cases, others = [], "" if options.reject else f" WHERE {ROW} IN ({winners})"
-        if self._value(f"SELECT count(*) FROM {before} WHERE {empty}"):
+        if some_are_empty:
             # Nothing tells a row without a value in its key from another one.
             cases.append(f"WHEN {empty} THEN {literal(' or '.join(keys) + ': is empty')}")
             others = others and f"{others} OR {empty}"
         if not others:
             cases.append(f"WHEN {ROW} NOT IN ({winners}) THEN {literal('another row has this ' + ', '.join(keys))}")
         reason = f", CASE {' '.join(cases)} END AS {REASON}" if cases else ""
-        return f"SELECT *{reason} FROM {before}{others}"
+        known = None if some_are_empty else rows if others else self.account.kept
+        return f"SELECT *{reason} FROM {before}{others}", known
 
     def _enrich(self, step: Step, before: str) -> str:
         options, source = step.options, self._other(step, step.options.table)
@@ -320,7 +326,7 @@ class Run:
         columns = ", ".join(f"t.{quoted(theirs)} AS {quoted(mine)}" for theirs, mine in options.columns.items())
         return f"SELECT r.*, {columns} FROM {before} r LEFT JOIN (FROM {source}) t ON {on}"
 
-    def _accounted(self, step: Step, before: str, after: str) -> str:
+    def _accounted(self, step: Step, before: str, after: str, rows: int | None) -> str:
         """Account for the rows of a step, and return the view of those that go on."""
         columns = self.columns(after)
         given = self.account.kept
@@ -332,9 +338,9 @@ class Run:
             view = f"{after}_kept"
             self._make_view(view, f"SELECT *, row_number() OVER () AS {ROW} FROM {after}")
             return view
-        rows = self._count(after)
+        rows = self._count(after) if rows is None else rows
         known = f"SELECT count(DISTINCT {ROW}) FROM {after} SEMI JOIN {before} USING ({ROW})"
-        if not isinstance(step.options, Deduplicate) and self._value(known) != rows:
+        if not isinstance(step.options, Deduplicate) and self._row(known) != (rows,):
             said = "returned a row twice, or one that it was not given: leave out _row where rows become others"
             raise _error(step, said)
         if given > rows:

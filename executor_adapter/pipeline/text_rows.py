@@ -98,8 +98,8 @@ def connected(space: Path, threads: int = 1, memory: str = "256MB") -> Iterator[
     # It would look for tables in Python's variables, and load pandas for that.
     config |= {"python_enable_replacements": False, "temp_directory": str(space)}
     with outer.cursor() if outer else duckdb.connect(config=config) as connection:
-        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         if outer is None:
+            connection.execute("SET GLOBAL TimeZone = 'UTC'")
             connection.create_function("is_json", is_json, ["VARCHAR"], "BOOLEAN")
             connection.create_function("shown", _shown, ["VARCHAR"], "VARCHAR")
             _OPEN.connection = connection

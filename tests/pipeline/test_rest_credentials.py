@@ -200,6 +200,13 @@ def test_a_large_answer_for_a_token_is_refused(tmp_path: Path) -> None:
         assert len(str(error)) < 1000
 
 
+def test_max_bytes_bounds_an_answer_for_a_token_too(tmp_path: Path) -> None:
+    """Where the tool takes less than a token may have, that holds, and the error names the setting."""
+    with serving(with_tokens(lambda _: as_json([]))) as api:
+        error = failure(tmp_path, described(api.url, "oauth2", max_bytes=5))
+    assert "sent more than 5 bytes: raise max_bytes, or correct token_url" in str(error)
+
+
 def test_a_secret_at_the_end_of_what_is_shown_is_hidden(tmp_path: Path) -> None:
     """An answer is cut after its secrets are hidden: a part of one would not be known."""
     for before in (180, 195, 65_536 - 5):

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pytest_mock import MockerFixture
 
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.loading import Loader, by_window
@@ -117,6 +118,16 @@ def test_an_archive_that_fills_the_disk_is_refused(tmp_path: Path) -> None:
         with unpacked(bomb, max_bytes=1_000_000):
             pass
     assert list(tmp_path.iterdir()) == [bomb]
+
+
+def test_progress_counts_what_is_unpacked_apart(tmp_path: Path, mocker: MockerFixture) -> None:
+    """A packed file that was received with its bytes counted is unpacked with a count and a unit of its own."""
+    progress = mocker.patch("executor_adapter.pipeline.sources.unpacking.progress")
+    packed = tmp_path / "packed.csv.gz"
+    packed.write_bytes(gzip.compress(b"a\n1\n"))
+    with unpacked(packed, max_bytes=100) as (plain, _):
+        assert plain.read_bytes() == b"a\n1\n"
+    assert [call.args for call in progress.call_args_list] == [(4, None, "bytes unpacked")]
 
 
 def test_parquet_is_read_as_text(tmp_path: Path) -> None:

@@ -492,6 +492,8 @@ class Writer:
 
 def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
     """Remove windows; those that the table does not have are passed over."""
+    if not any(table.file_of(window).exists() for window in windows):
+        return
     with table.exclusive():
         for window in windows:
             path = table.file_of(window)

@@ -83,8 +83,7 @@ def land_file(table: ConfiguredTable, tool: FilesTool, window: Window) -> Landin
         fingerprint = before if is_settled else f"{before}, new"
         with receiving(table.lake, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver:
             receiver.restart()
-            refusal = f"{origin} has more than {tool.max_bytes:,} bytes: raise max_bytes"
-            chunks = bounded(chunks_of(file), tool.max_bytes, refusal, size)
+            chunks = bounded(chunks_of(file), tool.max_bytes, f"{origin} has", "raise max_bytes", total=size)
             receiver.add(_suffixes(window.name), islice(chunks, 1 if window.is_sample else None), origin=origin)
             if version() != before:
                 raise DataCollectionException(f"{origin} changed while it was copied: wait until it is whole")

@@ -109,18 +109,18 @@ def temporary(beside: Path) -> Iterator[BinaryIO]:
 
 
 def bounded(
-    chunks: Iterable[bytes], limit: int, refusal: str, total: int | None = None, unit: str = "bytes"
+    chunks: Iterable[bytes], limit: int, said: str, way: str, *, total: int | None = None, unit: str = "bytes"
 ) -> Iterator[bytes]:
     """Yield chunks as they come, and report how many bytes came, of `total` where that is known.
 
     Raises:
-        DataCollectionException: DATA_ERROR, there are more bytes than `limit`: `refusal` says of what.
+        DataCollectionException: DATA_ERROR, there are more bytes than `limit`: what `said` begins, and the `way` out.
     """
     done = 0
     for chunk in chunks:
         done += len(chunk)
         if max(done, total or 0) > limit:
-            raise data_error(refusal)
+            raise data_error(f"{said} more than {limit:,} bytes: {way}")
         progress(done, total, unit)
         yield chunk
 
@@ -131,6 +131,6 @@ def chunks_of(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _copy(path: Path, source: IO[bytes], plain: BinaryIO, max_bytes: int) -> None:
-    refusal = f"{path}: unpacks to more than {max_bytes:,} bytes: raise max_bytes"
-    plain.writelines(bounded(chunks_of(source), max_bytes, refusal, unit="bytes unpacked"))
+    chunks = bounded(chunks_of(source), max_bytes, f"{path}: unpacks to", "raise max_bytes", unit="bytes unpacked")
+    plain.writelines(chunks)
     plain.flush()

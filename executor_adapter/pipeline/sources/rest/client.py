@@ -215,8 +215,9 @@ class Authentication:
         }
         with client.stream("POST", url, data=form, headers=headers) as response:
             response.raise_for_status()
-            refusal = f"{shown(response.url)} sent more than {MAX_ANSWER:,} bytes: correct token_url"
-            content = b"".join(bounded(response.iter_raw(), MAX_ANSWER, refusal))
+            limit = min(MAX_ANSWER, self._tool.max_bytes)
+            way = "correct token_url" if limit == MAX_ANSWER else "raise max_bytes, or correct token_url"
+            content = b"".join(bounded(response.iter_raw(), limit, f"{shown(response.url)} sent", way))
         self._token, lifetime = _token_in(content, redacted(url))
         remember(self._token)
         self._valid_until = time.monotonic() + lifetime

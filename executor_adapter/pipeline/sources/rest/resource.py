@@ -149,8 +149,7 @@ class _Download:
                     "next": following,
                 }
 
-            refusal = f"{origin} sent more than {limit:,} bytes: raise max_bytes, or correct the URL"
-            content = bounded(response.iter_raw(), limit, refusal)
+            content = bounded(response.iter_raw(), limit, f"{origin} sent", "raise max_bytes, or correct the URL")
             file = self._receiver.add(f".{format.format}", content, origin=origin, inspect=inspect)
         following: State | None = file.details["next"]
         return following
