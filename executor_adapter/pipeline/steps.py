@@ -241,18 +241,20 @@ class Run:
         before, self._number = self.rows, self._number + 1
         after = f"rows_{self._number}"
         with _explained(step):
-            rows = self._put(after, step, before)
-        self.rows = self._accounted(step, before, after, rows)
+            is_changed = self._put(after, step, before)
+        if is_changed:
+            self.rows = self._accounted(step, before, after)
 
-    def _put(self, view: str, step: Step, before: str) -> int | None:
-        """Make the view of what a step gives, and return how many rows it has where that is known."""
-        rows = None
+    def _put(self, view: str, step: Step, before: str) -> bool:
+        """Make the view of what a step gives; return False where that is what it was given."""
         match step.options:
             case Function() | Check():
                 self._database.register(view, _called(step, self._relations(step, before)))
-                return None
+                return True
             case Deduplicate():
-                query, rows = self._deduplicate(step.options, before)
+                query = self._deduplicate(step.options, before)
+                if not query:
+                    return False
             case _:
                 query = self._enrich(step, before) if isinstance(step.options, Enrich) else self._sql(step, before)
                 file = self._space / f"{view}.parquet"
@@ -260,7 +262,7 @@ class Run:
                 self._database.execute(f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION lz4_raw)")
                 query = f"FROM read_parquet({literal(file)})"
         self._make_view(view, query)
-        return rows
+        return True
 
     def _relations(self, step: Step, before: str) -> Iterator[duckdb.DuckDBPyRelation]:
         """Yield the rows that a function is called with: all of them, or `batch` at a time."""
@@ -290,20 +292,21 @@ class Run:
         found = self._database.sql(f"FROM {source}")
         return dict(zip(found.columns, map(str, found.types), strict=True))
 
-    def _deduplicate(self, options: Deduplicate, before: str) -> tuple[str, int | None]:
-        keys, order = options.key, options.order_by
-        highest = options.keep == "last"
-        # A value beats no value, and of equal ones the later row stays, or the earlier one.
-        known = "IS NOT NULL" if highest else "IS NULL"
-        parts = [part for name in map(quoted, order) for part in (f"{name} {known}", name)]
-        packed = ", ".join(f"p{number} := {part}" for number, part in enumerate([*parts, ROW]))
-        best = f"{'max' if highest else 'min'}(struct_pack({packed})).p{len(parts)}"
+    def _deduplicate(self, options: Deduplicate, before: str) -> str:
+        """Return the query, or nothing where each row has a key of its own."""
+        keys, table = options.key, f"best_{self._number}"
         group, empty = ", ".join(map(quoted, keys)), " OR ".join(f"{quoted(name)} IS NULL" for name in keys)
+        # A value beats no value, and of equal ones the later row stays, or the earlier one.
+        way = "DESC" if options.keep == "last" else "ASC"
+        order = ", ".join(f"{name} {way} NULLS LAST" for name in [*map(quoted, options.order_by), ROW])
         # The numbers alone are kept, and no copy of the rows.
-        table = f"best_{self._number}"
-        query = f"SELECT {best} AS best, {empty} AS is_empty FROM {before} GROUP BY {group}"
-        self._database.execute(f"CREATE TEMP TABLE {table} AS {query}")
+        self._database.execute(
+            f"CREATE TEMP TABLE {table} AS SELECT {ROW} AS best, {empty} AS is_empty FROM {before} "
+            f"QUALIFY row_number() OVER (PARTITION BY {group} ORDER BY {order}) = 1"
+        )
         rows, some_are_empty = self._row(f"SELECT count(*), bool_or(is_empty) FROM {table}")
+        if rows == self.account.kept and not some_are_empty:
+            return ""
         winners = f"SELECT best FROM {table}"
         cases, others = [], "" if options.reject else f" WHERE {ROW} IN ({winners})"
         if some_are_empty:
@@ -313,8 +316,7 @@ class Run:
         if not others:
             cases.append(f"WHEN {ROW} NOT IN ({winners}) THEN {literal('another row has this ' + ', '.join(keys))}")
         reason = f", CASE {' '.join(cases)} END AS {REASON}" if cases else ""
-        known = None if some_are_empty else rows if others else self.account.kept
-        return f"SELECT *{reason} FROM {before}{others}", known
+        return f"SELECT *{reason} FROM {before}{others}"
 
     def _enrich(self, step: Step, before: str) -> str:
         options, source = step.options, self._other(step, step.options.table)
@@ -326,7 +328,7 @@ class Run:
         columns = ", ".join(f"t.{quoted(theirs)} AS {quoted(mine)}" for theirs, mine in options.columns.items())
         return f"SELECT r.*, {columns} FROM {before} r LEFT JOIN (FROM {source}) t ON {on}"
 
-    def _accounted(self, step: Step, before: str, after: str, rows: int | None) -> str:
+    def _accounted(self, step: Step, before: str, after: str) -> str:
         """Account for the rows of a step, and return the view of those that go on."""
         columns = self.columns(after)
         given = self.account.kept
@@ -338,7 +340,7 @@ class Run:
             view = f"{after}_kept"
             self._make_view(view, f"SELECT *, row_number() OVER () AS {ROW} FROM {after}")
             return view
-        rows = self._count(after) if rows is None else rows
+        rows = self._count(after)
         known = f"SELECT count(DISTINCT {ROW}) FROM {after} SEMI JOIN {before} USING ({ROW})"
         if not isinstance(step.options, Deduplicate) and self._row(known) != (rows,):
             said = "returned a row twice, or one that it was not given: leave out _row where rows become others"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -24,6 +25,8 @@ from executor_adapter.pipeline.lake.evolution import fitted
 
 ROW_GROUP = 250_000
 """Rows of a row group; those of several batches are written together."""
+SAMPLE, MAX_UNIQUE = 10_000, 0.95
+"""Rows that say whether the values of a column repeat, and the share of them that have different values then."""
 MAX_RANGES = 1000
 """Ranges that a window remembers. Only a run that was overtaken by so many others would not be seen as too old, and of
 two old deliveries that come again the older one could win."""
@@ -173,6 +176,17 @@ def rows_in(path: Path) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
+def repeating(rows: pa.Table) -> bool | list[str]:
+    """Return the columns that Parquet is to write with a dictionary: those of whose first values some are equal.
+
+    Else a dictionary that is full and dropped takes as long again to write, and two thirds of the file's size.
+    """
+    some = rows.slice(0, SAMPLE)
+    if some.num_rows < SAMPLE or any(map(pa.types.is_nested, rows.schema.types)):
+        return True
+    return [name for name in some.column_names if len(pc.unique(some[name])) < SAMPLE * MAX_UNIQUE]
+
+
 class FileWriter:
     """Writes the file of one window, in a `workspace`."""
 
@@ -199,17 +213,18 @@ class FileWriter:
         """Write the rest and the footer to the disk; return the entry with the rows of the file."""
         self._flush()
         entry = replace(entry, rows=self.rows)
-        writer = self._opened()
+        writer = self._opened(pa.table([]))
         writer.add_key_value_metadata({_KEY: _ENTRY.dump_json(entry)})
         writer.close()
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         return entry
 
-    def _opened(self) -> pq.ParquetWriter:
+    def _opened(self, rows: pa.Table) -> pq.ParquetWriter:
         # Not before there is something to write: a landing may have thousands of windows.
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd", write_page_checksum=True)
+            options = {"compression": "zstd", "use_dictionary": repeating(rows)}
+            self._writer = pq.ParquetWriter(self.path, self.schema, write_page_checksum=True, **options)
         return self._writer
 
     def spill(self) -> None:
@@ -224,5 +239,5 @@ class FileWriter:
         if self.rows > self._written:
             spilled = (rows for path in self._spilled for rows in rows_in(path))
             rows = pa.concat_tables([*spilled, *self._waiting]).combine_chunks()
-            self._opened().write_table(rows, row_group_size=ROW_GROUP)
+            self._opened(rows).write_table(rows, row_group_size=ROW_GROUP)
             self._spilled, self._waiting, self.waiting, self._written = [], [], 0, self.rows
