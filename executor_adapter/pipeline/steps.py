@@ -224,9 +224,6 @@ class Run:
     def _make_view(self, name: str, query: str) -> None:
         self._database.execute(f"CREATE TEMP VIEW {name} AS {query}")
 
-    def _count(self, view: str) -> int:
-        return int(self._row(f"SELECT count(*) FROM {view}")[0])
-
     def _row(self, query: str) -> tuple[Any, ...]:
         (found,) = self._database.execute(query).fetchall()
         return found
@@ -294,29 +291,24 @@ class Run:
 
     def _deduplicate(self, options: Deduplicate, before: str) -> str:
         """Return the query, or nothing where each row has a key of its own."""
-        keys, table = options.key, f"best_{self._number}"
-        group, empty = ", ".join(map(quoted, keys)), " OR ".join(f"{quoted(name)} IS NULL" for name in keys)
+        lost, keys = f"lost_{self._number}", ", ".join(map(quoted, options.key))
+        # Nothing tells a row without a value in its key from another one.
+        empty = " OR ".join(f"{quoted(name)} IS NULL" for name in options.key)
+        said = [f"{' or '.join(options.key)}: is empty", f"another row has this {', '.join(options.key)}"]
+        others = f"ELSE {literal(said[1])}" if options.reject else ""
         # A value beats no value, and of equal ones the later row stays, or the earlier one.
         way = "DESC" if options.keep == "last" else "ASC"
         order = ", ".join(f"{name} {way} NULLS LAST" for name in [*map(quoted, options.order_by), ROW])
         # The numbers alone are kept, and no copy of the rows.
         self._database.execute(
-            f"CREATE TEMP TABLE {table} AS SELECT {ROW} AS best, {empty} AS is_empty FROM {before} "
-            f"QUALIFY row_number() OVER (PARTITION BY {group} ORDER BY {order}) = 1"
+            f"CREATE TEMP TABLE {lost} AS SELECT {ROW}, CASE WHEN {empty} THEN {literal(said[0])} {others} END AS "
+            f"{REASON} FROM {before} QUALIFY {empty} OR row_number() OVER (PARTITION BY {keys} ORDER BY {order}) > 1"
         )
-        rows, some_are_empty = self._row(f"SELECT count(*), bool_or(is_empty) FROM {table}")
-        if rows == self.account.kept and not some_are_empty:
-            return ""
-        winners = f"SELECT best FROM {table}"
-        cases, others = [], "" if options.reject else f" WHERE {ROW} IN ({winners})"
-        if some_are_empty:
-            # Nothing tells a row without a value in its key from another one.
-            cases.append(f"WHEN {empty} THEN {literal(' or '.join(keys) + ': is empty')}")
-            others = others and f"{others} OR {empty}"
-        if not others:
-            cases.append(f"WHEN {ROW} NOT IN ({winners}) THEN {literal('another row has this ' + ', '.join(keys))}")
-        reason = f", CASE {' '.join(cases)} END AS {REASON}" if cases else ""
-        return f"SELECT *{reason} FROM {before}{others}"
+        rows, rejected = self._row(f"SELECT count(*), count({REASON}) FROM {lost}")
+        if rows and not rejected:
+            return f"FROM {before} WHERE {ROW} NOT IN (SELECT {ROW} FROM {lost})"
+        query = f"FROM {before} LEFT JOIN {lost} USING ({ROW}) WHERE {lost}.{ROW} IS NULL OR {REASON} IS NOT NULL"
+        return query if rows else ""
 
     def _enrich(self, step: Step, before: str) -> str:
         options, source = step.options, self._other(step, step.options.table)
@@ -330,24 +322,21 @@ class Run:
 
     def _accounted(self, step: Step, before: str, after: str) -> str:
         """Account for the rows of a step, and return the view of those that go on."""
-        columns = self.columns(after)
-        given = self.account.kept
+        columns, given, view = self.columns(after), self.account.kept, f"{after}_kept"
         if ROW not in columns and REASON in columns:
             raise _error(step, f"gives {REASON} without {ROW}, so that no row can be rejected: keep {ROW}")
+        (rows,) = self._row(f"SELECT count(*) FROM {after}")
+        self.account.kept = rows
         if ROW not in columns:
-            self.account.kept = self._count(after)
-            self.account.merged += given - self.account.kept
-            view = f"{after}_kept"
+            self.account.merged += given - rows
             self._make_view(view, f"SELECT *, row_number() OVER () AS {ROW} FROM {after}")
             return view
-        rows = self._count(after)
         known = f"SELECT count(DISTINCT {ROW}) FROM {after} SEMI JOIN {before} USING ({ROW})"
         if not isinstance(step.options, Deduplicate) and self._row(known) != (rows,):
             said = "returned a row twice, or one that it was not given: leave out _row where rows become others"
             raise _error(step, said)
         if given > rows:
             self.account.drops[f"dropped by {step.name}"] += given - rows
-        self.account.kept = rows
         if REASON not in columns:
             return after
         wrong = f"FROM {after} WHERE {REASON} IS NOT NULL"
@@ -360,7 +349,6 @@ class Run:
             f"FROM (SELECT {ROW}, {REASON} {wrong}) "
             f"JOIN (SELECT {ROW}, struct_pack({self._packed(before)}) AS b FROM {before}) USING ({ROW})"
         )
-        view = f"{after}_kept"
         self._make_view(view, f"SELECT * EXCLUDE ({REASON}) FROM {after} WHERE {REASON} IS NULL")
         return view
 
@@ -389,10 +377,8 @@ def _library_of(function: Callable[..., Any]) -> str:
     except NameError:  # Imported for types alone.
         signature = inspect.signature(function)
     first = next(iter(signature.parameters.values()), None)
-    if first is None or first.annotation is first.empty:
-        return "pandas"
-    kind = first.annotation
-    module = kind.partition(".")[0] if isinstance(kind, str) else str(getattr(kind, "__module__", ""))
+    kind = getattr(first, "annotation", "")
+    module = kind if isinstance(kind, str) else str(getattr(kind, "__module__", ""))
     names = {"pl": "polars", "polars": "polars", "pa": "pyarrow", "pyarrow": "pyarrow", "duckdb": "duckdb"}
     return names.get(module.partition(".")[0].lstrip("_"), "pandas")
 

@@ -492,14 +492,12 @@ class Writer:
 
 def remove_windows(table: LakeTable, windows: Collection[str]) -> None:
     """Remove windows; those that the table does not have are passed over."""
-    if not any(table.file_of(window).exists() for window in windows):
-        return
-    with table.exclusive():
-        for window in windows:
-            path = table.file_of(window)
-            if path.exists():
-                path.unlink()
-                path.parent.rmdir()
+    if paths := [path for path in map(table.file_of, windows) if path.exists()]:
+        with table.exclusive():
+            for path in paths:
+                with suppress(FileNotFoundError):  # Another job was faster.
+                    path.unlink()
+                    path.parent.rmdir()
 
 
 def is_expired(window: str, before: date) -> bool:
