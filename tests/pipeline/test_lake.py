@@ -25,7 +25,7 @@ from executor_adapter.exceptions import ConfigurationError, DataCollectionExcept
 from executor_adapter.pipeline.disk import TEMPORARY
 from executor_adapter.pipeline.lake import stored
 from executor_adapter.pipeline.lake import table as module
-from executor_adapter.pipeline.lake.stored import ROW_GROUP
+from executor_adapter.pipeline.lake.stored import ROW_GROUP, SAMPLE
 from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.upkeep import remove_leftovers
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
@@ -98,6 +98,18 @@ def test_an_empty_window_has_its_columns(tmp_path: Path) -> None:
     assert table.read("w").equals(ROWS.slice(0, 0))
     with pytest.raises(ValueError, match="add a batch, even one without rows"):
         write(table, "other")
+
+
+@pytest.mark.parametrize("more", [{}, {"list": [[1]] * SAMPLE}])
+def test_a_column_of_different_values_is_written_without_a_dictionary(tmp_path: Path, more: dict[str, Any]) -> None:
+    """A dictionary is for values that come again; a table with nested columns is written as Parquet has it."""
+    table, numbers = lake_table(tmp_path), range(SAMPLE)
+    rows = pa.table({"id": numbers, "kind": [f"kind {each % 9}" for each in numbers]} | more)
+    write(table, "w", rows)
+    with pq.ParquetFile(table.file_of("w")) as file:
+        columns = [file.metadata.row_group(0).column(number) for number in (0, 1)]
+    assert [column.has_dictionary_page for column in columns] == [bool(more), True]
+    assert table.read("w").equals(rows)
 
 
 def test_a_window_is_read_in_batches(tmp_path: Path) -> None:
