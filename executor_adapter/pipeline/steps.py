@@ -294,21 +294,21 @@ class Run:
         lost, keys = f"lost_{self._number}", ", ".join(map(quoted, options.key))
         # Nothing tells a row without a value in its key from another one.
         empty = " OR ".join(f"{quoted(name)} IS NULL" for name in options.key)
-        said = [f"{' or '.join(options.key)}: is empty", f"another row has this {', '.join(options.key)}"]
-        others = f"ELSE {literal(said[1])}" if options.reject else ""
         # A value beats no value, and of equal ones the later row stays, or the earlier one.
         way = "DESC" if options.keep == "last" else "ASC"
         order = ", ".join(f"{name} {way} NULLS LAST" for name in [*map(quoted, options.order_by), ROW])
         # The numbers alone are kept, and no copy of the rows.
         self._database.execute(
-            f"CREATE TEMP TABLE {lost} AS SELECT {ROW}, CASE WHEN {empty} THEN {literal(said[0])} {others} END AS "
-            f"{REASON} FROM {before} QUALIFY {empty} OR row_number() OVER (PARTITION BY {keys} ORDER BY {order}) > 1"
+            f"CREATE TEMP TABLE {lost} AS SELECT {ROW}, {empty} AS is_empty FROM {before} "
+            f"QUALIFY {empty} OR row_number() OVER (PARTITION BY {keys} ORDER BY {order}) > 1"
         )
-        rows, rejected = self._row(f"SELECT count(*), count({REASON}) FROM {lost}")
-        if rows and not rejected:
-            return f"FROM {before} WHERE {ROW} NOT IN (SELECT {ROW} FROM {lost})"
-        query = f"FROM {before} LEFT JOIN {lost} USING ({ROW}) WHERE {lost}.{ROW} IS NULL OR {REASON} IS NOT NULL"
-        return query if rows else ""
+        rows, rejected = self._row(f"SELECT count(*), count_if(is_empty OR {options.reject}) FROM {lost}")
+        if not rejected:
+            return f"FROM {before} WHERE {ROW} NOT IN (SELECT {ROW} FROM {lost})" if rows else ""
+        said = [f"{' or '.join(options.key)}: is empty", f"another row has this {', '.join(options.key)}"]
+        reason = f"CASE {lost}.is_empty WHEN true THEN {literal(said[0])} WHEN false THEN {literal(said[1])} END"
+        kept = "" if options.reject else f"WHERE {lost}.is_empty IS DISTINCT FROM false"
+        return f"SELECT {before}.*, {reason} AS {REASON} FROM {before} LEFT JOIN {lost} USING ({ROW}) {kept}"
 
     def _enrich(self, step: Step, before: str) -> str:
         options, source = step.options, self._other(step, step.options.table)

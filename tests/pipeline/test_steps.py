@@ -157,6 +157,18 @@ def test_rows_without_a_value_in_the_key_are_rejected(tmp_path: Path, options: d
     assert {each["city"] for each in tables(tmp_path)["processed"].read("w").to_pylist()} == {"Rome", "Nowhere", "Oslo"}
 
 
+@pytest.mark.parametrize("reject", [False, True])
+def test_a_deduplication_keeps_columns_of_any_name(tmp_path: Path, reject: bool) -> None:
+    """A column may be called as one that the step uses itself."""
+    renamed = {"sql": "SELECT id, city AS is_empty, _row FROM {rows}"}
+    rows = apply(tmp_path, renamed, {"deduplicate": {"key": "is_empty", "reject": reject}})
+    assert [tuple(row.items()) for row in rows] == [
+        (("id", 1), ("is_empty", "Rome")),
+        (("id", 0), ("is_empty", "Nowhere")),
+        (("id", 5), ("is_empty", "Oslo")),
+    ]
+
+
 def test_enrich_joins_columns_of_another_table(tmp_path: Path) -> None:
     """They come by the key, null where there is no partner; a null has none, and no row becomes two."""
     cities = LakeTable(root=tmp_path, layer="processed", tool="shop", name="cities")
