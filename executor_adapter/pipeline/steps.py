@@ -297,18 +297,18 @@ class Run:
         # A value beats no value, and of equal ones the later row stays, or the earlier one.
         way = "DESC" if options.keep == "last" else "ASC"
         order = ", ".join(f"{name} {way} NULLS LAST" for name in [*map(quoted, options.order_by), ROW])
-        # The numbers alone are kept, and no copy of the rows.
+        # The numbers alone are kept, and no copy of the rows, whose order a join of several threads would lose.
         self._database.execute(
             f"CREATE TEMP TABLE {lost} AS SELECT {ROW}, {empty} AS is_empty FROM {before} "
             f"QUALIFY {empty} OR row_number() OVER (PARTITION BY {keys} ORDER BY {order}) > 1"
         )
         rows, rejected = self._row(f"SELECT count(*), count_if(is_empty OR {options.reject}) FROM {lost}")
         if not rejected:
-            return f"FROM {before} WHERE {ROW} NOT IN (SELECT {ROW} FROM {lost})" if rows else ""
+            return f"FROM {before} ANTI JOIN {lost} USING ({ROW}) ORDER BY {ROW}" if rows else ""
         said = [f"{' or '.join(options.key)}: is empty", f"another row has this {', '.join(options.key)}"]
         reason = f"CASE {lost}.is_empty WHEN true THEN {literal(said[0])} WHEN false THEN {literal(said[1])} END"
-        kept = "" if options.reject else f"WHERE {lost}.is_empty IS DISTINCT FROM false"
-        return f"SELECT {before}.*, {reason} AS {REASON} FROM {before} LEFT JOIN {lost} USING ({ROW}) {kept}"
+        kept = f"USING ({ROW})" + ("" if options.reject else f" WHERE {lost}.is_empty IS DISTINCT FROM false")
+        return f"SELECT {before}.*, {reason} AS {REASON} FROM {before} LEFT JOIN {lost} {kept} ORDER BY {ROW}"
 
     def _enrich(self, step: Step, before: str) -> str:
         options, source = step.options, self._other(step, step.options.table)
@@ -318,7 +318,7 @@ class Run:
                 raise _error(step, f"the rows have a column {mine}: give it another name, columns: {{name: new name}}")
         on = " AND ".join(f"r.{quoted(mine)} = t.{quoted(theirs)}" for mine, theirs in options.on.items())
         columns = ", ".join(f"t.{quoted(theirs)} AS {quoted(mine)}" for theirs, mine in options.columns.items())
-        return f"SELECT r.*, {columns} FROM {before} r LEFT JOIN (FROM {source}) t ON {on}"
+        return f"SELECT r.*, {columns} FROM {before} r LEFT JOIN (FROM {source}) t ON {on} ORDER BY r.{ROW}"
 
     def _accounted(self, step: Step, before: str, after: str) -> str:
         """Account for the rows of a step, and return the view of those that go on."""

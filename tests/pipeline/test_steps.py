@@ -21,6 +21,7 @@ from executor_adapter.config import FilesTool, load_config
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline import ConfiguredTable, configured_tables
 from executor_adapter.pipeline.importing import import_object
+from executor_adapter.pipeline.lake.stored import ROW_GROUP
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.processing import process_window
 from executor_adapter.pipeline.steps import MAX_REASONS, Processed, Spec, read_step
@@ -167,6 +168,24 @@ def test_a_deduplication_keeps_columns_of_any_name(tmp_path: Path, reject: bool)
         (("id", 0), ("is_empty", "Nowhere")),
         (("id", 5), ("is_empty", "Oslo")),
     ]
+
+
+@pytest.mark.parametrize("reject", [False, True])
+def test_rows_keep_their_order_and_each_is_in_one_batch(tmp_path: Path, reject: bool) -> None:
+    """Several threads join the rows of a large window: a function that is called for parts of it gets each row once."""
+    names = LakeTable(root=tmp_path, layer="processed", tool="shop", name="names")
+    write(names, "w", pa.table({"id": range(100), "name": [f"name {each}" for each in range(100)]}))
+    number = 2 * ROW_GROUP
+    rows = pa.table({"id": [each % (number - 100) for each in range(number)]})
+    steps: list[Spec] = [
+        {"deduplicate": {"key": "id", "keep": "first", "reject": reject}},
+        {"enrich": {"table": "shop.names", "on": "id", "columns": "name"}},
+        {"function": f"{OWN}:same", "batch": 150_000},
+    ]
+    table = orders(tmp_path, steps=steps)
+    write(table.raw, "w", rows)
+    assert process_window(table, "w").kept == number - 100
+    assert table.processed.read("w")["id"].to_pylist() == list(range(number - 100))
 
 
 def test_enrich_joins_columns_of_another_table(tmp_path: Path) -> None:
