@@ -113,7 +113,7 @@ BUDGETS = {
     "persistence": 1_142,
     "pipeline": 4_469,
     "pools": 555,
-    "pools/cluster": 3_395,
+    "pools/cluster": 3_394,
     "pools/in_process": 629,
     "pools/memory": 391,
     "pools/process": 1_517,

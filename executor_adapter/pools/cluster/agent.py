@@ -65,7 +65,8 @@ class Agent:
         self._files = ArrivingFiles()
         self._relieve_at = math.inf
         self._ending = False
-        self._patience = self.call_at(self.now() + SETUP_TIMEOUT, self._end_without_setup)
+        why = f"its head did not set it up within {SETUP_TIMEOUT:.0f} s"
+        self._patience = self.call_at(self.now() + SETUP_TIMEOUT, lambda: self.end(why))
         """Ends this agent if its head does not set it up: a link that is relayed stays open where the head has died."""
         self.link = Link(self, end, self._on_frames, self.end)
         said = json.dumps(frames.hello(node or socket.gethostname()))
@@ -313,9 +314,6 @@ class Agent:
         return assignment.seq
 
     # --- the end ---
-
-    def _end_without_setup(self) -> None:
-        self.end(f"its head did not set it up within {SETUP_TIMEOUT:.0f} s")
 
     def end(self, failure: str = "") -> None:
         """Kill what runs, and end the loop when nothing is left. `failure`: what was wrong, if anything was."""

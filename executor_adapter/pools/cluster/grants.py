@@ -480,13 +480,11 @@ class LeaseWatch:
     def release_retiring(self, agent: RemoteAgent) -> None:
         """Give back what an agent is to give back and does not use, while its node is still waited for."""
         for shape, held in list(agent.held.items()):
-            if held.retiring and held.unused and self._books.spare(shape) > 0 and self._is_awaited(agent.node):
+            starving = self._books.starving().values()  # Shapes of the pool that have no lease now.
+            is_awaited = self._others[agent.node] > 0 or any(agent.node in each.nodes for each in starving)
+            if is_awaited and held.retiring and held.unused and self._books.spare(shape) > 0:
                 self._rest(shape)
                 held.retiring -= self._release(agent, shape, held.retiring)
-
-    def _is_awaited(self, node: str) -> bool:
-        """Return whether others waited for a node at the last look, or a shape of the pool has no lease now."""
-        return self._others[node] > 0 or any(node in each.nodes for each in self._books.starving().values())
 
     def _rest(self, shape: Shape) -> None:
         """Ask for no lease of a shape: one is about to go back for the sake of others, who are to get its place."""

@@ -168,8 +168,7 @@ def _chunks(seq: int, file: values.MemoryFile, then: bytes) -> Iterator[tuple[by
     size = os.fstat(file.fd).st_size
     for at in range(0, max(1, size), CHUNK_BYTES):  # One that a function has emptied is a chunk, too.
         chunk = wire.pack_frame(frames.FILE, seq=seq, body=os.pread(file.fd, CHUNK_BYTES, at))
-        is_last = at + CHUNK_BYTES >= size
-        yield chunk + then if is_last else chunk, is_last
+        yield (chunk + then, True) if at + CHUNK_BYTES >= size else (chunk, False)
 
 
 class Link:
@@ -264,8 +263,12 @@ class Link:
             self._lose()
             return
         self.heard_at = self._loop.now()
-        if arrived := self._splitter.split(count):
-            self._on_frames(arrived)
+        try:
+            if arrived := self._splitter.split(count):
+                self._on_frames(arrived)
+        except Exception:
+            self._lose()  # The jobs of the frames that are left unread would wait for them.
+            raise
 
     def _lose(self) -> None:
         if self.is_open:
@@ -292,9 +295,8 @@ class ArrivingFiles:
 
     def add(self, seq: int, chunk: bytes) -> None:
         """Append a chunk to the file of `seq`. A file for which this machine has no room is lost."""
-        fd = self._fds.get(seq)
         try:
-            if fd is None:
+            if (fd := self._fds.get(seq)) is None:
                 fd = self._fds[seq] = os.memfd_create("executor-adapter", os.MFD_CLOEXEC)
             rest = memoryview(chunk if fd >= 0 else b"")
             while rest:
@@ -305,15 +307,13 @@ class ArrivingFiles:
 
     def take(self, seq: int) -> int:
         """Return the descriptor of a complete file, at its beginning; -1 if it was lost."""
-        fd = self._fds.pop(seq, -1)
-        if fd >= 0:
+        if (fd := self._fds.pop(seq, -1)) >= 0:
             os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
     def drop(self, seq: int) -> None:
         """Close a file that is not needed."""
-        fd = self._fds.pop(seq, -1)
-        if fd >= 0:
+        if (fd := self._fds.pop(seq, -1)) >= 0:
             os.close(fd)
 
     def close(self) -> None:

@@ -115,6 +115,23 @@ def test_a_large_value_that_its_function_has_emptied_ends_no_link(pair: Pair) ->
     pair.until(lambda: (frames.STOP, 7) in pair.kinds())
 
 
+def test_a_stream_that_makes_no_sense_is_lost(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    """What else has arrived with a frame that cannot be read would never be read: whoever waits for it is told."""
+
+    def read(arrived: list[wire.Frame]) -> None:
+        raise IndexError(f"{len(arrived)} frames that nobody understands")
+
+    ours, theirs = socket.socketpair()
+    sender = pair.link(SocketEnd(ours), "sender")
+    receiver = Link(pair.loop, SocketEnd(theirs), read, lambda: pair.lost.append("receiver"))  # type: ignore[arg-type]
+    sender.send(wire.pack_frame(frames.STOP, seq=7))
+    sender.flush()
+    pair.until(lambda: len(pair.lost) == 2)
+    assert pair.lost == ["receiver", "sender"]
+    assert "1 frames that nobody understands" in caplog.text
+    assert not receiver.is_open
+
+
 def test_a_value_that_is_not_needed_is_not_sent_to_its_end(pair: Pair) -> None:
     """The rest of a cancelled value and its frame are left out, and the receiver is told to drop what it has."""
     pair.sender.send_file(1, memory_file(20 * CHUNK_BYTES), wire.pack_frame(wire.CALL, seq=1))
