@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
@@ -68,11 +69,17 @@ class FlowRun:
         return [f"{state['timestamp']} {state['name']}: {state['message']}" for state in states]
 
     def task_states(self) -> Counter[str]:
+        return Counter(run["state_name"] for run in self._task_runs())
+
+    def task_messages(self) -> set[str]:
+        return {run["state"]["message"] for run in self._task_runs()}
+
+    def _task_runs(self) -> list[dict[str, Any]]:
         wanted = {"flow_runs": {"id": {"any_": [self.id]}}, "limit": 200}
-        states: Counter[str] = Counter()
-        while page := self.server.call("POST", "/task_runs/filter", wanted | {"offset": states.total()}):
-            states.update(run["state_name"] for run in page)
-        return states
+        runs: list[dict[str, Any]] = []
+        while page := self.server.call("POST", "/task_runs/filter", wanted | {"offset": len(runs)}):
+            runs += page
+        return runs
 
 
 def _is_alive(pid: int) -> bool:
@@ -192,6 +199,9 @@ def _assert_ended(
         wait_for(lambda: run.task_states() == {"Crashed": jobs}, what=f"{jobs} Crashed, {run.task_states()}")
         return
     wait_for(lambda: run.task_states() == {"Cancelled": jobs}, what=f"{jobs} Cancelled, {run.task_states()}")
+    if how in ("button", "command"):
+        wrong = {each for each in run.task_messages() if "its flow run was cancelled" not in each}
+        assert not wrong, "a cancel says whose it was"
     # Prefect marks a flow as Crashed if a signal ends its process and its run was not cancelled.
     expected = "Crashed" if how.startswith("SIG") else "Cancelled"
     wait_for(lambda: run.state() == expected, what=lambda: f"a flow run that is {expected}, not {run.states()}")
