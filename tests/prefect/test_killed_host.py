@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -34,6 +35,7 @@ from pytest_mock import MockerFixture
 
 from executor_adapter.cli import main
 from executor_adapter.pipeline.flows import maintenance, maintenance_flow, pipeline_flow
+from executor_adapter.prefect.crashes import sweep as sweeping
 from executor_adapter.prefect.crashes.fate import Death
 from executor_adapter.prefect.crashes.records import Records
 from executor_adapter.prefect.crashes.reporter import main as main_of_reporter
@@ -316,6 +318,19 @@ def test_a_flow_looks_after_its_earlier_runs(rows: MakeRows) -> None:
                 (found,) = find_earlier_runs(records, ended.flow_id, now + later)
                 assert found.id == ended.flow_run_id
             assert find_earlier_runs(records, healthy.flow_id, now + later) == []
+
+
+def test_a_flow_that_starts_ends_what_its_earlier_runs_have_left(
+    rows: MakeRows, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does so in the background, once; runs of other flows stay as they are."""
+    monkeypatch.setattr(sweeping, "MIN_AGE_SECONDS", -60.0)  # As if a minute had passed.
+    monkeypatch.setattr(sweeping, "_swept", set())
+    earlier, other = rows(CRASHED), rows(CRASHED)
+    created = api.post("/flow_runs/", {"flow_id": earlier.flow_id, "state": {"type": "RUNNING"}})
+    sweeping.sweep_earlier_runs(FlowRun.model_validate(created))
+    wait_for(lambda: earlier.states() == {"flow run": "Crashed", **AS_MADE, "Running": "Crashed"})
+    assert other.states() == {"flow run": "Crashed", **AS_MADE}
 
 
 def test_a_flow_run_that_starts_again_looks_after_its_earlier_starts(rows: MakeRows, api: Api) -> None:
