@@ -70,20 +70,20 @@ class Loader:
         """
         others, before = self._check_names(text.names), self.rows
         names = [*self._schema.columns, *others]
+        texts = {name: f"c{number}" for number, name in enumerate(text.names)}
         with self._connection.cursor() as aside:
             unfit = 0
-            for batch in text.select(self._connection, lambda source: self._statement(source, text.names, others)):
+            for batch in text.select(self._connection, lambda source: self._statement(source, texts, others)):
                 self.rows += batch.num_rows
                 rows = pa.RecordBatch.from_arrays(batch.columns[3:], names=names)
-                numbers, windows, texts = batch.columns[:3]
-                if texts.null_count < batch.num_rows:
-                    wrong, right = pc.is_valid(texts), pc.is_null(texts)
-                    found = [numbers.filter(wrong), *texts.filter(wrong).flatten()]
-                    columns = ["_row", *(f"c{number}" for number in range(len(text.names)))]
-                    aside.register("found", pa.Table.from_arrays(found, names=columns))
+                numbers, windows, unfit_texts = batch.columns[:3]
+                if unfit_texts.null_count < batch.num_rows:
+                    wrong, right = pc.is_valid(unfit_texts), pc.is_null(unfit_texts)
+                    found = [numbers.filter(wrong), *unfit_texts.filter(wrong).flatten()]
+                    aside.register("found", pa.Table.from_arrays(found, names=["_row", *texts.values()]))
                     # The lines of rows are known when all were read.
                     into = "INSERT INTO unfit" if unfit else "CREATE TEMP TABLE unfit AS"
-                    aside.execute(f"{into} {self._reasons(text.names)}")
+                    aside.execute(f"{into} {self._reasons(texts)}")
                     unfit += 1
                     rows, windows = rows.filter(right), windows.filter(right)
                 yield Loaded(rows, windows)
@@ -121,9 +121,8 @@ class Loader:
         self._seen |= set(names)
         return others
 
-    def _statement(self, source: str, names: Sequence[str], others: Sequence[str]) -> str:
+    def _statement(self, source: str, texts: Mapping[str, str], others: Sequence[str]) -> str:
         """Return the statement that numbers, divides and types rows, and gives the texts of those that do not fit."""
-        texts = {name: f"c{number}" for number, name in enumerate(names)}
         numbered = f"(SELECT *, row_number() OVER () + {self.rows} AS _row FROM {source})"
         valued, wrong = self._judged(numbered, texts)
         typed = {name: f"t{number}" for number, name in enumerate(self._schema.columns)}
@@ -132,9 +131,8 @@ class Loader:
         packed = f"CASE WHEN {cases} THEN struct_pack({', '.join(f'{text} := {text}' for text in texts.values())}) END"
         return f"SELECT {', '.join(['_row', self._window(typed), packed, *typed.values()])} FROM {valued}"
 
-    def _reasons(self, names: Sequence[str]) -> str:
+    def _reasons(self, texts: Mapping[str, str]) -> str:
         """Return the statement that says what is wrong with the rows in `found`, and shows each of them as JSON."""
-        texts = {name: f"c{number}" for number, name in enumerate(names)}
         valued, wrong = self._judged("found", texts)
         said = ", ".join(f"CASE WHEN {case} THEN {reason} END" for case, reason in wrong)
         row = ", ".join(f"{literal(name)}, {text}" for name, text in texts.items())

@@ -85,11 +85,9 @@ def fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
         return rows
     columns = []
     for field in schema:
-        if field.name not in rows.column_names:
-            columns.append(pa.nulls(rows.num_rows, field.type))
-            continue
+        is_there = field.name in rows.column_names
         try:
-            columns.append(rows[field.name].cast(field.type))
+            columns.append(rows[field.name].cast(field.type) if is_there else pa.nulls(rows.num_rows, field.type))
         except pa.ArrowInvalid as error:
             raise rows_error(f"{field.name}: {error}", "lake") from error
     return pa.Table.from_arrays(columns, schema=schema)

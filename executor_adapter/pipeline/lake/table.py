@@ -304,10 +304,7 @@ class Writer:
     """Takes the rows of one window; see `LakeTable.writing`."""
 
     def __init__(self, table: LakeTable, entry: WindowEntry, asked: Range, space: Path) -> None:
-        self._table = table
-        self._entry = entry
-        self._asked = asked
-        self._space = space
+        self._table, self._entry, self._asked, self._space = table, entry, asked, space
         self._parts: list[FileWriter] = []
         self._keys: list[pa.Array] = []
         self._highest: Any = None
@@ -333,17 +330,14 @@ class Writer:
         part.add(table)
 
     def _part_for(self, schema: pa.Schema) -> FileWriter:
-        if self._parts and self._parts[-1].schema.equals(schema):
-            return self._parts[-1]
         for name in (*self._table.key, *(() if self._table.cursor is None else (self._table.cursor,))):
             if name not in schema.names:
                 said = f"there is no column {name}: the columns are {', '.join(schema.names)}: set key or cursor to one"
                 raise rows_error(f"{self._table} {self._entry.window}: {said}", "lake")
         if self._parts:
             schema, _ = evolved(self._parts[-1].schema, schema)
-            if self._parts[-1].schema.equals(schema):
-                return self._parts[-1]
-        self._parts.append(self._new_file(f"part{len(self._parts)}", schema))
+        if not self._parts or not self._parts[-1].schema.equals(schema):
+            self._parts.append(FileWriter(self._space / f"part{len(self._parts)}.parquet", schema))
         return self._parts[-1]
 
     @property
@@ -381,9 +375,7 @@ class Writer:
     def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
         if not self._parts:
             raise ValueError(f"{self._table} {self._entry.window}: add a batch, even one without rows")
-        new = self._parts[-1].schema
-        for field in self._table.extra_columns:
-            new = new.append(field)
+        new = pa.schema([*self._parts[-1].schema, *self._table.extra_columns])
         if before is None:
             return new, []
         is_raw = self._table.layer == "raw"
@@ -411,9 +403,6 @@ class Writer:
         publish(folder, self._table.changed)
         self._table.finish_change()
 
-    def _new_file(self, name: str, schema: pa.Schema) -> FileWriter:
-        return FileWriter(self._space / f"{name}.parquet", schema)
-
     def _is_overtaken(self, known: Sequence[Range]) -> bool:
         """Return whether a newer answer is in the lake already, in whose place this one must not come."""
         mine = self._asked
@@ -434,7 +423,7 @@ class Writer:
         if self._is_whole(found, schema) and last.true_count == given:
             file = self._parts[0]
         else:
-            file = self._new_file("whole", schema)
+            file = FileWriter(self._space / "whole.parquet", schema)
             self._add_new(file, last)
             if found is not None and keys is not None:
                 replaced, stay = self._add_old(file, found, keys)

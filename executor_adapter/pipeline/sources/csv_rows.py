@@ -237,8 +237,7 @@ def _dialect(path: Path, name: str, format: Format, end: str) -> Dialect:
 def _first_names(path: Path, name: str, delimiter: str, quote: str, end: str) -> list[str]:
     """Return the values of the first line that is not empty."""
     with path.open(encoding="utf-8-sig", errors="replace", newline=end) as file:
-        lines = _bounded_lines(file, name)
-        reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None)
+        reader = csv.reader(_bounded_lines(file, name), delimiter=delimiter, quotechar=quote or None)
         try:
             return next((line for line in reader if line), [])
         except csv.Error as error:

@@ -155,12 +155,11 @@ def _explained(url: httpx.URL) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        said = str(error) or type(error).__name__
+        said = redacted(f"{url}: {str(error) or type(error).__name__}")
+        # It says all that httpx does, and hides secrets.
         raise DataCollectionException(
-            redacted(f"{url}: {said}"),
-            error_code=error_code_of(error),
-            retry_after=retry_after_of(error),
-        ) from None  # It says all that httpx does, and hides secrets.
+            said, error_code=error_code_of(error), retry_after=retry_after_of(error)
+        ) from None
 
 
 def _raise_for_status(response: httpx.Response) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
-from executor_adapter.config import Format, Paging, RestResource, RestTool, TableSettings, redacted
+from executor_adapter.config import Format, RestResource, RestTool, TableSettings, redacted
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import checksum_of, digest_of
 from executor_adapter.pipeline.errors import configuration_error, data_error
@@ -23,11 +23,7 @@ from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_st
 from executor_adapter.pipeline.sources.unpacking import bounded, unpacked
 from executor_adapter.pipeline.tables import PARENT_ID, ConfiguredTable
 
-_BY_CONTENT_TYPE = {
-    "application/json": "json",
-    "application/x-ndjson": "ndjson",
-    "text/csv": "csv",
-}
+_BY_CONTENT_TYPE = {"application/json": "json", "application/x-ndjson": "ndjson", "text/csv": "csv"}
 
 
 def land_resource(table: ConfiguredTable, tool: RestTool, window: Window, *, is_over: bool = False) -> Landing:
@@ -64,15 +60,11 @@ def fingerprint_of(tool: RestTool, table: str, window: Window) -> str:
     asked = {
         "url": tool.url,
         "resource": resource.model_dump(mode="json", exclude={*TableSettings.model_fields, "nulls"}),
-        "paging": _paging(tool, resource).model_dump(mode="json"),
+        "paging": (resource.paging or tool.paging).model_dump(mode="json"),
         "page_size": tool.page_size,
         "window": [window.since, window.until],
     }
     return digest_of(asked)
-
-
-def _paging(tool: RestTool, resource: RestResource) -> Paging:
-    return resource.paging or tool.paging
 
 
 def _parent_ids(table: ConfiguredTable, tool: RestTool, name: str, window: Window) -> list[str | None]:
@@ -99,7 +91,7 @@ class _Download:
     def __init__(self, tool: RestTool, table: str, window: Window, client: ApiClient, receiver: Receiver) -> None:
         self._tool, self._table, self._window = tool, table, window
         self._resource = tool.resources[table]
-        self._paging = _paging(tool, self._resource)
+        self._paging = self._resource.paging or tool.paging
         self._client, self._receiver = client, receiver
 
     def run(self, ids: list[str | None]) -> None:
