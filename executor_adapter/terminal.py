@@ -46,7 +46,7 @@ def markdown_cell(text: str) -> str:
 
     Otherwise `<class 'dict'>` would disappear as HTML, and a job's error could show images, which browsers load.
     """
-    return _MARKUP.sub(_escaped_markup, escape(" ".join(text.split()), quote=False))
+    return _MARKUP.sub(_escaped_markup, escape(escaped(" ".join(text.split())), quote=False))
 
 
 def _escaped_markup(markup: re.Match[str]) -> str:

@@ -169,6 +169,20 @@ def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> 
     assert "Failures" not in text_of(tmp_path)
 
 
+def test_a_text_that_cannot_be_encoded_costs_no_report(tmp_path: Path) -> None:
+    """A byte of a file's name that is no text is shown as its number, and ESC as a sign, wherever they come from."""
+    failed = ended(FAILED, None)
+    failed.state.error_message = "x\udcff.csv \x1b[2J cannot be read"
+    (tmp_path / "plot.png").write_bytes(b"x")
+    summaries = [{"lines": ["y\udcff \x1b"], "title": "z\udcff", "png": str(tmp_path / "plot.png")}]
+    rejects = Counter({("flights", "planes", "r\udcff \x1b"): 1})
+    text = text_of(tmp_path, jobs=[failed], rejects=rejects, summaries=summaries).encode().decode()
+    assert r"x\\udcff.csv ␛\[2J cannot be read" in text
+    assert r"flights/planes: r\\udcff ␛" in text
+    assert "- y\\udcff ␛\n" in text
+    assert "![z\\udcff](" in text
+
+
 def test_the_most_frequent_reasons_are_sentences() -> None:
     """They say why rows were rejected: the most frequent reasons, and how many rows there are beside them."""
     rejects = Counter({("shop", "orders", f"price: '{n}'\nis too much"): 20 - n for n in range(12)})

@@ -14,7 +14,7 @@ from typing import Any
 from executor_adapter.job import Job, JobStatus, Transition
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pipeline.processing import Balance
-from executor_adapter.terminal import escaped, markdown_cell
+from executor_adapter.terminal import escaped, escaped_lines, markdown_cell
 
 MAX_REASONS = 10
 """Reasons that are listed; the rest is counted together."""
@@ -154,7 +154,7 @@ def markdown(
     # An image is embedded, because the UI's browser may not reach the files of this machine.
     pictures = [(each["title"], Path(each["png"]).read_bytes()) for each in summaries if each["png"]]
     parts += [f"![{shown}](data:image/png;base64,{base64.b64encode(png).decode()})" for shown, png in pictures]
-    return "\n\n".join([*parts, f"The data is in `{lake}`."])
+    return escaped_lines("\n\n".join([*parts, f"The data is in `{lake}`."]))
 
 
 def _items(sentences: Iterable[str]) -> str:
