@@ -78,6 +78,7 @@ CODE_BY_CLASS_NAME: Final[dict[str, str]] = {
     "pandas._libs.tslibs.parsing.DateParseError": "DATA_ERROR",
     "pyarrow.lib.ArrowInvalid": "DATA_ERROR",
     "pyarrow.lib.ArrowTypeError": "DATA_ERROR",
+    "pyarrow.lib.ArrowNotImplementedError": "CONFIGURATION_ERROR",
     "sqlalchemy.exc.DataError": "DATA_ERROR",
     "sqlalchemy.exc.IntegrityError": "DATA_ERROR",
     "pydantic_core._pydantic_core.ValidationError": "DATA_ERROR",
@@ -221,8 +222,7 @@ def _header(error: BaseException, name: str) -> str | None:
 def _named(error: BaseException) -> str | None:
     for kind in kinds_of(error):
         # The module is the one that a class names: "httpx" for those of httpx, "requests.exceptions" for requests.
-        code = CODE_BY_CLASS_NAME.get(kind)
-        if code is not None:
+        if (code := CODE_BY_CLASS_NAME.get(kind)) is not None:
             return "CONFIGURATION_ERROR" if code == "NETWORK_ERROR" and _is_caused_by_certificate(error) else code
     return None
 

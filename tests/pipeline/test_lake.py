@@ -153,18 +153,31 @@ def test_a_damaged_file_is_told(tmp_path: Path, harm: Callable[[bytes], bytes]) 
     assert caught.value.error_code in NEVER_RETRIED
 
 
-def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        pa.ArrowMemoryError("malloc of size 64 failed"),
+        pa.ArrowCancelled("Operation cancelled"),
+        pa.ArrowNotImplementedError("Support for codec 'zstd' not built"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_system_refuses_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     """A good file is never called damaged, whatever else goes wrong while it is open."""
     table = lake_table(tmp_path)
     write(table, "w", ROWS)
 
     def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(pq, "ParquetFile", refuse)
-        with pytest.raises(OSError, match="Too many open files"):
+        with pytest.raises(type(error)) as caught:
             table.find("w")
+    assert caught.value is error
     with pytest.raises(pa.ArrowInvalid, match="mine"), table.reading("w"):
         raise pa.ArrowInvalid("mine")
 

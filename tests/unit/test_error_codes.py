@@ -85,6 +85,7 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (pd.errors.OutOfBoundsDatetime("x"), "DATA_ERROR"),
         (pandera.errors.SchemaDefinitionError("x"), "CONFIGURATION_ERROR"),
         (pa.lib.ArrowInvalid("x"), "DATA_ERROR"),
+        (pa.lib.ArrowNotImplementedError("x"), "CONFIGURATION_ERROR"),
         (csv.Error("x"), "DATA_ERROR"),
         (yaml.YAMLError("x"), "CONFIGURATION_ERROR"),
         (ConfigurationError("x"), "CONFIGURATION_ERROR"),

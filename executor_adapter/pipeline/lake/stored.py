@@ -35,6 +35,8 @@ WRITING = ".writing"
 """The folder of the lake in which files are written, each writer in one of its own."""
 
 _KEY = b"executor_adapter.window"
+_NO_DAMAGE = (pa.ArrowMemoryError, pa.ArrowCancelled, pa.ArrowNotImplementedError)
+"""What Arrow raises that is not the file's fault: memory is short, a signal came, or a codec is not installed."""
 
 
 @contextmanager
@@ -133,7 +135,7 @@ def reading(path: Path, wrong: Callable[[Path, object], JobError] = damaged) -> 
             yield
     except (pa.ArrowException, OSError) as error:
         # Arrow raises some of its own errors as OSError, without a number of the system.
-        if getattr(error, "errno", None) is not None:
+        if isinstance(error, _NO_DAMAGE) or getattr(error, "errno", None) is not None:
             raise
         raise wrong(path, error) from error
 
@@ -191,8 +193,7 @@ class FileWriter:
     """Writes the file of one window, in a `workspace`."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path = path
-        self.schema = schema
+        self.path, self.schema = path, schema
         self._writer: pq.ParquetWriter | None = None
         self._spilled: list[Path] = []
         self._waiting: list[pa.Table] = []
