@@ -67,16 +67,13 @@ def store_landing(
     types = None if schema is None else schema.model_dump(mode="json")
     made_of = [landing.manifest.content, types, divided, table.format.model_dump(include={*Format.model_fields})]
     digest = digest_of(*made_of, table.row_key)
-    marker = table.raw.state / "landings" / f"{digest_of(source)}.json"
+    marker, before = stored_before(table, source)
     today = datetime.now(UTC).date()
 
     def wanted(window: str) -> bool:
         return table.wants(window, today) and is_between(window, *days)
 
     storing = _Storing(landing, table, fingerprint=f"{digest} {source}", wanted=wanted)
-    before: dict[str, Any] = {}
-    with suppress(FileNotFoundError, ValueError):  # A power cut may leave an empty one.
-        before = json.loads(marker.read_bytes())
     # Of an older content of the same file some rows may be there: what came between has replaced others.
     known = storing.known = before.get("windows", {}) if before.get("digest") == digest else {}
     if before.get("digest") == digest and all(map(storing.has, filter(wanted, known))):
@@ -101,6 +98,17 @@ def store_landing(
         file.write(json.dumps({"digest": digest, "windows": storing.created()}).encode())
     log("%s: %d rows stored, %d rejected", table.raw, collected.rows, collected.rejected)
     return collected
+
+
+def stored_before(table: ConfiguredTable, source: str) -> tuple[Path, dict[str, Any]]:
+    """Return the file that says what was last stored of a window of the source, and what it says: `digest`, `windows`.
+
+    These are the windows of the table that it had rows of, also those that are not wanted.
+    """
+    marker = table.raw.state / "landings" / f"{digest_of(source)}.json"
+    with suppress(FileNotFoundError, ValueError):  # A power cut may leave an empty one.
+        return marker, json.loads(marker.read_bytes())
+    return marker, {}
 
 
 class _Storing:
@@ -164,8 +172,7 @@ class _Storing:
 
     def _empty(self, window: str) -> None:
         """Empty a window of which the source has no row any more, or note that it is there, where its rows stay."""
-        schema = self._table.schema()
-        if schema is not None and self._table.find(window) is not None:
+        if self._table.find(window) is not None and (schema := self._table.schema()) is not None:
             if self._table.policy == "keep":
                 self._found[window] = self._wanted(window)
                 return

@@ -23,6 +23,7 @@ from executor_adapter.pipeline.lake.stored import WRITING
 from executor_adapter.pipeline.lake.table import is_expired, remove_windows
 from executor_adapter.pipeline.processing import balance
 from executor_adapter.pipeline.sources.landing import landings_of, unneeded
+from executor_adapter.pipeline.storing import stored_before
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import READ
 
@@ -118,14 +119,23 @@ def _windows_and_deliveries(table: ConfiguredTable) -> Iterator[str]:
 
 
 def expire_windows(table: ConfiguredTable, now: datetime | None = None) -> int:
-    """Remove the windows that are older than the table's `keep_days`; return how many, over all layers."""
+    """Remove the windows that are older than the table's `keep_days`; return how many, over all layers.
+
+    What was wrong with a delivery goes with the last of the windows that it had rows of.
+    """
     days, removed = table.settings.keep_days, 0
     for layer in table.layers if days is not None else ():
         before = (now or datetime.now(UTC)).astimezone(UTC).date() - timedelta(days=days or 0)
-        old = [window for window in layer.windows() if is_expired(window, before)]
+        old = [name for name in layer.windows() if all(is_expired(each, before) for each in _parts(table, name))]
         remove_windows(layer, old)
         removed += len(old)
     return removed
+
+
+def _parts(table: ConfiguredTable, window: str) -> Collection[str]:
+    """Return the windows that a delivery had rows of where a window has what was wrong with it, else the window."""
+    found = stored_before(table, window.removeprefix(READ))[1] if window.startswith(READ) else {}
+    return found.get("windows") or [window]
 
 
 def lateness(table: ConfiguredTable, now: datetime | None = None) -> float | None:
@@ -152,15 +162,18 @@ def _expected(table: ConfiguredTable) -> Path:
     return table.raw.state / "expected"
 
 
-def settle_windows(table: ConfiguredTable, present: Collection[str], now: datetime | None = None) -> list[str]:
+def settle_windows(
+    table: ConfiguredTable, present: Collection[str], now: datetime | None = None, files: Collection[str] | None = None
+) -> list[str]:
     """Apply the table's `vanished_windows` to the windows that its source has no longer, and return their names.
 
-    Those that it would not be asked for are left alone.
+    Those that it would not be asked for are left alone. What was wrong with a file goes with it.
 
     Args:
         table: a table of files.
         present: the windows that all its files have together.
         now: the time, with a zone; None: the current one.
+        files: the names of all its files; None: those that are windows by themselves are called like these.
 
     Raises:
         DataProcessingException: DATA_ERROR, the source has no window at all, which is not believed.
@@ -169,15 +182,19 @@ def settle_windows(table: ConfiguredTable, present: Collection[str], now: dateti
     # A job that was processing one when it went may have published its rows afterwards.
     known = {**table.raw.windows(), **table.processed.windows()}
     gone = [window for window in known if window not in present and table.wants(window, today)]
-    if not gone or table.settings.vanished_windows == "keep":
+    # What steps have rejected is of no file.
+    origins = {name: origin for name, entry in table.rejects.windows().items() if (origin := entry.ranges[0].origin)}
+    lost = [name for name, origin in origins.items() if (origin in gone if files is None else origin not in files)]
+    if not (gone or lost) or table.settings.vanished_windows == "keep":
         return gone
-    if not present:
+    if gone and not present:
         said = f"the source lists no window, so {len(gone)} would be gone: check the source, or remove them by hand"
         raise rows_error(f"{table.raw}: {said}", "lake")
+    remove_windows(table.rejects, lost)
     # The raw window goes last: while it is there, a settle that was cut short is made up for.
     for layer in reversed(table.layers):
-        remove_windows(layer, [*gone, *(READ + window for window in gone)])
-    log("%s: no longer at the source: %s", table.raw, ", ".join(gone))
+        remove_windows(layer, gone)
+    log("%s: no longer at the source: %s", table.raw, ", ".join([*gone, *lost]))
     return gone
 
 

@@ -309,15 +309,51 @@ def test_windows_that_vanish_are_settled(airports: ConfiguredTable, policy: str,
     assert balance("map", [table]).holds
 
 
+def test_the_rejects_of_a_file_that_is_gone_go_too(tmp_path: Path) -> None:
+    """They go with the file where windows are columns too, also where its windows stay, or it had none."""
+    files = {"a.csv": "A,far,-5\nB,-75,-6\n", "b.csv": "C,far,-5\nD,-75,-5\n", "c.csv": "E,far,-5\n"}
+    for name, rows in files.items():
+        (tmp_path / name).write_text(f"faa,lon,tz\n{rows}")
+    table = of_file(tmp_path, file="*.csv", partition="tz", key="faa", vanished_windows="delete")
+    kept = of_file(tmp_path, file="*.csv", partition="tz", key="faa")
+
+    def settle(settled: ConfiguredTable) -> list[str]:
+        present = [name for done in collect(settled) for name in done["windows"]]
+        return settle_windows(settled, present, files=[window.name for window in find_windows(settled)])
+
+    assert settle(table) == []
+    process(table)
+    (tmp_path / "c.csv").unlink()
+    assert settle(table) == []
+    assert sorted(table.rejects.windows()) == ["read a.csv", "read b.csv"]
+    (tmp_path / "a.csv").unlink()
+    assert settle(kept) == ["-6"]
+    assert sorted(table.rejects.windows()) == ["read a.csv", "read b.csv"]
+    assert settle(table) == ["-6"]
+    assert sorted(table.rejects.windows()) == ["read b.csv"]
+    assert str(balance("map", [table])) == "map: 2 collected = 1 processed + 1 rejected"
+
+
+def test_a_file_that_is_called_like_rejects_is_not_taken_for_them(tmp_path: Path) -> None:
+    """What its steps reject, and its rows, stay where the file whose rejects are called so is gone."""
+    (tmp_path / "a.csv").write_text("faa,lon,tz\nA,-75,-5\n")
+    (tmp_path / "read a.csv").write_text(AIRPORTS)
+    table = of_file(tmp_path, file="*.csv", vanished_windows="delete")
+    collect(table)
+    process(table)
+    (tmp_path / "a.csv").unlink()
+    assert settle_windows(table, collect(table)[0]["windows"], files=["read a.csv"]) == ["a.csv"]
+    assert str(balance("map", [table])) == "map: 4 collected = 3 processed + 1 rejected"
+
+
 def test_a_settle_that_was_cut_short_is_made_up_for(airports: ConfiguredTable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it has removed a window from one layer, the next run removes it from the others."""
     table = of_file(airports.lake.parent, partition="tz", vanished_windows="delete")
     collect(table)
     process(table)
-    layers = iter(table.layers)
 
     def remove(layer: LakeTable, windows: Any) -> None:
-        if next(layers).layer == "processed":
+        if layer.layer == "processed":
             raise ConnectionError("cut")
         remove_windows(layer, windows)
 
@@ -955,6 +991,26 @@ def test_old_windows_go_and_stay_away(tmp_path: Path) -> None:
     assert counts(collect(table)) == [(0, "already_collected")]
     assert list(table.raw.windows()) == list(table.processed.windows()) == [str(new)]
     assert balance("map", [table]).holds
+
+
+def test_the_rejects_of_a_file_expire_with_the_last_of_its_windows(tmp_path: Path) -> None:
+    """Where windows are days, what was wrong with a file is not called by one; while a window of it stays, it stays."""
+    old, new = today() - timedelta(days=9), today()
+    header = "faa,lon,tz,day\n"
+    (tmp_path / "old.csv").write_text(f"{header}A,-75,-5,{old}\nB,far,-5,{old}\n")
+    (tmp_path / "new.csv").write_text(f"{header}C,-75,-5,{old}\nD,-75,-5,{new}\nE,far,-5,{new}\n")
+    (tmp_path / "none.csv").write_text(f"{header}F,far,-5,{new}\n")
+    described = {"file": "*.csv", "partition": "day", "key": "faa", "steps": []}
+    kept = of_file(tmp_path, **described)
+    collect(kept)
+    process(kept)
+    expire_windows(kept)
+    assert sorted(kept.rejects.windows()) == ["read new.csv", "read none.csv", "read old.csv"]
+    table = of_file(tmp_path, **described, keep_days=5)
+    assert expire_windows(table) == 3
+    assert sorted(table.rejects.windows()) == ["read new.csv", "read none.csv"]
+    collect(table)
+    assert str(balance("map", [table])) == "map: 3 collected = 1 processed + 2 rejected"
 
 
 def test_a_window_that_is_called_by_a_number_never_expires(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ class Steps:
         # Of a range nothing is known of the windows beside it, and of what failed nothing of those that it has.
         if settles and windows and not self._is_backfill and len(done) == len(found):
             present = sorted({name for each in done for name in each["windows"]})
-            self._run.submit(SETTLE, "settle", table.name, then, table=table, present=present)
+            given = {"present": present, "files": [window.name for window in windows]}
+            self._run.submit(SETTLE, "settle", table.name, then, table=table, **given)
             yield
         self._uncollected.discard(table.full_name)
         self._begin_ready()
