@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.text_rows import MAX_VALUE, REASON, ROW
+from executor_adapter.pipeline.text_rows import REASON, ROW, shown
 
 
 def checked_by(schema: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
@@ -81,16 +81,10 @@ def _note(failure: Any, reasons: dict[Any, list[str]]) -> None:
     elif check == "not_nullable":
         reason = f"{column}: is empty"
     else:
-        reason = f"{column}: {_shown(failure.failure_case)} {check}"
+        reason = f"{column}: {shown(failure.failure_case)} {check}"
     found = reasons.setdefault(int(label), [])
     if reason not in found:
         found.append(reason)
-
-
-def _shown(value: Any) -> str:
-    """Return a value as a person writes it, cut where it is long: 13 instead of np.int64(13)."""
-    text = repr(value.item() if isinstance(value, np.generic) else value)
-    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."
 
 
 def _error(message: str) -> DataProcessingException:

@@ -200,8 +200,8 @@ def _is_of_delivery(rejects: WindowEntry) -> bool:
     return any(each.origin for each in rejects.ranges)
 
 
-_VALUE = re.compile(r"""(?<=: )('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d[\d.]*(?:e[+-]?\d+)?)(?:\.\.\.)?(?= is )""")
-"""Matches the value in a reason, such as `price: 'much' is not a decimal(8, 2)`."""
+_VALUE = re.compile(r"""(?<=: )('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d[^\s;,]*)(?= )""")
+"""Matches the value in a reason, such as `price: 'much' is not a decimal(8, 2)`, or `price: 1.5 less_than(0)`."""
 
 
 def _by_rule(found: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:

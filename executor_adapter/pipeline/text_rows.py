@@ -101,7 +101,7 @@ def connected(space: Path, threads: int = 1, memory: str = "256MB") -> Iterator[
         if outer is None:
             connection.execute("SET GLOBAL TimeZone = 'UTC'")
             connection.create_function("is_json", is_json, ["VARCHAR"], "BOOLEAN")
-            connection.create_function("shown", _shown, ["VARCHAR"], "VARCHAR")
+            connection.create_function("shown", shown, ["VARCHAR"], "VARCHAR")
             _OPEN.connection = connection
         try:
             yield connection
@@ -109,9 +109,11 @@ def connected(space: Path, threads: int = 1, memory: str = "256MB") -> Iterator[
             _OPEN.connection = outer
 
 
-def _shown(text: str) -> str:
-    """Return a text as reasons show it: as Python writes it, cut where it is long. DuckDB calls it `shown`."""
-    return repr(text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}...")
+def shown(value: Any) -> str:
+    """Return a value as reasons show it, cut where it is long: a text in quotes. DuckDB calls it by this name."""
+    text = value_text(value)
+    text = text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."
+    return repr(text) if isinstance(value, str) else text
 
 
 class TableText:

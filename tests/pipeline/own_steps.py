@@ -24,6 +24,16 @@ ORDERS = pa.DataFrameSchema(
 STRICT = pa.DataFrameSchema({"id": pa.Column()}, strict=True)
 SOME = pa.DataFrameSchema({"id": pa.Column("Int64", pa.Check.gt(0, error="is not positive"))})
 
+LATE = pa.DataFrameSchema(
+    {
+        "price": pa.Column(checks=pa.Check.lt(0)),
+        "cost": pa.Column(checks=pa.Check.lt(0, error="is not below 0")),
+        "day": pa.Column(checks=pa.Check(lambda days: days.astype(str) >= "2030", error="must be in 2030")),
+        "at": pa.Column(checks=pa.Check(lambda times: times.astype(str) >= "2030", error="is too early")),
+        "text": pa.Column(checks=pa.Check.str_length(max_value=9)),
+    }
+)
+
 
 def keep_cheap(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["price"] < 100]

@@ -948,6 +948,42 @@ def test_reasons_are_counted_by_rule(airports: ConfiguredTable) -> None:
     }
 
 
+def test_reasons_of_checks_are_counted_by_rule(tmp_path: Path) -> None:
+    """Whatever a check calls itself, and whatever its values are: numbers, texts of any length, dates, decimals."""
+    rows = "".join(f"{n}.5,{n}.25,2024-01-0{n},2024-01-01T00:00:0{n}Z,{str(n) * 99}\n" for n in range(1, 5))
+    (tmp_path / "orders.csv").write_text(f"price,cost,day,at,text\n{rows}")
+    types = {"price": "float", "cost": "decimal(8, 2)", "day": "date", "at": {"type": "timestamp", "zone": "UTC"}}
+    described = {
+        "schema": {"columns": {**types, "text": "text"}},
+        "steps": [{"check": "tests.pipeline.own_steps:LATE"}],
+    }
+    table = of_file(tmp_path, file="orders.csv", **described)
+    collect(table)
+    process(table)
+    ((_, reason),) = reject_reasons([table])
+    assert reason.startswith(
+        "price: … less_than(0); cost: … is not below 0; day: … must be in 2030; at: … is too early; text: … "
+        "str_length(None, 9) (such as 1.5, 2.5, 3.5)"
+    )
+    said = table.rejects.read("all")["reason"].to_pylist()[0]
+    assert said == (
+        "price: 1.5 less_than(0); cost: 1.25 is not below 0; day: 2024-01-01 must be in 2030; "
+        f"at: 2024-01-01T00:00:01+00:00 is too early; text: '{'1' * 60}...' str_length(None, 9)"
+    )
+
+
+def test_lines_that_are_not_json_are_counted_by_rule(tmp_path: Path) -> None:
+    """Wherever in the line the mistake is; the line itself is beside the reason."""
+    lines = "".join(f'{{"faa": {" " * n}oops}}\n{{"faa": "{"x" * n}\\ud800"}}\n' for n in range(5))
+    (tmp_path / "airports.ndjson").write_text(lines)
+    table = of_file(tmp_path, file="airports.ndjson", schema=None, steps=[])
+    collect(table)
+    assert sorted(reject_reasons([table]).items()) == [
+        (("airports", "is not JSON: Expecting value"), 5),
+        (("airports", "is not JSON: surrogates not allowed"), 5),
+    ]
+
+
 def test_the_balance_shows_a_loss(airports: ConfiguredTable) -> None:
     """The balance does not hold when a file of rejects was deleted."""
     collect(airports)

@@ -177,7 +177,8 @@ def _row_of_line(number: int, line: bytes, absent: frozenset[str]) -> Row | Reje
     except RecursionError:
         reason = "is nested too deeply"
     except ValueError as error:
-        reason = f"is not JSON: {error}"
+        # Without the place, so that the lines with the same mistake are counted together.
+        reason = f"is not JSON: {getattr(error, 'msg', None) or getattr(error, 'reason', error)}"
     return Reject(number, reason, line.decode("utf-8", "replace").rstrip("\r\n")[:MAX_REJECT_TEXT])
 
 
