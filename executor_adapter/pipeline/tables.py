@@ -82,6 +82,14 @@ class ConfiguredTable:
         return isinstance(self.settings, FileTable) and any(each in self.settings.file for each in "*?[")
 
     @property
+    def is_undated(self) -> bool:
+        """Whether no window can be named by a day, a month or a year: it is the only one, or a file with a suffix."""
+        settings = self.settings
+        if not isinstance(settings, FileTable) or settings.partition:
+            return False
+        return not self.is_pattern or "." in settings.file.rpartition("/")[2]
+
+    @property
     def cursor(self) -> str | None:
         """The column by which the source is asked for what is new."""
         return getattr(self.settings, "cursor", None)
@@ -261,6 +269,20 @@ def select_tables(settings: Settings, names: Collection[str] | None = None) -> l
             raise ConfigurationError(f"{table.key}.steps: {name!r} is not a table, as tool.table: {meant}")
     processing_order(selected)
     return selected
+
+
+def check_range(tables: Sequence[ConfiguredTable], since: date | None, until: date | None) -> None:
+    """Refuse a range of days that is none, or that no table has windows of.
+
+    Raises:
+        ConfigurationError: it is so.
+    """
+    if since is not None and until is not None and since >= until:
+        raise ConfigurationError(f"until: {until} is not after since, {since}: until is the first day after the range")
+    if (since or until) and all(table.is_undated for table in tables):
+        names = ", ".join(table.full_name for table in tables)
+        said = "leave out the range, or divide the table by partition: a column of days"
+        raise ConfigurationError(f"since: no window of {names} is named by a day, a month or a year: {said}")
 
 
 def processing_order(tables: Iterable[ConfiguredTable]) -> list[list[ConfiguredTable]]:

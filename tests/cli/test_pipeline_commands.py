@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from executor_adapter.cli import output, pipeline
 from executor_adapter.config import load_config
+from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline import ConfiguredTable, collect_windows, find_windows, process_windows, select_tables
+from executor_adapter.pipeline.tables import check_range
 from tests.cli.conftest import Command
 
 ROWS = "id,day\n1,2024-01-01\n\x1b[2Jx,2024-01-01\n2,2024-01-03\n2,2024-01-03\n3\n"
@@ -128,6 +133,38 @@ def test_rejects_beyond_the_limit_are_counted(
     shown = command("pipeline", "rejects", "shop.orders", "--window", "jan.csv").out
     assert shown.splitlines()[-1] == "and 1 more: --json shows all"
     assert len(command("pipeline", "rejects", "shop.orders", "--window", "jan.csv", "--json").json) == 2
+
+
+@pytest.mark.parametrize("file", ["orders-*.csv", "orders-2026-01-05.csv"])
+def test_a_range_of_days_that_no_window_is_in_is_refused(command: Command, home: Path, file: str) -> None:
+    """Exit code 2, before anything starts: a file is not collected again for the days that its name has."""
+    tool = {"source": "files", "directory": "inbox", "tables": {"orders": {"file": file}}}
+    (home / "config.yaml").write_text(yaml.safe_dump({"lake": "lake", "tools": {"shop": tool}}))
+    result = command("pipeline", "backfill", "shop.orders", "--since", "2026-02-01")
+    assert (result.code, result.out) == (2, "")
+    assert "since: no window of shop.orders is named by a day" in result.err
+    assert not (home / "lake").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "takes"),
+    [
+        ({"file": "*.csv"}, False),
+        ({"file": "2026-*/all"}, True),
+        ({"file": "all"}, False),
+        ({"file": "all.csv", "partition": ["day"]}, True),
+    ],
+)
+def test_files_take_a_range_where_their_windows_may_be_days(home: Path, table: dict[str, Any], takes: bool) -> None:
+    """By a column, or by names without a suffix; one such table of several is enough."""
+    whole = {"file": "whole.csv"}
+    tool = {"source": "files", "directory": "inbox", "tables": {"orders": table, "whole": whole}}
+    (home / "config.yaml").write_text(yaml.safe_dump({"lake": "lake", "tools": {"shop": tool}}))
+    tables = select_tables(load_config())
+    refused = pytest.raises(ConfigurationError, match=r"no window of shop\.orders, shop\.whole is named by a day")
+    with nullcontext() if takes else refused:
+        check_range(tables, date(2026, 1, 1), None)
+    check_range(tables, None, None)
 
 
 @pytest.mark.parametrize("words", ["windows", "rejects", "backfill --since 2024-01-01", "reprocess", "rebuild"])

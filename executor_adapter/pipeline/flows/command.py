@@ -10,7 +10,7 @@ from typing import Any
 from executor_adapter.config import load_config, redacted
 from executor_adapter.exceptions import ConfigurationError, JobError
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
-from executor_adapter.pipeline.tables import import_references, select_tables
+from executor_adapter.pipeline.tables import check_range, import_references, select_tables
 from executor_adapter.terminal import escaped
 
 EMBEDDED_SERVER = {
@@ -46,7 +46,9 @@ def run_pipeline(arguments: Sequence[str] = (), flow: str = "pipeline_flow", **p
     config = arguments[0] if arguments else None
     try:
         settings = load_config(config)
-        problems = import_references(settings, select_tables(settings, parameters.get("tools")))
+        tables = select_tables(settings, parameters.get("tools"))
+        check_range(tables, parameters.get("since"), parameters.get("until"))
+        problems = import_references(settings, tables)
     except ConfigurationError as error:
         problems = [error]
     for problem in problems:

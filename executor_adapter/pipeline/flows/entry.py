@@ -18,7 +18,7 @@ from executor_adapter.executor import JobExecutor
 from executor_adapter.pipeline.flows import maintenance
 from executor_adapter.pipeline.flows.run import JobsFailedError, Run, run_name
 from executor_adapter.pipeline.flows.steps import Steps
-from executor_adapter.pipeline.tables import configured_tables, import_references, select_tables
+from executor_adapter.pipeline.tables import check_range, configured_tables, import_references, select_tables
 from executor_adapter.pipeline.upkeep import check_window
 
 
@@ -105,11 +105,9 @@ def pipeline_flow(
 
 
 def _do(stages: list[Stage], names: list[str] | None, config: str | None, **asked: Any) -> None:
-    since, until = asked.get("since"), asked.get("until")
-    if since is not None and until is not None and since >= until:
-        raise ConfigurationError(f"until: {until} is not after since, {since}: until is the first day after the range")
     settings = load_config(config)
     tables = select_tables(settings, names)
+    check_range(tables, asked.get("since"), asked.get("until"))
     for problem in import_references(settings, tables):
         raise problem
     if (window := asked.get("window")) is not None:
