@@ -78,7 +78,8 @@ def bootstrap(
 ) -> None:
     """Create the work pool, queues, limits, variables, blocks and automations that deployments need.
 
-    It can be run again at any time: what is there already stays as it is, and what people set by hand is kept.
+    It can be run again at any time. The priorities and limits that the file declares are set again. Everything else
+    that is there stays as people have set it.
     """
     module = importlib.import_module(PREFECT)
     plan = module.BootstrapPlan() if file is None else module.read_plan(file)
