@@ -99,6 +99,26 @@ def test_a_prefect_that_is_newer_than_was_tested_is_said_once(
     assert caplog.text.count("is newer than 3.5, the newest that executor_adapter was tested with") == 1
 
 
+@pytest.mark.parametrize(
+    ("version", "is_newer"),
+    [
+        ("3.10rc1", True),
+        ("3.10.dev1+2.g6f1c9a7", True),
+        ("4", True),
+        ("3.9rc1", False),
+        ("0+unknown", False),
+        ("?", False),
+    ],
+)
+def test_no_version_of_prefect_keeps_the_mirror_from_starting(
+    version: str, is_newer: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Versions before a release, and of an unpacked archive, are compared as far as they have numbers."""
+    server.warn_of_untested_prefect.cache_clear()
+    server.warn_of_untested_prefect(version)
+    assert ("is newer than" in caplog.text) is is_newer
+
+
 def test_doctor_reports_a_server_that_does_not_answer() -> None:
     """A server that does not answer is an error for doctor, not a warning, and programs are not ready without it."""
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):

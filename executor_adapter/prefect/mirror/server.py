@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -273,7 +274,8 @@ NEWEST_TESTED = (3, 9)
 @functools.cache
 def warn_of_untested_prefect(version: str = prefect.__version__) -> None:
     """Log once in this process that Prefect is newer than those that were tested."""
-    if tuple(map(int, version.split(".")[:2])) > NEWEST_TESTED:
+    # Not each version is numbers alone: 3.10rc1, or 0+unknown of an unpacked archive.
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) > NEWEST_TESTED:
         newest = ".".join(map(str, NEWEST_TESTED))
         logger.warning(
             "Prefect %s is newer than %s, the newest that executor_adapter was tested with: look for a newer"
@@ -386,5 +388,4 @@ def _recorded_states(task_runs: list[dict[str, Any]]) -> dict[str, Recorded]:
 
 
 def _recorded(state: dict[str, Any]) -> Recorded:
-    at = datetime.fromisoformat(state["timestamp"]).timestamp()
-    return Recorded(state["name"], at, state.get("message") or "")
+    return Recorded(state["name"], datetime.fromisoformat(state["timestamp"]).timestamp(), state.get("message") or "")
