@@ -37,8 +37,7 @@ def _recorder(client: SyncPrefectClient) -> Finding:
     """Check how many events the recorder writes in one transaction: this limits the task runs it records a second."""
     check = "task run recorder"
     try:
-        answer = client.request("GET", "/admin/settings").json()
-        recorder = answer["server"]["services"]["task_run_recorder"]
+        recorder = client.request("GET", "/admin/settings").json()["server"]["services"]["task_run_recorder"]
     except Exception as error:
         return warning(check, f"cannot read the server's settings: {type(error).__name__}", _ADVICE)
     batch = recorder.get("batch_size", 1)

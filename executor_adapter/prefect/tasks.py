@@ -31,12 +31,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job, PoolName
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import ReturnType, run_sync
-from executor_adapter.prefect.engine.task_worker import (
-    AttemptAsJob,
-    SeenByEngine,
-    retries_of_job,
-    retry_condition,
-)
+from executor_adapter.prefect.engine.task_worker import AttemptAsJob, SeenByEngine, retries_of_job, retry_condition
 from executor_adapter.prefect.options.job_options import (
     JobTaskOptions,
     check_job_options,

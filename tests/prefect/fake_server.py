@@ -34,6 +34,10 @@ class FakeServer:
         self.most_unlisted = 0
         self.deleted: set[str] = set()
         """Ids of flow runs that it does not have."""
+        self.poisons: set[str] = set()
+        """Ids of events that it cannot record: it loses all that it would have recorded in one transaction with one."""
+        self.transaction = 500
+        """Events that it records at once, at most."""
         self._ids: set[str] = set()
         self._moments: set[tuple[str, str]] = set()
         """The task runs and times of the recorded states."""
@@ -54,11 +58,14 @@ class FakeServer:
 
     def record(self, limit: int | None = None) -> None:
         """Record queued events as the server does: each state once, and the newest one as the task run's."""
-        for _ in range(min(limit or len(self.queue), len(self.queue))):
-            event = self.queue.popleft()
-            if event["id"] not in self._ids:
-                self._ids.add(event["id"])
-                self._record(event)
+        events = [self.queue.popleft() for _ in range(min(limit or len(self.queue), len(self.queue)))]
+        for start in range(0, len(events), self.transaction):
+            together = events[start : start + self.transaction]
+            if self.poisons.isdisjoint(event["id"] for event in together):
+                for event in together:
+                    if event["id"] not in self._ids:
+                        self._ids.add(event["id"])
+                        self._record(event)
 
     def _record(self, event: dict[str, Any]) -> None:
         task_run_id = event["resource"]["prefect.resource.id"].removeprefix("prefect.task-run.")

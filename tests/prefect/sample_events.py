@@ -13,7 +13,8 @@ from executor_adapter.prefect.mirror.timeline import JobHistory, Step
 from executor_adapter.worker.facts import facts_of
 from tests.waiting import PATIENCE
 
-PENDING, COMPLETED, FAILED = JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED
+PENDING, RUNNING = JobStatus.PENDING, JobStatus.RUNNING
+COMPLETED, FAILED = JobStatus.COMPLETED, JobStatus.FAILED
 
 
 def event(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from types import FrameType
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -24,6 +26,7 @@ from executor_adapter.prefect.mirror.sender import (
     MAX_WINDOW,
     MIN_CHECK_INTERVAL,
     MIN_WINDOW,
+    RECORDING_STALL_TIMEOUT,
     START_FACTOR,
     EventBatch,
     EventSender,
@@ -33,7 +36,7 @@ from executor_adapter.prefect.mirror.server import Recorded, RejectedError, Serv
 from executor_adapter.prefect.mirror.timeline import JobHistory, Step, UnsentChanges
 from executor_adapter.testing import FakeClock
 from tests.prefect.fake_server import FakeServer
-from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, event
+from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, RUNNING, event
 from tests.prefect.server_proxy import answering
 from tests.servers import free_port
 
@@ -467,14 +470,181 @@ def test_characters_that_a_server_cannot_store_are_replaced() -> None:
 def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:
     """A state that the server loses each time, while it records others, is sent a limited number of times."""
     bad, harness = event(FAILED), Harness([])
+    harness.server.poisons, harness.server.transaction = {bad.id}, 1
     harness.events.append(bad)
     for _ in range(100):
         harness.events.append(event(COMPLETED))
-        harness.run(0.5)
-        harness.server.queue = deque(each for each in harness.server.queue if "Failed" not in each["event"])
-        harness.run(4, per_second=100)
+        harness.run(4.5, per_second=100)
     assert (harness.sender.given_up, harness.sender.recorded) == ([bad.job_id], 100)
     assert harness.sender.is_idle
+
+
+def events_of(jobs: int) -> list[StateEvent]:
+    """Return three events of each of so many jobs."""
+    runs = [str(uuid4()) for _ in range(jobs)]
+    states = ((PENDING, 1_000_000.0), (RUNNING, 1_000_001.0), (COMPLETED, 1_000_002.0))
+    return [event(status, at, run) for run in runs for status, at in states]
+
+
+def assert_recorded(harness: Harness, events: list[StateEvent], poisons: list[StateEvent]) -> None:
+    """Assert that all final states but the poisons are recorded, each state once, and none of them is given up."""
+    ids = {each.id for each in poisons}
+    finals = {each.task_run_id: each.name for each in events if each.is_final and each.id not in ids}
+    assert {run: known.name for run, known in harness.server.known.items() if run in finals} == finals
+    assert harness.sender.recorded == len(finals)
+    assert all(len(names) == len(set(names)) for names in harness.server.states.values())
+    assert set(harness.sender.given_up) <= {each.job_id for each in poisons}
+
+
+@pytest.mark.parametrize("transaction", [500, 50])
+@pytest.mark.parametrize("place", [0, 450, 899])
+def test_a_state_that_a_server_cannot_record_takes_no_others_along(transaction: int, place: int) -> None:
+    """Where a server loses all that it records together with one state, that one alone is given up."""
+    events = events_of(300)
+    bad = next(each for each in events[place:] if each.is_final)
+    harness = Harness(events)
+    harness.server.transaction, harness.server.poisons = transaction, {bad.id}
+    harness.run(600, per_second=1_000)
+    assert_recorded(harness, events, [bad])
+    assert (harness.sender.given_up, harness.sender.is_idle) == ([bad.job_id], True)
+
+
+def test_an_intermediate_state_that_a_server_cannot_record_is_given_up() -> None:
+    """It is not sent for ever, and costs no final state."""
+    events = events_of(300)
+    bad = next(each for each in events[450:] if each.name == "Running")
+    harness = Harness([each for each in events if each.task_run_id != bad.task_run_id] + [bad])
+    harness.server.poisons = {bad.id}
+    harness.run(600, per_second=1_000)
+    assert (harness.sender.recorded, harness.sender.given_up, harness.sender.is_idle) == (299, [], True)
+
+
+@pytest.mark.parametrize("others", [1, 40])
+def test_a_state_that_a_server_cannot_record_holds_up_none_that_come_later(others: int) -> None:
+    """Alone on the server, it is given up once the server has shown with others that it records."""
+    bad = event(FAILED)
+    harness = Harness([bad])
+    harness.server.poisons = {bad.id}
+    harness.run(30, per_second=1_000)
+    later = [event(COMPLETED) for _ in range(20 * others)]
+    for start in range(0, len(later), others):
+        harness.events.extend(later[start : start + others])
+        harness.run(45, per_second=1_000)
+        assert harness.sender.recorded > start - others, "others wait behind it"
+    harness.run(30, per_second=1_000)
+    assert_recorded(harness, [bad, *later], [bad])
+    assert (harness.sender.given_up, harness.sender.is_idle) == ([bad.job_id], True)
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2), (10, 300, 599), (597, 598, 599)])
+@pytest.mark.parametrize("transaction", [500, 50])
+def test_several_states_that_a_server_cannot_record_take_no_others_along(
+    transaction: int, places: tuple[int, ...]
+) -> None:
+    """Each of them is given up, wherever they are, and no other one."""
+    events = [event(COMPLETED) for _ in range(600)]
+    bad = [events[place] for place in places]
+    harness = Harness(events[:])
+    harness.server.transaction, harness.server.poisons = transaction, {each.id for each in bad}
+    for _ in range(60):
+        harness.run(30, per_second=1_000)
+        events.append(event(COMPLETED))
+        harness.events.append(events[-1])
+    harness.run(60, per_second=1_000)
+    assert_recorded(harness, events, bad)
+    assert (sorted(harness.sender.given_up), harness.sender.is_idle) == (sorted(each.job_id for each in bad), True)
+
+
+def test_a_server_that_loses_all_twice_costs_no_state_and_little_time() -> None:
+    """What it has lost twice is sent in smaller requests, a few more and not one for each state."""
+
+    sent = Counter[str]()
+
+    class Losing(FakeServer):
+        """Records what is sent alone, and what is sent for the third time."""
+
+        def send(self, bodies: Sequence[bytes]) -> None:
+            super().send(bodies)
+            new = [self.queue.pop() for _ in bodies]
+            sent.update(each["id"] for each in new)
+            self.queue.extend(each for each in reversed(new) if sent[each["id"]] > 2 or len(new) == 1)
+
+    events = [event(COMPLETED) for _ in range(300)]
+    harness = Harness(events[:])
+    harness.server = Losing()
+    harness.run(3 * RECORDING_STALL_TIMEOUT, per_second=1_000, step=0.1)
+    assert_recorded(harness, events, [])
+    assert harness.sender.is_idle
+    assert len(harness.server.requests) < 16  # 9 of them are needed.
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_long_standstill_gives_up_no_suspects(size: int) -> None:
+    """States that were lost again and again, or are alone in their requests, outlive hours without a record."""
+    harness = Harness([])
+    events: list[StateEvent] = []
+    for _ in range(3):
+        events += [event(COMPLETED) for _ in range(size)]
+        harness.events.extend(events[-size:])
+        harness.run(15)
+        harness.server.lose()
+        harness.run(2, per_second=1)
+    sent = len(harness.server.requests)
+    harness.run(7_200, step=1.0)
+    assert len(harness.server.requests) - sent <= 2 * 7_200 / RECORDING_STALL_TIMEOUT
+    harness.run(120, per_second=100)
+    assert_recorded(harness, events, [])
+    assert (harness.sender.given_up, harness.sender.is_idle) == ([], True)
+
+
+def test_suspects_do_not_keep_a_caller_waiting_who_waits_for_progress() -> None:
+    """Sending a state again that is never recorded is no progress: who waits for the server gives up in time."""
+    events = [event(COMPLETED), event(COMPLETED)]
+    harness = Harness(events)
+    harness.server.poisons = {each.id for each in events}
+    harness.run(30, per_second=100)
+    before = harness.sender.progress_at
+    harness.events.append(event(PENDING))
+    harness.run(30, per_second=100)
+    seen = harness.sender.progress_at
+    assert seen > before
+    harness.run(600, per_second=100)
+    assert harness.sender.progress_at < seen + 120
+    assert len(harness.sender.unrecorded()) + len(harness.sender.given_up) == 2
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(8, 200))]
+)
+def test_no_innocent_state_is_given_up_whatever_is_lost(seed: int) -> None:
+    """Poisons, losses, standstills and times without a connection, in any order, cost no other state."""
+    chance = Random(seed)
+    harness = Harness([])
+    harness.server.transaction = chance.choice([1, 20, 50, 500])
+    events: list[StateEvent] = []
+    bad: list[StateEvent] = []
+    losses = 0
+    for _ in range(chance.randrange(10, 40)):
+        new = events_of(chance.choice([0, 1, 3, 30, 200]))
+        poisons = [each for each in new if each.is_final and chance.random() < 0.01]
+        harness.server.poisons |= {each.id for each in poisons}
+        events, bad = events + new, bad + poisons
+        harness.events.extend(new)
+        what = chance.choice(["record", "record", "record", "lose", "stand still", "away"])
+        if what == "lose" and losses < 3:
+            losses += 1
+            harness.server.lose()
+        harness.server.is_unreachable = what == "away"
+        per_second = None if what == "stand still" else chance.choice([30, 200, 2_000])
+        harness.run(chance.choice([1, 10, 30, 100]), per_second=per_second)
+    harness.server.is_unreachable = False
+    for _ in range(40 + 40 * len(bad)):
+        if len(harness.sender.given_up) < len(bad) and not harness.events:
+            events.append(event(COMPLETED))
+            harness.events.append(events[-1])
+        harness.run(30, per_second=1_000)
+    assert_recorded(harness, events, bad)
+    assert (sorted(harness.sender.given_up), harness.sender.is_idle) == (sorted(each.job_id for each in bad), True)
 
 
 def test_a_state_enters_few_modules() -> None:

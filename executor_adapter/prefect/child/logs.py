@@ -89,8 +89,7 @@ def _handle_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
     target, run = (logger.logger, logger.extra) if isinstance(logger, logging.LoggerAdapter) else (logger, None)
     shown = {"message": storable(fields["message"]), "exc_text": storable(fields["exc_text"] or "") or None}
     # A flow or task that the function calls in its worker has a log of its own: its fields win over the run's.
-    record = make_record({**(run or {}), **fields, **shown}, logging.LogRecord)
-    target.handle(record)
+    target.handle(make_record({**(run or {}), **fields, **shown}, logging.LogRecord))
 
 
 def log_failed_attempt(

@@ -143,9 +143,7 @@ def _sendable(values: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: value for name, value in values.items() if _is_plain(value)}
     pickled: dict[str, str] = {}
     refused: dict[str, str] = {}
-    for name, value in values.items():
-        if name in plain:
-            continue
+    for name, value in (item for item in values.items() if item[0] not in plain):
         try:
             encoded = dump_by_value(value)
         except Exception as error:

@@ -94,8 +94,7 @@ class Records:
     def callers(self, runs: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
         """Return the flow runs that the runs are subflow runs of, as far as they are recorded."""
         ids = [run.parent_task_run_id for run in runs if run.parent_task_run_id is not None]
-        found = set(self._by("task_runs", "id", ids, itemgetter("flow_run_id")))
-        return list(self.flow_runs(found - {None}).values())
+        return list(self.flow_runs(set(self._by("task_runs", "id", ids, itemgetter("flow_run_id"))) - {None}).values())
 
     def unfinished_task_runs(self, flow_run_ids: Iterable[str]) -> Iterator[Sequence[Row]]:
         """Yield pages of the task runs of the flow runs that have no final type."""
@@ -109,8 +108,7 @@ class Records:
         They are final under a name of their own (NotReady), or stand for a flow run that another process runs, or a
         task worker runs them.
         """
-        ids = [run["id"] for run in task_runs]
-        children = self._flow_runs_by("parent_task_run_id", ids).values()
+        children = self._flow_runs_by("parent_task_run_id", [run["id"] for run in task_runs]).values()
         living = {run.parent_task_run_id for run in children if not run.is_final}
         return {
             run["id"]

@@ -48,13 +48,7 @@ from executor_adapter.prefect.mirror.events import (
 )
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.outbox import OutboxFile
-from executor_adapter.prefect.mirror.server import (
-    DAY_SECONDS,
-    PAGE_LIMIT,
-    REQUEST_TIMEOUT,
-    ServerApi,
-    server_name,
-)
+from executor_adapter.prefect.mirror.server import DAY_SECONDS, PAGE_LIMIT, REQUEST_TIMEOUT, ServerApi, server_name
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -139,8 +133,7 @@ class Closing:
             Fate.CANCEL: {"type": "CANCELLED", "name": "Cancelled", "message": f"Flow run was cancelled. {message}"},
         }
         if fate in states:
-            proposed = {"state": states[fate], "force": False}
-            self._api.request(f"/flow_runs/{run.id}/set_state", dict, json=proposed)
+            self._api.request(f"/flow_runs/{run.id}/set_state", dict, json={"state": states[fate], "force": False})
 
     def end_task_runs(
         self, flow_runs: Mapping[str, FlowRunRecord], died_at: float | None, *, before: Start | None = None

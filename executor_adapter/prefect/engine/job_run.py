@@ -159,8 +159,7 @@ class JobRun:
         if self.driver.job.live.pool in IN_PROCESS_POOLS:
             self._running = self.driver.attempt(context=contextvars.copy_context())
         else:
-            scope = (TASK_RUN_SCOPE, task_run_payload(self.task, task_run))
-            self._running = self.driver.attempt(scope=scope)
+            self._running = self.driver.attempt(scope=(TASK_RUN_SCOPE, task_run_payload(self.task, task_run)))
         return self._running
 
     def decide(self, failure: BaseException | State[Any]) -> RetryDecision:

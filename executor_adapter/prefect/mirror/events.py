@@ -34,6 +34,9 @@ logger = logging.getLogger("executor_adapter.prefect")
 CLOCK_RESOLUTION_SECONDS = 1e-6
 """Resolution of the server's timestamps: two states of one task run are at least this far apart."""
 
+CHANCE_SENDS = 2
+"""A state that the server has lost this often is a suspect: something other than chance may be the cause."""
+
 MAX_MESSAGE_LENGTH = 10_000
 """Characters of a state's message. The server drops an event that is too large without telling the sender."""
 
@@ -67,6 +70,11 @@ class StateEvent:
     def id(self) -> str:
         """The id of the event, which is the state's id too."""
         return str(json.loads(self.body)["id"])
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the server may lose with it all that it records together."""
+        return self.send_count > CHANCE_SENDS
 
     def again(self, at: float) -> StateEvent:
         """Return the same state to be sent again, with the time `at`; with another time, it has another id."""
@@ -200,8 +208,7 @@ def flow_run_facts() -> FlowRunFacts:
     if context is None or context.flow_run is None:
         return FlowRunFacts(tags=tags)
     run = context.flow_run
-    related = related_flow_run(run.id, run.name)
-    return FlowRunFacts(str(run.id), related=related, tags=tags, run_count=run.run_count)
+    return FlowRunFacts(str(run.id), related_flow_run(run.id, run.name), tags, run.run_count)
 
 
 def announce_flow_run() -> None:

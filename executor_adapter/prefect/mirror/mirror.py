@@ -111,11 +111,8 @@ class MirrorReport:
 
     def __str__(self) -> str:
         parts = [f"the server has the final state of {self.recorded} of {self.jobs} jobs"]
-        for what, ids in (
-            ("kept on disk for the next start", self.kept),
-            ("missing", self.missing),
-            ("unfinished", self.unfinished),
-        ):
+        kinds = {"kept on disk for the next start": self.kept, "missing": self.missing, "unfinished": self.unfinished}
+        for what, ids in kinds.items():
             if ids:
                 more = ", ..." if len(ids) > MAX_NAMED_IDS else ""
                 parts.append(f"{len(ids)} {what}: {', '.join(ids[:MAX_NAMED_IDS])}{more}")
@@ -545,8 +542,6 @@ class PrefectMirror:
         self.close(None if kind is None else HURRIED_CLOSE_SECONDS)
 
     def _is_given_up(self, started_at: float, ends_at: float | None) -> bool:
-        now = time.monotonic()
-        limits = [limit for limit in (ends_at, self._deadline) if limit is not None]
-        if limits:
-            return now >= min(limits)
-        return now - max(started_at, self._thread.sender.progress_at) > self._stall_timeout
+        since = max(started_at, self._thread.sender.progress_at)
+        limits = [limit for limit in (ends_at, self._deadline) if limit is not None] or [since + self._stall_timeout]
+        return time.monotonic() >= min(limits)

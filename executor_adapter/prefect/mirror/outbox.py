@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 from prefect.settings import get_current_settings
 
 from executor_adapter.job import uuid7
-from executor_adapter.prefect.mirror.events import StateEvent
+from executor_adapter.prefect.mirror.events import CHANCE_SENDS, StateEvent
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -210,8 +210,7 @@ class OutboxFile:
         # Nobody looks for a lock before there are rows of its owner.
         if self._lock is None:
             self._create_directory()
-            path = self._lock_path(self._owner)
-            file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
+            file = os.fdopen(os.open(self._lock_path(self._owner), os.O_WRONLY | os.O_CREAT, 0o600), "wb")
             fcntl.flock(file, fcntl.LOCK_EX)
             self._lock = file
 
@@ -246,12 +245,9 @@ class OutboxFile:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         database = sqlite3.connect(self.path, timeout=0, isolation_level=None)
         stack.callback(database.close)
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute(f"PRAGMA max_page_count = {self._max_pages}")
-        database.execute("BEGIN IMMEDIATE")
-        database.execute(_SCHEMA)
-        database.execute(_INDEX)
-        database.execute(_DEATHS)
+        bound = f"PRAGMA max_page_count = {self._max_pages}"
+        for statement in ("PRAGMA journal_mode = WAL", bound, "BEGIN IMMEDIATE", _SCHEMA, _INDEX, _DEATHS):
+            database.execute(statement)
         return database
 
 
@@ -282,7 +278,7 @@ def _is_free(lock: Path) -> bool:
 
 
 class Outbox:
-    """Gives out the events to be sent: those sent in vain first, then those in the file, then new ones.
+    """Gives out the events to be sent: those sent in vain first, then those in the file, then new ones; suspects apart.
 
     `source(limit)` returns new events, at most `limit`. Where there are none, those come that another mirror has left.
     A file that cannot be used is logged once, and leaves the events in memory.
@@ -294,7 +290,7 @@ class Outbox:
         self.is_heir = False
         """Whether the file may hold events that others have left."""
         self.resend: deque[StateEvent] = deque()
-        """Events that the server has not taken, or has lost."""
+        """Events that the server has not taken, or has lost; suspects among them."""
         self.stored = 0
         """Final states of this mirror that are in the file alone. Each is behind those that its job passed through."""
         self.lost = 0
@@ -317,11 +313,10 @@ class Outbox:
 
     def take(self, limit: int, *, inherits: bool = False) -> list[StateEvent]:
         """Remove and return events, at most `limit`. With `inherits` those of another mirror if there are no others."""
-        if self.stored and len(self.resend) < limit:
-            self.resend.extend(self._read(limit))
-        events = [self.resend.popleft() for _ in range(min(limit, len(self.resend)))]
-        if len(events) < limit:
-            events += self._source(limit - len(events))
+        events = self._take((event for event in self.resend if not event.is_suspect), limit)
+        if self.stored and len(events) < limit:
+            events += self._read(limit - len(events))
+        events += self._source(limit - len(events))
         if inherits and self.is_heir and not events:
             events = self._tries(self.file.take_over, limit) or []
             self.is_heir = bool(events) or self._failing_since is not None
@@ -329,7 +324,20 @@ class Outbox:
 
     def take_unwritten(self, limit: int) -> list[StateEvent]:
         """Remove and return the oldest events of this mirror that are in memory alone, at most `limit`."""
-        taken = list(itertools.islice((event for event in self.resend if event.row is None), limit))
+        return self._take((event for event in self.resend if event.row is None), limit)
+
+    def take_suspects(self, batch_size: int, *, worst: bool) -> list[StateEvent]:
+        """Remove and return suspects that were lost equally often: those that were it most often, or least often.
+
+        The more often that was, the fewer they are, until each is alone.
+        """
+        counts = (event.send_count for event in self.resend if event.is_suspect)
+        count = (max if worst else min)(counts, default=CHANCE_SENDS + 1)
+        size = max(1, batch_size >> 2 * (count - CHANCE_SENDS))
+        return self._take((event for event in self.resend if event.send_count == count), size)
+
+    def _take(self, events: Iterable[StateEvent], limit: int) -> list[StateEvent]:
+        taken = list(itertools.islice(events, limit))
         for event in taken:
             self.resend.remove(event)
         return taken

@@ -11,7 +11,11 @@ given. Where the count is short for a while, each event is looked up. An event t
 restarted or its queue was full, goes back to the outbox.
 
 A server that records nothing for a while has lost the events or is only slow. So the last one in flight is sent once
-more: once that is recorded, each one before it is recorded or lost.
+more: once that is recorded, each one before it is recorded or lost. If it is not, another one of its request is.
+
+A server that records many events in one transaction loses all of them with one that it cannot record. So events that
+it has lost more than once are suspects. They are sent apart, nothing else being in flight, in ever smaller requests:
+one that is given up was alone, and took no others along. Suspects and others take turns.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from typing import Any
 
 import httpx
 
-from executor_adapter.prefect.mirror.events import CLOCK_RESOLUTION_SECONDS, StateEvent
+from executor_adapter.prefect.mirror.events import CHANCE_SENDS, CLOCK_RESOLUTION_SECONDS, StateEvent
 from executor_adapter.prefect.mirror.outbox import Outbox
 from executor_adapter.prefect.mirror.server import Recorded, RejectedError, ServerApi
 
@@ -92,7 +96,7 @@ SHORT_COUNT_TIMEOUT = 3.0
 """Seconds after which the events of a batch whose count is short are looked up: recorders overtake one another."""
 
 MAX_SENDS = 8
-"""A state that the server has lost this often is given up: that is not chance."""
+"""A state that the server has lost this often is given up: that is not chance, and it was alone at last."""
 
 MAX_FAULTS = 3
 """Times that the server rejects one state, and accepts another, until that state is given up."""
@@ -158,6 +162,8 @@ class EventBatch:
     sent_at: float
     filled_window: bool
     """Whether the window, and not a lack of events, ended the sending after this batch."""
+    probes: int = 0
+    """How often one of the events was sent once more."""
 
 
 class EventSender:
@@ -195,6 +201,10 @@ class EventSender:
         self._answers = 0
         """The number of requests that the server has answered."""
         self._checked_at = self._probed_at = self._listing_asked_at = self._listed_at = -math.inf
+        self._stands_still = False
+        """Whether the server has recorded nothing since a request was last taken to be lost for that."""
+        self._is_suspects_turn = False
+        """Whether the last request was due to the suspects that were lost most often."""
         self._last_accepted: StateEvent | None = None
         """An event that the server has accepted. It accepts it again, unless the server itself is in trouble."""
         self._deleted: set[str] = set()
@@ -213,6 +223,12 @@ class EventSender:
     def is_idle(self) -> bool:
         """Whether all events in memory are recorded, inherited ones included."""
         return not (self._in_flight or self._arrived or self.outbox.resend)
+
+    @property
+    def _isolates(self) -> bool:
+        """Whether each request has to wait until the one before has arrived, because of suspects."""
+        sent = (batch.events[0] for batch in self._in_flight)
+        return any(event.is_suspect for event in itertools.chain(sent, self.outbox.resend))
 
     @property
     def has_own_events(self) -> bool:
@@ -270,14 +286,24 @@ class EventSender:
 
     def _send(self, api: ServerApi) -> None:
         while (room := self._window.size - self._events_in_flight) >= self._window.batch_size:
-            if not self._window.is_hurried and self._is_list_behind(api):
+            if not self._window.is_hurried and ((self._in_flight and self._isolates) or self._is_list_behind(api)):
                 return
-            # One request of inherited events at a time, so that new events never wait behind more of them.
-            inherits = not (self._in_flight or self._window.is_hurried)
-            events = self.outbox.take(self._window.batch_size, inherits=inherits)
+            events = self._take(self._window.batch_size)
             if not events:
                 return
             self._post(api, events, filled_window=room - len(events) < self._window.batch_size)
+
+    def _take(self, limit: int) -> list[StateEvent]:
+        """Return the events of the next request. In a hurry suspects are behind all others."""
+        # One request of inherited events at a time, so that new events never wait behind more of them.
+        inherits = not (self._in_flight or self._window.is_hurried)
+        self._is_suspects_turn = inherits and not self._is_suspects_turn
+        events = self.outbox.take_suspects(limit, worst=True) if self._is_suspects_turn else []
+        events = events or self.outbox.take(limit, inherits=inherits)
+        if not (events or self._in_flight):
+            # One of those that are hardly to blame shows whether the server records anything.
+            events = self.outbox.take_suspects(1 if self._stands_still else limit, worst=False)
+        return events
 
     def _is_list_behind(self, api: ServerApi) -> bool:
         """Return whether the server's list of events, which has a queue of its own, has to be waited for.
@@ -288,10 +314,9 @@ class EventSender:
         while sum(count for _, count in self._unlisted) > MAX_UNLISTED_EVENTS:
             if self._clock() < self._listing_asked_at + MAX_CHECK_INTERVAL:
                 return True
-            try:
+            is_listed = False
+            with contextlib.suppress(httpx.HTTPError):
                 is_listed = self._call(api.is_listed, self._unlisted[0][0])
-            except httpx.HTTPError:
-                is_listed = False
             now = self._clock()
             if is_listed:
                 self._unlisted.popleft()
@@ -319,7 +344,7 @@ class EventSender:
             self._put_back(events)
             raise
         else:
-            if len(self._in_flight) == 1:
+            if len(self._in_flight) == 1 and not self._stands_still:
                 self.progress_at = self._clock()  # Until now there was nothing that the server could have recorded.
             self._last_accepted = events[-1]
             if not self._unlisted:
@@ -377,14 +402,12 @@ class EventSender:
         Another number of times for each fault, since a load balancer may alternate between servers of which one is in
         trouble. Until the server has accepted an event, it is not known to accept any.
         """
-        if self._last_accepted is None:
-            return False
-        try:
-            for _ in range(times):
-                self._call(api.send, [self._last_accepted.body])
-        except RejectedError:
-            return False
-        return True
+        if self._last_accepted is not None:
+            with contextlib.suppress(RejectedError):
+                for _ in range(times):
+                    self._call(api.send, [self._last_accepted.body])
+                return True
+        return False
 
     # --- what has become of the events ---
 
@@ -419,13 +442,31 @@ class EventSender:
             # A server that stood still has lost intermediate states too, which a count does not show.
             look_up_at = -math.inf if arrived[0].sent_at < self._probed_at else now + SHORT_COUNT_TIMEOUT
             self._arrived.append(([event for batch in arrived for event in batch.events], look_up_at))
-            self.progress_at = now
+            self.progress_at, self._stands_still = now, False
         elif now - max(self.progress_at, self._probed_at) > RECORDING_STALL_TIMEOUT:
             self._probed_at = now
-            self._probe(api, in_flight[-1].events, known)
+            self._probe(api, in_flight[-1], known)
 
-    def _probe(self, api: ServerApi, events: list[StateEvent], known: dict[str, Recorded]) -> None:
-        """Send the last of `events` once more; with a newer time where the server has a newer state of its task run."""
+    def _probe(self, api: ServerApi, batch: EventBatch, known: dict[str, Recorded]) -> None:
+        """Send an event of a batch once more; with a newer time where the server has a newer state of its task run.
+
+        Another one each time, since it may be the one that cannot be recorded. Where none was, and others have to wait
+        for that, they can go; it is a loss only if the server has recorded something since that was last so.
+        """
+        events = batch.events
+        if batch.probes >= len(events) and self._isolates:
+            self._in_flight.remove(batch)
+            if self._stands_still:
+                for event in events:
+                    event.send_count = max(event.send_count, CHANCE_SENDS + 1)
+                self.outbox.resend.extend(events)  # Behind the others, which may show that it records.
+            else:
+                self._resend(events, {})
+            self._stands_still = True
+            return
+        if batch.probes:
+            events.insert(0, events.pop())
+        batch.probes += 1
         event = events[-1]
         self._set_aside_deleted(api, [event])
         if event.flow_run_id in self._deleted:
@@ -448,12 +489,10 @@ class EventSender:
         logger.info("the server has lost %d states; sending them again", len(lost))
         events: list[StateEvent] = []
         for event in lost:
-            if not event.is_final:
-                events.append(event)
-            elif event.send_count >= MAX_SENDS:
+            if event.send_count >= MAX_SENDS:
                 self._give_up(event, f"the server has lost it {MAX_SENDS} times")
             else:
-                self.resent += 1
+                self.resent += event.is_final
                 events.append(event.again(self._resend_time(event, known.get(event.task_run_id))))
         self._back_up(events)
         self._put_back(events)
@@ -464,7 +503,7 @@ class EventSender:
 
     def _resend_time(self, event: StateEvent, recorded: Recorded | None) -> float:
         """Return the event's own time, or a newer one where the server has a newer state and would ignore this one."""
-        if recorded is None or recorded.at < event.at:
+        if recorded is None or recorded.at < event.at or recorded.covers(event):
             return event.at
         return max(self._wall(), recorded.at + CLOCK_RESOLUTION_SECONDS)
 

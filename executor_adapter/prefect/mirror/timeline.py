@@ -172,8 +172,7 @@ class JobHistory(TaskRunHistory[Step]):
     @property
     def shown_name(self) -> str:
         """The task run's name as plain text; `name` is the same as JSON."""
-        name: str = json.loads(self.name)
-        return name
+        return str(json.loads(self.name))
 
     def skip(self, step: Step) -> None:
         """Add the step to the task run's times, without an event."""

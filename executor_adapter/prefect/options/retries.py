@@ -44,8 +44,7 @@ def policy_of_task(task: Task[..., Any]) -> RetryPolicy:
 
 def prefect_retry_options(policy: RetryPolicy) -> dict[str, Any]:
     """Return the options that show `policy` in a task run's `empirical_policy`; the delays are without their jitter."""
-    retries = range(1, min(policy.retry_attempts, MAX_DELAYS) + 1)
-    delays = [policy.delay_before(retry) for retry in retries]
+    delays = [policy.delay_before(retry) for retry in range(1, min(policy.retry_attempts, MAX_DELAYS) + 1)]
     return {
         "retries": policy.retry_attempts,
         "retry_delay_seconds": delays[0] if len(set(delays)) == 1 else delays or None,

@@ -142,8 +142,7 @@ class RunSummary:
     def report(self, name: str) -> str:
         """Return the report in Markdown."""
         states = ", ".join(f"{count:,} {state}" for state, count in self.states.most_common())
-        completed = self.states["Completed"]
-        share = f"{completed / self.finished:.1%}" if self.finished else "none"
+        share = f"{self.states['Completed'] / self.finished:.1%}" if self.finished else "none"
         lines = [
             f"# {name}",
             f"{self.finished:,} of {max(self.submitted, self.finished):,} jobs finished: {states or 'none'}.",

@@ -108,8 +108,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         """
         if self.threads is None:
             raise RuntimeError("Task runner is not started: submit inside a flow, or in its `with` block")
-        job_run = JobRun(task, options_of(task, self.job_fields))
-        return self.threads.submit(job_run, parameters, wait_for, dependencies)
+        return self.threads.submit(JobRun(task, options_of(task, self.job_fields)), parameters, wait_for, dependencies)
 
     @property
     def threads(self) -> EngineThreads | None:

@@ -62,8 +62,7 @@ def _watching(plan: BootstrapPlan) -> Iterator[AutomationCore]:
         ("crashed flow run", CRASHED, {}, "A flow run crashed."),
         ("missed schedule", f"{FLOW_RUNS}Late", {}, "A flow run has not started in time: does a worker run?"),
     ):
-        trigger = _trigger(plan, expect={event}, match=labels)
-        yield _automation(plan, name, description, trigger)
+        yield _automation(plan, name, description, _trigger(plan, expect={event}, match=labels))
     yield _lost(plan)
 
 
@@ -177,8 +176,7 @@ def with_all_fields(automation: AutomationCore, **changed: Any) -> AutomationCor
 
 def trigger_facts(automation: AutomationCore) -> dict[str, Any]:
     """Return what a trigger is, in the form in which the server returns it too."""
-    facts: dict[str, Any] = _plain(automation.trigger.model_dump(mode="json", exclude_none=True))
-    return facts
+    return dict(_plain(automation.trigger.model_dump(mode="json", exclude_none=True)))
 
 
 def _plain(value: Any) -> Any:

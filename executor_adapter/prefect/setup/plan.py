@@ -73,8 +73,7 @@ def heartbeat_seconds(environment: Mapping[str, Any]) -> int:
 
     One that is off counts as 0. One that only the process can resolve counts as Prefect's default.
     """
-    given = (environment[name] for name in HEARTBEAT_VARIABLES if name in environment)
-    value = next(given, DEFAULT_HEARTBEAT_SECONDS)
+    value = next((environment[name] for name in HEARTBEAT_VARIABLES if name in environment), DEFAULT_HEARTBEAT_SECONDS)
     try:
         return int(value or 0)
     except ValueError:
