@@ -120,8 +120,7 @@ class JobTask(Task[P, R]):
         """Return a copy of this task with some options changed, of a Job or of a Prefect task."""
         job_options, task_options = split_options(options, self.retries or self.job_options.get("retry_attempts"))
         merged = with_default_retries(merge_options(self.job_options, job_options), options)
-        policy = check_job_options(self.fn, merged).policy
-        plain = super().with_options(**task_options, **prefect_retry_options(policy))
+        plain = super().with_options(**task_options, **prefect_retry_options(check_job_options(self.fn, merged).policy))
         task = copy.copy(self)
         vars(task).update(vars(plain), job_options=merged, timeout_seconds=merged.get("max_runtime"))
         return task

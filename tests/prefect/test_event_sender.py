@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import threading
 from collections import Counter, deque
@@ -14,10 +15,13 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from prefect import tags
+from prefect.client.schemas.objects import StateDetails, TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Running
 
 from executor_adapter import Job
-from executor_adapter.prefect.mirror.events import FlowRunFacts, StateEvent
+from executor_adapter.prefect.mirror.events import Change, FlowRunFacts, StateEvent, flow_run_facts
 from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
 from executor_adapter.prefect.mirror.sender import (
     MAX_BATCH_SIZE,
@@ -33,7 +37,7 @@ from executor_adapter.prefect.mirror.sender import (
     SendWindow,
 )
 from executor_adapter.prefect.mirror.server import Recorded, RejectedError, ServerApi
-from executor_adapter.prefect.mirror.timeline import JobHistory, Step, UnsentChanges
+from executor_adapter.prefect.mirror.timeline import JobHistory, Step, TaskRunHistory, UnsentChanges, engine_change
 from executor_adapter.testing import FakeClock
 from tests.prefect.fake_server import FakeServer
 from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, RUNNING, event
@@ -465,6 +469,40 @@ def test_characters_that_a_server_cannot_store_are_replaced() -> None:
     assert "no such file: caf?.csv" in text
     assert "\\udce9" not in text
     assert "\\u0000" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("a\0b", "a\N{REPLACEMENT CHARACTER}b"),
+        ("\\\0", "\\\N{REPLACEMENT CHARACTER}"),
+        ("caf\udce9", "caf\N{REPLACEMENT CHARACTER}"),
+        ("\N{GRINNING FACE} \ud83d", "\N{GRINNING FACE} \N{REPLACEMENT CHARACTER}"),
+        (r"C:\u0000 \udce9", None),
+    ],
+)
+def test_what_a_server_cannot_store_is_replaced_in_tags_and_details(text: str, stored: str | None) -> None:
+    """No part of an event has such a character, and a backslash before what looks like one is left alone."""
+    stored = stored or text
+    task_run = TaskRun(task_key=text, dynamic_key=text, name=text, tags=[text], cache_key=text)  # type: ignore[arg-type]
+    state = Running(message=text, state_details=StateDetails(cache_key=text))
+    history: TaskRunHistory[Change] = TaskRunHistory(str(task_run.id), "job", [text])
+    history.add(engine_change(task_run, state, None))
+    sent = json.loads(history.next_event(FlowRunFacts()).body)
+    shown = sent["payload"]["task_run"]
+    assert (shown["tags"], shown["task_key"], shown["cache_key"]) == ([stored], stored, stored)
+    assert sent["payload"]["validated_state"]["state_details"]["cache_key"] == stored
+    assert sent["related"][0]["prefect.resource.id"] == f"prefect.tag.{stored}"
+
+
+def test_what_a_server_cannot_store_is_replaced_in_the_tags_of_a_flow_run() -> None:
+    """The tags around the flow are those of each job."""
+    with tags("a\0b"):
+        flow = flow_run_facts()
+    history = JobHistory(Job(function=dict), str(uuid4()))
+    history.add(Step(COMPLETED, 1_000_000.0, 1, None, None))
+    sent = json.loads(history.next_event(flow).body)
+    assert sent["payload"]["task_run"]["tags"] == ["a\N{REPLACEMENT CHARACTER}b"]
 
 
 def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:

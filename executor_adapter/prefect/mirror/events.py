@@ -16,6 +16,7 @@ import functools
 import json
 import logging
 import multiprocessing
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
@@ -140,6 +141,9 @@ class StateFields(NamedTuple):
     data: str = "null"
 
 
+_ESCAPE = re.compile(r"\\(?:(ud[89ab]..\\ud[c-f]..|(?!u0000|ud[89a-f]).)|u....)")
+"""An escape of JSON, with a group for one that a database can store, a pair of surrogates for instance."""
+
 NO_PREVIOUS_STATE = ("null", "null")
 
 
@@ -172,7 +176,10 @@ class Change(NamedTuple):
 
 
 def event_body(run_id: str, change: Change, related: str) -> bytes:
-    """Return the event as it is sent; `related` holds the items of a JSON list, without its brackets."""
+    """Return the event as it is sent; `related` holds the items of a JSON list, without its brackets.
+
+    What no database stores, as the character 0 in a tag, is replaced: for one such event a server may lose many.
+    """
     state = change.state
     name, (came_from, initial) = quoted(state.name), change.previous
     text = (
@@ -185,7 +192,7 @@ def event_body(run_id: str, change: Change, related: str) -> bytes:
         f'"message":{state.message},"state_details":{state.details},"data":{state.data}}},'
         f'"task_run":{change.task_run}}}}}'
     )
-    return text.encode()
+    return _ESCAPE.sub(lambda found: found[0] if found[1] else r"\ufffd", text).encode()
 
 
 def related_flow_run(flow_run_id: object, name: str) -> str:

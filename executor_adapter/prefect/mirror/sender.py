@@ -474,7 +474,7 @@ class EventSender:
         at = self._resend_time(event, known.get(event.task_run_id))
         if at != event.at:
             event = events[-1] = event.again(at)
-            self._back_up([event])
+            self.outbox.back_up([event] if event.row is not None else [])
         with contextlib.suppress(RejectedError):
             self._call(api.send, [event.body])
             self.resent += event.is_final
@@ -494,12 +494,8 @@ class EventSender:
             else:
                 self.resent += event.is_final
                 events.append(event.again(self._resend_time(event, known.get(event.task_run_id))))
-        self._back_up(events)
+        self.outbox.back_up(event for event in events if event.row is not None)  # As they are now.
         self._put_back(events)
-
-    def _back_up(self, events: list[StateEvent]) -> None:
-        """Write the events of the outbox's file anew, as they are now."""
-        self.outbox.back_up(event for event in events if event.row is not None)
 
     def _resend_time(self, event: StateEvent, recorded: Recorded | None) -> float:
         """Return the event's own time, or a newer one where the server has a newer state and would ignore this one."""

@@ -21,9 +21,10 @@ from uuid import UUID, uuid5
 
 from prefect.client.schemas.objects import State, TaskRun, TaskRunPolicy
 from prefect.results import ResultRecord, should_persist_result  # type: ignore[attr-defined]  # meant to be used
+from pydantic import BaseModel
 
 from executor_adapter.error_facts import ErrorFacts
-from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference, storable, uuid7
+from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference, uuid7
 from executor_adapter.prefect.mirror.events import (
     CLOCK_RESOLUTION_SECONDS,
     MAX_MESSAGE_LENGTH,
@@ -307,13 +308,15 @@ def engine_change(task_run: TaskRun, state: State[Any], previous: State[Any] | N
         previous=NO_PREVIOUS_STATE if previous is None else _previous(previous),
         run_count=task_run.run_count,
         run_name=quoted(task_run.name),
-        task_run=_with_storable_name(task_run).model_dump_json(exclude_none=True, exclude=_UNSENT_FIELDS),
+        task_run=_json(task_run, exclude_none=True, exclude=_UNSENT_FIELDS),
     )
 
 
-def _with_storable_name(task_run: TaskRun) -> TaskRun:
-    name = storable(task_run.name)
-    return task_run if name == task_run.name else task_run.model_copy(update={"name": name})
+def _json(model: BaseModel, **how: Any) -> str:
+    try:
+        return model.model_dump_json(**how)
+    except ValueError:  # It refuses half a surrogate pair.
+        return json.dumps(model.model_dump(mode="json", **how))
 
 
 def _previous(state: State[Any]) -> tuple[str, str]:
@@ -325,13 +328,13 @@ def _message(state: State[Any]) -> str:
 
 
 def _details(state: State[Any]) -> str:
-    return state.state_details.model_dump_json(exclude_none=True, exclude_unset=True, exclude=_ID_FIELDS)
+    return _json(state.state_details, exclude_none=True, exclude_unset=True, exclude=_ID_FIELDS)
 
 
 def _data(state: State[Any]) -> str:
     """Return where the result is stored, if it is persisted, as JSON."""
     data: Any = state.data
-    return data.metadata.model_dump_json() if isinstance(data, ResultRecord) and should_persist_result() else "null"
+    return _json(data.metadata) if isinstance(data, ResultRecord) and should_persist_result() else "null"
 
 
 # --- the queue ---
