@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID, uuid4, uuid5
 
 import httpx
@@ -29,8 +29,10 @@ from prefect.settings import (
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
 from executor_adapter.prefect.mirror.events import flow_run_facts
+from executor_adapter.prefect.mirror.mirror import SenderThread
 from executor_adapter.prefect.mirror.outbox import OutboxFile
-from executor_adapter.prefect.mirror.server import read_flow_run_facts
+from executor_adapter.prefect.mirror.server import ServerApi, read_flow_run_facts
+from executor_adapter.prefect.mirror.timeline import UnsentChanges
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import prefect_server
 from tests.prefect.conftest import Api, own_id
@@ -329,6 +331,37 @@ def test_a_busy_server_is_asked_again_for_the_flow_runs_deployment(prefect_api: 
                 read_flow_run_facts(flow_run_facts())
 
     early()
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds"),
+    [({}, 1.0), ({"retry-after": "0"}, 1.0), ({"retry-after": "30"}, 30.0), ({"retry-after": "9999"}, 60.0)],
+)
+def test_a_server_that_asks_to_be_left_alone_is_not_asked_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: dict[str, str], seconds: float
+) -> None:
+    """Between two attempts is the time that a busy server names, up to a minute, unless the mirror is closed."""
+    waits: list[float] = []
+
+    class Closed(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(max(0.0, timeout or 0.0))
+            return self.is_set()
+
+    def busy() -> NoReturn:
+        if waits:
+            thread._closed.set()  # noqa: SLF001
+        request = httpx.Request("POST", "http://server/api/events")
+        raise httpx.HTTPStatusError(
+            "busy", request=request, response=httpx.Response(429, headers=answer, request=request)
+        )
+
+    thread = SenderThread(UnsentChanges("auto"), OutboxFile("server", tmp_path / "outbox.db"))
+    thread._closed = Closed()  # noqa: SLF001
+    monkeypatch.setattr(ServerApi, "connected", busy)
+    thread._run()  # noqa: SLF001
+    first, second = waits[: len(waits) // 2], waits[len(waits) // 2 :]
+    assert sum(first) == sum(second) == seconds
 
 
 @contextmanager

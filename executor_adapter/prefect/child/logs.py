@@ -45,8 +45,7 @@ class RunLogFilter(logging.Filter):
         """Return False where there is a task run: its log has the record."""
         if TaskRunContext.get() is None:
             return True
-        fields = vars(record) | {"level": record.levelno, "message": record.getMessage()}
-        _log_record(get_run_logger(), fields)
+        _log_record(get_run_logger(), vars(record) | {"level": record.levelno, "message": record.getMessage()})
         return False
 
 

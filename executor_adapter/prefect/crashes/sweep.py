@@ -310,10 +310,8 @@ def sweep_earlier_runs(flow_run: FlowRun) -> None:
     # By the server's clock, which may be ahead of this host's; no task run of this start is older than now.
     started_at = flow_run.state.timestamp.timestamp() if flow_run.state else 0.0
     start = Start(flow_run.run_count, min(started_at, time.time()))
-    arguments = (str(flow_run.flow_id), str(flow_run.id), start)
-    threading.Thread(
-        target=context.run, args=(_sweep_earlier_runs, *arguments), name="earlier-runs", daemon=True
-    ).start()
+    arguments = (_sweep_earlier_runs, str(flow_run.flow_id), str(flow_run.id), start)
+    threading.Thread(target=context.run, args=arguments, name="earlier-runs", daemon=True).start()
 
 
 def _sweep_earlier_runs(flow_id: str, run_id: str, start: Start) -> None:

@@ -36,6 +36,7 @@ import httpx
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 
+from executor_adapter.error_codes import retry_after_of
 from executor_adapter.job import Job, Transition
 from executor_adapter.prefect.mirror.events import (
     Change,
@@ -143,6 +144,9 @@ ROUND_INTERVAL = 0.1
 
 RECONNECT_INTERVAL = 1.0
 """Seconds between two attempts to reach a server that does not answer."""
+
+MAX_RETRY_AFTER = 60.0
+"""Seconds between them at most, where the server asks for a longer time."""
 
 INHERITED_SECONDS = 5.0
 """Time for inherited events after the last event of this mirror is recorded; the rest stays in the file."""
@@ -329,6 +333,8 @@ class SenderThread:
             self.troubles.add(trouble)
             where = server_address()
             logger.warning("cannot send job states to the Prefect server at %s; retrying: %s", where, trouble_of(error))
+        # The rest of the time that the server asks for: RECONNECT_INTERVAL follows in any case.
+        self._closed.wait(min(retry_after_of(error) or 0.0, MAX_RETRY_AFTER) - RECONNECT_INTERVAL)
 
     def _store_on(self) -> None:
         """Write the final states of this mirror that are not recorded to the file, since the process may be killed.
