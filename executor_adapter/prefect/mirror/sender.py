@@ -14,7 +14,7 @@ A server that records nothing for a while has lost the events or is only slow. S
 more: once that is recorded, each one before it is recorded or lost. If it is not, another one of its request is.
 
 A server that records many events in one transaction loses all of them with one that it cannot record. So events that
-it has lost more than once are suspects. They are sent apart, nothing else being in flight, in ever smaller requests:
+it has lost three times are suspects. They are sent apart, nothing else being in flight, in ever smaller requests:
 one that is given up was alone, and took no others along. Suspects and others take turns.
 """
 
