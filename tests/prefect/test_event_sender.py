@@ -594,7 +594,7 @@ def test_several_states_that_a_server_cannot_record_take_no_others_along(
 
 
 def test_a_server_that_loses_all_twice_costs_no_state_and_little_time() -> None:
-    """What it has lost twice is sent in smaller requests, a few more and not one for each state."""
+    """What it has lost twice, as a server that is killed twice has, is sent again in requests of the same size."""
 
     sent = Counter[str]()
 
@@ -613,7 +613,7 @@ def test_a_server_that_loses_all_twice_costs_no_state_and_little_time() -> None:
     harness.run(3 * RECORDING_STALL_TIMEOUT, per_second=1_000, step=0.1)
     assert_recorded(harness, events, [])
     assert harness.sender.is_idle
-    assert len(harness.server.requests) < 16  # 9 of them are needed.
+    assert len(harness.server.requests) <= 9  # Three batches, each three times.
 
 
 @pytest.mark.parametrize("size", [1, 7])
