@@ -290,7 +290,9 @@ class Outbox:
         self.is_heir = False
         """Whether the file may hold events that others have left."""
         self.resend: deque[StateEvent] = deque()
-        """Events that the server has not taken, or has lost; suspects among them."""
+        """Events that the server has not taken, or has lost."""
+        self.suspects: deque[StateEvent] = deque()
+        """Those that it may lose with all that it records together with them."""
         self.stored = 0
         """Final states of this mirror that are in the file alone. Each is behind those that its job passed through."""
         self.lost = 0
@@ -313,7 +315,7 @@ class Outbox:
 
     def take(self, limit: int, *, inherits: bool = False) -> list[StateEvent]:
         """Remove and return events, at most `limit`. With `inherits` those of another mirror if there are no others."""
-        events = self._take((event for event in self.resend if not event.is_suspect), limit)
+        events = [self.resend.popleft() for _ in range(min(limit, len(self.resend)))]
         if self.stored and len(events) < limit:
             events += self._read(limit - len(events))
         events += self._source(limit - len(events))
@@ -322,25 +324,28 @@ class Outbox:
             self.is_heir = bool(events) or self._failing_since is not None
         return events
 
+    def queue_of(self, event: StateEvent) -> deque[StateEvent]:
+        """Return the queue in which an event waits that was sent in vain."""
+        return self.suspects if event.is_suspect else self.resend
+
+    def put_back(self, events: list[StateEvent]) -> None:
+        """Give events out again, before the others of their kind."""
+        for event in reversed(events):
+            self.queue_of(event).appendleft(event)
+
     def take_unwritten(self, limit: int) -> list[StateEvent]:
         """Remove and return the oldest events of this mirror that are in memory alone, at most `limit`."""
-        return self._take((event for event in self.resend if event.row is None), limit)
+        return _take(self.resend, lambda event: event.row is None, limit)
 
     def take_suspects(self, batch_size: int, *, worst: bool) -> list[StateEvent]:
         """Remove and return suspects that were lost equally often: those that were it most often, or least often.
 
         The more often that was, the fewer they are, until each is alone.
         """
-        counts = (event.send_count for event in self.resend if event.is_suspect)
+        counts = (event.send_count for event in self.suspects)
         count = (max if worst else min)(counts, default=CHANCE_SENDS + 1)
         size = max(1, batch_size >> 2 * (count - CHANCE_SENDS))
-        return self._take((event for event in self.resend if event.send_count == count), size)
-
-    def _take(self, events: Iterable[StateEvent], limit: int) -> list[StateEvent]:
-        taken = list(itertools.islice(events, limit))
-        for event in taken:
-            self.resend.remove(event)
-        return taken
+        return _take(self.suspects, lambda event: event.send_count == count, size)
 
     # --- the file ---
 
@@ -421,6 +426,14 @@ class Outbox:
             return None
         self._failing_since = None
         return done
+
+
+def _take(events: deque[StateEvent], fits: Callable[[StateEvent], bool], limit: int) -> list[StateEvent]:
+    """Remove the first events that fit, at most `limit`, and return them."""
+    taken = list(itertools.islice(filter(fits, events), limit))
+    for event in taken:
+        events.remove(event)
+    return taken
 
 
 def _finals(events: Iterable[StateEvent]) -> int:
