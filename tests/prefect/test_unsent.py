@@ -9,16 +9,13 @@ import pytest
 from executor_adapter import Job, JobStatus
 from executor_adapter.prefect.mirror.events import FlowRunFacts
 from executor_adapter.prefect.mirror.timeline import (
-    HOLD_BACK_LIMIT,
-    HOLD_BACK_SECONDS,
-    HURRIED_UNSENT_LIMIT,
+    FEW_UNSENT,
     UNSENT_LIMIT,
     History,
     JobHistory,
     Step,
     UnsentChanges,
 )
-from executor_adapter.testing import FakeClock
 
 FLOW = FlowRunFacts()
 
@@ -66,55 +63,40 @@ def test_intermediate_states_are_skipped_while_many_changes_are_unsent(mode: His
 
 def test_states_of_unfinished_jobs_are_never_skipped() -> None:
     """States of unfinished jobs are not skipped, not even with "final"."""
-    clock = FakeClock()
-    unsent = UnsentChanges("final", clock=clock)
+    unsent = UnsentChanges("final")
     fill(unsent, UNSENT_LIMIT, finished=False)
-    unsent.take_in()
-    clock.advance(HOLD_BACK_SECONDS)
     assert (len(names(unsent)), unsent.omitted) == (2 * UNSENT_LIMIT, 0)
 
 
-@pytest.mark.parametrize("mode", ["auto", "full"])
-def test_recent_changes_of_unfinished_jobs_wait_behind_finished_jobs(mode: History) -> None:
-    """Changes of unfinished jobs wait behind finished jobs, but not for long, so short jobs are sent whole."""
-    clock = FakeClock()
-    unsent = UnsentChanges(mode, clock=clock)
-    fill(unsent, HOLD_BACK_LIMIT, finished=False)
-    fill(unsent, 2)
-    whole = ["Pending", "Running", "Completed"]
-    assert names(unsent) == 2 * whole
-    assert unsent
-    clock.advance(HOLD_BACK_SECONDS)
-    fill(unsent, 2)
-    sent = names(unsent)
-    assert sent[: 2 * HOLD_BACK_LIMIT] == HOLD_BACK_LIMIT * ["Pending", "Running"]
-    assert sent[2 * HOLD_BACK_LIMIT :] == 2 * whole
+@pytest.mark.parametrize(("mode", "is_bounded"), [("auto", True), ("final", True), ("full", False)])
+def test_a_job_that_retries_while_the_server_is_away_keeps_few_changes(mode: History, is_bounded: bool) -> None:
+    """A job that fails and retries for as long as a server is away has a bounded history, except with "full"."""
+    unsent, job = UnsentChanges(mode), history()
+    for status in 10 * FEW_UNSENT * (JobStatus.RUNNING, JobStatus.RETRYING):
+        unsent.append(job, step(status))
+    unsent.take_in()
+    most = {"auto": UNSENT_LIMIT + FEW_UNSENT, "final": FEW_UNSENT}.get(mode)
+    assert (most is not None and len(job.unsent) <= most) is is_bounded
+    unsent.append(job, step(JobStatus.COMPLETED))
+    assert names(unsent)[-1] == "Completed"
     assert not unsent
-
-
-def test_few_changes_are_sent_at_once() -> None:
-    """While few changes are unsent, none is held back."""
-    unsent = UnsentChanges("auto", clock=FakeClock())
-    fill(unsent, HOLD_BACK_LIMIT // 2, finished=False)
-    assert names(unsent) == HOLD_BACK_LIMIT // 2 * ["Pending", "Running"]
 
 
 def test_a_job_sent_before_its_turn_is_sent_once() -> None:
-    """A job that finishes while older changes of other jobs are held back is sent once."""
-    clock = FakeClock()
-    unsent, slow = UnsentChanges("full", clock=clock), [history() for _ in range(2 * HOLD_BACK_LIMIT)]
+    """In a hurry a job that has finished is sent before those that waited longer, and once."""
+    unsent, slow = UnsentChanges("full"), [history() for _ in range(3)]
     for job in slow:
         unsent.append(job, step(JobStatus.PENDING))
     unsent.append(slow[-1], step(JobStatus.COMPLETED))
+    unsent.is_hurried = True
     assert names(unsent) == ["Pending", "Completed"]
+    unsent.is_hurried = False
     unsent.append(slow[0], step(JobStatus.COMPLETED))
-    assert names(unsent) == ["Pending", "Completed"]
-    clock.advance(HOLD_BACK_SECONDS)
-    assert names(unsent) == (2 * HOLD_BACK_LIMIT - 2) * ["Pending"]
+    assert names(unsent) == ["Pending", "Completed", "Pending"]
     assert not unsent
 
 
-@pytest.mark.parametrize(("finished", "states"), [(5, 15), (100, 100 + HURRIED_UNSENT_LIMIT)])
+@pytest.mark.parametrize(("finished", "states"), [(5, 15), (100, 100 + FEW_UNSENT)])
 def test_in_a_hurry_only_finished_jobs_are_sent(finished: int, states: int) -> None:
     """In a hurry only finished jobs are sent; if they are many, only their final states."""
     unsent = UnsentChanges("auto")
@@ -131,8 +113,7 @@ def test_in_a_hurry_only_finished_jobs_are_sent(finished: int, states: int) -> N
 @pytest.mark.parametrize("sent", [False, True])
 def test_a_job_that_finishes_twice_is_kept_once(sent: bool) -> None:
     """A job that finishes twice, as a rolled-back task run does, is kept once."""
-    clock = FakeClock()
-    unsent, twice = UnsentChanges("auto", clock=clock), history()
+    unsent, twice = UnsentChanges("auto"), history()
     fill(unsent, 1)
     unsent.append(twice, step(JobStatus.COMPLETED, 1.0))
     if sent:
