@@ -238,20 +238,17 @@ class Run:
         before, self._number = self.rows, self._number + 1
         after = f"rows_{self._number}"
         with _explained(step):
-            is_changed = self._put(after, step, before)
-        if is_changed:
-            self.rows = self._accounted(step, before, after)
+            self._put(after, step, before)
+        self.rows = self._accounted(step, before, after)
 
-    def _put(self, view: str, step: Step, before: str) -> bool:
-        """Make the view of what a step gives; return False where that is what it was given."""
+    def _put(self, view: str, step: Step, before: str) -> None:
+        """Make the view of what a step gives."""
         match step.options:
             case Function() | Check():
                 self._database.register(view, _called(step, self._relations(step, before)))
-                return True
+                return
             case Deduplicate():
                 query = self._deduplicate(step.options, before)
-                if not query:
-                    return False
             case _:
                 query = self._enrich(step, before) if isinstance(step.options, Enrich) else self._sql(step, before)
                 file = self._space / f"{view}.parquet"
@@ -259,7 +256,6 @@ class Run:
                 self._database.execute(f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION lz4_raw)")
                 query = f"FROM read_parquet({literal(file)})"
         self._make_view(view, query)
-        return True
 
     def _relations(self, step: Step, before: str) -> Iterator[duckdb.DuckDBPyRelation]:
         """Yield the rows that a function is called with: all of them, or `batch` at a time."""
@@ -290,7 +286,7 @@ class Run:
         return dict(zip(found.columns, map(str, found.types), strict=True))
 
     def _deduplicate(self, options: Deduplicate, before: str) -> str:
-        """Return the query, or nothing where each row has a key of its own."""
+        """Return the query: that of the rows as they are, where each of them has a key of its own."""
         lost, keys = f"lost_{self._number}", ", ".join(map(quoted, options.key))
         # Nothing tells a row without a value in its key from another one.
         empty = " OR ".join(f"{quoted(name)} IS NULL" for name in options.key)
@@ -304,7 +300,7 @@ class Run:
         )
         rows, rejected = self._row(f"SELECT count(*), count_if(is_empty OR {options.reject}) FROM {lost}")
         if not rejected:
-            return f"FROM {before} ANTI JOIN {lost} USING ({ROW}) ORDER BY {ROW}" if rows else ""
+            return f"FROM {before} ANTI JOIN {lost} USING ({ROW}) ORDER BY {ROW}" if rows else f"FROM {before}"
         said = [f"{' or '.join(options.key)}: is empty", f"another row has this {', '.join(options.key)}"]
         reason = f"CASE {lost}.is_empty WHEN true THEN {literal(said[0])} WHEN false THEN {literal(said[1])} END"
         kept = f"USING ({ROW})" + ("" if options.reject else f" WHERE {lost}.is_empty IS DISTINCT FROM false")

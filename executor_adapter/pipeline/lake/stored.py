@@ -181,7 +181,8 @@ def rows_in(path: Path) -> Iterator[pa.Table]:
 def repeating(rows: pa.Table) -> bool | list[str]:
     """Return the columns that Parquet is to write with a dictionary: those of whose first values some are equal.
 
-    Else a dictionary that is full and dropped takes as long again to write, and two thirds of the file's size.
+    With a dictionary that is full and dropped, a column of other values takes twice as long to write, and the file is
+    two thirds larger.
     """
     some = rows.slice(0, SAMPLE)
     if some.num_rows < SAMPLE or any(map(pa.types.is_nested, rows.schema.types)):
