@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ CASES = {
     "CRLF and LF": Case(lines((200, "200,x\r"))),
     "CR among LF": Case(lines((200, "200,x\r201,x")), error="is not CSV: line 200 has a carriage return in it"),
     "a line of 5 MB": Case(lines((200, "200," + "x" * (5 << 20))), {200: LONG}),
+    "a line of 9 MB": Case(lines((200, "200," + "x" * (9 << 20))), error="line 200 is longer than 8,388,608 bytes"),
     "a header of 5 MB": Case(lines(header="a," + "b" * (5 << 20)), error="line 1 is longer than 4,194,304 bytes"),
     "a byte order mark": Case(b"\xef\xbb\xbf" + lines()),
     "UTF-16": Case(lines().decode().encode("utf-16")),
@@ -92,3 +94,24 @@ def test_each_line_is_in_the_account(tmp_path: Path, case: Case) -> None:
     assert all(said in reason for (_, reason, _), said in zip(rejects, case.rejects.values(), strict=True)), rejects
     physical = len(case.content.splitlines()) if case.suffix == ".ndjson" else LINES - 1
     assert len(rows) + len(rejects) + case.merged == physical
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".csv", b"a,b\r\n1,2\n"), (".ndjson", b'{"a": "1"}\n')])
+def test_an_endless_line_is_not_read_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, start: bytes
+) -> None:
+    """Of a line that does not end so much is read as shows that it is too long."""
+    for name, limit in (("csv_rows.BUFFER", 1 << 20), ("json_rows.MAX_DOCUMENT", 1 << 20)):
+        monkeypatch.setattr(f"executor_adapter.pipeline.sources.{name}", limit)
+    content = start + b"x" * (64 << 20)
+    tracemalloc.start()
+    try:
+        if suffix == ".csv":
+            assert "line 3 is longer than 1,048,576 bytes: correct the file" in str(failure(tmp_path, content))
+        else:
+            rows, rejects = read(tmp_path, content, suffix)
+            assert rows == [{"a": "1"}]
+            assert [reject[:2] for reject in rejects] == [(2, "is not JSON: it has more than 1,048,576 bytes")]
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()

@@ -79,6 +79,15 @@ def test_each_bad_line_is_rejected_by_itself(tmp_path: Path) -> None:
     assert "the key 'a' is in one object twice" in rejects[4][1]
 
 
+def test_a_line_that_is_too_long_is_one_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much longer it is, it is one line, and those after it are read."""
+    monkeypatch.setattr("executor_adapter.pipeline.sources.json_rows.MAX_DOCUMENT", 10)
+    lines = [b'{"a": 1}', b'{"a": %s}' % (b"1" * 50), b'{"a": 2}', b'{"a": 333}', b'{"a": 4444}', b'{"a": 3}']
+    rows, rejects = read(tmp_path, b"\n".join(lines), ".ndjson")
+    assert rows == [{"a": "1"}, {"a": "2"}, {"a": "333"}, {"a": "3"}]
+    assert [line for line, *_ in rejects] == [2, 5]
+
+
 @pytest.mark.parametrize("content", [b"[]", b" [ \n ] ", b'{"rows": []}'])
 def test_a_list_may_be_empty(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list without an element has no rows, however the reads divide it."""

@@ -147,6 +147,5 @@ def maintenance_flow(keep_days: Days = 30, config: str | None = None) -> None:
             if part.state.is_completed():
                 logger.info("%s", part.result())
     failed = [str(part.state.message) for part in parts if not part.state.is_completed()]
-    logger.info("left: %s", maintenance.what_is_left(settings))
     if failed:
         raise JobsFailedError(f"{len(failed)} of {len(parts)} parts failed: {'; '.join(failed)}")

@@ -9,9 +9,7 @@ from typing import Any
 
 from prefect.settings import get_current_settings
 
-from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobError
-from executor_adapter.job import size_text
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.upkeep import expire_windows, remove_leftovers
 from executor_adapter.prefect import clean_outbox, job_task, sweep
@@ -78,24 +76,6 @@ def clean_lake_files(root: Path, keep_days: int) -> str:
 def keep(table: ConfiguredTable) -> str:
     """Remove the table's windows that are older than its `keep_days`."""
     return f"{table}: {expire_windows(table)} old windows removed"
-
-
-def what_is_left(settings: Settings) -> str:
-    """Return how large on this machine's disk each thing is that runs leave there."""
-    prefect = get_current_settings()
-    places = {"lake": settings.lake, "results": results_folder(), "outbox": prefect.home / "executor-adapter"}
-    kind, _, file = (settings.store.url or "").partition("?")[0].partition(":///")
-    files = {name: place.rglob("*") for name, place in places.items()}
-    if kind == "sqlite":
-        files["store"] = (Path(file + suffix) for suffix in ("", "-wal", "-shm"))
-    return "; ".join(f"{name}: {size_text(sum(map(_size, each)))}" for name, each in files.items())
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size if file.is_file() else 0
-    except FileNotFoundError:  # Somebody has removed it meanwhile.
-        return 0
 
 
 def results_folder() -> Path:

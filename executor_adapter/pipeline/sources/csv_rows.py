@@ -13,7 +13,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TextIO
 
@@ -36,6 +36,8 @@ from executor_adapter.pipeline.text_rows import (
 
 MAX_LINE = 4 << 20
 """Bytes of one line, at most; a longer one is rejected."""
+BUFFER = 2 * MAX_LINE
+"""Bytes of a line from which the file fails: DuckDB, which reads so many at a time, passes over a longer one."""
 
 _MAY_BE_DATA = re.compile(r"[-+]?\d[-+\d.,:/TZ ]*")
 """Matches numbers and dates, which are no names of columns."""
@@ -179,6 +181,9 @@ class CsvText:
         """Yield each line with its number, and the line in which the quoted text began that goes on after it, else 0.
 
         A character is a byte.
+
+        Raises:
+            DataCollectionException: DATA_ERROR, a line is longer than `BUFFER`.
         """
         delimiter, quote = (each.encode().decode("latin-1") for each in (self._dialect.delimiter, self._dialect.quote))
         begin, each = 0, re.escape(quote)
@@ -186,7 +191,9 @@ class CsvText:
         opening = re.compile(f"(?:^(?:{codecs.BOM_UTF8.decode('latin-1')})?|{re.escape(delimiter)}){each}")
         closing = re.compile(f"(?:[^{each}]|{each}{each})*+{each}") if quote else opening
         with self._path.open(encoding="latin-1", newline=self._end) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, BUFFER + 1), ""), 1):
+                if len(line) > BUFFER:
+                    raise data_error(f"{self._name}: line {number} is longer than {BUFFER:,} bytes: correct the file")
                 place = 0 if quote and quote in line else len(line)
                 while found := (closing.match if begin else opening.search)(line, place):
                     begin, place = 0 if begin else number, found.end()
@@ -247,13 +254,10 @@ def _first_names(path: Path, name: str, delimiter: str, quote: str, end: str) ->
 def _bounded_lines(file: TextIO, name: str) -> Iterator[str]:
     """Yield the lines, of which the first is the header: it may have line ends in quotes."""
     size = 0
-    for number in count(1):
-        line = file.readline(MAX_LINE + 1)
+    for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), ""), 1):
         size += len(line.strip())
         if size > MAX_LINE:
             raise data_error(f"{name}: line {number} {_REASONS['LINE SIZE OVER MAXIMUM']}: correct the file")
-        if not line:
-            return
         yield line
 
 
@@ -271,7 +275,7 @@ def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
         "nullstr": f"[{', '.join(map(literal, nulls))}]",
         "allow_quoted_nulls": "false",
         "max_line_size": str(MAX_LINE),
-        "buffer_size": str(2 * MAX_LINE),
+        "buffer_size": str(BUFFER),
         "store_rejects": "true",
         "rejects_limit": "0",
     }

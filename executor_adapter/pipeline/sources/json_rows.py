@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 
@@ -22,7 +22,8 @@ from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
 from executor_adapter.pipeline.text_rows import MAX_REJECT_TEXT, OnRejects, Reject, batch_of, rejects_batch
 
 MAX_DOCUMENT = 64 << 20
-"""Bytes of a JSON document that is not a list: it is read as a whole. Lists and NDJSON may be of any size."""
+"""Bytes of what is read as a whole: a JSON document that is not a list, a line of NDJSON, which is rejected if it is
+longer, or a value in a list. Lists and NDJSON may be of any size."""
 BATCH_OBJECTS = 10_000
 """Objects of a batch, at most."""
 
@@ -66,7 +67,7 @@ def read_ndjson(path: Path, name: str, format: Format, on_rejects: OnRejects) ->
     """Yield the objects of a file with one JSON object a line; `name` is what rejects call it."""
     with as_utf8(path, format.encoding) as (text, _), text.open("rb") as file:
         absent = _absent(format)
-        yield from _batches(name, (_row_of_line(*line, absent) for line in enumerate(file, 1)), on_rejects)
+        yield from _batches(name, (_row_of_line(*line, absent) for line in enumerate(_lines(file), 1)), on_rejects)
 
 
 def read_json(path: Path, name: str, format: Format, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
@@ -164,8 +165,19 @@ def _cell(value: Any, absent: frozenset[str]) -> str | None:
     return to_text(value)
 
 
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines; of a longer one `MAX_DOCUMENT` bytes and one more, by which it is known."""
+    is_cut = False
+    while line := file.readline(MAX_DOCUMENT + 1):
+        if not is_cut:
+            yield line
+        is_cut = len(line) > MAX_DOCUMENT and not line.endswith(b"\n")
+
+
 def _row_of_line(number: int, line: bytes, absent: frozenset[str]) -> Row | Reject | None:
     try:
+        if len(line.rstrip(b"\n")) > MAX_DOCUMENT:
+            raise ValueError(f"it has more than {MAX_DOCUMENT:,} bytes")
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         if not text:
             return None
