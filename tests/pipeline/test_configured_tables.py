@@ -1265,9 +1265,10 @@ def test_tables_that_read_each_other_are_refused(tmp_path: Path) -> None:
         tool = {"source": "files", "directory": tmp_path, "tables": described}
         return [table.name for table in select_tables(Settings(tools={"map": tool}))]
 
-    assert select(a=read["b"], b=read["c"], c=[]) == ["a", "b", "c"]
-    with pytest.raises(ConfigurationError, match=r"map\.a, map\.b read each other"):
-        select(a=read["b"], b=read["a"], c=[])
+    assert select(a=read["b"], b=[{"function": "own:step", "reads": ["map.c"]}], c=[]) == ["a", "b", "c"]
+    for back in (read["a"], [{"function": "own:step", "reads": "map.a"}]):
+        with pytest.raises(ConfigurationError, match=r"map\.a, map\.b read each other"):
+            select(a=read["b"], b=back, c=[])
     with pytest.raises(ValueError, match="stages is not a key: did you mean steps"):
         tables(tmp_path, source="files", directory=tmp_path, tables={"a": {"file": "a.csv", "stages": []}})
 

@@ -224,6 +224,17 @@ def test_a_change_of_a_table_that_is_read_makes_its_readers_anew(tmp_path: Path)
         assert (rome["country"], rome["cities"]) == (country, 1)
 
 
+def test_a_function_says_which_tables_it_reads(tmp_path: Path) -> None:
+    """With `reads` it is called again when one of them has changed; the function is not given it."""
+    cities = LakeTable(root=tmp_path, layer="processed", tool="shop", name="cities")
+    steps: list[Spec] = [{"function": f"{OWN}:count_rows", "reads": "shop.cities"}]
+    for name in ("Rome", "Oslo"):
+        write(cities, "w", pa.table({"name": [name]}), fingerprint=name)
+        assert process(tmp_path, steps).status == "processed"
+        assert process(tmp_path, steps).status == "already_processed"
+    assert orders(tmp_path, steps=steps).reads == {"shop.cities"}
+
+
 def test_sql_is_a_step(tmp_path: Path) -> None:
     """It selects from {rows}, rejects by `_reason`, comes from a file or stands in the configuration."""
     file = tmp_path / "clean.sql"
