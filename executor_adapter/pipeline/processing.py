@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
         done = run.account
         # The stack closes in reverse order: the rows, which make the window processed, are published last.
         rows = stack.enter_context(target.writing(window, fingerprint=fingerprint))
-        rows.dropped, rows.merged = done.dropped, done.merged
+        rows.drops, rows.merged = dict(done.drops), done.merged
         _write(rows, database, f"SELECT * EXCLUDE ({ROW}) FROM {run.rows}")
         if done.rejected:
             put_aside = stack.enter_context(rejects.writing(window, fingerprint=fingerprint))
@@ -67,7 +67,8 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
 
 def processing_fingerprint(entry: WindowEntry, steps: str) -> str:
     """Return the fingerprint of what the steps make of a window; `steps` is that of the steps."""
-    return digest_of(entry.fingerprint, entry.collected_at, steps)
+    # The last one is of the account: windows of which it says less are processed again.
+    return digest_of(entry.fingerprint, entry.collected_at, steps, "drops by step")
 
 
 def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> tuple[str, int]:
@@ -117,8 +118,8 @@ class Balance:
     processed: int = 0
     rejected: int = 0
     """Rows that a step has rejected, or that did not fit their types."""
-    dropped: int = 0
-    """Rows that a step has left out on purpose."""
+    drops: dict[str, int] = field(default_factory=dict)
+    """Rows that a step has left out on purpose, by its name."""
     merged: int = 0
     """Rows that a step made others of; negative where there are more of these."""
     unprocessed: int = 0
@@ -127,10 +128,11 @@ class Balance:
     @property
     def holds(self) -> bool:
         """Whether every collected row is accounted for."""
-        return self.collected == self.processed + self.rejected + self.dropped + self.merged + self.unprocessed
+        rest = self.rejected + sum(self.drops.values()) + self.merged + self.unprocessed
+        return self.collected == self.processed + rest
 
     def __str__(self) -> str:
-        dropped = f" + {self.dropped:,} dropped" if self.dropped else ""
+        dropped = "".join(f" + {rows:,} dropped by {step}" for step, rows in self.drops.items())
         merged = f" {'+' if self.merged > 0 else '-'} {abs(self.merged):,} merged into others" if self.merged else ""
         rest = f" + {self.unprocessed:,} not processed" if self.unprocessed else ""
         sign = "=" if self.holds else "≠"
@@ -152,16 +154,17 @@ def balances(table: ConfiguredTable) -> Iterator[Balance]:
             continue
         put_aside = rejects.get(window)
         rejected = put_aside.rows if put_aside and put_aside.fingerprint == done.fingerprint else 0
-        kept = {"processed": done.rows, "dropped": done.dropped, "merged": done.merged}
+        kept: dict[str, Any] = {"processed": done.rows, "drops": done.drops, "merged": done.merged}
         yield Balance(name=window, collected=rows, rejected=rejected, **kept)
 
 
 def balance(name: str, tables: Iterable[ConfiguredTable]) -> Balance:
     """Count the rows of tables, such as those of a tool."""
-    counts: Counter[str] = Counter()
+    counts, drops = Counter[str](), Counter[str]()
     for each in (found for table in tables for found in balances(table)):
-        counts.update({field: value for field, value in asdict(each).items() if field != "name"})
-    return Balance(name=name, **counts)
+        drops.update(each.drops)
+        counts.update({name: number for name, number in asdict(each).items() if isinstance(number, int)})
+    return Balance(name=name, drops=dict(drops), **counts)
 
 
 def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]]:

@@ -197,7 +197,8 @@ class Processed:
     @property
     def reasons(self) -> tuple[tuple[str, int], ...]:
         """The most frequent reasons for which rows were rejected or dropped, with their numbers."""
-        return tuple((self.rejections + self.drops).most_common(MAX_REASONS))
+        drops = Counter({f"dropped by {step}": rows for step, rows in self.drops.items()})
+        return tuple((self.rejections + drops).most_common(MAX_REASONS))
 
 
 class Run:
@@ -332,7 +333,7 @@ class Run:
             said = "returned a row twice, or one that it was not given: leave out _row where rows become others"
             raise _error(step, said)
         if given > rows:
-            self.account.drops[f"dropped by {step.name}"] += given - rows
+            self.account.drops[step.name] += given - rows
         if REASON not in columns:
             return after
         wrong = f"FROM {after} WHERE {REASON} IS NOT NULL"

@@ -92,7 +92,10 @@ def test_the_windows_of_a_table_say_what_became_of_their_rows(command: Command, 
     found = {each["name"]: each for each in command("pipeline", "windows", "shop", "--json").json}
     kept = {name: (each["collected"], each["processed"], each["rejected"]) for name, each in found.items()}
     assert kept == {"read jan.csv": (2, 0, 2), "2024-01-01": (1, 1, 0), "2024-01-03": (2, 1, 1)}
-    assert "2024-01-03" in command("pipeline", "windows", "shop.orders").out
+    assert found["2024-01-03"]["drops"] == {}
+    shown = command("pipeline", "windows", "shop.orders").out
+    assert "2024-01-03" in shown
+    assert "DROPS" not in shown
 
 
 @pytest.mark.parametrize("width", [80, 200])

@@ -900,12 +900,15 @@ def test_rows_and_rejects_are_in_tables(airports: ConfiguredTable) -> None:
     assert airports.rejects.read("all")["row"].to_pylist() == [2]
 
 
-def test_lost_rows_are_counted_as_dropped(airports: ConfiguredTable) -> None:
-    """Rows that a step leaves out are in the balance."""
-    table = of_file(airports.lake.parent, steps=[f"{__name__}:lose_a_row"])
+def test_lost_rows_are_counted_as_dropped_by_their_step(airports: ConfiguredTable) -> None:
+    """Rows that a step leaves out are in the balance, a number a step."""
+    steps = [f"{__name__}:lose_a_row", {"sql": "FROM {rows} LIMIT 1"}]
+    table = of_file(airports.lake.parent, steps=steps)
     collect(table)
     process(table)
-    assert str(balance("map", [table])) == "map: 4 collected = 3 processed + 0 rejected + 1 dropped"
+    assert str(balance("map", [table, table])) == (
+        f"map: 8 collected = 2 processed + 0 rejected + 2 dropped by {__name__}:lose_a_row + 4 dropped by sql"
+    )
 
 
 def test_the_balance_counts_rows_in_the_files(airports: ConfiguredTable) -> None:

@@ -110,7 +110,7 @@ def test_a_terminal_shows_a_bar_below_the_lines(
 
 
 def ended(status: JobStatus = COMPLETED, records: int | None = 5, attempts: int = 1, **fields: Any) -> Job:
-    found = job("a", subject="a", **fields)
+    found = job("a", subject="planes a.csv", **fields)
     found.advance(RUNNING)
     found.advance(status)
     found.state.attempt, found.state.records_processed = attempts, records
@@ -124,18 +124,22 @@ def broken() -> Job:
 
 
 def test_new_rows_and_known_rows_are_counted_apart() -> None:
-    """The sentence of a tool counts new rows apart from rows that were collected before."""
+    """The sentence of a tool counts new rows apart from rows that were collected before, and names their windows."""
     balance = Balance(name="flights", collected=12, processed=12, rejected=0, unprocessed=0)
     assert list(report.collection_sentences([ended(), ended(stage="process")], [balance])) == [
-        "flights: 5 new rows; 7 were already collected, and not collected again"
+        "flights: 5 new rows (planes a.csv); 7 were already collected, and not collected again"
     ]
-    assert list(report.collection_sentences([ended(records=12)], [balance])) == ["flights: 12 new rows"]
+    none, jobs = ended(records=0), [ended(records=3) for _ in range(4)]
+    assert list(report.collection_sentences([none, *jobs], [balance])) == [
+        "flights: 12 new rows (planes a.csv, planes a.csv, planes a.csv, 1 more)"
+    ]
+    assert list(report.collection_sentences([none], [Balance(name="flights")])) == ["flights: 0 new rows"]
 
 
 def test_a_failure_names_its_code_and_attempts() -> None:
     """A failed job is reported with its error code, attempts and message."""
     assert report.failure_sentences([ended(), broken()]) == [
-        "failed: collect flights a: API_ERROR after 4 attempts: answered\n500 | a|b <dict>"
+        "failed: collect flights planes a.csv: API_ERROR after 4 attempts: answered\n500 | a|b <dict>"
     ]
 
 
@@ -155,7 +159,7 @@ def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> 
     text = text_of(tmp_path, jobs=[ended(), broken()], rejects=rejects, summaries=summaries)
     order = [
         "## Failures",
-        "- failed: collect flights a: API_ERROR after 4 attempts: answered 500 \\| a\\|b &lt;dict&gt;",
+        "- failed: collect flights planes a.csv: API_ERROR after 4 attempts: answered 500 \\| a\\|b &lt;dict&gt;",
         "## Rows",
         "- rows",
         "## Rejected",

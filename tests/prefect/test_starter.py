@@ -84,7 +84,8 @@ def test_a_pipeline_of_ones_own_takes_three_steps(home: Path, capsys: pytest.Cap
         (home / "my_people.py").write_text(RULES)
         run("pipeline", "run")
     said = capsys.readouterr().out
-    assert "shop: 5 collected = 2 processed + 2 rejected + 1 dropped" in said
+    assert "shop: 5 new rows (orders orders.csv)\n" in said
+    assert "shop: 5 collected = 2 processed + 2 rejected + 1 dropped by deduplicate\n" in said
     assert "2 orders for 20.50 in all" in said
     assert "club: 20 collected = 13 processed + 7 rejected" in said
     assert "13 adults" in said

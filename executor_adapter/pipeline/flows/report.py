@@ -20,6 +20,8 @@ MAX_REASONS = 10
 """Reasons that are listed; the rest is counted together."""
 MAX_REASON = 200
 """Characters of a reason."""
+MAX_NAMED = 3
+"""Jobs of a tool of which the report says what they collected; of one job it says the first and the last window."""
 
 _FAILED = (JobStatus.FAILED, JobStatus.CANCELLED)
 
@@ -91,13 +93,16 @@ def name_of(job: Job) -> str:
 
 
 def collection_sentences(jobs: Sequence[Job], balances: Iterable[Balance]) -> Iterator[str]:
-    """Yield a sentence per tool: how many rows this run collected, and how many were collected before."""
+    """Yield a sentence per tool: how many rows this run collected, of what, and how many were collected before."""
     for each in balances:
         collected = [job for job in jobs if job.metadata["stage"] == "collect" and job.tool_name == each.name]
         new = sum(job.records_processed or 0 for job in collected)
         previous = each.collected - new
         skipped = f"; {previous:,} were already collected, and not collected again" if previous > 0 else ""
-        yield f"{each.name}: {new:,} new rows{skipped}"
+        names = [job.metadata["subject"] for job in collected if job.records_processed]
+        names[MAX_NAMED:] = [f"{len(names) - MAX_NAMED} more"] if names[MAX_NAMED:] else []
+        found = f" ({', '.join(names)})" if names else ""
+        yield f"{each.name}: {new:,} new rows{found}{skipped}"
 
 
 def failure_sentences(jobs: Iterable[Job]) -> list[str]:
@@ -146,7 +151,7 @@ def markdown(
     parts = [f"# {title}"]
     if failures := failure_sentences(jobs):
         parts += ["## Failures", _items(map(markdown_cell, failures))]
-    parts += ["## Rows", _items(rows)]
+    parts += ["## Rows", _items(map(markdown_cell, rows))]
     if rejects:
         parts += ["## Rejected rows, by reason", _items(map(markdown_cell, reject_sentences(rejects)))]
     if summaries:

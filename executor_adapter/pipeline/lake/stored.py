@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -88,8 +88,8 @@ class WindowEntry:
     """The value of the cursor column up to which all was asked for; None without one."""
     ranges: tuple[Range, ...] = ()
     """What was asked for and when, in the order of their rows; those that later ones replaced are left out."""
-    dropped: int = 0
-    """Rows of the input that steps left out, and that are in no table."""
+    drops: dict[str, int] = field(default_factory=dict)
+    """Rows of the input that are in no table, by the step that left them out."""
     merged: int = 0
     """Rows of the input that steps made other rows of; negative where there are more of these."""
 

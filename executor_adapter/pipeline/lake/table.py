@@ -310,7 +310,7 @@ class Writer:
         self._highest: Any = None
         self.rows = self.added = 0
         """Rows of the window, and those that it did not have, once the block has ended; 0 where it was overtaken."""
-        self.dropped = self.merged = 0
+        self.drops, self.merged = dict[str, int](), 0
         """Rows of the input that are left out on purpose, or became others: see `WindowEntry`."""
 
     def add(self, rows: pa.RecordBatch | pa.Table) -> None:
@@ -360,7 +360,7 @@ class Writer:
             return
         self._entry = replace(
             self._entry,
-            dropped=self.dropped,
+            drops=self.drops,
             merged=self.merged,
             created_at=self._entry.created_at if found is None else found.created_at,
             cursor=self._table.cursor,
