@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.collecting import read_sample as read_sample
     from executor_adapter.pipeline.collecting import rebuild_table as rebuild_table
     from executor_adapter.pipeline.lake.table import LakeTable as LakeTable
-    from executor_adapter.pipeline.lake.table import is_expired as is_expired
     from executor_adapter.pipeline.lake.table import remove_windows as remove_windows
     from executor_adapter.pipeline.processing import Balance as Balance
     from executor_adapter.pipeline.processing import balance as balance

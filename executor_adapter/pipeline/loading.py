@@ -18,6 +18,7 @@ from executor_adapter.config import Column, TableSchema
 from executor_adapter.pipeline.casts import cast, cleaned, literal
 from executor_adapter.pipeline.errors import configuration_error, rows_error
 from executor_adapter.pipeline.job_log import log
+from executor_adapter.pipeline.lake.merging import key_texts
 from executor_adapter.pipeline.text_rows import BATCH_ROWS, REJECTED, OnRejects, Text
 
 _PERIODS = {"year": 4, "month": 7, "day": 10}
@@ -40,6 +41,7 @@ class Loader:
         period: "year", "month" or "day": of the one column, a date or a moment, only so much is taken; moments have
             their day in the zone of their column.
         delivery: what rejects call the delivery.
+        key: the columns whose values tell in rejects which row it was; none: its text does.
         on_rejects: is given rows with a value that does not fit.
     """
 
@@ -50,12 +52,13 @@ class Loader:
         partition: Sequence[str] = (),
         period: str | None = None,
         delivery: str = "",
+        key: Sequence[str] = (),
         on_rejects: OnRejects = lambda _: None,
     ) -> None:
         # Without a schema no column is declared, and all stay text; a schema in the configuration has at least one.
         self._schema = schema or TableSchema.model_construct(columns={})
         self._connection, self._partition, self._period, self._delivery = connection, partition, period, delivery
-        self._on_rejects = on_rejects
+        self._key, self._on_rejects = key, on_rejects
         self._seen = set[str]()
         self.rows = 0
         """Rows that were typed or rejected."""
@@ -94,7 +97,9 @@ class Loader:
                 for row in some["number"].to_pylist():
                     lines.append(next(islice(starts, row - before - 1, None), None))
                     before = row
-                columns = [*said, pa.array(lines, pa.int64()), *some.columns]
+                key = pa.Table.from_arrays(some.columns[4:], names=[*self._key])
+                keys = pc.coalesce(some["no_key"], key_texts(key, self._key)) if self._key else some["text"]
+                columns = [*said, pa.array(lines, pa.int64()), *some.columns[:3], keys]
                 self._on_rejects(pa.RecordBatch.from_arrays(columns, schema=REJECTED))
 
     def finish(self) -> None:
@@ -137,7 +142,9 @@ class Loader:
         said = ", ".join(f"CASE WHEN {case} THEN {reason} END" for case, reason in wrong)
         row = ", ".join(f"{literal(name)}, {text}" for name, text in texts.items())
         shown = f"concat_ws('; ', {said}) AS reason, CAST(json_object({row}) AS VARCHAR) AS text"
-        return f"SELECT _row AS number, {shown} FROM {valued}"
+        key = [f"t{[*self._schema.columns].index(name)}" for name in self._key]
+        no_key = f"CASE WHEN {' OR '.join(f'{each} IS NULL' for each in key) or 'true'} THEN text END AS no_key"
+        return f"SELECT {', '.join(['_row AS number', shown, no_key, *key])} FROM {valued}"
 
     def _judged(self, source: str, texts: Mapping[str, str]) -> tuple[str, list[tuple[str, str]]]:
         """Return SQL that adds the values to texts, what can be wrong with them, and SQL of what is said then.

@@ -146,7 +146,7 @@ def balances(table: ConfiguredTable) -> Iterator[Balance]:
     """Yield the balance of each window of a table, and of each delivery that has lines or values that do not fit."""
     rejects = table.rejects.windows()
     for window, entry in rejects.items():
-        if _is_of_delivery(entry):
+        if _is_of_delivery(entry) and entry.rows:
             yield Balance(name=window, collected=entry.rows, rejected=entry.rows)
     for window, rows, done in _made(table):
         if done is None:

@@ -342,8 +342,8 @@ class Run:
             self.account.kept -= number
         self.rejects.append(
             f"SELECT {literal(step.name)} AS step, CAST(NULL AS VARCHAR) AS delivery, CAST(NULL AS BIGINT) AS line, "
-            f"CAST({ROW} AS BIGINT) AS row, CAST({REASON} AS VARCHAR) AS reason, CAST(to_json(b) AS VARCHAR) AS text "
-            f"FROM (SELECT {ROW}, {REASON} {wrong}) "
+            f"CAST({ROW} AS BIGINT) AS row, CAST({REASON} AS VARCHAR) AS reason, CAST(to_json(b) AS VARCHAR) AS text, "
+            f"CAST(NULL AS VARCHAR) AS key FROM (SELECT {ROW}, {REASON} {wrong}) "
             f"JOIN (SELECT {ROW}, struct_pack({self._packed(before)}) AS b FROM {before}) USING ({ROW})"
         )
         self._make_view(view, f"SELECT * EXCLUDE ({REASON}) FROM {after} WHERE {REASON} IS NULL")

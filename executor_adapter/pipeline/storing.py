@@ -22,7 +22,7 @@ from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, Landing, Wi
 from executor_adapter.pipeline.sources.reading import check_content, read_texts
 from executor_adapter.pipeline.sources.unpacking import MAX_UNPACKED
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.pipeline.text_rows import READ, Text, connected
+from executor_adapter.pipeline.text_rows import READ, REJECTED, Text, connected
 
 MAX_WAITING = 500_000
 """Rows of all windows that wait in memory, at most."""
@@ -84,8 +84,8 @@ def store_landing(
     if not landing.is_new:
         check_content(landing)
     with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
-        delivery = landing.files[0].origin if len(landing.files) == 1 else source
-        loader = Loader(connection, schema, **divided, delivery=delivery, on_rejects=storing.reject)
+        name = landing.files[0].origin if len(landing.files) == 1 else source
+        loader = Loader(connection, schema, **divided, delivery=name, key=table.row_key, on_rejects=storing.reject)
         max_bytes = getattr(table.tool, "max_bytes", MAX_UNPACKED)
         texts = read_texts(landing, table.format, storing.reject, max_bytes)
         # Of several files each is a window, where nothing divides them.
@@ -158,6 +158,10 @@ class _Storing:
             loader.finish()
             if window is not None and not self._found:
                 self._empty(window)
+            if self._rejects.key and self._rejects.find(READ + self._landing.manifest.window.name):
+                self.reject(pa.RecordBatch.from_pylist([], REJECTED))
+            if self._reject_writer is not None:  # What came now is not wrong any more as it was.
+                self._reject_writer.gone = [keys for writer in self._writers.values() for keys in writer.keys]
             marker.unlink(missing_ok=True)
         windows, unwanted = _divided(self._found)
         added = sum(writer.added for writer in self._writers.values())

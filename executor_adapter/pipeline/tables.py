@@ -208,8 +208,8 @@ class ConfiguredTable:
     @cached_property
     def unfit(self) -> LakeTable:
         """What is not a row, or does not fit the schema, with the reasons: windows of their own among the rejects."""
-        # Where a part of a window is asked for at a time, the rejects of the parts before must stay.
-        return self._layer("rejected", key=("text",) if self.cursor else ())
+        # Where a part of a window is asked for at a time, the rejects stay of rows that did not come again.
+        return self._layer("rejected", key=("key",) if self.cursor else ())
 
     @property
     def processed(self) -> LakeTable:

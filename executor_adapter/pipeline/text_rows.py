@@ -40,10 +40,12 @@ READ = "read "
 """How the windows of the table of rejects begin that have what was wrong with a delivery, whose name follows."""
 
 _TEXT, _INT = pa.string(), pa.int64()
-REJECTED = pa.schema({"step": _TEXT, "delivery": _TEXT, "line": _INT, "row": _INT, "reason": _TEXT, "text": _TEXT})
+_ALL = {"step": _TEXT, "delivery": _TEXT, "line": _INT, "row": _INT, "reason": _TEXT, "text": _TEXT, "key": _TEXT}
+REJECTED = pa.schema(_ALL)
 """The columns of rejects: the step (`read`, `type`, or one of the table), the delivery (a file, or the URL of a
-page), the line there where it begins, null where there are no lines, the number of the row in its
-delivery or window (both counted from 1), everything that is wrong, and the line as it is or the row as JSON."""
+page), the line there where it begins, null where there are no lines, the number of the row in its delivery or window
+(both counted from 1), everything that is wrong, the line as it is or the row as JSON, and the values of its key, by
+which later answers have it, or else the text again; null of rows that a step has rejected."""
 
 
 class Reject(NamedTuple):
@@ -60,7 +62,7 @@ OnRejects = Callable[[pa.RecordBatch], None]
 
 def rejects_batch(delivery: str, rejects: Iterable[tuple[int, str, str]]) -> pa.RecordBatch:
     """Return the lines of a delivery that are no rows as a batch with the columns of `REJECTED`."""
-    rows = [{"step": "read", "delivery": delivery, **Reject(*each)._asdict()} for each in rejects]
+    rows = [{"step": "read", "delivery": delivery, **Reject(*each)._asdict(), "key": each[-1]} for each in rejects]
     return pa.RecordBatch.from_pylist(rows, schema=REJECTED)
 
 

@@ -1156,6 +1156,59 @@ def test_the_rejects_of_a_backfill_that_is_late_stay(tmp_path: Path) -> None:
     assert orders.rejects.read("read all").num_rows == 2
 
 
+@pytest.mark.parametrize("key", [["id"], ["id", "day"]])
+def test_a_row_that_comes_again_takes_its_old_rejects_away(tmp_path: Path, key: list[str]) -> None:
+    """With a cursor rejects are what is wrong now; what has no key stays, since nobody knows what it has become."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    types = {"id": "integer", "day": {"type": "date", "format": "%d.%m.%Y"}, "price": "integer", "changed": "integer"}
+    described = {"table": "orders", "key": key, "cursor": "changed", "schema": {"columns": types}}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+
+    def change(*rows: str) -> None:
+        with database.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE IF NOT EXISTS orders (id, day, price, changed INTEGER)"))
+            for row in rows:
+                connection.execute(sa.text(f"DELETE FROM orders WHERE id = {row.partition(',')[0]}"))
+                connection.execute(sa.text(f"INSERT INTO orders VALUES ({row})"))
+
+    def wrong() -> list[str]:
+        return sorted(orders.rejects.read("read all")["reason"].to_pylist())
+
+    change(
+        "1, '31.01.2024', 5, 1", "2, '31.01.2024', 'much', 1", "3, '31.01.2024', 'more', 1", "'x', '31.01.2024', 1, 1"
+    )
+    collect(orders)
+    no_key = "id: 'x' is not an integer of 64 bits"
+    assert [each.partition(": ")[2][:6] for each in wrong()[1:]] == ["'more'", "'much'"]
+    change("2, '31.01.2024', 7, 2", "3, '31.01.2024', 'most', 2")
+    collect(orders)
+    assert wrong() == [no_key, "price: 'most' is not an integer of 64 bits"]
+    assert str(balance("shop", [orders])) == ("shop: 4 collected = 0 processed + 2 rejected + 2 not processed")
+    change("3, '31.01.2024', 7, 3")
+    collect(orders)
+    assert wrong() == [no_key]
+    rebuild_table(orders)
+    assert wrong() == [no_key]
+
+
+def test_an_answer_that_is_late_takes_no_newer_rejects_away(tmp_path: Path) -> None:
+    """Its rows are older than what is wrong with them now."""
+    url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "price": "integer"}}
+    described = {"table": "orders", "key": "id", "cursor": "id", "schema": types}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+    with database.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id INTEGER, price)"))
+        connection.execute(sa.text("INSERT INTO orders VALUES (1, 5)"))
+    late = land(orders, *find_windows(orders))
+    with database.begin() as connection:
+        connection.execute(sa.text("UPDATE orders SET price = 'much'"))
+    collect(orders)
+    store_landing(late, orders)
+    assert orders.rejects.read("read all").num_rows == 1
+
+
 def test_a_range_without_an_end_hides_no_row_before_it(tmp_path: Path) -> None:
     """A backfill up to now, before any run, is not the first run: that begins at the beginning."""
     url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"day": "date"}}

@@ -9,7 +9,6 @@ from typing import Any
 
 from executor_adapter.config import load_config, redacted
 from executor_adapter.exceptions import ConfigurationError, JobError
-from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pipeline.tables import check_range, import_references, select_tables
 from executor_adapter.terminal import escaped
 
@@ -64,11 +63,13 @@ def _run(flow: str, parameters: dict[str, Any]) -> int:
 
     from executor_adapter.pipeline.flows import entry
     from executor_adapter.pipeline.flows.run import JobsFailedError
+    from executor_adapter.prefect import start_embedded_server
 
     try:
         if not get_current_settings().api.url:
-            print("starting an embedded Prefect server; set PREFECT_API_URL to use a running one", flush=True)
-            _start_server()
+            said = "the first start creates its database; set PREFECT_API_URL to use a running one"
+            print(f"starting an embedded Prefect server: {said}", flush=True)
+            start_embedded_server()
         with tags("pipeline"):
             getattr(entry, flow)(**parameters)
     except (JobsFailedError, JobError) as error:
@@ -79,12 +80,3 @@ def _run(flow: str, parameters: dict[str, Any]) -> int:
         print("interrupted: running jobs were stopped, and finished work is kept", file=sys.stderr)
         return 130
     return 0
-
-
-def _start_server() -> None:
-    """Start the server that the flow will use, and show on a terminal that this is what takes time."""
-    from executor_adapter.prefect import start_embedded_server
-
-    waiting = ProgressCounts(note="the first start creates its database")
-    with ProgressBar("Prefect server", lambda: waiting, summary=False):
-        start_embedded_server()

@@ -306,7 +306,8 @@ class Writer:
     def __init__(self, table: LakeTable, entry: WindowEntry, asked: Range, space: Path) -> None:
         self._table, self._entry, self._asked, self._space = table, entry, asked, space
         self._parts: list[FileWriter] = []
-        self._keys: list[pa.Array] = []
+        self.keys, self.gone = list[pa.Array](), list[pa.Array]()
+        """The keys of its rows, as texts; and those of older rows that go without a row in their place."""
         self._highest: Any = None
         self.rows = self.added = 0
         """Rows of the window, and those that it did not have, once the block has ended; 0 where it was overtaken."""
@@ -324,7 +325,7 @@ class Writer:
         table = plain(table)
         part = self._part_for(table.schema)
         if self._table.key:
-            self._keys.append(merging.key_texts(table, self._table.key))
+            self.keys.append(merging.key_texts(table, self._table.key))
         if self._table.cursor is not None:
             self._highest = merging.highest_of(table[self._table.cursor], self._table.cursor, self._highest)
         part.add(table)
@@ -412,13 +413,14 @@ class Writer:
 
     def _write(self, found: WindowEntry | None, schema: pa.Schema) -> None:
         given = sum(part.rows for part in self._parts)
-        keys = pa.concat_arrays(self._keys) if self._keys else None
+        keys = pa.concat_arrays(self.keys) if self.keys else None
         last = merging.all_of(given) if keys is None else merging.last_of_each(keys)
         if merged := given - last.true_count:
             log("%s %s: %d rows have the key of a later row", self._table, self._entry.window, merged)
         if found is not None and keys is not None:
-            last = pc.and_(last, pc.invert(pc.is_in(keys, self._newer_keys(found))))
-            keys = keys.filter(last)
+            newer, gone = self._newer_keys(found), pa.concat_arrays([pa.array([], pa.string()), *self.gone])
+            last = pc.and_(last, pc.invert(pc.is_in(keys, newer)))
+            keys = pa.concat_arrays([keys.filter(last), gone.filter(pc.invert(pc.is_in(gone, newer)))])
         replaced, stay = 0 if found is None else found.rows, pa.nulls(0, pa.bool_())
         if self._is_whole(found, schema) and last.true_count == given:
             file = self._parts[0]

@@ -66,7 +66,7 @@ def parse(text: str) -> Any:
 def read_ndjson(path: Path, name: str, format: Format, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
     """Yield the objects of a file with one JSON object a line; `name` is what rejects call it."""
     with as_utf8(path, format.encoding) as (text, _), text.open("rb") as file:
-        absent = _absent(format)
+        absent = frozenset(format.nulls) - {""}  # An empty text in JSON is a value, unlike one in CSV.
         yield from _batches(name, (_row_of_line(*line, absent) for line in enumerate(_lines(file), 1)), on_rejects)
 
 
@@ -79,7 +79,7 @@ def read_json(path: Path, name: str, format: Format, on_rejects: OnRejects) -> I
         DataCollectionException: DATA_ERROR, it is not JSON; CONFIGURATION_ERROR, the list is somewhere else.
     """
     with _opened(path, name, format) as (elements, _):
-        absent = _absent(format)
+        absent = frozenset(format.nulls) - {""}  # An empty text in JSON is a value, unlike one in CSV.
         yield from _batches(name, (_row(*each, absent) for each in enumerate(elements, 1)), on_rejects)
 
 
@@ -137,11 +137,6 @@ def to_text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join([to_text(each) for each in value]) + "]"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _absent(format: Format) -> frozenset[str]:
-    # An empty text in JSON is a value, unlike one in CSV.
-    return frozenset(format.nulls) - {""}
 
 
 def _batches(name: str, found: Iterator[Row | Reject | None], on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
