@@ -167,7 +167,10 @@ def read_sample(table: ConfiguredTable) -> str:
             fit = next((loaded.rows.num_rows for loaded in loader.load(text)), 0)
             break
         loader.finish()
-        return f"{fit:,} of the first {loader.rows:,} rows fit"
+        column = table.schema.columns.get(table.cursor or "") if table.schema else None
+        note = f"; the cursor {table.cursor} is a number: one that is too high shows in `pipeline status` alone"
+        is_number = column is not None and column.kind in ("integer", "decimal", "float")
+        return f"{fit:,} of the first {loader.rows:,} rows fit{note if is_number else ''}"
 
 
 def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
@@ -186,7 +189,7 @@ def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
     """
     landings = sorted(landings_of(table.lake, table.tool_name, table.name), key=lambda each: each.manifest.started_at)
     if not landings and table.raw.any_file() is not None:
-        raise configuration_error(f"{table} has rows, and no landing of which they could be made: restore its landings")
+        raise configuration_error(f"{table}: no landing has its rows: restore one, or remove {table.raw.folder}")
     for landing in landings:
         check_content(landing)
     for layer in table.layers:

@@ -59,7 +59,7 @@ def process_window(table: ConfiguredTable, window: str, *, again: bool = False) 
         else:
             remove_windows(rejects, [window])
     said = "%s %s: %d rows given, %d kept, %d rejected, %d dropped, %d merged into others"
-    log(said, target, window, done.given, done.kept, done.rejected, done.dropped, done.merged)
+    log(said, target, window, done.given, done.kept, done.rejected, done.drops.total(), done.merged)
     for reason, number in done.reasons:
         log("%d rows: %s", number, reason)
     return done

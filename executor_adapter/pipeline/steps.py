@@ -172,7 +172,7 @@ def other_table(root: Path, name: str) -> LakeTable:
 
 @dataclass(slots=True, kw_only=True)
 class Processed:
-    """What has become of the rows of a window: `given` is the sum of `kept`, `merged`, `rejected` and `dropped`."""
+    """What has become of the rows of a window: `given` is the sum of `kept`, `merged`, `rejected` and all `drops`."""
 
     status: Literal["processed", "already_processed"] = "processed"
     given: int = 0
@@ -188,11 +188,6 @@ class Processed:
     def rejected(self) -> int:
         """Rows that were rejected."""
         return self.rejections.total()
-
-    @property
-    def dropped(self) -> int:
-        """Rows that steps left out."""
-        return self.drops.total()
 
     @property
     def reasons(self) -> tuple[tuple[str, int], ...]:

@@ -22,7 +22,7 @@ from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.stored import WRITING
 from executor_adapter.pipeline.lake.table import is_expired, remove_windows
 from executor_adapter.pipeline.processing import balance
-from executor_adapter.pipeline.sources.landing import landings_of, unneeded
+from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, landings_of, unneeded
 from executor_adapter.pipeline.storing import stored_before
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import READ
@@ -46,7 +46,8 @@ def status_of(table: ConfiguredTable, now: datetime | None = None) -> dict[str, 
         `table`; `collected_at`: when it was last collected or made anew, also where nothing was new, in ISO 8601, UTC;
         None: never;
         `late_seconds`: see `lateness`; `rows`: all that were collected, `rejected` and `unprocessed` ones too;
-        `windows`: how many there are; `missing`: see `missing_windows`.
+        `windows`: how many there are; `cursor`: up to where all was asked for by its `cursor`, None without one;
+        `missing`: see `missing_windows`.
     """
     windows, found = table.raw.windows(), balance(table.full_name, [table])
     return {
@@ -57,6 +58,7 @@ def status_of(table: ConfiguredTable, now: datetime | None = None) -> dict[str, 
         "rejected": found.rejected,
         "unprocessed": found.unprocessed,
         "windows": len(windows),
+        "cursor": table.raw.watermark_of(windows.get(SINGLE_WINDOW)),
         "missing": missing_windows(table, now),
     }
 

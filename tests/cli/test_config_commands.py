@@ -163,7 +163,14 @@ def test_sources_are_tried_on_request(command: Command, home: Path) -> None:
                     "other": {"file": "*.csv", "schema": {"columns": {"ids": "integer"}}},
                 },
             },
-            "own": {"source": "function", "batch_rows": 10, "tables": {"orders": {"function": "endless_rules:orders"}}},
+            "own": {
+                "source": "function",
+                "batch_rows": 10,
+                "tables": {
+                    "orders": {"function": "endless_rules:orders"},
+                    "new": {"function": "endless_rules:orders", "key": "id", "cursor": "id", "schema": id_is_integer},
+                },
+            },
             "api": {
                 "source": "rest",
                 "url": url,
@@ -182,6 +189,7 @@ def test_sources_are_tried_on_request(command: Command, home: Path) -> None:
     assert said["tools.shop.tables.lost"].startswith("SOURCE_UNAVAILABLE: ")
     assert said["tools.shop.tables.other"].startswith("DATA_ERROR: missing columns: ids: ")
     assert said["tools.own.tables.orders"] == "OK: 10 of the first 10 rows fit"
+    assert "rows fit; the cursor id is a number: one that is too high shows" in said["tools.own.tables.new"]
     assert said["tools.api.resources.all"] == "OK: 1 of the first 1 rows fit"
 
 

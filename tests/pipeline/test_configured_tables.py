@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -48,7 +49,14 @@ from executor_adapter.pipeline.job_log import do_each
 from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.processing import process_windows, windows_to_process
 from executor_adapter.pipeline.sources.landing import landings_of
-from executor_adapter.pipeline.upkeep import expect_rows, expire_windows, lateness, remove_leftovers, settle_windows
+from executor_adapter.pipeline.upkeep import (
+    expect_rows,
+    expire_windows,
+    lateness,
+    remove_leftovers,
+    settle_windows,
+    status_of,
+)
 from tests.api_server import Answer, as_json, serving
 from tests.servers import ROOT
 from tests.waiting import PATIENCE
@@ -1082,7 +1090,7 @@ def test_a_table_is_made_anew_from_its_landings(airports: ConfiguredTable) -> No
     assert divided.raw.read("-5")["lon"].to_pylist() == [-75.0, 75.0, -80.0, -90.0]
 
 
-@pytest.mark.parametrize(("lost", "said"), [("manifest.json", "no landing of which"), ("00001.csv", "00001.csv")])
+@pytest.mark.parametrize(("lost", "said"), [("manifest.json", "no landing has its rows"), ("00001.csv", "00001.csv")])
 def test_a_table_that_cannot_be_made_anew_stays(airports: ConfiguredTable, lost: str, said: str) -> None:
     """Its rows stay where its landings are gone, or one of them is damaged."""
     collect(airports)
@@ -1140,6 +1148,40 @@ def test_what_was_collected_by_a_cursor_is_made_anew(tmp_path: Path) -> None:
         connection.execute(sa.text("DELETE FROM orders"))
     rebuild_table(orders)
     assert sorted(orders.raw.read("all")["id"].to_pylist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_cursor_that_is_a_number_is_set_back_by_removing_landings(tmp_path: Path, is_first: bool) -> None:
+    """One that is too high hides all rows before it, and its status says so; `rebuild` reads the other landings."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    types = {"id": "integer", "version": "integer"}
+    described = {"table": "orders", "cursor": "version", "key": "id", "schema": {"columns": types}}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+
+    def collected(*statements: str) -> tuple[list[int], str | None]:
+        with database.begin() as connection:
+            for statement in statements:
+                connection.execute(sa.text(statement))
+        collect(orders)
+        return sorted(orders.raw.read("all")["id"].to_pylist()), status_of(orders)["cursor"]
+
+    collected("CREATE TABLE orders (id INTEGER, version INTEGER)", "INSERT INTO orders VALUES (1, 7)")
+    if is_first:
+        shutil.rmtree(orders.lake)
+    assert collected("INSERT INTO orders VALUES (2, 1000000)") == ([1, 2], "1000000")
+    assert collected("INSERT INTO orders VALUES (3, 8)") == ([1, 2], "1000000")
+    # From the one on that has it: those after it were asked from there.
+    for landing in sorted((orders.lake / "landing/map/orders/all").iterdir())[0 if is_first else 1 :]:
+        shutil.rmtree(landing)
+    if is_first:
+        with pytest.raises(
+            DataCollectionException, match=r"no landing has its rows: .*, or remove .*lake/raw/map/orders$"
+        ):
+            rebuild_table(orders)
+        shutil.rmtree(orders.raw.folder)
+    assert rebuild_table(orders)["rows"] == (0 if is_first else 1)
+    assert collected("UPDATE orders SET version = 9 WHERE id = 2") == ([1, 2, 3], "9")
 
 
 def test_the_rejects_of_a_backfill_that_is_late_stay(tmp_path: Path) -> None:

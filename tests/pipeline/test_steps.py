@@ -154,7 +154,7 @@ def test_rows_without_a_value_in_the_key_are_rejected(tmp_path: Path, options: d
     done = process(tmp_path, [{"deduplicate": {**options, "order_by": "id"}}], rows)
     reason = "id or city: is empty" if "id" in options["key"] else "city: is empty"
     assert [each["row"] for each in rejected(tmp_path) if each["reason"] == reason] == [3, 6]
-    assert done.given == done.kept + done.rejected + done.dropped
+    assert done.given == done.kept + done.rejected + done.drops.total()
     assert {each["city"] for each in tables(tmp_path)["processed"].read("w").to_pylist()} == {"Rome", "Nowhere", "Oslo"}
 
 
@@ -295,7 +295,7 @@ def test_a_step_gets_the_whole_window(tmp_path: Path) -> None:
 def test_a_step_is_given_what_its_annotation_says(tmp_path: Path, name: str) -> None:
     """DataFrames of polars, tables of pyarrow and relations of DuckDB; without an annotation, pandas."""
     assert ids(apply(tmp_path, f"{OWN}:{name}")) == [0, 3, 1]
-    assert process(tmp_path, [f"{OWN}:{name}", f"{OWN}:with_polars"]).dropped == 2
+    assert process(tmp_path, [f"{OWN}:{name}", f"{OWN}:with_polars"]).drops.total() == 2
 
 
 def test_options_are_given_by_name(tmp_path: Path) -> None:
@@ -309,11 +309,11 @@ def test_options_are_given_by_name(tmp_path: Path) -> None:
 def test_rows_that_become_others_are_rows_in_and_rows_out(tmp_path: Path) -> None:
     """A step without `_row` in what it returns, as one that sums, is accounted for by its number of rows."""
     done = process(tmp_path, [f"{OWN}:keep_cheap", f"{OWN}:sums_by_city"])
-    assert (done.given, done.kept, done.dropped, done.merged) == (5, 2, 3, 0)
+    assert (done.given, done.kept, done.drops.total(), done.merged) == (5, 2, 3, 0)
     done = process(tmp_path, [{"sql": "SELECT count(*) AS n FROM {rows}"}, {"sql": "FROM {rows} WHERE n > 9"}])
-    assert (done.given, done.kept, done.dropped, done.merged) == (5, 0, 1, 4)
+    assert (done.given, done.kept, done.drops.total(), done.merged) == (5, 0, 1, 4)
     done = process(tmp_path, [{"sql": "SELECT id, unnest(range(3)) AS n FROM {rows}"}])
-    assert (done.given, done.kept, done.dropped, done.merged) == (5, 15, 0, -10)
+    assert (done.given, done.kept, done.drops.total(), done.merged) == (5, 15, 0, -10)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_window_is_processed(tmp_path: Path) -> None:
     """Rows and rejects are in the lake; each row is accounted for."""
     lake = tables(tmp_path)
     done = process(tmp_path, STEPS)
-    assert (done.status, done.given, done.kept, done.rejected, done.dropped) == ("processed", 5, 1, 2, 2)
+    assert (done.status, done.given, done.kept, done.rejected, done.drops.total()) == ("processed", 5, 1, 2, 2)
     assert lake["processed"].read("w").to_pylist() == [{"id": 1, "city": "ROME", "price": 9.5}]
     rejects = lake["rejects"].read("w")
     assert rejects.schema == REJECTED
@@ -435,7 +435,7 @@ def test_windows_are_processed_in_the_process_pool(tmp_path: Path) -> None:
     with JobExecutor(1) as executor:
         job = Job(function=process_window, args=(table, "w"), pool="process")
         done = executor.run(job)
-    assert (done.given, done.kept, done.rejected, done.dropped) == (5, 1, 2, 2)
+    assert (done.given, done.kept, done.rejected, done.drops.total()) == (5, 1, 2, 2)
 
 
 # --- properties ---
@@ -458,12 +458,12 @@ def test_rows_are_conserved(rows: list[dict[str, Any]], order: list[Spec]) -> No
     """Of any rows, through the steps in any order, each row goes on, is rejected or dropped once."""
     with TemporaryDirectory() as folder:
         done = process(Path(folder), order, rows)
-        assert done.given == len(rows) == done.kept + done.rejected + done.dropped
+        assert done.given == len(rows) == done.kept + done.rejected + done.drops.total()
         lake = tables(Path(folder))
         assert lake["processed"].read("w").num_rows == done.kept
         assert len(rejected(Path(folder))) == done.rejected
         numbered = sum(number for _, number in done.reasons)
-        rest = done.rejected + done.dropped - numbered
+        rest = done.rejected + done.drops.total() - numbered
         assert rest == 0 or (rest > 0 and len(done.reasons) == MAX_REASONS)
         numbers = Counter(row["row"] for row in rejected(Path(folder)))
         assert set(numbers.values()) <= {1}

@@ -48,20 +48,20 @@ def _run_name(label: str, parameters: dict[str, Any]) -> str:
 OF_TABLE: dict[str, Any] = {"tool_name": "{table.tool_name}", "persist_result": False}
 COLLECTION: dict[str, Any] = {"pool": "thread", "job_type": "collection", **OF_TABLE}
 PROCESSING: dict[str, Any] = {"pool": "process", "job_type": "processing", **OF_TABLE}
+# It only reads what is there, so that it would fail again.
+REPORT: dict[str, Any] = {
+    "pool": "process",
+    "job_type": "report",
+    "retry_attempts": 0,
+    **OF_TABLE,
+    "tool_name": "{tool}",
+}
 
 FIND = job_task(name="find windows", task_run_name="find windows of {table}", **COLLECTION)(find_windows)
 COLLECT = job_task(name="collect windows", task_run_name=partial(_run_name, "collect"), **COLLECTION)(collect_windows)
 SETTLE = job_task(name="settle windows", task_run_name="settle windows of {table}", **COLLECTION)(settle_windows)
 PROCESS = job_task(name="process windows", task_run_name=partial(_run_name, "process"), **PROCESSING)(process_windows)
-SUMMARISE = job_task(
-    name="summarise",
-    task_run_name="summarise {tool}",
-    pool="process",
-    job_type="report",
-    tool_name="{tool}",
-    persist_result=False,
-    retry_attempts=0,  # It only reads what is there, so that it would fail again.
-)(summarise_tables)
+SUMMARISE = job_task(name="summarise", task_run_name="summarise {tool}", **REPORT)(summarise_tables)
 
 Then = Callable[[Any], None]
 """Is called with what a job has returned; None: it failed."""
