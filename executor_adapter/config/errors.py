@@ -19,6 +19,10 @@ MAX_NODES = 100_000
 MERGE, BOOL, TEXT = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "bool", "str"))
 """Tags: of the key `<<`, which brings the keys of an anchored mapping, of what is taken for a bool, and of a text."""
 
+REPLACED = dict.fromkeys(("measures", "group_by"), "steps, with `sql: SELECT ... FROM {rows} GROUP BY ...`")
+REPLACED |= {"version": "the command `executor-adapter pipeline reprocess`", "compact": "to leave it out"}
+"""What keys that a table had have become, where that is not a key that is spelt alike."""
+
 
 class _Loader(yaml.SafeLoader):
     """Loads YAML, and refuses what it would silently take.
@@ -112,9 +116,8 @@ def top_level_keys(file: Path) -> list[str] | None:
         node = yaml.compose(file.read_bytes(), Loader=yaml.SafeLoader)
     except (OSError, yaml.YAMLError, RecursionError):
         return None
-    if node is None:
-        return None
-    return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    keys = [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    return None if node is None else keys
 
 
 def describe(
@@ -170,7 +173,7 @@ def _rule(error: ErrorDetails) -> str:
 
 def nearest_of(key: str, allowed: list[str]) -> str:
     """Return what is allowed, and the nearest of it first."""
-    near = nearest(key, allowed)
+    near = (REPLACED.get(key) if "steps" in allowed else None) or nearest(key, allowed)
     hint = f"did you mean {near}? " if near else ""
     return f"{hint}allowed are {', '.join(allowed)}"
 
@@ -187,12 +190,11 @@ def _path(location: tuple[int | str, ...], places: list[Mapping[str, Any]]) -> l
 def holds(values: Any, path: list[str]) -> bool:
     """Return whether the values that one source has given include the key at this path."""
     for part in path:
-        if isinstance(values, list | tuple) and part.isdigit() and int(part) < len(values):
-            values = values[int(part)]
-        elif isinstance(values, Mapping) and part in {str(key) for key in values}:
-            values = next(value for key, value in values.items() if str(key) == part)
-        else:
+        inside = dict(enumerate(values)) if isinstance(values, list | tuple) else values
+        found = {str(key): value for key, value in inside.items()} if isinstance(inside, Mapping) else {}
+        if part not in found:
             return False
+        values = found[part]
     return bool(path)
 
 

@@ -146,7 +146,8 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
     if kind is None:
         wrong = str(next(iter(spec), ""))
         said = f"{did_you_mean(wrong, KINDS, otherwise='must be one of ')}, or module:function"
-        raise ConfigurationError(f"{key}: {wrong!r} is not a step: {said}")
+        old = "; what was `stage` is the key now, and its options stand below it" if "stage" in spec else ""
+        raise ConfigurationError(f"{key}: {wrong!r} is not a step: {said}{old}")
     given = spec[kind] if kind in ("deduplicate", "enrich") and len(spec) == 1 else spec
     try:
         options = KINDS[kind].model_validate(given)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -1337,6 +1338,7 @@ def test_a_table_that_never_got_a_row_is_late(airports: ConfiguredTable) -> None
     [
         (["checkx"], "did you mean check?"),
         ([{"key": "id"}], "'key' is not a step"),
+        ([{"stage": "deduplicate", "key": "id"}], "what was `stage` is the key now, and its options stand below it"),
         ([{"sql": "FROM {rows}, {table:map.airport}"}], "'map.airport' is not a table, as tool.table: did you mean"),
         (
             [{"enrich": {"table": "maps.roads", "on": "id", "columns": ["name"]}}],
@@ -1355,7 +1357,7 @@ def test_steps_are_checked_before_anything_starts(tmp_path: Path, steps: Any, me
 
 
 def test_tables_that_read_each_other_are_refused(tmp_path: Path) -> None:
-    """They could never be processed. The old key `stages` is refused too."""
+    """They could never be processed."""
     read = {name: [{"sql": f"FROM {{rows}}, {{table:map.{name}}}"}] for name in "abc"}
 
     def select(**steps: Any) -> list[str]:
@@ -1367,8 +1369,22 @@ def test_tables_that_read_each_other_are_refused(tmp_path: Path) -> None:
     for back in (read["a"], [{"function": "own:step", "reads": "map.a"}]):
         with pytest.raises(ConfigurationError, match=r"map\.a, map\.b read each other"):
             select(a=read["b"], b=back, c=[])
-    with pytest.raises(ValueError, match="stages is not a key: did you mean steps"):
-        tables(tmp_path, source="files", directory=tmp_path, tables={"a": {"file": "a.csv", "stages": []}})
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("stages", "steps"),
+        ("measures", "steps, with `sql: SELECT"),
+        ("group_by", "steps, with `sql: SELECT"),
+        ("version", "the command `executor-adapter pipeline reprocess`"),
+        ("compact", "to leave it out"),
+    ],
+)
+def test_keys_that_tables_had_are_refused_with_what_they_are_now(tmp_path: Path, key: str, meant: str) -> None:
+    """None of them is without effect in silence."""
+    with pytest.raises(ConfigurationError, match=rf"\.a\.{key} is not a key: did you mean {re.escape(meant)}"):
+        tables(tmp_path, source="files", directory=tmp_path, tables={"a": {"file": "a.csv", key: 1}})
 
 
 def test_tables_are_selected_by_name(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ A retry calls the function anew.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -42,12 +42,11 @@ def land_function(table: ConfiguredTable, tool: FunctionTool, window: Window) ->
 
 
 def _call(described: FunctionTable, window: Window) -> Iterable[Any]:
-    function = import_object(described.function, "function")
+    function: Callable[..., Iterable[Any]] = import_object(described.function, "function")
     bounds = {"since": window.since, "until": window.until}
     taken = inspect.signature(function).parameters
     arguments = {name: value for name, value in bounds.items() if name in taken} | described.arguments
-    found: Iterable[Any] = function(**arguments)
-    return found
+    return function(**arguments)
 
 
 def _batches(given: Iterable[Any], name: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
