@@ -336,17 +336,15 @@ class Run:
         for reason, number in self._database.execute(f"SELECT {REASON}, count(*) {wrong} GROUP BY 1").fetchall():
             self.account.rejections[str(reason)] += number
             self.account.kept -= number
+        packed = ", ".join(f"{quoted(name)} := {quoted(name)}" for name in self.columns(before) if name != ROW)
         self.rejects.append(
             f"SELECT {literal(step.name)} AS step, CAST(NULL AS VARCHAR) AS delivery, CAST(NULL AS BIGINT) AS line, "
             f"CAST({ROW} AS BIGINT) AS row, CAST({REASON} AS VARCHAR) AS reason, CAST(to_json(b) AS VARCHAR) AS text, "
             f"CAST(NULL AS VARCHAR) AS key FROM (SELECT {ROW}, {REASON} {wrong}) "
-            f"JOIN (SELECT {ROW}, struct_pack({self._packed(before)}) AS b FROM {before}) USING ({ROW})"
+            f"JOIN (SELECT {ROW}, struct_pack({packed}) AS b FROM {before}) USING ({ROW})"
         )
         self._make_view(view, f"SELECT * EXCLUDE ({REASON}) FROM {after} WHERE {REASON} IS NULL")
         return view
-
-    def _packed(self, view: str) -> str:
-        return ", ".join(f"{quoted(name)} := {quoted(name)}" for name in self.columns(view) if name != ROW)
 
 
 def _called(step: Step, batches: Iterator[duckdb.DuckDBPyRelation]) -> Any:

@@ -160,8 +160,9 @@ class _Storing:
                 self._empty(window)
             if self._rejects.key and self._rejects.find(READ + self._landing.manifest.window.name):
                 self.reject(pa.RecordBatch.from_pylist([], REJECTED))
-            if self._reject_writer is not None:  # What came now is not wrong any more as it was.
+            if self._rejects.key and self._reject_writer is not None:  # What came now is not wrong any more as it was.
                 self._reject_writer.gone = [keys for writer in self._writers.values() for keys in writer.keys]
+                self._reject_writer.overtaken = [writer.newer_keys() for writer in self._writers.values()]
             marker.unlink(missing_ok=True)
         windows, unwanted = _divided(self._found)
         added = sum(writer.added for writer in self._writers.values())

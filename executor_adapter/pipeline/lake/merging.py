@@ -80,11 +80,6 @@ def _check_cursor(value: Any, column: str) -> None:
         raise rows_error(f"{column}: {text} {said}", "lake")
 
 
-def newer_than(asked: Range, known: Sequence[Range]) -> pa.Array:
-    """Return the mask of the rows for which the source was asked later."""
-    return pa.concat_arrays([pa.repeat(each.collected_at > asked.collected_at, each.rows) for each in known])
-
-
 def with_range(new: Range, known: Sequence[Range], stay: pa.Array) -> tuple[Range, ...]:
     """Return what is known of a window whose new rows were written before those of the older ones that `stay`."""
     found, start = [new], 0

@@ -306,8 +306,8 @@ class Writer:
     def __init__(self, table: LakeTable, entry: WindowEntry, asked: Range, space: Path) -> None:
         self._table, self._entry, self._asked, self._space = table, entry, asked, space
         self._parts: list[FileWriter] = []
-        self.keys, self.gone = list[pa.Array](), list[pa.Array]()
-        """The keys of its rows, as texts; and those of older rows that go without a row in their place."""
+        self.keys, self.gone, self.overtaken = list[pa.Array](), list[pa.Array](), list[pa.Array]()
+        """The keys, as texts, of its rows, of older ones that go without one in their place, and of late ones."""
         self._highest: Any = None
         self.rows = self.added = 0
         """Rows of the window, and those that it did not have, once the block has ended; 0 where it was overtaken."""
@@ -417,8 +417,8 @@ class Writer:
         last = merging.all_of(given) if keys is None else merging.last_of_each(keys)
         if merged := given - last.true_count:
             log("%s %s: %d rows have the key of a later row", self._table, self._entry.window, merged)
-        if found is not None and keys is not None:
-            newer, gone = self._newer_keys(found), pa.concat_arrays([pa.array([], pa.string()), *self.gone])
+        if keys is not None and (found is not None or self.overtaken):
+            newer, gone = self.newer_keys(), pa.concat_arrays([pa.array([], pa.string()), *self.gone])
             last = pc.and_(last, pc.invert(pc.is_in(keys, newer)))
             keys = pa.concat_arrays([keys.filter(last), gone.filter(pc.invert(pc.is_in(gone, newer)))])
         replaced, stay = 0 if found is None else found.rows, pa.nulls(0, pa.bool_())
@@ -449,11 +449,13 @@ class Writer:
                 start += rows.num_rows
         self._parts.append(file)
 
-    def _newer_keys(self, found: WindowEntry) -> pa.Array:
+    def newer_keys(self) -> pa.Array:
         """Return the keys of the rows that a newer delivery has brought: they stay as they are."""
-        newer = merging.newer_than(self._asked, found.ranges)
-        keys, start = [pa.array([], pa.string())], 0
-        for rows in rows_in(self._table.file_of(found.window)) if newer.true_count else ():
+        found, start, at = self._table.find(self._entry.window), 0, self._asked.collected_at
+        masks = [pa.repeat(each.collected_at > at, each.rows) for each in (found.ranges if found else ())]
+        newer = pa.concat_arrays([pa.array([], pa.bool_()), *masks])
+        keys = [pa.array([], pa.string()), *self.overtaken]
+        for rows in rows_in(self._table.file_of(self._entry.window)) if newer.true_count else ():
             keys.append(merging.key_texts(rows, self._table.key).filter(newer.slice(start, rows.num_rows)))
             start += rows.num_rows
         return pa.concat_arrays(keys)
