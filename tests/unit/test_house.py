@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 468,
     "monitoring": 702,
     "persistence": 1_142,
-    "pipeline": 4_469,
+    "pipeline": 4_468,
     "pools": 555,
     "pools/cluster": 3_394,
     "pools/in_process": 629,

@@ -138,7 +138,7 @@ def maintenance_flow(keep_days: Days = 30, config: str | None = None) -> None:
             maintenance.clean_store.submit(settings.store.url, keep_days),
             maintenance.clean_the_outbox.submit(keep_days),
             maintenance.end_lost_task_runs.submit(),
-            maintenance.clean_results.submit(maintenance.results_folder(), keep_days),
+            maintenance.clean_results.submit(keep_days),
             maintenance.clean_lake_files.submit(settings.lake, keep_days),
             *(maintenance.keep.submit(table) for table in tables if table.settings.keep_days is not None),
         ]

@@ -53,8 +53,9 @@ def end_lost_task_runs() -> str:
 
 
 @job_task(name="clean results", **UPKEEP)
-def clean_results(folder: Path, keep_days: int) -> str:
-    """Remove the results that Prefect keeps in this folder and that nobody has written or read for that long."""
+def clean_results(keep_days: int) -> str:
+    """Remove the results that Prefect keeps, unless a flow names another folder, and nobody uses for that long."""
+    folder = Path(str(get_current_settings().results.local_storage_path))
     before, removed = time.time() - keep_days * SECONDS_PER_DAY, 0
     for file in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # Somebody else has removed it.
@@ -76,8 +77,3 @@ def clean_lake_files(root: Path, keep_days: int) -> str:
 def keep(table: ConfiguredTable) -> str:
     """Remove the table's windows that are older than its `keep_days`."""
     return f"{table}: {expire_windows(table)} old windows removed"
-
-
-def results_folder() -> Path:
-    """Return the folder in which Prefect keeps results, unless a flow names another."""
-    return Path(str(get_current_settings().results.local_storage_path))
