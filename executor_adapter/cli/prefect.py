@@ -78,8 +78,8 @@ def bootstrap(
 ) -> None:
     """Create the work pool, queues, limits, variables, blocks and automations that deployments need.
 
-    It can be run again at any time. The priorities and limits that the file declares are set again. Everything else
-    that is there stays as people have set it.
+    It creates what is missing, sets what the file declares, and says both. It can be run again at any time. What the
+    file does not name stays as people have set it.
     """
     module = importlib.import_module(PREFECT)
     plan = module.BootstrapPlan() if file is None else module.read_plan(file)

@@ -1,4 +1,4 @@
-"""The bootstrap of a Prefect server: it creates what is missing, keeps what people set, and changes nothing twice."""
+"""The bootstrap of a Prefect server: it creates what is missing, sets what is declared, and changes nothing twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-from prefect.events import Automation, AutomationCore
+from prefect.events import Automation
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.variables import Variable
@@ -106,10 +106,13 @@ def test_a_dry_run_changes_nothing(plan: BootstrapPlan, client: SyncPrefectClien
     assert bootstrap(plan, settings=SETTINGS) == would
 
 
-def test_what_people_set_is_kept_and_what_the_plan_sets_is_corrected(
+def test_what_the_plan_declares_is_set_and_the_rest_belongs_to_people(
     plan: BootstrapPlan, client: SyncPrefectClient
 ) -> None:
-    """A variable, a block and an automation's actions stay as people set them; a priority and a limit are set again."""
+    """A variable, a priority, a limit and a trigger are set again, and each change is said; then nothing changes.
+
+    A block, the actions of an automation and whether it is enabled stay as people set them.
+    """
     bootstrap(plan, settings=SETTINGS)
     (variable,) = plan.variables
     Variable.set(variable, 7, overwrite=True)
@@ -120,44 +123,27 @@ def test_what_people_set_is_kept_and_what_the_plan_sets_is_corrected(
     client.update_work_queue(queue.id, priority=77)
     client.update_global_concurrency_limit("tool:radar", GlobalConcurrencyLimitUpdate(limit=50))
     (lost,) = client.read_automations_by_name(lost_of(plan))
-    own = {"actions": [{"type": "cancel-flow-run"}], "enabled": False, "description": "edited"}
-    client.update_automation(
-        lost.id, AutomationCore.model_validate(lost.model_dump(exclude={"id", "owner_resource"}) | own)
-    )
+    own = {"actions": [{"type": "cancel-flow-run"}], "enabled": False, "description": "edited", "tags": ["ours"]}
+    trigger = lost.trigger.model_copy(update={"within": timedelta(hours=1)})
+    client.update_automation(lost.id, with_all_fields(lost, **own, trigger=trigger))
 
     changed = {each.name: each for each in bootstrap(plan, settings=SETTINGS) if each.outcome != "unchanged"}
 
-    assert changed.keys() == {variable, f"{plan.work_pool}/pipeline", "tool:radar", lost_of(plan)}
-    assert (changed[variable].outcome, changed[variable].detail) == (BootstrapOutcome.KEPT, "value: 7, not 30")
-    assert changed["tool:radar"].detail == "limit: 50 -> 3"
+    assert {name: each.detail for name, each in changed.items() if name != lost_of(plan)} == {
+        variable: "value: 7 -> 30",
+        f"{plan.work_pool}/pipeline": "priority: 77 -> 3",
+        "tool:radar": "limit: 50 -> 3",
+    }
+    assert {each.outcome for each in changed.values()} == {BootstrapOutcome.CHANGED}
     assert changed[lost_of(plan)].detail.startswith("description: edited -> ")
-    assert Variable.get(variable) == 7
+    assert changed[lost_of(plan)].detail.endswith("within: 3600.0 -> 720.0")
+    assert Variable.get(variable) == 30
     assert JobExecutorBlock.load(str(plan.executor_block)).max_workers == 99
     assert client.read_work_queue_by_name("pipeline", work_pool_name=plan.work_pool).priority == 3
     (lost,) = client.read_automations_by_name(lost_of(plan))
-    assert ([each.type for each in lost.actions], lost.enabled) == (["cancel-flow-run"], False)
-    client.delete_automation(lost.id)
-
-
-def test_what_people_changed_in_a_trigger_is_kept_and_said(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
-    """A trigger that people have changed stays as it is under another plan; one that they have not follows the plan."""
-    bootstrap(plan, settings=SETTINGS)
-    (lost,) = client.read_automations_by_name(lost_of(plan))
-    trigger = lost.trigger.model_copy(update={"within": timedelta(hours=1)})
-    client.update_automation(lost.id, with_all_fields(lost, trigger=trigger))
-    slower = plan.model_copy(update={"heartbeat_seconds": 600})
-
-    (kept,) = [each for each in bootstrap(slower, settings=SETTINGS) if each.name == lost_of(plan)]
-    assert (kept.outcome, kept.detail) == (BootstrapOutcome.KEPT, "within: 3600.0, not 2400.0")
-    (lost,) = client.read_automations_by_name(lost_of(plan))
-    assert lost.trigger.within == timedelta(hours=1)
-
-    client.update_automation(
-        lost.id, with_all_fields(lost, trigger=lost.trigger.model_copy(update={"within": timedelta(seconds=720)}))
-    )
-    (changed,) = [each for each in bootstrap(slower, settings=SETTINGS) if each.name == lost_of(plan)]
-    assert changed.outcome is BootstrapOutcome.CHANGED
-    assert client.read_automations_by_name(lost_of(plan))[0].trigger.within == timedelta(seconds=2400)
+    assert lost.trigger.within == timedelta(seconds=720)
+    assert ([each.type for each in lost.actions], lost.enabled, lost.tags) == (["cancel-flow-run"], False, ["ours"])
+    assert {each.outcome for each in bootstrap(plan, settings=SETTINGS)} == {BootstrapOutcome.UNCHANGED}
     client.delete_automation(lost.id)
 
 
@@ -201,12 +187,13 @@ def test_two_plans_on_one_server_leave_each_other_alone(plan: BootstrapPlan, cli
         assert {change.outcome for change in bootstrap(each, settings=SETTINGS)} == {BootstrapOutcome.UNCHANGED}
 
 
-def test_a_pool_of_another_type_is_kept(plan: BootstrapPlan) -> None:
-    """A work pool that exists with another type stays, and the difference is told."""
+def test_a_pool_of_another_type_is_refused_in_words(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
+    """A server changes no pool to another type: a plan that declares one is refused, before anything changes."""
     bootstrap(plan, settings=SETTINGS)
-    docker = plan.model_copy(update={"work_pool_type": "docker"})
-    (pool, *_) = bootstrap(docker, settings=SETTINGS)
-    assert (pool.outcome, pool.detail) == (BootstrapOutcome.KEPT, "type: process, not docker")
+    docker = plan.model_copy(update={"work_pool_type": "docker", "work_queues": {"new": 9}})
+    with pytest.raises(ConfigurationError, match=f"the work pool {plan.work_pool} is of type process.*leave work_pool"):
+        bootstrap(docker, settings=SETTINGS)
+    assert "new" not in {each.name for each in client.read_work_queues(work_pool_name=plan.work_pool)}
 
 
 def test_a_wrong_plan_is_refused_in_words(tmp_path: Path) -> None:

@@ -3,15 +3,10 @@
 Each does nothing but fire, which the server records as an event and the UI shows. A lost flow run also becomes Crashed,
 and where the plan says so, runs that crashed, or that nothing has started, are scheduled again. All of this is about
 the plan's work pool, whose name each automation has, so plans of two pools share a server.
-
-A tag of each automation is the fingerprint of its trigger. It tells a trigger that people have changed from one that
-another plan of the pool has made.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -35,7 +30,6 @@ UNSTARTED_RESTARTS = 2
 UNSTARTED_WINDOW = timedelta(days=1)
 """Within which such crashes of one flow run are counted: the server itself counts only those of runs that started."""
 TAG = "executor-adapter"
-FINGERPRINT = "trigger:"
 
 ENDS = frozenset(
     f"{FLOW_RUNS}{name}" for name in ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Cancelling")
@@ -139,7 +133,7 @@ def _lost(plan: BootstrapPlan) -> AutomationCore:
         expect={HEARTBEAT, *ENDS, *PAUSES},
         within=timedelta(seconds=seconds),
     )
-    # Bootstrap keeps the actions that an automation has, so the message must hold for other plans too.
+    # The actions belong to people once they are created, so the message must hold for other plans too.
     crash = ChangeFlowRunState(state=StateType.CRASHED, message="Its heartbeats have stopped: its process is lost")
     description = (
         f"A flow run of the work pool {plan.work_pool} has sent no heartbeat for {seconds} s, four times the longest "
@@ -162,7 +156,7 @@ def _automation(
         trigger=trigger,
         actions=[action or DoNothing()],
     )
-    return with_all_fields(automation, tags=[TAG, fingerprint(automation)])
+    return with_all_fields(automation)
 
 
 def with_all_fields(automation: AutomationCore, **changed: Any) -> AutomationCore:
@@ -174,9 +168,10 @@ def with_all_fields(automation: AutomationCore, **changed: Any) -> AutomationCor
     return AutomationCore.model_validate(AutomationCore(**fields).model_dump(exclude={"owner_resource"}))
 
 
-def trigger_facts(automation: AutomationCore) -> dict[str, Any]:
-    """Return what a trigger is, in the form in which the server returns it too."""
-    return dict(_plain(automation.trigger.model_dump(mode="json", exclude_none=True)))
+def facts(automation: AutomationCore) -> dict[str, Any]:
+    """Return what a plan declares of an automation, in the form in which the server returns it too."""
+    trigger = _plain(automation.trigger.model_dump(mode="json", exclude_none=True))
+    return {"description": automation.description, **trigger}
 
 
 def _plain(value: Any) -> Any:
@@ -186,14 +181,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return sorted(value) if all(isinstance(each, str) for each in value) else [_plain(each) for each in value]
     return value
-
-
-def fingerprint(automation: AutomationCore) -> str:
-    """Return the tag of an automation whose trigger is as a bootstrap has made it."""
-    facts = json.dumps(trigger_facts(automation), sort_keys=True).encode()
-    return f"{FINGERPRINT}{hashlib.sha256(facts).hexdigest()[:16]}"
-
-
-def is_edited(automation: AutomationCore) -> bool:
-    """Return whether people have changed the trigger since a bootstrap made it."""
-    return fingerprint(automation) not in automation.tags

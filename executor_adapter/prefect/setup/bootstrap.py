@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -13,6 +13,7 @@ from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
     VariableCreate,
+    VariableUpdate,
     WorkPoolCreate,
 )
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
@@ -21,13 +22,8 @@ from prefect.exceptions import ObjectNotFound
 
 from executor_adapter.blocks import JobExecutorBlock
 from executor_adapter.config import Settings, load_config
-from executor_adapter.prefect.setup.automations import (
-    FINGERPRINT,
-    automations,
-    is_edited,
-    trigger_facts,
-    with_all_fields,
-)
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.prefect.setup.automations import automations, facts, with_all_fields
 from executor_adapter.prefect.setup.plan import BootstrapPlan, heartbeat_seconds, tool_limits
 
 
@@ -37,8 +33,6 @@ class BootstrapOutcome(StrEnum):
     CREATED = "created"
     CHANGED = "changed"
     UNCHANGED = "unchanged"
-    KEPT = "kept"
-    """It differs from the plan, and stays as it is: people set it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +51,8 @@ def bootstrap(
 ) -> list[BootstrapChange]:
     """Set up the Prefect server of the current settings, and return what was done about each thing.
 
-    A second call changes nothing. What people set by hand stays: the value of a variable, a block, the actions of an
-    automation, its trigger and whether it is enabled, and everything that the plan does not name.
+    It creates what is missing, and sets what the plan declares; a second call changes nothing. What the plan does not
+    name belongs to people, and stays: the actions of an automation and whether it is enabled, the fields of a block.
 
     Args:
         plan: what to create; None: the defaults.
@@ -66,7 +60,7 @@ def bootstrap(
         dry_run: only find out what would be done.
 
     Raises:
-        ConfigurationError: the configuration is wrong.
+        ConfigurationError: the configuration is wrong, or the work pool is of another type than the plan declares.
         httpx.HTTPError: the server cannot be reached.
     """
     plan = plan or BootstrapPlan()
@@ -106,70 +100,66 @@ class Bootstrap:
         self,
         kind: str,
         name: str,
-        known: Any,
+        known: Mapping[str, Any] | None,
+        declared: Mapping[str, Any],
         create: Callable[[], object],
         change: Callable[[], object] = lambda: None,
-        *,
-        declared: dict[str, Any],
-        first: dict[str, Any],
     ) -> BootstrapChange:
-        """Create a thing that is not `known`, or change one of which something `declared` differs; say what.
-
-        What has only its `first` value of the plan stays as people set it, which is said too.
-        """
+        """Create a thing that is not `known`, or set what is `declared` of one that is; say what."""
+        now = known or {}
+        changed = {key: each for key, each in declared.items() if now.get(key) != each}
         if known is None:
-            outcome, details = BootstrapOutcome.CREATED, [f"{key}: {each}" for key, each in (first | declared).items()]
+            outcome, details = BootstrapOutcome.CREATED, [f"{key}: {each}" for key, each in changed.items()]
         else:
-            now: dict[str, Any] = dict(known)
-            changed = [f"{key}: {now.get(key)} -> {each}" for key, each in declared.items() if now.get(key) != each]
-            kept = [f"{key}: {now.get(key)}, not {each}" for key, each in first.items() if now.get(key) != each]
-            outcome = BootstrapOutcome.KEPT if kept else BootstrapOutcome.UNCHANGED
-            outcome, details = BootstrapOutcome.CHANGED if changed else outcome, changed + kept
-        if not self.dry_run and outcome in (BootstrapOutcome.CREATED, BootstrapOutcome.CHANGED):
+            outcome = BootstrapOutcome.CHANGED if changed else BootstrapOutcome.UNCHANGED
+            details = [f"{key}: {now.get(key)} -> {each}" for key, each in changed.items()]
+        if not self.dry_run and outcome is not BootstrapOutcome.UNCHANGED:
             (create if known is None else change)()
         return BootstrapChange(kind=kind, name=name, outcome=outcome, detail=", ".join(details))
 
     # --- pools, queues, limits, variables, blocks ---
 
     def _work_pool(self) -> BootstrapChange:
-        name, first = self.plan.work_pool, {"type": self.plan.work_pool_type}
+        name, wanted = self.plan.work_pool, self.plan.work_pool_type
         known = _found(self.client.read_work_pool, name)
-        create = functools.partial(self.client.create_work_pool, WorkPoolCreate(name=name, **first))
-        return self._settle("work pool", name, known, create, declared={}, first=first)
+        if known is not None and wanted not in (None, known.type):
+            raise ConfigurationError(
+                f"the work pool {name} is of type {known.type}, and a server changes no pool to another type: "
+                f"delete it, give the plan's work_pool another name, or leave work_pool_type={wanted!r} out"
+            )
+        new = WorkPoolCreate(name=name, type=wanted or "process")
+        create = functools.partial(self.client.create_work_pool, new)
+        return self._settle("work pool", name, known and {}, {} if known else {"type": new.type}, create)
 
     def _work_queue(self, name: str, priority: int) -> BootstrapChange:
         client, pool = self.client, self.plan.work_pool
         known = _found(client.read_work_queue_by_name, name, work_pool_name=pool)
         create = functools.partial(client.create_work_queue, name, priority=priority, work_pool_name=pool)
-
-        def change() -> None:
-            client.update_work_queue(known.id, priority=priority)
-
-        declared = {"priority": priority}
-        return self._settle("work queue", f"{pool}/{name}", known, create, change, declared=declared, first={})
+        change = functools.partial(client.update_work_queue, known and known.id, priority=priority)
+        return self._settle("work queue", f"{pool}/{name}", _fields(known), {"priority": priority}, create, change)
 
     def _concurrency_limit(self, name: str, declared: dict[str, Any]) -> BootstrapChange:
         client, known = self.client, _found(self.client.read_global_concurrency_limit_by_name, name)
         new, changed = GlobalConcurrencyLimitCreate(name=name, **declared), GlobalConcurrencyLimitUpdate(**declared)
         create = functools.partial(client.create_global_concurrency_limit, new)
         change = functools.partial(client.update_global_concurrency_limit, name, changed)
-        return self._settle("concurrency limit", name, known, create, change, declared=declared, first={})
+        return self._settle("concurrency limit", name, _fields(known), declared, create, change)
 
     def _variable(self, name: str, value: Any) -> BootstrapChange:
         known = self.client.read_variable_by_name(name)
         create = functools.partial(self.client.create_variable, VariableCreate(name=name, value=value))
-        return self._settle("variable", name, known, create, declared={}, first={"value": value})
+        change = functools.partial(self.client.update_variable, VariableUpdate(name=name, value=value))
+        return self._settle("variable", name, _fields(known), {"value": value}, create, change)
 
     def _executor_block(self, name: str) -> BootstrapChange:
         slug = JobExecutorBlock.get_block_type_slug()
         slots = self.settings.executor.max_workers
         # A block has one number; where it has none, the settings count.
         workers = slots if isinstance(slots, int) else None
-        first = {"max_workers": workers or "as configured"}
         known = _found(self.client.read_block_document_by_name, name, slug, include_secrets=False)
         create = functools.partial(JobExecutorBlock(max_workers=workers).save, name)
-        found = known and first  # Whatever people have made of it.
-        return self._settle("block", f"{slug}/{name}", found, create, declared={}, first=first)
+        first = {} if known else {"max_workers": workers or "as configured"}
+        return self._settle("block", f"{slug}/{name}", known and {}, first, create)
 
     # --- automations ---
 
@@ -186,22 +176,17 @@ class Bootstrap:
         return longest
 
     def _automation(self, wanted: AutomationCore) -> BootstrapChange:
-        client, trigger = self.client, trigger_facts(wanted)
+        client = self.client
         known = next(iter(client.read_automations_by_name(wanted.name)), None)
         if known is None:
-            create = functools.partial(client.create_automation, wanted)
-            return self._settle("automation", wanted.name, None, create, declared={}, first={})
-        edited = is_edited(known)
-        tags = list(dict.fromkeys([*(tag for tag in known.tags if not tag.startswith(FINGERPRINT)), *wanted.tags]))
-        fields = {"description": wanted.description, "trigger": wanted.trigger, "tags": tags}
-        declared = {} if edited else trigger | {"description": wanted.description, "tags": sorted(tags)}
-        now = trigger_facts(known) | {"description": known.description, "tags": sorted(known.tags)}
+            return self._settle("automation", wanted.name, None, {}, lambda: client.create_automation(wanted))
+        changed = with_all_fields(known, description=wanted.description, trigger=wanted.trigger)
+        change = functools.partial(client.update_automation, known.id, changed)
+        return self._settle("automation", wanted.name, facts(known), facts(wanted), lambda: None, change)
 
-        def change() -> None:
-            client.update_automation(known.id, with_all_fields(known, **fields))
 
-        first = trigger if edited else {}
-        return self._settle("automation", wanted.name, now, lambda: None, change, declared=declared, first=first)
+def _fields(known: Any) -> dict[str, Any] | None:
+    return None if known is None else dict(known)
 
 
 def _found(read: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Describes what a bootstrap creates on a Prefect server."""
+"""Describes what a bootstrap creates and sets on a Prefect server."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ RateOrLimit = tuple[str, int, float]
 
 
 class BootstrapPlan(BaseModel):
-    """What a bootstrap creates. Each part may be left out; an empty one creates nothing of its kind."""
+    """What a bootstrap creates and sets. Each part may be left out; an empty one creates nothing of its kind."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     work_pool: str = "local"
     """The work pool that runs the deployments."""
-    work_pool_type: str = "process"
-    """Its type, if it has to be created: process, docker, kubernetes, ..."""
+    work_pool_type: str | None = None
+    """Its type: process, docker, kubernetes, ... null: any; process, if it has to be created."""
     work_queues: dict[str, Annotated[int, Field(ge=1)]] = {
         "collection": 1,
         "processing": 2,
@@ -38,11 +38,12 @@ class BootstrapPlan(BaseModel):
     tool_limits: bool = True
     """Whether each tool of the configuration that has a rate or a limit gets a global concurrency limit."""
     variables: dict[str, Any] = {}
-    """Variables with their first values. A variable that exists keeps its value."""
+    """Variables with their values."""
     executor_block: str | None = "default"
-    """The name of a JobExecutorBlock with the configuration's number of workers. One that exists stays as it is."""
+    """The name of a JobExecutorBlock, which is created with the configuration's number of workers. What a block holds
+    belongs to people."""
     automations: bool = True
-    """Whether the automations that watch jobs and flow runs of the pool are created."""
+    """Whether there are the automations that watch jobs and flow runs of the pool. Their actions belong to people."""
     heartbeat_seconds: Annotated[int, Field(ge=30)] = DEFAULT_HEARTBEAT_SECONDS
     """The longest interval between two heartbeats of the pool's flow runs; a deployment of the pool may have a longer
     one. After four without one a flow run becomes Crashed."""
