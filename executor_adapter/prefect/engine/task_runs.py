@@ -28,6 +28,7 @@ from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultRecord, ResultRecordMetadata, ResultStore  # type: ignore[attr-defined]
 from prefect.states import Pending
 from prefect.types import DateTime
+from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.engine import collect_task_run_inputs_sync
 
 from executor_adapter.job import uuid7
@@ -73,15 +74,8 @@ def _made_by_prefect(task: Task[..., Any]) -> TaskRun:
     Prefect takes a running future among them for the generator task that makes the call. A job is never one.
     """
     # The client is entered, but a local run never uses it.
-    coroutine = task.create_local_run(client=cast(PrefectClient, contextlib.nullcontext()), parameters={})
-    try:
-        coroutine.send(None)
-    except StopIteration as finished:
-        task_run: TaskRun = finished.value
-    else:
-        coroutine.close()
-        raise RuntimeError("Task.create_local_run awaits something in this Prefect version: install a supported one")
-    return task_run
+    client = cast(PrefectClient, contextlib.nullcontext())
+    return run_coro_as_sync(task.create_local_run(client=client, parameters={}))
 
 
 # --- later ones ---
