@@ -54,31 +54,23 @@ def _with_companion(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def submit(self: Any, *args: Any, **kwargs: Any) -> Any:
         if FlowRunContext.get() is None and not (kwargs.get("deferred") or get_task_viz_tracker()):
-            raise RuntimeError(_outside(self.name, method.__name__))
+            name, instead = self.name, "delay(...)" if method.__name__ == "submit" else "map(..., deferred=True)"
+            raise RuntimeError(
+                f"{name}.{method.__name__} needs a flow run around it: call it in a function with @flow, "
+                f"call {name}(...) to run it here and wait, or {name}.{instead} to leave it to a task worker"
+            )
         with flow_run_context_for_jobs() or contextlib.nullcontext():
             return method(self, *args, **kwargs)
 
     return submit
 
 
-def _outside(name: str, method: str) -> str:
-    """Return the message that refuses to submit a task where there is no flow run."""
-    instead = "delay(...)" if method == "submit" else "map(..., deferred=True)"
-    return (
-        f"{name}.{method} needs a flow run around it: call it in a function with @flow, "
-        f"call {name}(...) to run it here and wait, or {name}.{instead} to leave it to a task worker"
-    )
-
-
-def _already_a_task(task: Task[..., Any], options: Mapping[str, Any]) -> str:
-    """Return the message that refuses to make a job task of `task`, with the line to write in place of it."""
+def _already_a_task(task: Task[..., Any]) -> str:
+    """Return the message that refuses to make a job task of `task`."""
     name = task.fn.__name__
-    given = ", ".join(f"{option}={value!r}" for option, value in options.items())
     if isinstance(task, JobTask):
-        instead = f"write {name}.with_options({given})" if given else f"use {name} itself"
-        return f"job_task: {name} is a job task already: {instead}"
-    line = f"job_task({name}.fn{', ' if given else ''}{given})"
-    return f"job_task: {name} is a task already: write @job_task({given}) in place of @task, or {line}"
+        return f"job_task: {name} is a job task already: use {name}.with_options(...)"
+    return f"job_task: {name} is a task already: write @job_task(...) in place of @task, or job_task({name}.fn, ...)"
 
 
 class JobTask(Task[P, R]):
@@ -94,7 +86,7 @@ class JobTask(Task[P, R]):
 
     def __init__(self, fn: Callable[P, R], **options: Unpack[JobTaskOptions]) -> None:
         if isinstance(fn, Task):
-            raise TypeError(_already_a_task(fn, options))
+            raise TypeError(_already_a_task(fn))
         given, task_options = split_options(options)
         job_options = with_default_retries(given, options)
         function = fn.__func__ if isinstance(fn, classmethod | staticmethod) else fn

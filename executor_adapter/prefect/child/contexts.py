@@ -134,7 +134,7 @@ class JobFlowRunContext(_FilledWhenRead, FlowRunContext):
     def make_fields(self) -> dict[str, Any]:
         return {
             **self._sources[0].fields,
-            "task_runner": NoTaskRunner().__enter__(),
+            "task_runner": NoTaskRunner().__enter__(),  # type: ignore[no-untyped-call]
             # Prefect numbers the pauses of a flow run by this count, and a server takes a pause whose number it has
             # seen for one that is over: each attempt starts from a number of its own.
             "observed_flow_pauses": {"counter": uuid4().int >> 64},
@@ -157,7 +157,7 @@ class FlowRunParts:
     def fields(self) -> dict[str, Any]:
         """The fields of the context that are the same for all jobs."""
         received, facts = self._received, self._received["flow"]
-        flow = Flow(_function_of_the_flow, name=facts["name"], task_runner=NoTaskRunner())
+        flow = Flow(_function_of_the_flow, name=facts["name"], task_runner=NoTaskRunner())  # type: ignore[no-untyped-call]
         vars(flow).update(facts)
         parameters = received_values(received.get("parameters", {}), "flow parameter {}")
         flow_run = _flow_run(received, parameters)
@@ -196,17 +196,12 @@ def _function_of_the_flow() -> NoReturn:
     raise NotSentError("the function of the flow is not sent to worker processes: import the flow, and call that")
 
 
-@functools.cache
-def default_result_store() -> ResultStore:
-    """Return the result store of a task run without a flow run."""
-    return ResultStore()
+default_result_store = functools.cache(ResultStore)
+"""Returns the result store of a task run without a flow run."""
 
 
 class NoTaskRunner(TaskRunner[PrefectFuture[Any]]):
     """Refuses to submit tasks in a worker process, in place of the flow's task runner in the parent."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
 
     def duplicate(self) -> Self:
         """Return another one."""

@@ -35,18 +35,16 @@ def patch_print() -> None:
     builtins.print = print_as_log
 
 
-class RunLogFilter(logging.Filter):
-    """Sends records of `current_job().logger` in this process to the log of the task run around the job.
+def send_to_run_log(record: logging.LogRecord) -> bool:
+    """Send a record of `current_job().logger` in this process to the log of the task run around the job.
 
-    It is a filter of the logger itself, so that Prefect's console shows each line once.
+    It is a filter of the logger itself, so that Prefect's console shows each line once. Returns False where there is a
+    task run: its log has the record.
     """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return False where there is a task run: its log has the record."""
-        if TaskRunContext.get() is None:
-            return True
-        _log_record(get_run_logger(), vars(record) | {"level": record.levelno, "message": record.getMessage()})
-        return False
+    if TaskRunContext.get() is None:
+        return True
+    _log_record(get_run_logger(), vars(record) | {"level": record.levelno, "message": record.getMessage()})
+    return False
 
 
 def log_message(logger: RunLogger, topic: str, content: Any, *, log_prints: bool) -> None:
@@ -123,5 +121,5 @@ def _details_of(error: ErrorFacts | None) -> str:
     return f"\n{storable(error.traceback)}"
 
 
-job_logger.addFilter(RunLogFilter())
+job_logger.addFilter(send_to_run_log)
 job_logger.setLevel(logging.INFO)

@@ -86,11 +86,7 @@ def task_run_payload(task: Task[..., Any], task_run: TaskRun) -> str:
 
 @functools.cache
 def _default_task() -> dict[str, Any]:
-    return vars(Task(_no_op))
-
-
-def _no_op() -> None:
-    """The function of the task whose attributes are the defaults."""
+    return vars(Task(lambda: None))
 
 
 _OF_THE_FUNCTION = {

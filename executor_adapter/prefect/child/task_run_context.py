@@ -91,9 +91,7 @@ def _flow_run_parts(flow: str) -> FlowRunParts | None:
     return FlowRunParts(received) if "flow_run" in received else None
 
 
-@functools.cache
-def _client_context() -> WorkerClientContext:
-    return WorkerClientContext.of()
+_client_context = functools.cache(WorkerClientContext.of)
 
 
 @functools.lru_cache(maxsize=1)  # There is nothing to do if the previous job belonged to the same flow run.
@@ -121,14 +119,12 @@ def _use_settings(flow: str) -> None:
     _flow_run_parts.cache_clear()
 
 
-@functools.cache
-def _own_variables() -> dict[str, str]:
-    """Return the PREFECT_ variables that the worker was started with."""
-    return _prefect_variables()
-
-
 def _prefect_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+
+
+_own_variables = functools.cache(_prefect_variables)
+"""Returns the PREFECT_ variables that the worker was started with."""
 
 
 def is_worker() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -100,13 +100,13 @@ class Bootstrap:
         self,
         kind: str,
         name: str,
-        known: Mapping[str, Any] | None,
+        known: Iterable[tuple[str, Any]] | None,
         declared: Mapping[str, Any],
         create: Callable[[], object],
         change: Callable[[], object] = lambda: None,
     ) -> BootstrapChange:
         """Create a thing that is not `known`, or set what is `declared` of one that is; say what."""
-        now = known or {}
+        now = dict(known or ())
         changed = {key: each for key, each in declared.items() if now.get(key) != each}
         if known is None:
             outcome, details = BootstrapOutcome.CREATED, [f"{key}: {each}" for key, each in changed.items()]
@@ -129,27 +129,27 @@ class Bootstrap:
             )
         new = WorkPoolCreate(name=name, type=wanted or "process")
         create = functools.partial(self.client.create_work_pool, new)
-        return self._settle("work pool", name, known and {}, {} if known else {"type": new.type}, create)
+        return self._settle("work pool", name, known and (), {} if known else {"type": new.type}, create)
 
     def _work_queue(self, name: str, priority: int) -> BootstrapChange:
         client, pool = self.client, self.plan.work_pool
         known = _found(client.read_work_queue_by_name, name, work_pool_name=pool)
         create = functools.partial(client.create_work_queue, name, priority=priority, work_pool_name=pool)
         change = functools.partial(client.update_work_queue, known and known.id, priority=priority)
-        return self._settle("work queue", f"{pool}/{name}", _fields(known), {"priority": priority}, create, change)
+        return self._settle("work queue", f"{pool}/{name}", known, {"priority": priority}, create, change)
 
     def _concurrency_limit(self, name: str, declared: dict[str, Any]) -> BootstrapChange:
         client, known = self.client, _found(self.client.read_global_concurrency_limit_by_name, name)
         new, changed = GlobalConcurrencyLimitCreate(name=name, **declared), GlobalConcurrencyLimitUpdate(**declared)
         create = functools.partial(client.create_global_concurrency_limit, new)
         change = functools.partial(client.update_global_concurrency_limit, name, changed)
-        return self._settle("concurrency limit", name, _fields(known), declared, create, change)
+        return self._settle("concurrency limit", name, known, declared, create, change)
 
     def _variable(self, name: str, value: Any) -> BootstrapChange:
         known = self.client.read_variable_by_name(name)
         create = functools.partial(self.client.create_variable, VariableCreate(name=name, value=value))
         change = functools.partial(self.client.update_variable, VariableUpdate(name=name, value=value))
-        return self._settle("variable", name, _fields(known), {"value": value}, create, change)
+        return self._settle("variable", name, known, {"value": value}, create, change)
 
     def _executor_block(self, name: str) -> BootstrapChange:
         slug = JobExecutorBlock.get_block_type_slug()
@@ -159,7 +159,7 @@ class Bootstrap:
         known = _found(self.client.read_block_document_by_name, name, slug, include_secrets=False)
         create = functools.partial(JobExecutorBlock(max_workers=workers).save, name)
         first = {} if known else {"max_workers": workers or "as configured"}
-        return self._settle("block", f"{slug}/{name}", known and {}, first, create)
+        return self._settle("block", f"{slug}/{name}", known and (), first, create)
 
     # --- automations ---
 
@@ -182,11 +182,7 @@ class Bootstrap:
             return self._settle("automation", wanted.name, None, {}, lambda: client.create_automation(wanted))
         changed = with_all_fields(known, description=wanted.description, trigger=wanted.trigger)
         change = functools.partial(client.update_automation, known.id, changed)
-        return self._settle("automation", wanted.name, facts(known), facts(wanted), lambda: None, change)
-
-
-def _fields(known: Any) -> dict[str, Any] | None:
-    return None if known is None else dict(known)
+        return self._settle("automation", wanted.name, facts(known).items(), facts(wanted), lambda: None, change)
 
 
 def _found(read: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -16,8 +16,6 @@ DEFAULT_HEARTBEAT_SECONDS = 180
 HEARTBEAT_VARIABLES = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_RUNNER_HEARTBEAT_FREQUENCY")
 """The variables that set it, the old name last: Prefect takes the first one."""
 
-RateOrLimit = tuple[str, int, float]
-
 
 class BootstrapPlan(BaseModel):
     """What a bootstrap creates and sets. Each part may be left out; an empty one creates nothing of its kind."""
@@ -81,7 +79,7 @@ def heartbeat_seconds(environment: Mapping[str, Any]) -> int:
         return DEFAULT_HEARTBEAT_SECONDS
 
 
-def tool_limits(settings: Settings) -> Iterator[RateOrLimit]:
+def tool_limits(settings: Settings) -> Iterator[tuple[str, int, float]]:
     """Yield a global concurrency limit for each limit of a tool: its name, its slots and their decay a second.
 
     `tool:NAME` holds `max_concurrent` attempts at once and does not decay. `tool-rate:NAME` holds `burst` starts, and
