@@ -114,9 +114,6 @@ class SpanScope:
         assert self._inner is not None, "nobody else receives messages"
         self._inner.on_message(assignment, topic, content)
 
-    def why_cancelled(self) -> str | None:
-        return None if self._inner is None else self._inner.why_cancelled()
-
 
 def _record(error: ErrorFacts, span: Span, transition: Transition) -> None:
     """Let the span say how it failed."""

@@ -11,6 +11,7 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.blocks import JobExecutorBlock as JobExecutorBlock
+    from executor_adapter.prefect.bulk.executor_mirror import PrefectMirror as PrefectMirror
     from executor_adapter.prefect.bulk.run_jobs import arun_jobs as arun_jobs
     from executor_adapter.prefect.bulk.run_jobs import run_jobs as run_jobs
     from executor_adapter.prefect.child.payload import PRELOAD as PRELOAD
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from executor_adapter.prefect.crashes.sweep import clean_outbox as clean_outbox
     from executor_adapter.prefect.crashes.sweep import sweep as sweep
     from executor_adapter.prefect.mirror.mirror import MirrorReport as MirrorReport
-    from executor_adapter.prefect.mirror.mirror import PrefectMirror as PrefectMirror
     from executor_adapter.prefect.mirror.server import start_embedded_server as start_embedded_server
     from executor_adapter.prefect.options.job_options import JobTaskOptions as JobTaskOptions
     from executor_adapter.prefect.options.job_options import job_options as job_options

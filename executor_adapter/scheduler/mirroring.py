@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("executor_adapter")
 
-MIRROR = "executor_adapter.prefect.mirror.runs"
+MIRROR = "executor_adapter.prefect.bulk.executor_mirror"
 """The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
 
 HINT_VARIABLES = frozenset({"PREFECT_API_URL", "PREFECT_API", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"})

@@ -124,6 +124,11 @@ class JobFuture(Future[R]):
     on the condition itself: each waits as a waiter of the future, like those of `concurrent.futures.wait`.
     """
 
+    why_cancelled: Callable[[], str | None] = staticmethod(lambda: None)
+    """Returns the message of a cancellation that happens now, None for the one that names what ended the job.
+
+    An observer may set it, when the job is submitted.
+    """
     _is_read = False
     _unread: weakref.ref[Future[Any]] | None = None
 

@@ -175,10 +175,6 @@ class JobScope(Protocol):
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         """Receive a message of the function: topics and contents are those of `PoolSupervisor.on_message`."""
 
-    def why_cancelled(self) -> str | None:
-        """Return the message of a cancellation that happens now; None for the one that names what ended the job."""
-        return None
-
 
 def has_receiver(job: Job) -> bool:
     """Return whether somebody receives the job's messages, as a flow run does, and shows how its attempts end."""

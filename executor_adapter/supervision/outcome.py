@@ -410,7 +410,7 @@ def stopped(job: Job, reason: StopReason | None, position: str | None = None) ->
 
 
 def _stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCancelledError:
-    why_cancelled = None if job.live.scope is None else job.live.scope.why_cancelled()
+    why_cancelled = job.live.future.why_cancelled()
     match reason:
         case StopReason.QUEUE_TIMEOUT:
             message = f"not started within queue_timeout={job.queue_timeout} s: raise it, or max_workers"

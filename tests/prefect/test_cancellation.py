@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import wait
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,7 +24,7 @@ from prefect.exceptions import CancelledRun
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs
+from executor_adapter.prefect import JobTaskRunner, PrefectMirror, job_task, run_jobs
 from executor_adapter.prefect.cancellation import flow_end, watcher
 from executor_adapter.prefect.cancellation.watcher import flow_run_watcher, watch_flow_run
 from executor_adapter.prefect.runners import engine_threads
@@ -149,6 +150,73 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
     assert {run["state"]["message"] for run in runs} == {"CANCELLED: its flow run was cancelled"}
     said = "Job cancelled: its flow run was cancelled"
     wait_for(lambda: sum(said in api.messages(run["id"]) for run in runs) == 2)  # The third one never started.
+
+
+@pytest.mark.parametrize("by_signal", [False, True], ids=["by hand", "by a signal"])
+def test_the_jobs_of_an_observed_executor_say_that_their_flow_run_was_cancelled(
+    prefect_api: str, api: Api, mocker: Any, by_signal: bool
+) -> None:
+    """They end with the flow run in which their mirror was made, whoever submits them, and no further one starts."""
+    jobs = [Job(function=slow.fn, pool="thread") for _ in range(3)]
+    ids: list[UUID] = []
+    begun: list[str] = []
+    later = Job(function=begun.append, args=("later",), pool="thread")
+
+    def cancel_it() -> None:
+        wait_for(lambda: any(job.status is JobStatus.RUNNING for job in jobs))
+        flow_run_watcher.ask()
+        cancel(prefect_api, ids[0], "CANCELLING")
+        if by_signal:
+            signal.raise_signal(signal.SIGINT)
+
+    @flow
+    def run() -> None:
+        ids.append(own_id())
+        with PrefectMirror() as mirror, JobExecutor(2, observers=[mirror]) as executor:
+            futures = [executor.submit(job) for job in jobs]
+            threading.Thread(target=cancel_it).start()
+            if not by_signal:
+                wait(futures)
+                with pytest.raises(JobCancelledError, match=r"^its flow run was cancelled$"):
+                    executor.run(later)
+            futures[0].result()
+
+    mocker.patch.object(watcher, "POLL_INTERVAL", PATIENCE if by_signal else 0.2)
+    mocker.patch.object(watcher, "ASK_TIMEOUT", PATIENCE)
+    with pytest.raises(KeyboardInterrupt if by_signal else JobCancelledError):
+        run()
+    mocker.stopall()
+    flow_run_watcher.ask()
+    assert {job.error_message for job in jobs} == {"its flow run was cancelled"}
+    assert {run["state"]["message"] for run in api.task_runs(ids[0])} == {"CANCELLED: its flow run was cancelled"}
+    assert not begun
+    if not by_signal:
+        wait_for(lambda: flow_run_state(api, ids[0]) == "Cancelled")
+
+
+def test_a_flow_run_is_watched_until_it_ends_whether_or_not_its_mirror_is_closed(prefect_api: str, mocker: Any) -> None:
+    """The server is asked nothing more of a flow run that has ended with an open mirror."""
+    mocker.patch.object(watcher, "POLL_INTERVAL", 0.01)
+    real, asked = watcher.Records.flow_runs, list[str]()
+
+    def flow_runs(records: watcher.Records, ids: Iterable[str]) -> Any:
+        asked.extend(found := list(ids))
+        return real(records, found)
+
+    @flow
+    def run() -> str:
+        mirrors.append(PrefectMirror())
+        wait_for(lambda: str(own_id()) in asked)
+        return str(own_id())
+
+    mirrors: list[PrefectMirror] = []
+    mocker.patch.object(watcher.Records, "flow_runs", flow_runs)
+    flow_run_id = run()
+    flow_run_watcher.ask()
+    asked.clear()
+    flow_run_watcher.ask()
+    assert flow_run_id not in asked
+    mirrors[0].close()
 
 
 def test_a_flow_whose_runner_ends_it_knows_that_it_was_cancelled(

@@ -264,8 +264,8 @@ def test_jobs_run_where_prefect_cannot_be_imported(
 @pytest.fixture
 def _short_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for an unreachable server for one second, not fourteen."""
-    monkeypatch.setattr("executor_adapter.prefect.mirror.runs.DRAIN_TIMEOUT", 0.5)
-    monkeypatch.setattr("executor_adapter.prefect.mirror.runs.HURRIED_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.bulk.executor_mirror.DRAIN_TIMEOUT", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.bulk.executor_mirror.HURRIED_CLOSE_SECONDS", 0.5)
 
 
 @pytest.mark.usefixtures("_short_end")

@@ -109,7 +109,7 @@ BUDGETS = {
     "executor": 1_167,
     "job": 1_084,
     "modules": 468,
-    "monitoring": 702,
+    "monitoring": 700,
     "persistence": 1_142,
     "pipeline": 4_468,
     "pools": 555,
@@ -121,7 +121,7 @@ BUDGETS = {
     "prefect": 5_601,
     "scheduler": 421,
     "store": 1_690,
-    "supervision": 2_533,
+    "supervision": 2_532,
     "worker": 1_780,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

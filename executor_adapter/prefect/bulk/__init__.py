@@ -1,1 +1,1 @@
-"""Runs many jobs as task runs of one flow, without a task engine for each."""
+"""Shows jobs as task runs without a task engine for each: `run_jobs` and `PrefectMirror`."""

@@ -13,7 +13,7 @@ from collections import Counter
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
-from executor_adapter.prefect.mirror.mirror import PrefectMirror
+from executor_adapter.prefect.mirror.mirror import TaskRunMirror
 from executor_adapter.prefect.mirror.timeline import GroupHistory, Step, step_of
 
 _SHOWN = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
@@ -22,7 +22,7 @@ _SHOWN = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 class JobGroup:
     """One group: counts its jobs, and shows them as one task run. Any thread may call it."""
 
-    def __init__(self, mirror: PrefectMirror, first: Job, number: int) -> None:
+    def __init__(self, mirror: TaskRunMirror, first: Job, number: int) -> None:
         self.history = GroupHistory(mirror.flow_run_id, first, number)
         self.size = 0
         """The number of jobs that were added."""
@@ -89,7 +89,7 @@ class GroupedJobScope(BulkJobScope):
         self.steps: tuple[Step, ...] = ()
         """What has happened to the job, in case that it fails."""
 
-    def mirror(self, mirror: PrefectMirror, transition: Transition) -> None:
+    def mirror(self, mirror: TaskRunMirror, transition: Transition) -> None:
         """Note a transition of the job; show all of them in a task run of its own if the job has failed."""
         self.steps += (step_of(transition),)
         if transition.status is JobStatus.RUNNING:

@@ -17,12 +17,11 @@ from prefect.logging.loggers import task_run_logger
 
 from executor_adapter.job import JobStatus, RetryPolicy, Transition
 from executor_adapter.pools import Assignment
-from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, flow_run_watcher
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message, patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
 from executor_adapter.prefect.child.task_run_context import IN_PROCESS_POOLS, TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
 from executor_adapter.prefect.mirror.events import flow_run_facts, iso
-from executor_adapter.prefect.mirror.mirror import PrefectMirror
+from executor_adapter.prefect.mirror.mirror import TaskRunMirror
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.mirror.timeline import JobHistory, step_of
 from executor_adapter.prefect.options.retries import prefect_retry_options
@@ -74,7 +73,7 @@ class BulkJobScope:
         else:
             assignment.scope = (TASK_RUN_SCOPE, payload)
 
-    def mirror(self, mirror: PrefectMirror, transition: Transition) -> None:
+    def mirror(self, mirror: TaskRunMirror, transition: Transition) -> None:
         """Show a transition of the job in its task run."""
         mirror.enqueue_step(self.history, step_of(transition))
 
@@ -89,10 +88,6 @@ class BulkJobScope:
         if error is not None and (transition.status is not JobStatus.CANCELLED or job.state.attempt):
             delay = None if (due := job.retry_at) is None else max(0.0, due.timestamp() - transition.at)
             self.flow.write(self.history, log_failed_attempt, error.text, error, delay=delay)
-
-    def why_cancelled(self) -> str | None:
-        """Return that the flow run was cancelled, where this process knows it."""
-        return FLOW_RUN_CANCELLED if self.flow.flow_run_id in flow_run_watcher.cancelled else None
 
     def _payload(self, assignment: Assignment) -> str:
         """Return the JSON for `task_run_scope`, formatted by hand because every attempt needs its own."""

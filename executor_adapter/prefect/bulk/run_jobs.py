@@ -41,12 +41,13 @@ from executor_adapter.job import (
 )
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pools import lend_slot
+from executor_adapter.prefect.bulk.executor_mirror import PrefectMirror
 from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.cancellation.watcher import FLOW_RUN_CANCELLED, flow_run_watcher
 from executor_adapter.prefect.engine.run import result_of as awaited
 from executor_adapter.prefect.engine.run import run_in_thread
-from executor_adapter.prefect.mirror.mirror import PrefectMirror, remaining_close_seconds
+from executor_adapter.prefect.mirror.mirror import TaskRunMirror, remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
 from executor_adapter.supervision import JobFuture
 from executor_adapter.worker.facts import facts_of
@@ -117,12 +118,13 @@ class _BulkRun:
 
     def __init__(self, mirror: PrefectMirror | None, group_size: int | None, *, progress: bool) -> None:
         check_count("group", group_size, "holds no job", or_none=", or None for a task run a job")
-        self._mirror = mirror or PrefectMirror()
+        self._mirror = mirror or TaskRunMirror()
         self._mirror.join_flow_run()
         self._owns_mirror = mirror is None
         context, flow_run = _flow_run_of_caller()
         self._known_ids = _ids_of(flow_run.id, flow_run.run_count)
         self._flow_run_scope = FlowRunScope(context, flow_run.id)
+        self._why_cancelled = functools.partial(flow_run_watcher.why_cancelled, flow_run.id)
         self._group_size = group_size
         self._group: JobGroup | None = None
         """The group that gets the next job, unless it is full."""
@@ -271,6 +273,8 @@ class _BulkRun:
         if scope is None:
             return
         scope.mirror(self._mirror, transition)
+        if transition.previous is None:
+            transition.job.live.future.why_cancelled = self._why_cancelled
         if transition.error is not None:
             scope.log_failure(transition)
         if transition.status in TERMINAL:

@@ -8,6 +8,7 @@ that goes on with something else is interrupted. Once the flow has ended, or was
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
@@ -94,7 +95,9 @@ class WatchedFlowRun:
         self._made_in = copy_context()
         """With the settings of the flow run, so that its own server is told: others may hold where it is ended."""
         self._in_main_thread = threading.current_thread() is threading.main_thread()
-        self._loop, self._task = _asyncio_task()
+        self._task: asyncio.Task[Any] | None = None
+        with contextlib.suppress(RuntimeError):  # The caller is in no event loop.
+            self._task = asyncio.current_task()
 
     def add(self, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
         """Open a watch, which lasts until the flow run has ended if `until_flow_ends`."""
@@ -112,9 +115,9 @@ class WatchedFlowRun:
             if watch not in self.watches:
                 return
             self.watches.remove(watch)
-            if not self.watches:
-                del self._runs[self.lineage[0]]
             flow_has_ended = watch.until_flow_ends and self._has_ended()
+            if (flow_has_ended or not self.watches) and self._runs.get(self.lineage[0]) is self:
+                del self._runs[self.lineage[0]]
             self._changed.notify_all()
         state = self._flow_run.state if self._flow_run is not None else None
         # The server has refused the engine's final state then: it accepts only Cancelled now.
@@ -189,8 +192,8 @@ class WatchedFlowRun:
             # Under the lock the flow cannot end meanwhile: the interrupt would hit the code after it.
             if self._has_ended() or self.jobs_finished:
                 return
-            if self._loop is not None and self._task is not None:
-                self._loop.call_soon_threadsafe(self._task.cancel)
+            if self._task is not None:
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
             elif self._flow_run is not None:
                 signal_watch.interrupt_main_thread(signal.SIGINT, signal.SIGTERM)
 
@@ -228,10 +231,3 @@ def call_hooks(hooks: Iterable[Callable[..., Any]], log: RunLogger, *args: Any) 
                 run_coro_as_sync(result)
         except Exception:
             log.exception("An error was encountered while running hook %r", hook)
-
-
-def _asyncio_task() -> tuple[asyncio.AbstractEventLoop | None, asyncio.Task[Any] | None]:
-    try:
-        return asyncio.get_running_loop(), asyncio.current_task()
-    except RuntimeError:
-        return None, None

@@ -81,6 +81,10 @@ class FlowRunWatcher:
             self._asked_after = ended_by
             return flow_run_id in self.cancelled
 
+    def why_cancelled(self, flow_run_id: UUID | None) -> str | None:
+        """Return the message of a job that is cancelled now, if its flow run is known to be cancelled."""
+        return FLOW_RUN_CANCELLED if flow_run_id in self.cancelled else None
+
     def add(self, flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
         """Open a watch, and start the thread of its server for the first one there."""
         with self.changed:

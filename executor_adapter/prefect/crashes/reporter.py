@@ -21,7 +21,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.prefect.crashes.fate import Death, Fate
 from executor_adapter.prefect.crashes.sweep import Closing, end_dead
-from executor_adapter.prefect.mirror.mirror import PrefectMirror
+from executor_adapter.prefect.mirror.mirror import TaskRunMirror
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server import ServerApi, server_name
 from executor_adapter.worker import is_held
@@ -110,5 +110,5 @@ def _wait_for_runner(closing: Closing, death: Death) -> None:
 
 def send_inherited() -> None:
     """Send the states that the dead process has left in the outbox."""
-    with PrefectMirror() as mirror:
+    with TaskRunMirror() as mirror:
         mirror.send_inherited()

@@ -46,7 +46,7 @@ from executor_adapter.prefect.mirror.events import (
     quoted,
     related_flow_run,
 )
-from executor_adapter.prefect.mirror.mirror import PrefectMirror
+from executor_adapter.prefect.mirror.mirror import TaskRunMirror
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server import DAY_SECONDS, PAGE_LIMIT, REQUEST_TIMEOUT, ServerApi, server_name
 
@@ -369,7 +369,7 @@ def clean_outbox(*, max_age_days: float = 30.0) -> OutboxCleanUp:
     """
     file = OutboxFile(server_name())
     before = file.count()
-    with PrefectMirror() as mirror:
+    with TaskRunMirror() as mirror:
         mirror.send_inherited()
     sent = max(0, before - file.count())
     removed = file.delete_old(time.time() - max_age_days * DAY_SECONDS)

@@ -1,17 +1,8 @@
-"""PrefectMirror shows an executor's jobs as task runs in Prefect, with every state of them.
+"""TaskRunMirror shows jobs, and the tasks of engines, as task runs in Prefect, with every state of them.
 
     executor ──transition──► mirror ──event──► sender ──paced──► server
                                                   │ what cannot be sent now
                                                   └──► outbox ──► later, or the next mirror
-
-Attach it to an executor, and close it at the end:
-
-    with PrefectMirror() as mirror, JobExecutor(observers=[mirror]) as executor:
-        executor.submit(...)
-    print(mirror.report())
-
-Inside a flow run the jobs are task runs of that flow run, elsewhere task runs without a flow run. `run_jobs` does all
-this for many jobs at once. Jobs of a `job_task` are left out: Prefect's engine drives them, and reports them.
 
 The mirror takes no time of the executor's: a thread of its own sends events as fast as the server records them. While
 it is behind, it skips intermediate states of finished jobs, depending on `history`. The final state, run count and
@@ -64,7 +55,6 @@ from executor_adapter.prefect.mirror.timeline import (
     step_of,
     task_run_id,
 )
-from executor_adapter.supervision import has_receiver
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -391,14 +381,8 @@ def remaining_close_seconds(hurried_since: float) -> float:
     return max(MIN_HURRIED_CLOSE_SECONDS, HURRIED_CLOSE_SECONDS - (time.monotonic() - hurried_since))
 
 
-class PrefectMirror:
-    """An observer that shows jobs as Prefect task runs; see the module.
-
-    `history` decides about the intermediate states of finished jobs: "auto" skips them while many changes are
-    unsent, "full" sends them all, however long that takes, and "final" skips them always. `stall_timeout` is how many
-    seconds `drain` and `close` wait without any progress of the server before they give up. `outbox` keeps the final
-    states that the server did not get; by default it is a file below PREFECT_HOME.
-    """
+class TaskRunMirror:
+    """Shows what is added to it as Prefect task runs; see the module. The options are those of PrefectMirror."""
 
     def __init__(
         self, *, history: History = "auto", stall_timeout: float = STALL_TIMEOUT, outbox: OutboxFile | None = None
@@ -425,16 +409,7 @@ class PrefectMirror:
             self.flow_run_id = current_flow_run_id()
             self._thread.adopt_flow_run()
 
-    # --- transitions of jobs, on the supervisor's thread ---
-
-    def __call__(self, transition: Transition) -> None:
-        """Mirror a job of an observed executor from its submission on, unless a flow run shows it itself."""
-        job = transition.job
-        if has_receiver(job):
-            return  # Prefect's engine reports it, or a `run_jobs`.
-        if transition.previous is None and job.job_id not in self._histories:
-            self.add_job(job)
-        self.enqueue(transition)
+    # --- jobs and their transitions ---
 
     def add_job(self, job: Job) -> JobHistory:
         """Mirror a job that is about to be submitted to an executor whose other jobs are not mirrored.
@@ -508,11 +483,7 @@ class PrefectMirror:
         self._thread.hurry()
 
     def close(self, timeout: float | None = None) -> MirrorReport:
-        """Drain, leave the final states that the server did not get in the outbox, and end.
-
-        With a `timeout` in seconds it hurries: only final states are sent, within that time. When another thread calls
-        it meanwhile, that makes this call hurry. After an interrupt, all unrecorded final states are left there.
-        """
+        """Drain, leave the final states that the server did not get in the outbox, and end; see PrefectMirror."""
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
             self.hurry()

@@ -14,7 +14,6 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -26,11 +25,8 @@ from prefect.events.worker import EventsWorker
 from prefect.settings import get_current_settings
 from prefect.utilities.engine import emit_task_run_state_change_event
 
-from executor_adapter.executor import JobExecutor
-from executor_adapter.job import JobStatus, Observer, Transition
-from executor_adapter.persistence import was_cut_off
 from executor_adapter.prefect.mirror.events import Change
-from executor_adapter.prefect.mirror.mirror import HURRIED_CLOSE_SECONDS, PrefectMirror
+from executor_adapter.prefect.mirror.mirror import TaskRunMirror
 from executor_adapter.prefect.mirror.server import server_name, start_embedded_server
 from executor_adapter.prefect.mirror.timeline import TaskRunHistory, engine_change
 
@@ -45,7 +41,7 @@ EXIT_TIMEOUT = 10.0
 EVENTS_FLUSH_TIMEOUT = 2.0
 """Seconds for the events that Prefect sends."""
 
-_mirrors: dict[UUID | str, PrefectMirror] = {}
+_mirrors: dict[UUID | str, TaskRunMirror] = {}
 """The mirrors by flow run id, and by server name for task runs outside flow runs."""
 _drained: UUID | None = None
 """The flow run that `drain` was called for last."""
@@ -114,18 +110,18 @@ def flush_events(timeout: float = EVENTS_FLUSH_TIMEOUT) -> None:
     waiting.join(timeout)
 
 
-def _mirror_of(key: UUID | str) -> PrefectMirror:
+def _mirror_of(key: UUID | str) -> TaskRunMirror:
     with _lock:
         if key not in _mirrors:
             start_embedded_server()
             # Exit handlers run in reverse order: this one before the one with which Prefect ends an embedded server.
             atexit.unregister(_end_all)
             atexit.register(_end_all)
-            _mirrors[key] = PrefectMirror(stall_timeout=FLOW_END_STALL_TIMEOUT)
+            _mirrors[key] = TaskRunMirror(stall_timeout=FLOW_END_STALL_TIMEOUT)
         return _mirrors[key]
 
 
-def find(flow_run_id: UUID | None) -> PrefectMirror | None:
+def find(flow_run_id: UUID | None) -> TaskRunMirror | None:
     """Return the mirror of a flow run that has had tasks and is not closed."""
     return None if flow_run_id is None else _mirrors.get(flow_run_id)
 
@@ -175,59 +171,3 @@ def _end_all() -> None:
 
 
 os.register_at_fork(after_in_child=_mirrors.clear)
-
-
-DRAIN_TIMEOUT = 10.0
-"""Seconds for all states when the executor is closed; final states get HURRIED_CLOSE_SECONDS more."""
-
-
-def make_mirror(observers: Iterable[Observer]) -> PrefectSchedulerMirror | None:
-    """Return the mirror of a scheduler's next executor; None if an observer is one, or no API is configured."""
-    is_mirrored = any(isinstance(getattr(each, "__self__", each), PrefectMirror) for each in observers)
-    return None if is_mirrored or get_current_settings().api.url is None else PrefectSchedulerMirror()
-
-
-class PrefectSchedulerMirror:
-    """Mirrors the jobs of one scheduler's executor, as `mirroring.SchedulerMirror` demands.
-
-    Make it in the context whose flow run the task runs belong to.
-    """
-
-    def __init__(self) -> None:
-        self._mirror = PrefectMirror()
-        self._executor: JobExecutor | None = None
-        self._requeues = self._is_hurried = False
-
-    def attach(self, executor: JobExecutor) -> None:
-        """Mirror each job of this executor until it is closed, and send what an earlier process has left."""
-        self._executor = executor
-        self._requeues = executor.history() is not None
-        executor.add_observer(self)
-        executor.add_close_callback(self._close)
-        self._mirror.send_inherited(timeout=0)  # Starts sending, and does not wait.
-
-    def hurry(self) -> None:
-        """Send only final states when the executor is closed, within HURRIED_CLOSE_SECONDS."""
-        self._is_hurried = True
-
-    def __call__(self, transition: Transition) -> None:
-        """Mirror a transition, as an observer of the executor."""
-        if self._requeues and transition.status is JobStatus.CANCELLED and was_cut_off(transition.error):
-            self._requeue(transition)
-        else:
-            self._mirror(transition)
-
-    def _requeue(self, transition: Transition) -> None:
-        """Stop mirroring a job that another host will run.
-
-        A running job becomes Pending, unless this executor goes on: then another host has taken the job over already.
-        """
-        assert self._executor is not None
-        if transition.previous is JobStatus.RUNNING and self._executor.is_shutting_down:
-            self._mirror.enqueue(transition._replace(status=JobStatus.PENDING, error=None))
-        self._mirror.remove_job(transition.job)
-
-    def _close(self) -> None:
-        if not self._is_hurried:
-            self._mirror.drain(DRAIN_TIMEOUT)
-        self._mirror.close(HURRIED_CLOSE_SECONDS)
