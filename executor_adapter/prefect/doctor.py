@@ -42,11 +42,8 @@ def _recorder(client: SyncPrefectClient) -> Finding:
         return warning(check, f"cannot read the server's settings: {type(error).__name__}", _ADVICE)
     batch = recorder.get("batch_size", 1)
     if batch < MIN_BATCH_SIZE:
-        return warning(
-            check,
-            f"batch_size={batch}: the server records about 50 task runs a second and may drop further ones",
-            _ADVICE,
-        )
+        found = f"batch_size={batch}: the server records about 50 task runs a second and may drop further ones"
+        return warning(check, found, _ADVICE)
     return fine(check, f"batch_size={batch}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.models.server.services import ServerServicesTaskRunRecorderSettings as RecorderSettings
+from prefect.task_engine import run_task_sync
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor, ready_checks
 from executor_adapter.monitoring.findings import Finding, Level
-from executor_adapter.prefect import emit_alert
+from executor_adapter.prefect import PrefectMirror, emit_alert, job_task
 from executor_adapter.prefect.doctor import checks
 from executor_adapter.prefect.mirror import server
 from executor_adapter.prefect.mirror.runs import flush_events
@@ -88,14 +89,27 @@ def test_doctor_accepts_a_tuned_recorder(prefect_api: str) -> None:
         assert ready_checks["prefect server"]() is None
 
 
+def run_observed() -> None:
+    with PrefectMirror() as mirror, JobExecutor(1, observers=[mirror]) as executor:
+        executor.run(Job(function=dict, pool="thread"))
+
+
+def run_as_a_task_worker() -> None:
+    """Run a job task in Prefect's own engine, which reports it without a mirror."""
+    with JobExecutor(1):
+        run_task_sync(job_task(lambda: None, name="untested", pool="thread"))
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize("run", [run_observed, run_as_a_task_worker])
 def test_a_prefect_that_is_newer_than_was_tested_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Callable[[], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says it once in a process."""
+    """The log says it once in a process, whatever runs jobs first."""
     monkeypatch.setattr(server, "NEWEST_TESTED", (3, 5))
     server.warn_of_untested_prefect.cache_clear()
     for _ in range(2):
-        server.warn_of_untested_prefect()
+        run()
     assert caplog.text.count("is newer than 3.5, the newest that executor_adapter was tested with") == 1
 
 

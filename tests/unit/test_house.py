@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 391,
     "pools/process": 1_517,
     "pools/transport": 584,
-    "prefect": 5_601,
+    "prefect": 5_599,
     "scheduler": 421,
     "store": 1_690,
     "supervision": 2_532,

@@ -109,12 +109,11 @@ class PrefectSchedulerMirror:
     def __init__(self) -> None:
         self._mirror = PrefectMirror()
         self._executor: JobExecutor
-        self._requeues = self._is_hurried = False
+        self._is_hurried = False
 
     def attach(self, executor: JobExecutor) -> None:
         """Mirror each job of this executor until it is closed, and send what an earlier process has left."""
         self._executor = executor
-        self._requeues = executor.history() is not None
         executor.add_observer(self)
         executor.add_close_callback(self._close)
         self._mirror.send_inherited(timeout=0)  # Starts sending, and does not wait.
@@ -125,7 +124,8 @@ class PrefectSchedulerMirror:
 
     def __call__(self, transition: Transition) -> None:
         """Mirror a transition, as an observer of the executor."""
-        if self._requeues and transition.status is JobStatus.CANCELLED and was_cut_off(transition.error):
+        is_cut_off = transition.status is JobStatus.CANCELLED and was_cut_off(transition.error)
+        if is_cut_off and self._executor.history() is not None:
             self._requeue(transition)
         else:
             self._mirror(transition)

@@ -28,6 +28,7 @@ from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.prefect.child.task_run_context import IN_PROCESS_POOLS, TASK_RUN_SCOPE
 from executor_adapter.prefect.mirror.events import current_flow_run_id
 from executor_adapter.prefect.mirror.runs import PrefectReporter, TaskRunReporter
+from executor_adapter.prefect.mirror.server import warn_of_untested_prefect
 from executor_adapter.prefect.mirror.states import awaiting_retry_message, failure_kind, failure_message
 from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
 from executor_adapter.worker.facts import facts_of
@@ -66,8 +67,8 @@ class JobRun:
     """
 
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any]) -> None:
-        self.task = task
-        self.options = options
+        warn_of_untested_prefect()  # In a task worker there is no mirror that does.
+        self.task, self.options = task, options
         self._flow_run_id = current_flow_run_id()
         self.reporter: TaskRunReporter | PrefectReporter
         """Reports the task run to the server; set when the task run is made, for an engine of this package."""
