@@ -219,23 +219,27 @@ def test_a_flow_run_is_watched_until_it_ends_whether_or_not_its_mirror_is_closed
     mirrors[0].close()
 
 
+@pytest.mark.parametrize("below", [0, 1], ids=["a flow", "a flow whose jobs are all in a subflow"])
 def test_a_flow_whose_runner_ends_it_knows_that_it_was_cancelled(
-    prefect_api: str, monkeypatch: pytest.MonkeyPatch
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch, below: int
 ) -> None:
     """Prefect logs the state that a flow knows when its runner ends it: Cancelling, not Running."""
     states: list[str | None] = []
 
     @flow
-    def run() -> None:
-        monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(own_id()))  # As a runner does.
-        cancel_soon(prefect_api, own_id())
+    def run(below: int, is_managed: bool = True) -> None:
+        if is_managed:
+            monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(own_id()))  # As a runner does.
+            cancel_soon(prefect_api, own_id())
         with pytest.raises(JobCancelledError):
-            slow()
+            run(below - 1, is_managed=False) if below else slow()
         states.append(own_state_name())
+        if not is_managed:
+            raise JobCancelledError("it was cancelled")
 
     with JobExecutor(2):
-        run(return_state=True)
-    assert states == ["Cancelling"]
+        run(below, return_state=True)
+    assert states == ["Cancelling"] * (below + 1)
 
 
 @pytest.mark.usefixtures("interrupts")

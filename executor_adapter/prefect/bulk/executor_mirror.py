@@ -108,7 +108,6 @@ class PrefectSchedulerMirror:
 
     def __init__(self) -> None:
         self._mirror = PrefectMirror()
-        self._executor: JobExecutor
         self._is_hurried = False
 
     def attach(self, executor: JobExecutor) -> None:

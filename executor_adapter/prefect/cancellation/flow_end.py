@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import inspect
 import logging
 import math
@@ -24,7 +25,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Cancelling
 from prefect.utilities.asyncutils import run_coro_as_sync
@@ -135,8 +136,10 @@ class WatchedFlowRun:
         A runner ends them itself, and never tells their process the state that the engine logs at its end.
         """
         if not self._has_no_runner(lineage[-1]):
-            if self._flow_run is not None:
-                self._flow_run.state = Cancelling(message=MESSAGE)
+            # Nothing of Prefect's leads from a subflow run to the object by which the engine around it knows its own.
+            for each in gc.get_objects():
+                if type(each) is FlowRun and each.id in lineage:
+                    each.state = Cancelling(message=MESSAGE)
             return
         self._start(self._end_flow)  # Apart from what the server is told, which may not answer.
         self._start(self._end_runs, lineage)

@@ -221,9 +221,8 @@ class JobReport:
 
     def _summarise(self) -> None:
         create_table_artifact(self.summary.rows(), key=f"{self._key}-jobs", description="Jobs by tool and final state")
-        create_markdown_artifact(
-            self.summary.report(self.name), key=f"{self._key}-report", description="Summary and failures"
-        )
+        report = self.summary.report(self.name)
+        create_markdown_artifact(report, key=f"{self._key}-report", description="Summary and failures")
 
 
 @contextlib.contextmanager
