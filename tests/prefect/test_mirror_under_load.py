@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from executor_adapter.prefect.mirror.mirror import STORE_INTERVAL
 from executor_adapter.prefect.mirror.runs import FLOW_END_STALL_TIMEOUT
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
@@ -200,8 +201,34 @@ def test_a_killed_program_leaves_its_states_to_the_next(tmp_path: Path) -> None:
         wait_for(lambda: server.post("/task_runs/count", completed) == MANY + later)
 
 
-def mirroring(jobs: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "tests.prefect.mirrored_jobs", str(jobs)], cwd=ROOT)
+@pytest.mark.chaos
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_a_program_that_is_killed_while_its_jobs_run_loses_its_last_second_alone(tmp_path: Path) -> None:
+    """What ended more than a second before the kill, its successor sends, though no server has answered before."""
+    ended = tmp_path / "ended"
+    with prefect_server("default", tmp_path) as server, server.environment():
+        server.kill()
+        with mirroring(MANY, ended) as process:
+            wait_for(lambda: ended.exists() and len(ended.read_text().splitlines()) > min(MANY // 4, 2_000))
+            process.kill()
+            killed_at = time.time()
+        server.start()
+        later = count_programs_until_all_is_sent(server)
+        wait_for(lambda: count_recorded(server) > later)
+        body = {"task_runs": {"state": {"name": {"any_": ["Completed"]}}}, "limit": 200}
+        known: set[str] = set()
+        for offset in range(0, MANY + 200, 200):
+            known |= {run["dynamic_key"] for run in server.post("/task_runs/filter", {**body, "offset": offset})}
+    ends = dict(line.split() for line in ended.read_text().splitlines())
+    lost = [killed_at - float(at) for number, at in ends.items() if f"killed-{number}" not in known]
+    print(f"killed while its jobs ran: {len(lost)} of {len(ends)} lost, the first {max(lost, default=0):.1f} s before")
+    assert len(ends) - len(lost) == len(known)  # The later programs have the id of the first job again.
+    assert max(lost, default=0) < STORE_INTERVAL + 1.0
+
+
+def mirroring(jobs: int, *ended: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.prefect.mirrored_jobs", str(jobs), *map(str, ended)]
+    return subprocess.Popen(command, cwd=ROOT)
 
 
 def count_programs_until_all_is_sent(server: MeasuredServer) -> int:
