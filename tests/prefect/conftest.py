@@ -229,7 +229,7 @@ def cancel(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
 
 @pytest.fixture
 def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep waits for each flow run until states of its dead process may be recorded: here none are on their way."""
+    """A sweep waits until states of its dead process may be recorded: here none are on their way."""
     monkeypatch.setattr(sweep, "SETTLE_SECONDS", 0.5)
 
 

@@ -348,6 +348,32 @@ def test_a_program_that_ends_waits_once_for_a_server_that_is_away(
     assert not any(daemons)
 
 
+def test_a_cancel_ends_the_jobs_where_no_thread_can_be_started(prefect_api: str, mocker: Any) -> None:
+    """A system that starts no thread to end the flow run with has its jobs ended all the same."""
+    begin, refused = threading.Thread.start, threading.Event()
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "cancelled-flow-run" and not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    @job_task(pool="thread", retry_attempts=0)
+    def endless() -> None:
+        threading.Event().wait(PATIENCE)
+
+    @flow
+    def run() -> None:
+        waits = endless.submit()
+        cancel(prefect_api, own_id())
+        waits.result()
+
+    mocker.patch.object(threading.Thread, "start", start)
+    with JobExecutor(max_workers=1), pytest.raises(JobCancelledError):
+        run()
+    assert refused.is_set()
+
+
 def test_no_job_starts_after_the_cancel(prefect_api: str, ended: Callable[[UUID], None]) -> None:
     """After the cancel, later calls and submissions raise, even in a flow that catches all exceptions."""
     ids: list[UUID] = []

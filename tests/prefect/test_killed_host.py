@@ -31,6 +31,7 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
+from pytest_mock import MockerFixture
 
 from executor_adapter.cli import main
 from executor_adapter.pipeline.flows import maintenance_flow, pipeline_flow
@@ -142,6 +143,17 @@ def sweep(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, int]:
         main(["prefect", "sweep", "--json", *options])
     assert exited.value.code == 0
     return {each["flow_run_id"]: each["task_runs"] for each in json.loads(capsys.readouterr().out)}
+
+
+def test_a_sweep_waits_once_for_all_flow_runs(
+    rows: MakeRows, capsys: pytest.CaptureFixture[str], mocker: MockerFixture
+) -> None:
+    """Until states of the dead may be recorded it waits, once for all of them: they may be hundreds."""
+    all_left = [rows(CRASHED) for _ in range(3)]
+    waits = mocker.spy(Closing, "end_task_runs")
+    assert {each.flow_run_id for each in all_left} <= sweep(capsys).keys()
+    assert all(each.states()["Running"] == "Crashed" for each in all_left)
+    assert waits.call_count == 1
 
 
 def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(

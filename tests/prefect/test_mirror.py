@@ -26,13 +26,13 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from executor_adapter import Job, JobExecutor, RetryPolicy
+from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
 from executor_adapter.prefect.mirror.events import flow_run_facts
 from executor_adapter.prefect.mirror.mirror import SenderThread
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server import ServerApi, read_flow_run_facts
-from executor_adapter.prefect.mirror.timeline import UnsentChanges
+from executor_adapter.prefect.mirror.timeline import Step, UnsentChanges
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import prefect_server
 from tests.prefect.conftest import Api, own_id
@@ -182,6 +182,22 @@ def test_a_server_that_stays_unreachable_is_given_up_in_time(
             proxy.close()
         run_mirrored(mirror, jobs(3, "given-up"))
         assert len(mirror.close().kept) == 3
+
+
+def test_a_state_that_comes_as_the_mirror_is_closed_is_reported_by_another_one(
+    tmp_path: Path, prefect_api: str, mocker: Any
+) -> None:
+    """What is appended after the last states were written to the outbox is not taken: its engine makes a new mirror."""
+    mirror = PrefectMirror(outbox=OutboxFile("server", tmp_path / "outbox.db"))
+    history = mirror.add_job(Job(function=dict))
+    append = UnsentChanges.append
+
+    def append_late(unsent: UnsentChanges, *what: Any) -> None:
+        mirror.close(timeout=0)
+        append(unsent, *what)
+
+    mocker.patch.object(UnsentChanges, "append", append_late)
+    assert not mirror.enqueue_step(history, Step(JobStatus.COMPLETED, 1_000_000.0, 1, None, None))
 
 
 def test_an_interrupted_close_keeps_the_unrecorded_states(tmp_path: Path, prefect_api: str) -> None:

@@ -159,9 +159,11 @@ class FlowRunWatcher:
             watches = list(run.watches)
         logger.warning("flow run %s was cancelled: cancelling its jobs", lineage[-1])
         # Before the jobs end, so that the flow runs are Cancelling, if possible, when waiting for the jobs raises.
-        run.begin_end(lineage)
-        for watch in watches:
-            watch.notify()
+        try:
+            run.begin_end(lineage)
+        finally:  # The system may start no further thread.
+            for watch in watches:
+                watch.notify()
 
 
 def _extend_lineage(run: WatchedFlowRun, records: Records, known: dict[str, FlowRunRecord]) -> None:

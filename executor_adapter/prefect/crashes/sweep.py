@@ -279,8 +279,8 @@ def _end_all(
         if is_recorded:
             file.delete_death(number)
         yield from swept
-    for run in find(closing.records):
-        yield from end_dead(closing, Death({run.id: None}), dry_run=dry_run)[0]
+    if found := dict.fromkeys(run.id for run in find(closing.records)):
+        yield from end_dead(closing, Death(found), dry_run=dry_run)[0]
 
 
 def find_ended_runs(records: Records) -> list[FlowRunRecord]:

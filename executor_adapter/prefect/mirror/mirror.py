@@ -61,10 +61,8 @@ logger = logging.getLogger("executor_adapter.prefect")
 MAX_NAMED_IDS = 10
 """Job ids of each kind that the report's text names."""
 
-FIRST_NOTICE = 2.0
-"""Seconds after which a caller that waits is told first."""
 NOTICE_INTERVAL = 5.0
-"""Seconds between two notices to a caller who waits for the server."""
+"""Seconds until a caller who waits for the server is told how far it is, first and again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,7 +427,8 @@ class TaskRunMirror:
     def remove_job(self, job: Job) -> None:
         """Do not mirror a job, because it was not submitted."""
         if self._histories.pop(job.job_id, None) is not None:
-            self._jobs -= 1
+            with self._jobs_lock:
+                self._jobs -= 1
 
     def enqueue(self, transition: Transition) -> None:
         """Queue a transition to be sent, if its job was added."""
@@ -445,7 +444,7 @@ class TaskRunMirror:
             self._histories.pop(history.job_id, None)
         self._unsent.append(history, step)
         self._thread.wake()
-        return True
+        return not self._thread.is_closed  # It may have come too late for what the end writes to the outbox.
 
     # --- the end ---
 
@@ -459,10 +458,9 @@ class TaskRunMirror:
         """
         started_at = time.monotonic()
         ends_at = None if timeout is None else started_at + timeout
-        limit = f"given up after {self._stall_timeout:g} s without progress"
-        if timeout is not None:
-            limit = f"for at most {timeout:g} s"
-        notice_at = started_at + min(FIRST_NOTICE, NOTICE_INTERVAL)
+        given_up = f"given up after {self._stall_timeout:g} s without progress"
+        limit = given_up if timeout is None else f"for at most {timeout:g} s"
+        notice_at = started_at + NOTICE_INTERVAL
         self._thread.start()
         while not self._thread.is_done() and not self._is_given_up(started_at, ends_at):
             if check is not None:

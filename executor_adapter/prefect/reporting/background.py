@@ -11,8 +11,6 @@ from contextvars import copy_context
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-Call = Callable[[], object]
-
 IDLE_SECONDS = 1.0
 """Seconds without a call after which the thread ends."""
 
@@ -29,11 +27,11 @@ class BackgroundCalls:
     def __init__(self, name: str) -> None:
         self._name = name
         self._context = copy_context()
-        self._calls: deque[Call] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._is_running = False
 
-    def put(self, call: Call) -> None:
+    def put(self, call: Callable[[], object]) -> None:
         """Make the call when those before it are made."""
         # Where the system starts no thread now, the next call tries again, and `wait` makes the calls itself.
         with self._changed, contextlib.suppress(RuntimeError):
@@ -60,7 +58,7 @@ class BackgroundCalls:
             except Exception as error:
                 logger.warning("cannot tell Prefect of a job: %r", error)
 
-    def _next(self) -> Call | None:
+    def _next(self) -> Callable[[], object] | None:
         """Return the next call; without one for a while, the thread ends."""
         with self._changed:
             self._is_running = self._changed.wait_for(lambda: bool(self._calls), IDLE_SECONDS)
