@@ -13,8 +13,9 @@ import pytest
 from prefect import flow
 from prefect.context import AsyncClientContext
 
-from executor_adapter.prefect import JobTaskRunner, MirrorReport, PrefectMirror, job_task
+from executor_adapter.prefect import JobTaskRunner, MirrorReport, job_task
 from executor_adapter.prefect.mirror import runs
+from executor_adapter.prefect.mirror.mirror import TaskRunMirror
 from executor_adapter.prefect.mirror.server import ServerApi
 from executor_adapter.prefect.runners.engine_threads import EngineThreads, await_at_flow_end
 from tests.prefect.conftest import Api
@@ -101,13 +102,13 @@ def test_an_async_flow_that_is_cancelled_while_it_waits_ends_soon(
 ) -> None:
     """Cancelling an async flow that waits for the server ends it; states that are not recorded are kept."""
     reports: list[MirrorReport] = []
-    close = PrefectMirror.close
+    close = TaskRunMirror.close
 
-    def close_and_tell(self: PrefectMirror, timeout: float | None = None) -> MirrorReport:
+    def close_and_tell(self: TaskRunMirror, timeout: float | None = None) -> MirrorReport:
         reports.append(close(self, timeout))
         return reports[-1]
 
-    monkeypatch.setattr(PrefectMirror, "close", close_and_tell)
+    monkeypatch.setattr(TaskRunMirror, "close", close_and_tell)
 
     @flow
     async def run() -> None:
