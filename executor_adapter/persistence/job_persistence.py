@@ -43,9 +43,9 @@ from executor_adapter.store import (
     SignedPickles,
     StoreUnavailableError,
     Unpickle,
-    call_fields,
     given_fields,
     open_store,
+    readable_call,
     restore,
     signed_pickles,
 )
@@ -198,18 +198,25 @@ class JobPersistence:
         return recovered
 
     def _refuse(self, record: JobRecord) -> str | None:
-        reason = self._functions.refusal(record, may_import=False) or self._lack_of_pool(_pool_of(record))
-        if reason is None and (resources := _resources_of(record)) is not None:
-            reason = self._lack_of(resources)
-        if reason and record.job_id not in self._refused:
+        reason = self._functions.refusal(record, may_import=False) or self._lack_for(record)
+        if reason is None:
+            self._claimed.add(record.job_id)  # Noted before the claim is made, since its answer may be lost.
+        elif reason and record.job_id not in self._refused:
             if len(self._refused) >= MAX_REFUSALS_LOGGED:
                 del self._refused[next(iter(self._refused))]
             self._refused[record.job_id] = None
             message = "job %s of the store is left there and does not run: %s"
             logger.warning(message, record.job_id, reason, extra={"job_id": record.job_id})
-        if reason is None:
-            self._claimed.add(record.job_id)  # Noted before the claim is made, since its answer may be lost.
         return reason
+
+    def _lack_for(self, record: JobRecord) -> str | None:
+        """Return in words what the job needs and is not here; None for nothing, or where the row makes no sense."""
+        pool = _pool_of(record)
+        try:
+            resources = None if pool in LEASING_POOLS else checked_resources(readable_call(record).get("resources"))
+        except ValueError:
+            resources = None
+        return self._lack_of_pool(pool) or (self._lack_of(resources) if resources else None)
 
     def _load_quarantined(self) -> None:
         wanted = JobFilter(queue=self.recorder.queue, quarantined=True)
@@ -224,12 +231,8 @@ class JobPersistence:
             record = _with_attempt_cut_off(record)
             job = _pending_job(record, self._functions.unpickle)
             if record.crashes > 0 and record.crashes > job.policy.crash_attempts:
-                self._end(
-                    record,
-                    "WORKER_CRASHED",
-                    f"its host died, or lost its lease, {record.crashes} times while it ran",
-                    True,
-                )
+                why = f"its host died, or lost its lease, {record.crashes} times while it ran"
+                self._end(record, "WORKER_CRASHED", why)
                 self._intake.quarantined[record.job_id] = self._functions.to_job(record)
                 return []
             self._readmit(job, waited=max(0.0, time.time() - record.created_at))
@@ -239,11 +242,12 @@ class JobPersistence:
             explained = isinstance(error, (InvalidJobError, JobSerializationError, ValueError))
             why = text_of(error) if explained else repr_of(error)
             code = "CONFIGURATION_ERROR" if record.unreadable is None else "DATA_ERROR"
-            self._end(record, code, f"its host has gone, and it cannot run here: {why}", False)
+            self._end(record, code, f"its host has gone, and it cannot run here: {why}")
             return []
         return [job]
 
-    def _end(self, record: JobRecord, code: str, message: str, quarantine: bool) -> None:
+    def _end(self, record: JobRecord, code: str, message: str) -> None:
+        """Record that the job has failed; one that has crashed too often is quarantined."""
         logger.error("job %s: %s", record.job_id, message, extra={"job_id": record.job_id})
         self.recorder.write_end(
             replace(
@@ -252,27 +256,14 @@ class JobPersistence:
                 completed_at=time.time(),
                 error_code=code,
                 error_message=message,
-                quarantined=quarantine,
+                quarantined=code == "WORKER_CRASHED",
             )
         )
 
 
-def _resources_of(record: JobRecord) -> dict[str, float] | None:
-    """Return what each attempt takes of its host; None for nothing, or where the row makes no sense."""
-    if _pool_of(record) in LEASING_POOLS:
-        return None
-    try:
-        return checked_resources(call_fields(record).get("resources") or {})
-    except ValueError:
-        return None
-
-
 def _pool_of(record: JobRecord) -> str:
-    """Return the name of the job's pool; empty where it was driven from outside, or the row makes no sense."""
-    try:
-        return str(call_fields(record).get("pool", "auto"))
-    except ValueError:
-        return ""
+    """Return the name of the job's pool; "auto" where it was driven from outside, or the row makes no sense."""
+    return str(readable_call(record).get("pool", "auto"))
 
 
 def _with_attempt_cut_off(record: JobRecord) -> JobRecord:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.machinery
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from executor_adapter.job import Job, function_reference, resolve
 from executor_adapter.pools import is_in_library
-from executor_adapter.store import JobRecord, SignedPickles, Unpickle, restore
+from executor_adapter.store import JobRecord, SignedPickles, Unpickle, readable_call, restore
 
 _OWN_PACKAGE = __name__.partition(".")[0]
 MAX_KNOWN = 10_000
@@ -58,8 +57,8 @@ class StoredFunctions:
             if self._pickles is None:
                 return "it is stored pickled, and store.pickle_arguments is false"
             return None if self._pickles.is_signed(record.pickled) else f"its pickle {SignedPickles.REFUSAL}"
-        reference = _stored_reference(record)
-        if reference is None or self._names(reference):
+        reference = readable_call(record).get("function")
+        if not isinstance(reference, str) or self._names(reference):
             return None
         module = reference.partition(":")[0]
         why = (
@@ -106,14 +105,6 @@ class StoredFunctions:
         if any(".".join(parts[:n]) in self._named for n in range(1, len(parts) + 1)):
             return True
         return self._own_modules and _is_of_program(parts[0])
-
-
-def _stored_reference(record: JobRecord) -> str | None:
-    try:
-        function = json.loads(record.call or "{}").get("function")
-    except (ValueError, AttributeError):
-        return None
-    return function if isinstance(function, str) else None
 
 
 @functools.lru_cache(maxsize=256)

@@ -27,6 +27,7 @@ from executor_adapter.store.records import Page as Page
 from executor_adapter.store.records import Unpickle as Unpickle
 from executor_adapter.store.records import call_fields as call_fields
 from executor_adapter.store.records import given_fields as given_fields
+from executor_adapter.store.records import readable_call as readable_call
 from executor_adapter.store.records import restore as restore
 from executor_adapter.store.tools import SharedTools as SharedTools
 from executor_adapter.store.tools import ToolAsk as ToolAsk

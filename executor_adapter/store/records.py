@@ -83,11 +83,8 @@ class JobRecord:
     @property
     def arguments(self) -> tuple[list[Any], dict[str, Any]] | None:
         """(args, kwargs) where they are stored as JSON; None where they are pickled, unreadable or not stored."""
-        if self.call is None or self.pickled is not None:
-            return None
-        try:
-            given = call_fields(self)
-        except InvalidJobError:
+        given = readable_call(self)
+        if not given or self.pickled is not None:
             return None
         return given.get("args", []), given.get("kwargs", {})
 
@@ -222,6 +219,14 @@ def call_fields(record: JobRecord) -> dict[str, Any]:
     if type(fields) is not dict:
         raise InvalidJobError(f"job {record.job_id}: its call is no JSON object: {record.call[:60]!r}")
     return fields
+
+
+def readable_call(record: JobRecord) -> dict[str, Any]:
+    """Return the same, but nothing where they are not stored or make no sense."""
+    try:
+        return call_fields(record)
+    except InvalidJobError:
+        return {}
 
 
 class MissingFunction:
