@@ -198,7 +198,9 @@ class JobPersistence:
         return recovered
 
     def _refuse(self, record: JobRecord) -> str | None:
-        reason = self._functions.refusal(record, may_import=False) or self._lack_for(record)
+        reason = self._functions.refusal(record, may_import=False)
+        if reason is None:  # "" is a reason too: the function is not known yet.
+            reason = self._lack_for(record)
         if reason is None:
             self._claimed.add(record.job_id)  # Noted before the claim is made, since its answer may be lost.
         elif reason and record.job_id not in self._refused:

@@ -66,10 +66,12 @@ def test_a_claimed_job_runs_although_the_store_fails(
     failing = executor.store
     real = getattr(failing, call)
 
-    def fail_once(*args: Any, **options: Any) -> None:
+    def fail_once(*args: Any, **options: Any) -> Any:
+        claimed = real(*args, **options) if call == "claim" else None
+        if claimed == []:  # Their functions are not known yet: they are imported before the next claim.
+            return claimed
         monkeypatch.undo()
-        if call == "claim":
-            assert len(real(*args, **options)) == 3
+        assert claimed is None or len(claimed) == 3
         raise StoreUnavailableError("the connection was closed")
 
     monkeypatch.setattr(failing, call, fail_once)

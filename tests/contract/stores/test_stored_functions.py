@@ -54,12 +54,13 @@ def evil_pickle(path: Path) -> bytes:
     return pickle.dumps((Evil(path), (), {}))
 
 
+@pytest.mark.parametrize("reference", ["os:system", "tests.contract.stores.test_stored_functions:os.system"])
 def test_a_row_runs_no_function_that_the_program_has_not_chosen(
-    store: JobStore, make_stored: MakeStored, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: JobStore, make_stored: MakeStored, tmp_path: Path, caplog: pytest.LogCaptureFixture, reference: str
 ) -> None:
-    """A row that names os:system is left in the store, in words; rows behind it run."""
+    """A row that names os:system, also as a module of the program has it, is left in the store; rows behind it run."""
     victim = tmp_path / "ran"
-    evil = forged("os:system", f"touch {victim}")
+    evil = forged(reference, f"touch {victim}")
     store.enqueue(evil)
     good = forged("tests.contract.functions:add", 1)
     store.enqueue(good)
@@ -71,7 +72,7 @@ def test_a_row_runs_no_function_that_the_program_has_not_chosen(
     left = record_in(store, evil.job_id)
     assert (left.status, left.host) == (JobStatus.PENDING, None)
     assert left.error_message == (
-        "its function os:system is not one that stored jobs may run: "
+        f"its function {reference} is not one that stored jobs may run: "
         "if it is yours, add it or its module to store.functions"
     )
     said = [record for record in caplog.records if evil.job_id in record.getMessage()]
