@@ -33,8 +33,7 @@ class SignedPickles:
     REFUSAL = "is signed by no key of ours: set store.pickle_key to our key and that of its program: OURS THEIRS"
 
     def __init__(self, keys: Sequence[str]) -> None:
-        short = [key for key in keys if len(key) < MIN_KEY_LENGTH]
-        if not keys or short:
+        if not keys or min(map(len, keys)) < MIN_KEY_LENGTH:
             raise ConfigurationError(
                 f"store.pickle_key: a key needs {MIN_KEY_LENGTH} characters or more: `openssl rand -hex 32` makes one"
             )

@@ -136,45 +136,41 @@ class SharedTools:
         """Return what the host gets of what it asks for."""
         others = [use for use in self.uses if use.tool_name == ask.tool_name and use.host_id != host_id]
         mine = self.use(ask.tool_name, host_id)
-        return share_out(ask, self.control(ask.tool_name), mine, others, host_id=host_id, now=self.now)
+        return share_out(ask, self.control(ask.tool_name), mine, others, now=self.now)
 
     def is_changed_by(self, ask: ToolAsk, host_id: str) -> bool:
         """Return whether anything has to be written for what the host asks for."""
         share = self.share(ask, host_id)
         return is_news(share, self.use(ask.tool_name, host_id), self.control(ask.tool_name))
 
-    def use(self, tool_name: str, host_id: str) -> ToolUse | None:
-        """Return what the host holds of the tool; None where nothing is stored."""
-        return next((use for use in self.uses if (use.tool_name, use.host_id) == (tool_name, host_id)), None)
+    def use(self, tool_name: str, host_id: str) -> ToolUse:
+        """Return what the host holds of the tool."""
+        none = ToolUse(tool_name=tool_name, host_id=host_id)
+        return next((use for use in self.uses if (use.tool_name, use.host_id) == (tool_name, host_id)), none)
 
     def control(self, tool_name: str) -> ToolControl:
         """Return what holds for the tool."""
         return self.controls.get(tool_name) or ToolControl(tool_name=tool_name)
 
 
-def share_out(
-    ask: ToolAsk, control: ToolControl, mine: ToolUse | None, others: Sequence[ToolUse], *, host_id: str, now: float
-) -> ToolShare:
-    """Return what the host `host_id` gets of what it asks for.
+def share_out(ask: ToolAsk, control: ToolControl, mine: ToolUse, others: Sequence[ToolUse], *, now: float) -> ToolShare:
+    """Return what a host gets of what it asks for.
 
     Args:
         ask: what it asks for.
         control: what holds for the tool.
-        mine: what it holds by now, as stored; None where nothing is.
+        mine: what it holds by now, as stored.
         others: what the other living hosts hold and wait for.
-        host_id: the host's id.
         now: the time by the store's clock.
     """
-    mine = mine or ToolUse(tool_name=ask.tool_name, host_id=host_id)
     if ask.close_for:
         control = replace(control, closed_until=max(control.closed_until, now + ask.close_for))
     limit = control.limit or ask.limit
     waiting = [other for other in others if other.waits_since is not None and _age(other.asked_at, now) < FRESH_SECONDS]
     since = now if mine.waits_since is None else min(now, mine.waits_since)
     total = ask.keep + sum(other.held for other in others)
-    ahead = sum(
-        (other.waits_since, other.host_id) < (since, host_id) and _has_room(other, control, total) for other in waiting
-    )
+    able = [other for other in waiting if _has_room(other, control, total)]
+    ahead = sum((other.waits_since, other.host_id) < (since, mine.host_id) for other in able)
     is_open = control.paused_by is None and control.closed_until <= now
     granted = max(0, ask.want - ask.keep) if is_open else 0
     if limit.max_concurrent is not None:
@@ -187,7 +183,7 @@ def share_out(
     is_served = held >= ask.want and (limit.rate is None or len(starts) >= ask.starts)
     use = ToolUse(
         tool_name=ask.tool_name,
-        host_id=host_id,
+        host_id=mine.host_id,
         held=held,
         held_since=mine.held_since if held == mine.held else now,
         waits_since=None if is_served or not ask.waits else now if granted or starts else since,
@@ -199,12 +195,11 @@ def share_out(
     return ToolShare(use=use, control=control, granted=granted, starts=starts, give_up=give_up)
 
 
-def is_news(share: ToolShare, mine: ToolUse | None, control: ToolControl) -> bool:
+def is_news(share: ToolShare, mine: ToolUse, control: ToolControl) -> bool:
     """Return whether a share has to be written."""
     use = share.use
     if share.starts or share.control.closed_until != control.closed_until:
         return True
-    mine = mine or ToolUse(tool_name=use.tool_name, host_id=use.host_id)
     if (use.held, use.waits_since is None) != (mine.held, mine.waits_since is None):
         return True
     return use.waits_since is not None and _age(mine.asked_at, use.asked_at) >= ASK_AGAIN_SECONDS

@@ -120,7 +120,7 @@ BUDGETS = {
     "pools/transport": 584,
     "prefect": 5_599,
     "scheduler": 421,
-    "store": 1_690,
+    "store": 1_678,
     "supervision": 2_532,
     "worker": 1_780,
 }

@@ -33,8 +33,9 @@ class SharedTool:
         """Let a host ask, and store what it gets."""
         self.time += 0.001
         asked = ToolAsk(tool_name="api", limit=limit or self.limit, **numbers)
+        mine = self.uses.get(host) or ToolUse(tool_name="api", host_id=host)
         others = [use for name, use in self.uses.items() if name != host]
-        share = share_out(asked, self.control, self.uses.get(host), others, host_id=host, now=self.time)
+        share = share_out(asked, self.control, mine, others, now=self.time)
         self.uses[host], self.control = share.use, share.control
         return share
 
@@ -228,6 +229,7 @@ def test_every_host_gets_its_turn(limit: int, hosts: int) -> None:
     assert tool.held <= limit
 
 
+NOTHING = ToolUse(tool_name="api", host_id="a")
 IDLE = ToolUse(tool_name="api", host_id="a", asked_at=1000.0)
 HOLDS, WAITS = replace(IDLE, held=1), replace(IDLE, waits_since=999.0)
 LATER = {"asked_at": 1000.0 + ASK_AGAIN_SECONDS}
@@ -236,9 +238,9 @@ LATER = {"asked_at": 1000.0 + ASK_AGAIN_SECONDS}
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (None, IDLE, False),
-        (None, HOLDS, True),
-        (None, WAITS, True),
+        (NOTHING, IDLE, False),
+        (NOTHING, HOLDS, True),
+        (NOTHING, WAITS, True),
         (IDLE, HOLDS, True),
         (HOLDS, HOLDS, False),
         (HOLDS, replace(HOLDS, **LATER), False),
@@ -248,9 +250,7 @@ LATER = {"asked_at": 1000.0 + ASK_AGAIN_SECONDS}
         (WAITS, IDLE, True),
     ],
 )
-def test_a_share_is_written_where_it_changes_what_others_get(
-    before: ToolUse | None, after: ToolUse, expected: bool
-) -> None:
+def test_a_share_is_written_where_it_changes_what_others_get(before: ToolUse, after: ToolUse, expected: bool) -> None:
     """What a host holds, that it waits, and that it waits no more is written at once; that it still waits, in time."""
     control = ToolControl(tool_name="api")
     assert is_news(ToolShare(use=after, control=control), before, control) is expected

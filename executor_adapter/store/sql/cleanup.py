@@ -35,7 +35,6 @@ def delete_finished(reading: Transaction, changing: Transaction, *, before: floa
             found = _find_oldest(connection, before, queue, since, size)
         if not found:
             return total
-        began = time.monotonic()
         with changing() as connection:
             began = time.monotonic()  # Entering the transaction may have had to wait for the lock.
             total += _delete(connection, [row.job_id for row in found], before)

@@ -183,10 +183,8 @@ def _postgresql(url: URL) -> Engine:
     }
     defaults = {"connect_timeout": 10, "tcp_user_timeout": SILENCE_TIMEOUT * 1000, **probes}
     given = {name: value for name, value in defaults.items() if name not in url.query}
-    # hide_parameters keeps the arguments of jobs out of logs.
-    options: dict[str, Any] = {"connect_args": given, "hide_parameters": True}
-    try:
-        engine = create_engine(url.set(drivername="postgresql+psycopg"), **options)
+    try:  # hide_parameters keeps the arguments of jobs out of logs.
+        engine = create_engine(url.set(drivername="postgresql+psycopg"), connect_args=given, hide_parameters=True)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"store.url: PostgreSQL needs psycopg 3 ({error}): pip install 'prefect-executor-adapter[postgres]'"

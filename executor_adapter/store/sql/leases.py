@@ -65,7 +65,8 @@ def claim(connection: Connection, host: Host, queue: str, limit: int, refuse: Re
     """
     # The row stays locked until the claim is committed, so that no other host takes the lease, and with it the claimed
     # jobs, meanwhile.
-    if not _lock_row(connection, host.host_id):
+    lock = update(hosts).where(hosts.c.host_id == host.host_id).values(pid=hosts.c.pid)  # As a renewal would.
+    if not connection.execute(lock).rowcount:
         raise LeaseLostError(host.host_id)
     end_leases_of_gone_hosts(connection, host.host_id)
     cancel_orphans(connection)
@@ -86,8 +87,7 @@ def cancel_orphans(connection: Connection, *which: ColumnElement[bool]) -> None:
 
 def _orphans(connection: Connection, queue: str, page_size: int, refuse: Refuse | None) -> Iterator[RowMapping]:
     """Yield the jobs without a host, the oldest first, except for those that are refused."""
-    columns = (jobs.c.job_id, jobs.c.host, jobs.c.created_at) if refuse is None else (jobs,)
-    query = select(*columns).where(is_live, jobs.c.queue == queue, has_no_host)
+    query = select(jobs).where(is_live, jobs.c.queue == queue, has_no_host)
     query = query.order_by(jobs.c.created_at, jobs.c.job_id).limit(page_size)
     query = query.with_for_update(of=jobs, skip_locked=True)
     page = connection.execute(query).mappings().all()
@@ -115,11 +115,6 @@ def _take(connection: Connection, host_id: str, former: str | None, job_ids: lis
     as_seen = jobs.c.host.is_(None) if former is None else jobs.c.host == former
     take = update(jobs).where(jobs.c.job_id.in_(job_ids), is_live, as_seen).values(host=host_id)
     return list(connection.execute(take.returning(jobs.c.job_id)).scalars())
-
-
-def _lock_row(connection: Connection, host_id: str) -> bool:
-    """Lock the host's row as a renewal would; return whether there is one."""
-    return connection.execute(update(hosts).where(hosts.c.host_id == host_id).values(pid=hosts.c.pid)).rowcount > 0
 
 
 def end_leases_of_gone_hosts(connection: Connection, me: str) -> None:
@@ -150,9 +145,3 @@ def now(connection: Connection) -> ColumnElement[float]:
     if connection.dialect.name == "sqlite":
         return literal(time.time(), Double)
     return cast(extract("epoch", func.clock_timestamp()), Double)
-
-
-def time_of(connection: Connection) -> float:
-    """Return the time by the clock of `now`, in seconds since the epoch."""
-    at: float = connection.execute(select(now(connection))).scalar_one()
-    return at

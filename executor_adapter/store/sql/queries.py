@@ -12,12 +12,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, literal, not_, or_, select, union_all
 from sqlalchemy.dialects import postgresql, sqlite
 
-from executor_adapter.job import JobStatus
 from executor_adapter.store.records import LIVE, SEARCHED, JobFilter
 from executor_adapter.store.sql.schema import hosts, jobs
 
 is_live = jobs.c.status.in_(sorted(LIVE))
-is_waiting = jobs.c.status == JobStatus.PENDING.value
 has_lost_host = jobs.c.host.not_in(select(hosts.c.host_id))
 has_no_host = or_(jobs.c.host.is_(None), has_lost_host)
 

@@ -21,7 +21,7 @@ from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRec
 from executor_adapter.store.sql import leases, tools
 from executor_adapter.store.sql.cleanup import delete_finished
 from executor_adapter.store.sql.engines import CHECKPOINT_PAGES, SECRET_PARAMETERS, translate_errors
-from executor_adapter.store.sql.queries import conditions, count_of, insert_missing, is_live, is_waiting, page_of
+from executor_adapter.store.sql.queries import conditions, count_of, insert_missing, is_live, page_of
 from executor_adapter.store.sql.rows import count_of_statuses, record_of, row_of
 from executor_adapter.store.sql.schema import jobs
 from executor_adapter.store.sql.schema import lines as logged
@@ -85,6 +85,7 @@ class SqlStore(JobStore):
         return sorted(max(0.0, seconds) for seconds in self._column(query.limit(limit)))
 
     def oldest_waiting(self, wanted: JobFilter = ALL) -> float | None:
+        is_waiting = jobs.c.status == JobStatus.PENDING.value
         (oldest,) = self._column(select(func.min(jobs.c.created_at)).where(is_waiting, *conditions(wanted)))
         return None if oldest is None else float(oldest)
 

@@ -26,7 +26,7 @@ def read(connection: Connection) -> SharedTools:
     living = {row["host_id"]: row for row in connection.execute(query).mappings()}
     uses = [ToolUse(**row) for row in connection.execute(select(tool_uses)).mappings() if row["host_id"] in living]
     return SharedTools(
-        now=next((row["now"] for row in living.values()), None) or leases.time_of(connection),
+        now=next((row["now"] for row in living.values()), None) or connection.execute(select(now)).scalar_one(),
         # All rows first: the traceback of one that makes no sense would keep the statement and its transaction open.
         controls={row["tool_name"]: _control_of(row) for row in connection.execute(select(tools)).mappings().all()},
         uses=uses,
@@ -95,9 +95,7 @@ def _write(connection: Connection, share: ToolShare, seen: SharedTools) -> None:
         changed = {"closed_until": control.closed_until, "starts": control.starts, "filled_at": control.filled_at}
         connection.execute(update(tools).where(tools.c.tool_name == control.tool_name).values(changed))
     this = (tool_uses.c.tool_name == use.tool_name, tool_uses.c.host_id == use.host_id)
-    is_needed = use.held or use.waits_since is not None
-    if seen.use(use.tool_name, use.host_id) is not None:
-        statement = update(tool_uses).where(*this).values(asdict(use)) if is_needed else delete(tool_uses).where(*this)
-        connection.execute(statement)
-    elif is_needed:
+    if not use.held and use.waits_since is None:
+        connection.execute(delete(tool_uses).where(*this))
+    elif not connection.execute(update(tool_uses).where(*this).values(asdict(use))).rowcount:
         connection.execute(insert(tool_uses).values(asdict(use)))
