@@ -4,4 +4,3 @@ from __future__ import annotations
 
 from executor_adapter.persistence.history import QueueHistory as QueueHistory
 from executor_adapter.persistence.job_persistence import JobPersistence as JobPersistence
-from executor_adapter.persistence.pending_writes import was_cut_off as was_cut_off

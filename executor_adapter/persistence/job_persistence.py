@@ -108,11 +108,10 @@ class JobPersistence:
             self.store,
             supervisor,
             queue=queue,
-            lease=settings.lease,
+            settings=settings,
             pickles=pickles,
             requeue_on_shutdown=requeue_on_shutdown,
             recover=self._claim_all,
-            recover_every=settings.recover_every,
         )
         if self.store.shares_tools and not supervisor.thread.is_inline:
             supervisor.dispatcher.rate_limiter.share(self.recorder.ask_for_tools)

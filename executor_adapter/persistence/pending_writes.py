@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition, function_reference
 from executor_adapter.persistence.serialization import StoredCall, record_of
 from executor_adapter.store import JobRecord
@@ -142,7 +141,7 @@ class PendingWrites:
         # What drives a job from outside the executor is here alone. That of a hooked job is each executor's own.
         can_run_elsewhere = type(job.live.driver) is not JobDriver
         is_requeued = can_run_elsewhere and (self._requeue_on_shutdown or job in self.requeued)
-        if is_requeued and status is JobStatus.CANCELLED and was_cut_off(error):  # For the next host.
+        if is_requeued and status is JobStatus.CANCELLED and error is not None and error.shutdown:  # For the next host.
             record = replace(record, status=JobStatus.PENDING, host=None, completed_at=None)
             return replace(record, retry_at=job.state.retry_at, error_code=None, error_message=None)
         return record if error is None else replace(record, traceback=error.traceback)
@@ -150,8 +149,3 @@ class PendingWrites:
 
 _ALREADY_STORED = StoredCall("")
 """Replaces the call of a job whose record already has it; a change does not write it again."""
-
-
-def was_cut_off(error: ErrorFacts | None) -> bool:
-    """Return whether a job ended because its executor had to stop it, and not because a user cancelled it."""
-    return error is not None and error.shutdown

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import ExecutorClosedError
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, function_reference
 from executor_adapter.persistence.lease import RENEWAL_SHARE, Lease
@@ -78,11 +79,11 @@ class Recorder:
         store: the store.
         supervisor: reports transitions, and stops the jobs that another host takes over.
         queue: the queue that the jobs belong to.
-        lease: the length of the lease, in seconds.
+        settings: the section `store` of the settings.
         pickles: signs pickled functions and arguments; None: they are stored as text.
         requeue_on_shutdown: whether jobs that a shutdown cuts off stay PENDING in the store, for the next host.
-        recover: takes over jobs that no host runs; called on the recorder's thread.
-        recover_every: seconds between two recoveries; None: only on request, and after the lease was lost.
+        recover: takes over jobs that no host runs; called on the recorder's thread every `recover_every` seconds of the
+            settings, on request, and after the lease was lost.
     """
 
     def __init__(
@@ -91,20 +92,19 @@ class Recorder:
         supervisor: Supervisor,
         *,
         queue: str,
-        lease: float,
+        settings: StoreSettings,
         pickles: SignedPickles | None,
         requeue_on_shutdown: bool,
         recover: Callable[[], object],
-        recover_every: float | None,
     ) -> None:
         self.store = store
         self.queue = queue
         self._supervisor = supervisor
         self._pickles = pickles
         self._recover = recover
-        self._recover_every = recover_every if store.durable else None
+        self._recover_every = settings.recover_every if store.durable else None
         self._host: Host | None = None
-        self._lease = Lease(lease, supervisor.intake.jobs if store.durable else (), self._announce)
+        self._lease = Lease(settings.lease, supervisor.intake.jobs if store.durable else (), self._announce)
         self._next_watch: LoopTimer | None = None
         """The supervisor's timer for the end of the lease."""
         self._asked_at: float | None = None
@@ -161,10 +161,10 @@ class Recorder:
             )
         if job.job_id in self._supervisor.intake.quarantined:
             self._forget_if_released(job.job_id)
-        if self.store.durable and not driven:
-            return stored_call(job, self._pickles)
         if self.store.durable:
             refuse_unstorable_texts(job)
+            if not driven:
+                return stored_call(job, self._pickles)
         return StoredCall(function_reference(job.function))
 
     def _forget_if_released(self, job_id: str) -> None:
@@ -320,9 +320,7 @@ class Recorder:
                 self.store.register(host, lease=self._lease.seconds)
             except Exception as error:
                 close_host(host)
-                if isinstance(error, StoreUnavailableError):
-                    raise
-                raise StoreUnavailableError(f"this host cannot be registered: {error!r}") from error
+                raise _outage("this host cannot be registered", error) from None
             self._host = host
             self._lease.renew(began)
         return self._host
@@ -511,7 +509,7 @@ class Recorder:
             elif batch.jobs:
                 self._write_plain(batch)
             else:  # Nothing but the lease, which ends without it: its jobs are stopped before, as in any outage.
-                raise StoreUnavailableError(f"the lease cannot be renewed: {error!r}") from error
+                raise _outage("the lease cannot be renewed", error) from None
             return
         self._lease.renew(began)
         self._mark_written(batch.jobs)
@@ -608,3 +606,8 @@ class Recorder:
             return False
         is_time = self._recover_every is not None and time.monotonic() >= self._recovered_at + self._recover_every
         return is_time or bool(self._handed_over)
+
+
+def _outage(what: str, error: Exception) -> StoreUnavailableError:
+    """Return an error that keeps this host from its lease as an outage: its turns end, and are repeated, as in one."""
+    return error if isinstance(error, StoreUnavailableError) else StoreUnavailableError(f"{what}: {error!r}")

@@ -40,7 +40,6 @@ def stored_call(job: Job, pickles: SignedPickles | None = None) -> StoredCall:
             do.
         JobSerializationError: its function or an argument cannot be pickled.
     """
-    refuse_unstorable_texts(job)
     fields: dict[str, Any] = {name: getattr(job, name) for name in job.model_fields_set - _IN_COLUMNS}
     if job.retry is not None:
         fields["retry"] = _policy_fields(job.retry)

@@ -110,7 +110,7 @@ BUDGETS = {
     "job": 1_084,
     "modules": 468,
     "monitoring": 700,
-    "persistence": 1_142,
+    "persistence": 1_122,
     "pipeline": 4_468,
     "pools": 555,
     "pools/cluster": 3_394,

@@ -18,7 +18,6 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Transition
-from executor_adapter.persistence import was_cut_off
 from executor_adapter.prefect.cancellation.watcher import flow_run_watcher
 from executor_adapter.prefect.mirror.mirror import (
     HURRIED_CLOSE_SECONDS,
@@ -123,7 +122,8 @@ class PrefectSchedulerMirror:
 
     def __call__(self, transition: Transition) -> None:
         """Mirror a transition, as an observer of the executor."""
-        is_cut_off = transition.status is JobStatus.CANCELLED and was_cut_off(transition.error)
+        error = transition.error
+        is_cut_off = transition.status is JobStatus.CANCELLED and error is not None and error.shutdown
         if is_cut_off and self._executor.history() is not None:
             self._requeue(transition)
         else:
