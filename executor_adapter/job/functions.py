@@ -39,10 +39,9 @@ def resolve(function: Callable[..., Any] | str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for name in qualname.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise InvalidJobError(f"function={function!r} cannot be imported: {text_of(error)}") from error
     except (Exception, SystemExit) as error:  # The module's own code runs and may raise anything.
-        why = f"{type(error).__name__}: {text_of(error)}"
+        is_missing = isinstance(error, ImportError | AttributeError)
+        why = text_of(error) if is_missing else f"{type(error).__name__}: {text_of(error)}"
         raise InvalidJobError(f"function={function!r} cannot be imported: {why}") from error
     if not callable(found):
         raise InvalidJobError(f"function={function!r} is a {type(found).__name__}, not a function")
@@ -56,8 +55,7 @@ def is_coroutine_function(function: Callable[..., Any] | str) -> bool:
     found = resolve(function)
     while isinstance(found, functools.partial):
         found = found.func
-    call = getattr(type(found), "__call__", None)  # noqa: B004 - asks whether calling the object returns a coroutine
-    return inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(call)
+    return inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(type(found).__call__)
 
 
 def is_generator_function(function: Callable[..., Any] | str) -> bool:
@@ -69,9 +67,8 @@ def is_generator_function(function: Callable[..., Any] | str) -> bool:
     found: Any = resolve(function)
     while isinstance(found, functools.partial):
         found = found.func
-    if not isinstance(found, _FUNCTIONS):
-        found = type(found).__call__
-    code = getattr(found, "__code__", None)  # A bound method has the code of its function.
+    # An object has the code of its class's `__call__`, and a bound method that of its function.
+    code = getattr(type(found).__call__, "__code__", None) or getattr(found, "__code__", None)
     return code is not None and bool(code.co_flags & _GENERATORS)
 
 
@@ -80,7 +77,6 @@ def _names_generator_function(reference: str) -> bool:
     return is_generator_function(resolve(reference))
 
 
-_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 

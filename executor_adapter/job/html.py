@@ -64,18 +64,14 @@ def html_of_results(results: Sequence[Any]) -> str:
     first = sorted(results, key=lambda result: result.status is JobStatus.COMPLETED)[:MAX_ROWS]
     rows = [(each.job_id, each.status, each.attempts, each.duration, _outcome(each)) for each in first]
     caption = f"{len(results)} jobs{': ' if ended else ''}{ended}"
-    return html_table(
-        caption, ("job", "status", "attempts", "seconds", "value or error"), rows, len(results) - MAX_ROWS
-    )
+    head = ("job", "status", "attempts", "seconds", "value or error")
+    return html_table(caption, head, rows, len(results) - MAX_ROWS)
 
 
 def _outcome(result: Any) -> str:
     if result.error is not None:
         return f"{result.error_code}: {message_of(result.error)}"
-    try:
-        return reprlib.repr(result.value)
-    except Exception:  # The value's own code fails.
-        return f"<{type(result.value).__name__}>"
+    return reprlib.repr(result.value)  # It shows a value too whose own code fails.
 
 
 def _cell(value: object) -> str:

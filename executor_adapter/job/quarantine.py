@@ -24,9 +24,9 @@ class Quarantine(dict[str, Job]):
         super().__setitem__(job_id, job)
         if len(self) > MAX_QUARANTINED:
             oldest = next(iter(self))
-            if self.pop(oldest, None) is not None:
-                logger.warning(
-                    "%d jobs are in quarantine: the oldest is evicted: release some, or find out what kills workers",
-                    MAX_QUARANTINED,
-                    extra={"job_id": oldest},
-                )
+            self.pop(oldest, None)  # Another thread may have released it just now.
+            logger.warning(
+                "%d jobs are in quarantine: the oldest is evicted: release some, or find out what kills workers",
+                MAX_QUARANTINED,
+                extra={"job_id": oldest},
+            )

@@ -158,18 +158,11 @@ def decide(
         return RetryDecision(retry=False, reason=f"a rule makes {code} fail")
     if rule is None and code in NEVER_RETRIED:
         return RetryDecision(retry=False, reason=f"{code} is never retried")
-    if attempt > policy.retry_attempts:
-        return RetryDecision(
-            retry=False,
-            reason=f"attempt {attempt} of {policy.retry_attempts + 1} was the last",
-            quarantine=crash_budget_spent,
-        )
-    if crash_budget_spent:
-        return RetryDecision(
-            retry=False,
-            reason=f"{crashes} crashes are more than crash_attempts={policy.crash_attempts}",
-            quarantine=True,
-        )
+    if attempt > policy.retry_attempts or crash_budget_spent:
+        reason = f"{crashes} crashes are more than crash_attempts={policy.crash_attempts}"
+        if attempt > policy.retry_attempts:
+            reason = f"attempt {attempt} of {policy.retry_attempts + 1} was the last"
+        return RetryDecision(retry=False, reason=reason, quarantine=crash_budget_spent)
     delay = policy.delay_before(attempt, rule) * (1.0 + policy.jitter * (2.0 * draw() - 1.0))
     return RetryDecision(
         retry=True,

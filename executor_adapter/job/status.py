@@ -40,12 +40,10 @@ class JobStatus(StrEnum):
 TERMINAL = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 LEGAL_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    **dict.fromkeys(TERMINAL, frozenset()),
     JobStatus.PENDING: frozenset({JobStatus.RUNNING}) | TERMINAL,
     JobStatus.RUNNING: frozenset({JobStatus.RETRYING, JobStatus.PENDING}) | TERMINAL,
     JobStatus.RETRYING: frozenset({JobStatus.RUNNING}) | TERMINAL,
-    JobStatus.COMPLETED: frozenset(),
-    JobStatus.FAILED: frozenset(),
-    JobStatus.CANCELLED: frozenset(),
 }
 
 

@@ -14,9 +14,10 @@ from uuid import RFC_4122, UUID
 import pytest
 
 import executor_adapter
-from executor_adapter import ErrorCode, Job, JobStatus, RetryPolicy
+from executor_adapter import ErrorCode, Job, JobResult, JobStatus, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.ids import Uuid7Generator, uuid7
+from executor_adapter.job.results import JobResults
 from executor_adapter.job.status import LEGAL_TRANSITIONS
 
 
@@ -254,3 +255,14 @@ def test_a_number_may_be_text() -> None:
     """Numbers come as text from the environment; a job takes it as the number."""
     job = Job(function=work, max_runtime="60", retry_attempts="2")  # type: ignore[arg-type]
     assert (job.max_runtime, job.retry_attempts) == (60.0, 2)
+
+
+def test_a_result_is_shown_whose_values_own_code_fails() -> None:
+    """A notebook shows a result also where the repr of its value raises."""
+
+    class Unshowable:
+        def __repr__(self) -> str:
+            raise ValueError("no repr")
+
+    result = JobResult(job_id="its-id", status=JobStatus.COMPLETED, value=[Unshowable()])
+    assert "Unshowable instance" in JobResults([result])._repr_html_()
