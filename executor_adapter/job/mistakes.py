@@ -20,20 +20,15 @@ MAX_SHOWN = 80
 """Characters of a value that a message quotes."""
 
 ELSEWHERE = {
-    "attempts": ("retry_attempts",),
     "backoff": ("backoff_coefficient",),
     "concurrency": ("max_workers", "max_concurrent_jobs", "max_concurrent"),
     "delay": ("retry_delay",),
     "fn": ("function",),
-    "func": ("function",),
     "max_retries": ("retry_attempts",),
-    "memory": ("memory_limit",),
     "n_workers": ("max_workers", "max_concurrent_jobs"),
     "processes": ("max_workers", "max_concurrent_jobs"),
     "retries": ("retry_attempts",),
     "retry_backoff": ("backoff_coefficient",),
-    "retry_delay_seconds": ("retry_delay",),
-    "soft_time_limit": ("soft_timeout",),
     "target": ("function",),
     "time_limit": ("max_runtime",),
     "timeout": ("max_runtime",),
@@ -41,16 +36,15 @@ ELSEWHERE = {
     "tool": ("tool_name",),
     "workers": ("max_workers", "max_concurrent_jobs"),
 }
-"""Names that other libraries have for our options. They win over names that are merely spelt alike."""
+"""Names that other libraries have for our options. They win over names that are merely spelt alike; one that leads to
+ours by its spelling is not here."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that `name` probably means: the one of the same meaning, or else one spelt alike."""
     names = list(known)
-    for ours in ELSEWHERE.get(name, ()):
-        if ours in names:
-            return ours
-    near = difflib.get_close_matches(name, names, n=1)
+    same = [ours for ours in ELSEWHERE.get(name, ()) if ours in names]
+    near = same or difflib.get_close_matches(name, names, n=1)
     return near[0] if near else None
 
 
@@ -104,8 +98,7 @@ else:
         @classmethod
         def by_name(cls, positional: tuple[Any, ...], fields: Mapping[str, Any]) -> str:
             """Return, as code, the call of the class that names the fields given by position."""
-            given = {**dict(zip(cls.model_fields, positional, strict=False)), **fields}
-            return call_text(cls.__name__, (), given)
+            return call_text(cls.__name__, dict(zip(cls.model_fields, positional, strict=False)) | dict(fields))
 
         def __setattr__(self, name: str, value: Any) -> None:
             try:
@@ -114,9 +107,9 @@ else:
                 raise self.refusal(error, {name: value}) from None
 
 
-def call_text(name: str, args: Iterable[object], kwargs: Mapping[str, object]) -> str:
+def call_text(name: str, kwargs: Mapping[str, object]) -> str:
     """Return a call with these arguments as code."""
-    return f"{name}({', '.join([*map(shown, args), *(f'{key}={shown(value)}' for key, value in kwargs.items())])})"
+    return f"{name}({', '.join(f'{key}={shown(value)}' for key, value in kwargs.items())})"
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:

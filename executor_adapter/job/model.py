@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, Unpack
 
-from pydantic import ConfigDict, Field, field_serializer
+from pydantic import ConfigDict, Field
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.functions import function_reference
 from executor_adapter.job.html import html_of_job
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.live_state import JobState, LiveState, running_clock
@@ -154,7 +153,7 @@ class Job(Model):
         function, *args = positional
         if len(args) == 1 and isinstance(args[0], tuple | list):
             args = list(args[0])
-        return call_text("Job", (), {"function": function} | ({"args": tuple(args)} if args else {}) | dict(fields))
+        return call_text("Job", {"function": function} | ({"args": tuple(args)} if args else {}) | dict(fields))
 
     # By identity, as every object: jobs are keys of many dicts, and a method in Python would cost each look-up.
     __eq__ = object.__eq__
@@ -162,10 +161,6 @@ class Job(Model):
 
     def _repr_html_(self) -> str:
         return html_of_job(self)
-
-    @field_serializer("function")
-    def _serialize_function(self, function: Any) -> str:
-        return function_reference(function)
 
     # --- read-only and live ---
 

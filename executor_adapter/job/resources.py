@@ -30,12 +30,9 @@ def checked_resources(value: Any) -> dict[str, float] | None:
     Raises:
         ValueError: a name or an amount could never be meant.
     """
-    amounts = _amounts(value)
-    for name, number in amounts.items():
-        if number < 1 / UNITS:
-            raise ValueError(f"{name!r}: {value[name]!r} is not an amount: pass a number above 0, or leave {name} out")
-        if name == GPU and number > 1 and number != int(number):
-            raise ValueError(f"'GPU': {value[name]!r} is no share of one GPU: pass a whole number, or less than 1")
+    amounts = _amounts(value, least=1 / UNITS)
+    if (gpus := amounts.get(GPU, 0)) > 1 and gpus != int(gpus):
+        raise ValueError(f"'GPU': {gpus} is no share of one GPU: pass a whole number, or less than 1")
     return amounts or None
 
 
@@ -45,21 +42,21 @@ def checked_capacity(value: Any) -> dict[str, float] | None:
     Raises:
         ValueError: a name or an amount could never be meant.
     """
-    amounts = _amounts(value)
+    amounts = _amounts(value, least=0)
     if not float(gpus := amounts.get(GPU, 0)).is_integer():
         raise ValueError(f"'GPU': {gpus} is not a number of GPUs: pass a whole number")
     return amounts or None
 
 
-def _amounts(value: Any) -> dict[str, float]:
+def _amounts(value: Any, least: float) -> dict[str, float]:
     if value is None:
         return {}
     if isinstance(value, Mapping):
-        return {name: _amount(name, amount) for name, amount in value.items()}
+        return {name: _amount(name, amount, least) for name, amount in value.items()}
     raise PydanticCustomError("resources", "must be names and amounts, such as {{'CPU': 2, 'memory': '4GiB'}}")
 
 
-def _amount(name: Any, amount: Any) -> float:
+def _amount(name: Any, amount: Any, least: float) -> float:
     if not isinstance(name, str) or not name or len(name) > 100 or not name.isprintable():
         raise ValueError(f"{name!r} does not name a resource: pass text such as 'CPU' or 'license'")
     known = (CPU, GPU, MEMORY)
@@ -67,8 +64,8 @@ def _amount(name: Any, amount: Any) -> float:
         raise ValueError(f"there is no resource {name!r}: {did_you_mean(ours[name.casefold()], known)}")
     number = size_in_bytes(amount) if name == MEMORY else amount
     is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-    if not is_number or not 0 <= number <= MAX_AMOUNT:
-        raise ValueError(f"{name!r}: {amount!r} is not an amount: pass a number above 0")
+    if not is_number or not least <= number <= MAX_AMOUNT:
+        raise ValueError(f"{name!r}: {amount!r} is not an amount: pass a number above 0, or leave {name} out")
     return int(number) if number == int(number) else number
 
 

@@ -10,9 +10,10 @@ from datetime import timedelta
 from numbers import Integral, Real
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
+from executor_adapter.job.functions import function_reference
 from executor_adapter.job.pool_names import PoolWithSlots
 
 
@@ -68,7 +69,8 @@ def check_count(name: str, value: Any, too_few: str, *, or_none: str = "") -> No
     """
     if or_none and value is None:
         return
-    if not _is_whole(value):
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole:
         raise ValueError(f"{name}={value!r} is not a whole number: use 1 or more{or_none}")
     if value < 1:
         raise ValueError(f"{name}={value} {too_few}: use at least 1{or_none}")
@@ -89,18 +91,6 @@ def check_max_workers(value: Any, *, or_none: str = "") -> None:
         check_count(f"max_workers[{name!r}]", number, "leaves no worker")
 
 
-def check_rate(name: str, value: Any) -> None:
-    """Check that `value` is a finite number above 0.
-
-    Raises:
-        ValueError: it is not; the message starts with `name`.
-    """
-    if not _is_finite(value):
-        raise ValueError(f"{name}={value!r} is not a finite number: use more than 0, or None for no limit")
-    if value <= 0:
-        raise ValueError(f"{name}={value} lets no job start: use more than 0, or None")
-
-
 def check_timeout(name: str, value: Any) -> None:
     """Check that `value` is a number of seconds, or None.
 
@@ -119,10 +109,6 @@ def check_age(name: str, value: Any) -> None:
     """
     if not _is_finite(value) or value < 0:
         raise ValueError(f"{name}={value!r} is not an age: use 0 (all finished jobs) or more")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_finite(value: Any) -> bool:
@@ -200,8 +186,8 @@ def _check_holds_python(size: int) -> int:
     return size
 
 
-FunctionField = Annotated[Any, BeforeValidator(_check_function)]
-"""A callable, or its reference `package.module:function`."""
+FunctionField = Annotated[Any, BeforeValidator(_check_function), PlainSerializer(function_reference)]
+"""A callable, or its reference `package.module:function`, as which it is serialized."""
 
 MemoryLimit = Annotated[Annotated[int, AfterValidator(_check_holds_python)] | None, BeforeValidator(_check_memory)]
 """Bytes, or text such as "512MiB"; None for no limit."""
@@ -227,8 +213,10 @@ class ToolLimit:
 
     def __post_init__(self) -> None:
         check_count("max_concurrent", self.max_concurrent, "lets no job start", or_none=", or None")
-        if self.rate is not None:
-            check_rate("rate", self.rate)
+        if self.rate is not None and not _is_finite(self.rate):
+            raise ValueError(f"rate={self.rate!r} is not a finite number: use more than 0, or None for no limit")
+        if self.rate is not None and self.rate <= 0:
+            raise ValueError(f"rate={self.rate} lets no job start: use more than 0, or None")
         check_count("burst", self.burst, "lets no job start")
         if self.buffer is not None and not 0 <= self.buffer < 1:
             raise ValueError(f"buffer={self.buffer} is not a share: use 0 to below 1")

@@ -107,7 +107,7 @@ BUDGETS = {
     "config": 1_013,
     "exceptions": 170,
     "executor": 1_167,
-    "job": 1_084,
+    "job": 1_048,
     "modules": 468,
     "monitoring": 700,
     "persistence": 1_122,

@@ -151,3 +151,20 @@ def test_a_job_is_made_copied_and_pickled_as_before() -> None:
     assert pickle.loads(pickle.dumps(job)).max_runtime == 5
     assert job.model_copy(update={"max_runtime": 6}).max_runtime == 6
     assert Job.model_validate({"function": f}).function is f
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("attempts", "retry_attempts"),
+        ("func", "function"),
+        ("memory", "memory_limit"),
+        ("retry_delay_seconds", "retry_delay"),
+        ("soft_time_limit", "soft_timeout"),
+        ("timeout", "max_runtime"),
+    ],
+)
+def test_a_name_of_another_library_leads_to_ours(theirs: str, ours: str) -> None:
+    """Names that other libraries have for our options are known, where their spelling does not lead to ours too."""
+    with pytest.raises(InvalidJobError, match=f"did you mean {ours}?"):
+        Job(function=f, **{theirs: 1})  # type: ignore[arg-type]
