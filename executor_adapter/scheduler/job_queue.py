@@ -89,7 +89,8 @@ class JobQueue:
         if self._history is None:
             return known[offset : None if limit is None else offset + limit]
         found, stored = await self._history.find(fields, offset=offset, limit=limit)
-        not_stored = [job for job in known if _waits_for_start(job)][max(0, offset - stored) :]
+        waiting = [job for job in known if job.live.future is None and not job.status.is_terminal]
+        not_stored = waiting[max(0, offset - stored) :]
         return [self._jobs.get(job.job_id, job) for job in found] + not_stored[
             : None if limit is None else limit - len(found)
         ]
@@ -103,8 +104,8 @@ class JobQueue:
         check_age("max_age_hours", max_age_hours)
         before = time.time() - max_age_hours * 3600
         with self._lock:
-            finished = [(id_, job.state.completed_at) for id_, job in self._jobs.items()]
-            old = [id_ for id_, completed_at in finished if completed_at is not None and completed_at < before]
+            ends = ((id_, job.state.completed_at) for id_, job in self._jobs.items())
+            old = [id_ for id_, ended_at in ends if ended_at is not None and ended_at < before]
             deleted = sum(self._jobs.pop(job_id).job_id == job_id for job_id in old)
         return deleted if self._history is None else await self._history.cleanup(max_age_hours)
 
@@ -135,10 +136,6 @@ class JobQueue:
 
 MAX_FINISHED_BESIDE_STORE = 1000
 """Finished jobs that are kept in memory although a store remembers them."""
-
-
-def _waits_for_start(job: Job) -> bool:
-    return job.live.future is None and not job.status.is_terminal
 
 
 def _taken(job: Job) -> InvalidJobError:
