@@ -191,12 +191,8 @@ def _of_group(group: BaseExceptionGroup[BaseException]) -> str:
 
 
 def _registered(error: BaseException) -> str | None:
-    for kind, code in _by_type:
-        if isinstance(error, kind):
-            found = code(error) if callable(code) else code
-            if found is not None:
-                return found
-    return None
+    codes = (code(error) if callable(code) else code for kind, code in _by_type if isinstance(error, kind))
+    return next((code for code in codes if code is not None), None)
 
 
 def _http_code(error: BaseException) -> str | None:

@@ -11,16 +11,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-import executor_adapter.exceptions as own
 from executor_adapter.error_facts import is_a, kept_facts
 from executor_adapter.exceptions import InvalidJobError, JobError
 
 MAX_CHAIN_LENGTH = 1000
 """Causes and members of groups that are followed before the chain counts as endless."""
 
-_DESCRIBED_BY_CODE = tuple(
-    kind for kind in map(vars(own).__getitem__, own.__all__) if issubclass(kind, JobError | InvalidJobError)
-)
 _CAUSE: Final[Any] = BaseException.__dict__["__cause__"]
 _TRACEBACK: Final[Any] = BaseException.__dict__["__traceback__"]
 
@@ -51,7 +47,7 @@ def message_of(error: BaseException) -> str:
     if (facts := kept_facts(error)) is not None:
         return facts.text
     text, name = text_of(error), type(error).__name__
-    if any(type(error) is kind for kind in _DESCRIBED_BY_CODE):
+    if issubclass(type(error), JobError | InvalidJobError) and type(error).__module__ == JobError.__module__:
         return text or name
     return f"{name}: {text}" if text else name
 
