@@ -167,7 +167,7 @@ PUBLIC: tuple[tuple[Any, tuple[str, ...]], ...] = (
 
 FOR_OTHER_PARTS = {
     "executor_adapter.store": {
-        *("JOB_FIELDS", "call_fields", "close_host", "given_fields", "new_host", "restore"),
+        *("JOB_FIELDS", "call_fields", "close_host", "given_fields", "new_host", "readable_call", "restore"),
         *("SignedPickles", "Unpickle", "signed_pickles"),
     },
     "executor_adapter.monitoring": {
