@@ -15,7 +15,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import Task
 from prefect.client.schemas.objects import TaskRun
@@ -25,9 +25,6 @@ from prefect.settings import Settings, get_current_settings
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.executor import preload_in_workers, read_threads_from
 from executor_adapter.pools import dump_by_value
-
-if TYPE_CHECKING:
-    from prefect import Flow
 
 PRELOAD = (
     "prefect.main",
@@ -169,7 +166,8 @@ def flow_run_payload(context: FlowRunContext | None) -> str:
     It is the same for all task runs of the flow run, unless the program changes the level of a logger.
     """
     settings = get_current_settings()
-    process = {"log_levels": _log_levels(settings)}
+    loggers = settings.logging.extra_loggers or ()  # Prefect sends their records to the server.
+    process = {"log_levels": {name: logging.getLogger(name).getEffectiveLevel() for name in loggers}}
     if context is None or context.flow_run is None:
         return compact(process | {"settings": _settings_variables(settings)})
     with _packing:
@@ -178,11 +176,6 @@ def flow_run_payload(context: FlowRunContext | None) -> str:
             payload = compact(process | _flow_run_payload(context, settings))
             last[:] = weakref.ref(context.flow_run), settings, process, payload
         return str(last[3])
-
-
-def _log_levels(settings: Settings) -> dict[str, int]:
-    """Return the levels that hold here for the loggers whose records Prefect sends to the server."""
-    return {name: logging.getLogger(name).getEffectiveLevel() for name in settings.logging.extra_loggers or ()}
 
 
 _last_flow_run: list[Any] = []
@@ -195,6 +188,8 @@ def _flow_run_payload(context: FlowRunContext, settings: Settings) -> dict[str, 
     flow_run = context.flow_run
     assert flow_run is not None, "only a flow run is packed"
     fields = json.loads(flow_run.model_dump_json(exclude=_FLOW_RUN_FIELDS_LEFT_OUT, exclude_defaults=True))
+    attributes = [("name", "<unknown>")] if context.flow is None else vars(context.flow).items()
+    plain = {name: value for name, value in attributes if type(value) in _PLAIN}
     optional = {
         "parameters": _sendable(context.parameters or {}),
         "log_prints": context.log_prints,
@@ -203,18 +198,11 @@ def _flow_run_payload(context: FlowRunContext, settings: Settings) -> dict[str, 
         "result_store": _result_store(context),
     }
     return {
-        "flow": _flow_facts(context.flow),
+        "flow": {name: value for name, value in plain.items() if value is not None and not name.startswith("_")},
         "flow_run": {name: value for name, value in fields.items() if value},
         **{name: value for name, value in optional.items() if value},
         "settings": _settings_variables(settings),
     }
-
-
-def _flow_facts(flow: Flow[..., Any] | None) -> dict[str, Any]:
-    """Return the plain attributes of a flow."""
-    attributes = [("name", "<unknown>")] if flow is None else vars(flow).items()
-    plain = {name: value for name, value in attributes if type(value) in _PLAIN and value is not None}
-    return {name: value for name, value in plain.items() if not name.startswith("_")}
 
 
 def _result_store(context: FlowRunContext) -> dict[str, Any] | None:
@@ -240,15 +228,10 @@ def _settings_variables(settings: Settings) -> dict[str, str]:
     if not _last_settings or _last_settings[0] is not settings:
         _last_settings[:] = settings, settings.to_environment_variables(exclude_unset=True)
     variables: dict[str, str] = _last_settings[1]
-    if settings.api.url is None and (server := _connected_server()) is not None:
-        return variables | {"PREFECT_API_URL": server}
+    if settings.api.url is None and (context := SyncClientContext.get() or AsyncClientContext.get()) is not None:
+        return variables | {"PREFECT_API_URL": str(context.client.api_url).rstrip("/")}
     return variables
 
 
 _last_settings: list[Any] = []
 """The settings converted last and their variables; the next call nearly always converts the same settings."""
-
-
-def _connected_server() -> str | None:
-    context = SyncClientContext.get() or AsyncClientContext.get()
-    return None if context is None else str(context.client.api_url).rstrip("/")

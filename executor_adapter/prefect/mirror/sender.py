@@ -447,7 +447,8 @@ class EventSender:
                 continue
             self._arrived.remove(group)
             for event in set(events).difference(lost):
-                self._mark_recorded(event)
+                self.recorded += event.is_final and not event.is_inherited
+                self.outbox.end(event)
             if lost:
                 self._resend(lost, known)
 
@@ -526,10 +527,6 @@ class EventSender:
         return max(self._wall(), recorded.at + CLOCK_RESOLUTION_SECONDS)
 
     # --- events that are over ---
-
-    def _mark_recorded(self, event: StateEvent) -> None:
-        self.recorded += event.is_final and not event.is_inherited
-        self.outbox.end(event)
 
     def _give_up(self, event: StateEvent, reason: object) -> None:
         """Do not send a state again, nor keep it: each later mirror would fail with it too."""

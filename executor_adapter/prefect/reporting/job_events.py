@@ -65,7 +65,8 @@ class JobEvents:
             self._put("retried", transition)
         elif transition.status.is_terminal and transition.status is not JobStatus.COMPLETED:
             code = transition.job.error_code if transition.error is not None else None
-            self._put(_with_dashes(state_kind(transition.status, error_code=code).name), transition)
+            name = state_kind(transition.status, error_code=code).name
+            self._put(re.sub(r"\B[A-Z]", r"-\g<0>", name).lower(), transition)  # TimedOut is timed-out.
             if code in CRASHES and any(transition.job is job for job in self._executor.quarantined()):
                 self._put("quarantined", transition)
 
@@ -78,11 +79,6 @@ class JobEvents:
 
     def _emit(self, kind: str, job: JobSnapshot) -> None:
         emit_event(PREFIX + kind, resource=_resource(job), related=self._related, payload=job._asdict())
-
-
-def _with_dashes(name: str) -> str:
-    """Return the name of a state as the kind of an event: TimedOut is timed-out."""
-    return re.sub(r"\B[A-Z]", r"-\g<0>", name).lower()
 
 
 def _resource(job: JobSnapshot) -> dict[str, str]:
