@@ -129,13 +129,13 @@ class Bootstrap:
             )
         new = WorkPoolCreate(name=name, type=wanted or "process")
         create = functools.partial(self.client.create_work_pool, new)
-        return self._settle("work pool", name, known and (), {} if known else {"type": new.type}, create)
+        return self._settle("work pool", name, known, {} if known else {"type": new.type}, create)
 
     def _work_queue(self, name: str, priority: int) -> BootstrapChange:
         client, pool = self.client, self.plan.work_pool
         known = _found(client.read_work_queue_by_name, name, work_pool_name=pool)
         create = functools.partial(client.create_work_queue, name, priority=priority, work_pool_name=pool)
-        change = functools.partial(client.update_work_queue, known and known.id, priority=priority)
+        change = functools.partial(client.update_work_queue, known.id if known else None, priority=priority)
         return self._settle("work queue", f"{pool}/{name}", known, {"priority": priority}, create, change)
 
     def _concurrency_limit(self, name: str, declared: dict[str, Any]) -> BootstrapChange:
@@ -159,7 +159,7 @@ class Bootstrap:
         known = _found(self.client.read_block_document_by_name, name, slug, include_secrets=False)
         create = functools.partial(JobExecutorBlock(max_workers=workers).save, name)
         first = {} if known else {"max_workers": workers or "as configured"}
-        return self._settle("block", f"{slug}/{name}", known and (), first, create)
+        return self._settle("block", f"{slug}/{name}", known, first, create)
 
     # --- automations ---
 
