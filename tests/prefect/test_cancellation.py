@@ -448,6 +448,31 @@ def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], No
     ended(ids[0])
 
 
+@pytest.mark.parametrize("wrapped", [True, False], ids=["asyncio.wrap_future", "await"])
+def test_an_async_flow_that_awaits_a_job_of_its_own_executor_is_cancelled(
+    prefect_api: str, ended: Callable[[UUID], None], wrapped: bool
+) -> None:
+    """It is no crash: the flow run becomes Cancelled, and its cancellation hooks are called once."""
+    ids: list[UUID] = []
+    hooks: list[str] = []
+
+    def hook(flow: Any, flow_run: Any, state: State[Any]) -> None:
+        hooks.append(state.name or "")
+
+    @flow(on_cancellation=[hook], on_crashed=[hook])
+    async def run() -> None:
+        ids.append(own_id())
+        with PrefectMirror() as mirror, JobExecutor(2, observers=[mirror]) as executor:
+            future = executor.submit(Job(function=slow.fn, pool="thread"))
+            cancel_soon(prefect_api, ids[0])
+            await (asyncio.wrap_future(future) if wrapped else future)
+
+    with pytest.raises(CancelledRun if wrapped else JobCancelledError):
+        asyncio.run(run())
+    assert hooks == ["Cancelled" if wrapped else "Cancelling"]
+    ended(ids[0])
+
+
 def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
     prefect_api: str, api: Api, ended: Callable[[UUID], None]
 ) -> None:

@@ -86,6 +86,8 @@ class WatchedFlowRun:
         self.jobs_finished = False
         """Whether its jobs have finished, and their states are being recorded: then the flow is not interrupted."""
         self._runs, self._changed = runs, changed
+        self._is_ended_here = False
+        """Whether it was cancelled, and no runner ends it."""
         self._end_is_seen = False
         """Whether it has had a watch that lasts until the flow run has ended."""
         context = FlowRunContext.get()
@@ -141,6 +143,7 @@ class WatchedFlowRun:
                 if type(each) is FlowRun and each.id in lineage:
                     each.state = Cancelling(message=MESSAGE)
             return
+        self._is_ended_here = True
         self._start(self._end_flow)  # Apart from what the server is told, which may not answer.
         self._start(self._end_runs, lineage)
 
@@ -163,15 +166,10 @@ class WatchedFlowRun:
             threading.Event().wait(QUIET_SECONDS)
         for each in lineage:
             self._propose(each, Cancelled(message=MESSAGE), _OTHERS)
-        if len(lineage) > 1:
-            self._correct_states(lineage)
-
-    def _correct_states(self, lineage: list[UUID]) -> None:
-        """Set Cancelled where the server has accepted another final state.
-
-        This flow run may have failed, after its jobs had ended, before it was Cancelling. Its parents do not report
-        their end here; if they end only now, the server accepts their state.
-        """
+        if len(lineage) == 1:
+            return
+        # The server may have accepted another final state: this flow run may have failed, after its jobs had ended,
+        # before it was Cancelling. Its parents do not report their end here, and may end only now.
         threading.Event().wait(QUIET_SECONDS)
         for each in lineage:
             unless = (StateType.CANCELLED, StateType.COMPLETED) if each == lineage[0] else (StateType.CANCELLED,)
@@ -186,11 +184,7 @@ class WatchedFlowRun:
         is_reachable = self._in_main_thread or self._task is not None
         if self._wait_for_end(INTERRUPT_TIMEOUT) or self.jobs_finished or not (self._end_is_seen and is_reachable):
             return
-        if self._flow_run is not None:
-            # The engine would mark an interrupted flow without a final state as Crashed.
-            self._flow_run.state = Cancelled(message=MESSAGE)
-            hooks = (self._flow and self._flow.on_cancellation_hooks) or []
-            call_hooks(hooks, logger, self._flow, self._flow_run, self._flow_run.state)
+        self._note_interrupted()
         with self._changed:
             # Under the lock the flow cannot end meanwhile: the interrupt would hit the code after it.
             if self._has_ended() or self.jobs_finished:
@@ -199,6 +193,24 @@ class WatchedFlowRun:
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
             elif self._flow_run is not None:
                 signal_watch.interrupt_main_thread(signal.SIGINT, signal.SIGTERM)
+
+    def finish_jobs(self, *, interrupted: bool) -> None:
+        """Note that its jobs have finished, and whether an interruption ends the flow.
+
+        One that nobody has asked for is that of a cancelled job, which an async flow awaits by `asyncio.wrap_future`.
+        """
+        self.jobs_finished = True
+        if interrupted and self._is_ended_here and self._task is not None and not self._task.cancelling():
+            self._note_interrupted()
+
+    def _note_interrupted(self) -> None:
+        """Make the flow run Cancelled and call its hooks, once: without a final state the engine would mark it Crashed."""
+        with self._changed:
+            if self._flow_run is None or (self._flow_run.state and self._flow_run.state.is_final()):
+                return
+            self._flow_run.state = Cancelled(message=MESSAGE)
+        hooks = (self._flow and self._flow.on_cancellation_hooks) or []
+        call_hooks(hooks, logger, self._flow, self._flow_run, self._flow_run.state)
 
     def _propose(
         self, flow_run_id: UUID, state: State[Any], unless: Collection[StateType], *, force: bool = False

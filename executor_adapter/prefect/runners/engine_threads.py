@@ -273,7 +273,7 @@ class EngineThreads:
             self._threads.shutdown(wait=False)
             with contextlib.ExitStack() as last:
                 if self._watch is not None:
-                    self._watch.run.jobs_finished = True
+                    self._watch.run.finish_jobs(interrupted=interrupted)
                     last.callback(self._watch.close)
                 between()
                 last.callback(self._finish_mirror, interrupted)
