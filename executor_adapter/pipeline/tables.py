@@ -186,8 +186,10 @@ class ConfiguredTable:
 
     @property
     def read_steps(self) -> list[Step]:
-        """The steps of its rows: see `read_step`."""
-        return [read_step(spec, f"{self.key}.steps") for spec in self.settings.steps]
+        """The steps of its rows: see `read_step`. Of several with one name the later ones are numbered."""
+        found = [read_step(spec, f"{self.key}.steps") for spec in self.settings.steps]
+        times = [[each.name for each in found[:place]].count(step.name) for place, step in enumerate(found)]
+        return [replace(each, name=f"{each.name} {n + 1}") if n else each for each, n in zip(found, times, strict=True)]
 
     @property
     def reads(self) -> set[str]:

@@ -45,7 +45,7 @@ REJECTED = pa.schema(_ALL)
 """The columns of rejects: the step (`read`, `type`, or one of the table), the delivery (a file, or the URL of a
 page), the line there where it begins, null where there are no lines, the number of the row in its delivery or window
 (both counted from 1), everything that is wrong, the line as it is or the row as JSON, and the values of its key, by
-which later answers have it, or else the text again; null of rows that a step has rejected."""
+which later answers have it, or else the text again, of a line after "read "; null of rows that a step has rejected."""
 
 
 class Reject(NamedTuple):
@@ -62,7 +62,7 @@ OnRejects = Callable[[pa.RecordBatch], None]
 
 def rejects_batch(delivery: str, rejects: Iterable[tuple[int, str, str]]) -> pa.RecordBatch:
     """Return the lines of a delivery that are no rows as a batch with the columns of `REJECTED`."""
-    rows = [{"step": "read", "delivery": delivery, **Reject(*each)._asdict(), "key": each[-1]} for each in rejects]
+    rows = [dict(Reject(*each)._asdict(), step="read", delivery=delivery, key=READ + each[-1]) for each in rejects]
     return pa.RecordBatch.from_pylist(rows, schema=REJECTED)
 
 

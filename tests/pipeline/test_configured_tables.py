@@ -47,9 +47,10 @@ from executor_adapter.pipeline import (
     store_landing,
 )
 from executor_adapter.pipeline.job_log import do_each
+from executor_adapter.pipeline.lake.stored import FileWriter, read_entry
 from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.processing import process_windows, windows_to_process
-from executor_adapter.pipeline.sources.landing import landings_of
+from executor_adapter.pipeline.sources.landing import landings_of, unneeded
 from executor_adapter.pipeline.upkeep import (
     expect_rows,
     expire_windows,
@@ -1233,6 +1234,69 @@ def test_a_row_that_comes_again_takes_its_old_rejects_away(tmp_path: Path, key: 
     assert wrong() == [no_key]
     rebuild_table(orders)
     assert wrong() == [no_key]
+
+
+def test_wrong_rows_with_one_key_are_all_rejected(tmp_path: Path) -> None:
+    """None of them is in the table, so none is merged into another; rejects that go make no new row fewer."""
+    url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "price": "integer"}}
+    described = {"table": "orders", "key": "id", "cursor": "id", "schema": types}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id INTEGER, price)"))
+        connection.execute(sa.text("INSERT INTO orders VALUES (1, 'much'), (1, 'more'), (2, 5)"))
+    assert [done["records_collected"] for done in collect(orders)] == [3]
+    assert str(balance("shop", [orders])) == "shop: 3 collected = 0 processed + 2 rejected + 1 not processed"
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(sa.text("DELETE FROM orders"))
+        connection.execute(sa.text("INSERT INTO orders VALUES (1, 7), (2, 5), (3, 'most')"))
+    assert collect_window(orders, Window(cursor="id"))["records_collected"] == 2
+    assert str(balance("shop", [orders])) == "shop: 3 collected = 0 processed + 1 rejected + 2 not processed"
+
+
+def test_rejects_of_an_earlier_version_stay(tmp_path: Path) -> None:
+    """They lack the column by which later answers take rejects away, and do not keep these from being collected."""
+    url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "price": "integer"}}
+    described = {"table": "orders", "key": "id", "cursor": "id", "schema": types}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+    with database.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id INTEGER, price)"))
+        connection.execute(sa.text("INSERT INTO orders VALUES (1, 'much'), (2, 5)"))
+    collect(orders)
+    (file,) = orders.rejects.files()
+    rows, entry = orders.rejects.read("read all").drop_columns("key"), read_entry(file)
+    before = FileWriter(file, rows.schema)
+    before.add(rows)
+    before.close(entry)
+    with database.begin() as connection:
+        connection.execute(sa.text("INSERT INTO orders VALUES (3, 5)"))
+    collect(orders)
+    assert orders.rejects.read("read all").select(["row", "key"]).to_pylist() == [{"row": 1, "key": None}]
+    assert sorted(orders.raw.read("all")["id"].to_pylist()) == [2, 3]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_table_with_a_cursor_is_made_anew_as_it_was(tmp_path: Path, seed: int) -> None:
+    """Rows that are gone at the source since are in older answers alone, also where a newer one asked for as much."""
+    url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "changed": "integer"}}
+    described = {"table": "orders", "key": "id", "cursor": "changed", "schema": types}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database, drawn, now = sa.create_engine(url, poolclass=sa.NullPool), random.Random(seed), 0
+    with database.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id INTEGER PRIMARY KEY, changed INTEGER)"))
+    for _ in range(8):
+        with database.begin() as connection:
+            for _ in range(drawn.randrange(4)):
+                row, now = drawn.randrange(6), now + drawn.randrange(2)
+                connection.execute(sa.text(f"DELETE FROM orders WHERE id = {row}"))
+                if drawn.random() < 0.7:
+                    connection.execute(sa.text(f"INSERT INTO orders VALUES ({row}, {now})"))
+        collect(orders)
+    before = orders.raw.read("all").sort_by("id")
+    for leftover in unneeded(orders.lake):
+        shutil.rmtree(leftover)
+    rebuild_table(orders)
+    assert orders.raw.read("all").sort_by("id").equals(before)
 
 
 @pytest.mark.parametrize(("first", "then", "left"), [("5", "'much'", 1), ("'much'", "5", 0)])

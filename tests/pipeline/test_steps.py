@@ -291,6 +291,14 @@ def test_a_step_gets_the_whole_window(tmp_path: Path) -> None:
     assert set(tables(tmp_path)["processed"].read("w")["size"].to_pylist()) == {1000}
 
 
+def test_each_step_has_its_own_number_in_the_account(tmp_path: Path) -> None:
+    """Also where several are of one kind, or one function."""
+    done = process(
+        tmp_path, [{"sql": "FROM {rows} WHERE id <> 0"}, f"{OWN}:keep_cheap", {"sql": "FROM {rows} LIMIT 1"}]
+    )
+    assert done.drops == {"sql": 1, f"{OWN}:keep_cheap": 2, "sql 2": 1}
+
+
 @pytest.mark.parametrize("name", ["with_pyarrow", "with_duckdb"])
 def test_a_step_is_given_what_its_annotation_says(tmp_path: Path, name: str) -> None:
     """DataFrames of polars, tables of pyarrow and relations of DuckDB; without an annotation, pandas."""

@@ -49,13 +49,7 @@ OF_TABLE: dict[str, Any] = {"tool_name": "{table.tool_name}", "persist_result": 
 COLLECTION: dict[str, Any] = {"pool": "thread", "job_type": "collection", **OF_TABLE}
 PROCESSING: dict[str, Any] = {"pool": "process", "job_type": "processing", **OF_TABLE}
 # It only reads what is there, so that it would fail again.
-REPORT: dict[str, Any] = {
-    "pool": "process",
-    "job_type": "report",
-    "retry_attempts": 0,
-    **OF_TABLE,
-    "tool_name": "{tool}",
-}
+REPORT = PROCESSING | {"job_type": "report", "retry_attempts": 0, "tool_name": "{tool}"}
 
 FIND = job_task(name="find windows", task_run_name="find windows of {table}", **COLLECTION)(find_windows)
 COLLECT = job_task(name="collect windows", task_run_name=partial(_run_name, "collect"), **COLLECTION)(collect_windows)

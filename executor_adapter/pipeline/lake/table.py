@@ -203,8 +203,7 @@ class LakeTable:
     def version(self) -> str:
         """Return what changes whenever a row of the table may have changed."""
         # The time tells what was made again by other code of a step, which is in no fingerprint.
-        entries = sorted((window, each.fingerprint, each.collected_at) for window, each in self.windows().items())
-        return digest_of(entries)
+        return digest_of(sorted((name, each.fingerprint, each.collected_at) for name, each in self.windows().items()))
 
     def schema(self) -> pa.Schema | None:
         """Return the columns of the table; None where it has no window yet."""
@@ -380,7 +379,7 @@ class Writer:
         if before is None:
             return new, []
         is_raw = self._table.layer == "raw"
-        if not is_raw and not any(part.rows for part in self._parts):
+        if self._table.layer == "processed" and not any(part.rows for part in self._parts):
             return before, []  # No value says what the columns are.
         try:
             return evolved(before, new, is_declared=is_raw)
@@ -413,22 +412,24 @@ class Writer:
 
     def _write(self, found: WindowEntry | None, schema: pa.Schema) -> None:
         given = sum(part.rows for part in self._parts)
-        keys = pa.concat_arrays(self.keys) if self.keys else None
-        last = merging.all_of(given) if keys is None else merging.last_of_each(keys)
+        keys, gone = (pa.concat_arrays([pa.nulls(0, pa.string()), *each]) for each in (self.keys, self.gone))
+        has_key = bool(self._table.key)
+        # Of rejects each counts, also of an answer that has a key twice.
+        last = merging.last_of_each(keys) if has_key and self._table.layer != "rejected" else merging.all_of(given)
         if merged := given - last.true_count:
             log("%s %s: %d rows have the key of a later row", self._table, self._entry.window, merged)
-        if keys is not None and (found is not None or self.overtaken):
-            newer, gone = self.newer_keys(), pa.concat_arrays([pa.array([], pa.string()), *self.gone])
+        if has_key and (found is not None or self.overtaken):
+            newer = self.newer_keys()
             last = pc.and_(last, pc.invert(pc.is_in(keys, newer)))
-            keys = pa.concat_arrays([keys.filter(last), gone.filter(pc.invert(pc.is_in(gone, newer)))])
+            keys, gone = keys.filter(last), gone.filter(pc.invert(pc.is_in(gone, newer)))
         replaced, stay = 0 if found is None else found.rows, pa.nulls(0, pa.bool_())
         if self._is_whole(found, schema) and last.true_count == given:
             file = self._parts[0]
         else:
             file = FileWriter(self._space / "whole.parquet", schema)
             self._add_new(file, last)
-            if found is not None and keys is not None:
-                replaced, stay = self._add_old(file, found, keys)
+            if found is not None and has_key:
+                replaced, stay = self._add_old(file, found, keys, gone)
         new = replace(self._asked, rows=last.true_count)
         known = () if found is None else found.ranges
         entry = file.close(replace(self._entry, ranges=merging.with_range(new, known, stay)))
@@ -437,8 +438,7 @@ class Writer:
 
     def _is_whole(self, found: WindowEntry | None, schema: pa.Schema) -> bool:
         """Return whether the file that was written is that of the window as it is."""
-        replaces_all = found is None or not self._table.key
-        return replaces_all and len(self._parts) == 1 and self._parts[0].schema.equals(schema)
+        return not (found and self._table.key) and [part.schema for part in self._parts] == [schema]
 
     def _add_new(self, file: FileWriter, last: pa.Array) -> None:
         start = 0
@@ -453,20 +453,21 @@ class Writer:
         """Return the keys of the rows that a newer delivery has brought: they stay as they are."""
         found, start, at = self._table.find(self._entry.window), 0, self._asked.collected_at
         masks = [pa.repeat(each.collected_at > at, each.rows) for each in (found.ranges if found else ())]
-        newer = pa.concat_arrays([pa.array([], pa.bool_()), *masks])
-        keys = [pa.array([], pa.string()), *self.overtaken]
+        newer = pa.concat_arrays([pa.nulls(0, pa.bool_()), *masks])
+        keys = [pa.nulls(0, pa.string()), *self.overtaken]
         for rows in rows_in(self._table.file_of(self._entry.window)) if newer.true_count else ():
             keys.append(merging.key_texts(rows, self._table.key).filter(newer.slice(start, rows.num_rows)))
             start += rows.num_rows
         return pa.concat_arrays(keys)
 
-    def _add_old(self, file: FileWriter, found: WindowEntry, keys: pa.Array) -> tuple[int, pa.Array]:
+    def _add_old(self, file: FileWriter, found: WindowEntry, keys: pa.Array, gone: pa.Array) -> tuple[int, pa.Array]:
         """Return how many older rows were replaced, and the mask of those that stay."""
         replaced, stay = 0, list[pa.Array]()
         for rows in rows_in(self._table.file_of(found.window)):
-            is_replaced = pc.is_in(merging.key_texts(rows, self._table.key), keys)
+            old = merging.key_texts(rows, self._table.key)
+            is_replaced = pc.is_in(old, keys)
             replaced += is_replaced.true_count
-            stays = pc.invert(is_replaced)
+            stays = pc.invert(pc.or_(is_replaced, pc.is_in(old, gone)))
             if self._table.policy == "mark":
                 rows = self._marked(rows, stays)
             if self._table.policy == "delete":

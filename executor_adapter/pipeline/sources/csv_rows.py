@@ -80,8 +80,10 @@ class CsvText:
         self._path, self._name, self._on_rejects, self._added = path, name, on_rejects, added
         if path.stat().st_size == 0:
             raise data_error(f"{name} is empty: it has no header")
-        self._count, self._end, self._is_mixed = _count_lines(path)
+        self._count, self._end, self._is_mixed, longest = _count_lines(path)
         self._dialect, self._nulls = _dialect(path, name, format, self._end), format.nulls
+        if longest >= BUFFER:
+            all(self._lines())  # Of a line that is too long DuckDB says nothing, or blames another one.
         self._rejected = array("Q")
         self.names = (*(each for each in self._dialect.columns if each not in added), *added)
         log("%s: CSV, %s, delimiter %r, quote %r", name, encoding, self._dialect.delimiter, self._dialect.quote)
@@ -283,9 +285,12 @@ def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
     return f"read_csv({source})"
 
 
-def _count_lines(path: Path) -> tuple[int, str, bool]:
-    r"""Return how many lines a file has, how they end, and whether some end in \n and some in \r\n."""
-    unix = windows = old = 0
+def _count_lines(path: Path) -> tuple[int, str, bool, int]:
+    r"""Return how many lines a file has, how they end, whether some end in \n and some in \r\n, and a length.
+
+    It is that of the longest line, where one that ends in \n is longer than `CHUNK`; shorter ones may be left out.
+    """
+    unix = windows = old = size = longest = 0
     last = b""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -293,10 +298,12 @@ def _count_lines(path: Path) -> tuple[int, str, bool]:
             if b"\r" in chunk or last == b"\r":
                 old += chunk.count(b"\r")
                 windows += chunk.count(b"\r\n") + (last + chunk[:1] == b"\r\n")
-            last = chunk[-1:]
+            first, rest = chunk.find(b"\n"), chunk.rpartition(b"\n")[2]
+            longest = max(longest, size + (len(chunk) if first < 0 else first))
+            size, last = len(rest) + (size if first < 0 else 0), chunk[-1:]
     # Where no line ends in \n, lines end in \r.
     end = "\n" if unix else "\r"
-    return (unix or old) + (last != end.encode()), end, windows not in (0, unix)
+    return (unix or old) + (last != end.encode()), end, windows not in (0, unix), longest
 
 
 def _count_ends(file: BinaryIO, size: int, end: bytes) -> int:

@@ -170,15 +170,15 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _row_of_line(number: int, line: bytes, absent: frozenset[str]) -> Row | Reject | None:
+    reason = f"is longer than {MAX_DOCUMENT:,} bytes"
     try:
-        if len(line.rstrip(b"\n")) > MAX_DOCUMENT:
-            raise ValueError(f"it has more than {MAX_DOCUMENT:,} bytes")
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        if not text:
-            return None
-        if isinstance(row := _row(number, parse(text), absent), dict):
-            return row
-        reason = NOT_A_ROW
+        if len(line.rstrip(b"\r\n")) <= MAX_DOCUMENT:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if not text:
+                return None
+            if isinstance(row := _row(number, parse(text), absent), dict):
+                return row
+            reason = NOT_A_ROW
     except UnicodeDecodeError:
         reason = "has bytes that are not UTF-8: set encoding"
     except RecursionError:

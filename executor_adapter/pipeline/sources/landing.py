@@ -283,8 +283,9 @@ def _current(window: Path) -> list[Landing]:
     current: list[Landing] = []
     for found in _complete(window):
         # One that was asked from a cursor on has none of the rows before, and one with an end none of those after.
-        asked = found.manifest.window
-        newer = (each.manifest.window for each in current)
+        # Of a table with a cursor rows stay that are gone at the source: an older answer may be all that has them.
+        asked, content = found.manifest.window, found.manifest.content
+        newer = (each.manifest.window for each in current if asked.cursor is None or each.manifest.content == content)
         if not any(each.since in (None, asked.since) and each.until in (None, asked.until) for each in newer):
             current.append(found)
     return current
