@@ -106,6 +106,15 @@ def test_a_dry_run_changes_nothing(plan: BootstrapPlan, client: SyncPrefectClien
     assert bootstrap(plan, settings=SETTINGS) == would
 
 
+def test_true_is_not_one(plan: BootstrapPlan) -> None:
+    """A variable is set where its value is of another kind."""
+    (variable,) = plan.variables
+    Variable.set(variable, 1)
+    changes = bootstrap(plan.model_copy(update={"variables": {variable: True}}), settings=SETTINGS)
+    assert [each.detail for each in changes if each.kind == "variable"] == ["value: 1 -> True"]
+    assert Variable.get(variable) is True
+
+
 def test_what_the_plan_declares_is_set_and_the_rest_belongs_to_people(
     plan: BootstrapPlan, client: SyncPrefectClient
 ) -> None:
@@ -204,6 +213,11 @@ def test_a_wrong_plan_is_refused_in_words(tmp_path: Path) -> None:
         read_plan(file)
     file.write_text("workpool: local")
     with pytest.raises(ConfigurationError, match=r"bootstrap.yaml: workpool: Extra inputs are not permitted"):
+        read_plan(file)
+    file.write_text("variables: {since: 2024-01-01}")
+    with pytest.raises(
+        ConfigurationError, match=r"bootstrap.yaml: variables.since.*: input was not a valid JSON value"
+    ):
         read_plan(file)
     with pytest.raises(ConfigurationError, match=r"nothing.yaml: cannot be read"):
         read_plan(tmp_path / "nothing.yaml")

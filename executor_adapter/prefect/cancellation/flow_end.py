@@ -204,7 +204,7 @@ class WatchedFlowRun:
             self._note_interrupted()
 
     def _note_interrupted(self) -> None:
-        """Make the flow run Cancelled and call its hooks, once: without a final state the engine would mark it Crashed."""
+        """Make the flow run Cancelled and call its hooks, once: without a final state the engine calls it Crashed."""
         with self._changed:
             if self._flow_run is None or (self._flow_run.state and self._flow_run.state.is_final()):
                 return

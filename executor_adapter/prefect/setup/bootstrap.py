@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -107,7 +108,8 @@ class Bootstrap:
     ) -> BootstrapChange:
         """Create a thing that is not `known`, or set what is `declared` of one that is; say what."""
         now = dict(known or ())
-        changed = {key: each for key, each in declared.items() if now.get(key) != each}
+        # As JSON, in which true is not 1.
+        changed = {key: each for key, each in declared.items() if _json(now.get(key)) != _json(each)}
         if known is None:
             outcome, details = BootstrapOutcome.CREATED, [f"{key}: {each}" for key, each in changed.items()]
         else:
@@ -135,7 +137,7 @@ class Bootstrap:
         client, pool = self.client, self.plan.work_pool
         known = _found(client.read_work_queue_by_name, name, work_pool_name=pool)
         create = functools.partial(client.create_work_queue, name, priority=priority, work_pool_name=pool)
-        change = functools.partial(client.update_work_queue, known.id if known else None, priority=priority)
+        change = functools.partial(client.update_work_queue, known and known.id, priority=priority)
         return self._settle("work queue", f"{pool}/{name}", known, {"priority": priority}, create, change)
 
     def _concurrency_limit(self, name: str, declared: dict[str, Any]) -> BootstrapChange:
@@ -183,6 +185,9 @@ class Bootstrap:
         changed = with_all_fields(known, description=wanted.description, trigger=wanted.trigger)
         change = functools.partial(client.update_automation, known.id, changed)
         return self._settle("automation", wanted.name, facts(known).items(), facts(wanted), lambda: None, change)
+
+
+_json = functools.partial(json.dumps, sort_keys=True)
 
 
 def _found(read: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

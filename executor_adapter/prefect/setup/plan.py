@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from executor_adapter.config import Settings, read_yaml
 from executor_adapter.exceptions import ConfigurationError
@@ -35,8 +35,8 @@ class BootstrapPlan(BaseModel):
     """The queues of the pool with their priorities; 1 comes first."""
     tool_limits: bool = True
     """Whether each tool of the configuration that has a rate or a limit gets a global concurrency limit."""
-    variables: dict[str, Any] = {}
-    """Variables with their values."""
+    variables: dict[str, JsonValue] = {}
+    """Variables with their values, which are such as JSON has: a date stands in quotes."""
     executor_block: str | None = "default"
     """The name of a JobExecutorBlock, which is created with the configuration's number of workers. What a block holds
     belongs to people."""
