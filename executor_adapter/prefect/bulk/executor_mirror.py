@@ -35,10 +35,10 @@ class PrefectMirror(TaskRunMirror):
     """An observer that shows jobs as Prefect task runs; see the module.
 
     Made in a flow run, it ends its jobs when the flow run is cancelled, and they say so. `history` decides about the
-    intermediate states of finished jobs: "auto" skips them while many changes are unsent, "full" sends them all,
-    however long that takes, and "final" skips them always. `stall_timeout` is how many seconds `drain` and `close` wait
-    without any progress of the server before they give up. `outbox` keeps the final states that the server did not
-    get; by default it is a file below PREFECT_HOME.
+    intermediate states of finished jobs, and of those with more than 50 unsent ones: "auto" skips them while many
+    changes are unsent, "full" sends them all, however long that takes, and "final" skips them always. `stall_timeout`
+    is how many seconds `drain` and `close` wait without any progress of the server before they give up. `outbox` keeps
+    the final states that the server did not get; by default it is a file below PREFECT_HOME.
     """
 
     def __init__(

@@ -5,7 +5,7 @@
                                                   └──► outbox ──► later, or the next mirror
 
 The mirror takes no time of the executor's: a thread of its own sends events as fast as the server records them. While
-it is behind, it skips intermediate states of finished jobs, depending on `history`. The final state, run count and
+it is behind, it skips intermediate states, depending on `history`. The final state, run count and
 times of each job always reach the server. If they truly cannot, the report names how many jobs are missing, and which.
 """
 
@@ -76,7 +76,7 @@ class MirrorReport:
     resent: int = 0
     """Final states that were sent again, because the server had lost them."""
     omitted: int = 0
-    """Intermediate states that were not sent, because their jobs had finished: see `history` of PrefectMirror."""
+    """Intermediate states that were not sent, because newer ones of their jobs waited too: see `history`."""
     kept: tuple[str, ...] = ()
     """Jobs whose final state is in the outbox on disk: the next mirror for this server sends it."""
     missing: tuple[str, ...] = ()

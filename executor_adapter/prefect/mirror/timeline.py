@@ -338,13 +338,14 @@ def _data(state: State[Any]) -> str:
 # --- the queue ---
 
 UNSENT_LIMIT = 500
-"""Unsent changes above which "auto" skips the intermediate states of finished jobs.
+"""Unsent changes above which "auto" skips the intermediate states of finished jobs, and of those with `FEW_UNSENT`.
 
 A small server (tests/benchmarks/test_pace.py) is done with 3,000 short jobs after 69.7 s; with 5,000, after 116.
 """
 
 FEW_UNSENT = 50
-"""The same limit while the process is about to end; and that of one unfinished job while there are too many.
+"""The same limit while the process is about to end; and the changes of one unfinished job above which all but the
+newest are skipped, while there are too many.
 
 At an end that hurries a small server has the final states of 160 jobs after 4.1 s; with 500, after 10.2. A job that
 fails and retries for as long as the server is away would keep all its changes otherwise.
@@ -358,7 +359,7 @@ class UnsentChanges:
         if history not in ("auto", "full", "final"):
             raise ValueError(f"history={history!r} is unknown: choose 'auto', 'full' or 'final'")
         self.omitted = 0
-        """Intermediate states that were skipped, because their jobs had finished."""
+        """Intermediate states that were skipped, because newer ones of their jobs waited too."""
         self.is_hurried = False
         """Whether only finished jobs are sent, with few intermediate states, because the process is about to end."""
         self.stored = 0
