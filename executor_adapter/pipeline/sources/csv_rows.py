@@ -13,7 +13,6 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TextIO
 
@@ -21,6 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from executor_adapter.config import Format
+from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.errors import configuration_error, data_error
 from executor_adapter.pipeline.job_log import log
@@ -35,9 +35,11 @@ from executor_adapter.pipeline.text_rows import (
 )
 
 MAX_LINE = 4 << 20
-"""Bytes of one line, at most; a longer one is rejected."""
-BUFFER = 2 * MAX_LINE
-"""Bytes of a line from which the file fails: DuckDB, which reads so many at a time, passes over a longer one."""
+"""Bytes of one line, or of a row whose quotes hold line ends, at most: a file with a longer one fails.
+
+DuckDB would pass over it in silence, reject it, or blame the row before, depending on where it is in what is read at
+a time.
+"""
 
 _MAY_BE_DATA = re.compile(r"[-+]?\d[-+\d.,:/TZ ]*")
 """Matches numbers and dates, which are no names of columns."""
@@ -46,7 +48,6 @@ _REASONS = {
     "MISSING COLUMNS": "has fewer values than there are columns",
     "INVALID ENCODING": "has bytes that are not UTF-8: set encoding",
     "UNQUOTED VALUE": "has a quote that is not closed, or text after one",
-    "LINE SIZE OVER MAXIMUM": f"is longer than {MAX_LINE:,} bytes",
 }
 
 
@@ -80,10 +81,8 @@ class CsvText:
         self._path, self._name, self._on_rejects, self._added = path, name, on_rejects, added
         if path.stat().st_size == 0:
             raise data_error(f"{name} is empty: it has no header")
-        self._count, self._end, self._is_mixed, longest = _count_lines(path)
+        self._count, self._end, self._is_mixed = _count_lines(path, name)
         self._dialect, self._nulls = _dialect(path, name, format, self._end), format.nulls
-        if longest >= BUFFER:
-            all(self._lines())  # Of a line that is too long DuckDB says nothing, or blames another one.
         self._rejected = array("Q")
         self.names = (*(each for each in self._dialect.columns if each not in added), *added)
         log("%s: CSV, %s, delimiter %r, quote %r", name, encoding, self._dialect.delimiter, self._dialect.quote)
@@ -168,14 +167,20 @@ class CsvText:
         """Yield the first and last line of each record, how many of these are empty, and whether its quote closes.
 
         DuckDB passes over empty lines, where there are several columns.
+
+        Raises:
+            DataCollectionException: DATA_ERROR, a record is longer than `MAX_LINE`.
         """
-        first = number = empty = begin = 0
+        first = number = empty = begin = size = 0
         is_wide = len(self._dialect.columns) > 1
         for number, line, begin in self._lines():
             first, empty = first or number, empty + (is_wide and not line.rstrip("\r\n"))
+            size += len(line)
             if not begin:
+                if size > MAX_LINE + 2:  # with its end
+                    raise _too_long(self._name, f"the row in line {first}")
                 yield first, number, empty, True
-                first = empty = 0
+                first = empty = size = 0
         if begin:
             yield begin, number, empty, False
 
@@ -183,9 +188,6 @@ class CsvText:
         """Yield each line with its number, and the line in which the quoted text began that goes on after it, else 0.
 
         A character is a byte.
-
-        Raises:
-            DataCollectionException: DATA_ERROR, a line is longer than `BUFFER`.
         """
         delimiter, quote = (each.encode().decode("latin-1") for each in (self._dialect.delimiter, self._dialect.quote))
         begin, each = 0, re.escape(quote)
@@ -193,9 +195,7 @@ class CsvText:
         opening = re.compile(f"(?:^(?:{codecs.BOM_UTF8.decode('latin-1')})?|{re.escape(delimiter)}){each}")
         closing = re.compile(f"(?:[^{each}]|{each}{each})*+{each}") if quote else opening
         with self._path.open(encoding="latin-1", newline=self._end) as file:
-            for number, line in enumerate(iter(partial(file.readline, BUFFER + 1), ""), 1):
-                if len(line) > BUFFER:
-                    raise data_error(f"{self._name}: line {number} is longer than {BUFFER:,} bytes: correct the file")
+            for number, line in enumerate(file, 1):
                 place = 0 if quote and quote in line else len(line)
                 while found := (closing.match if begin else opening.search)(line, place):
                     begin, place = 0 if begin else number, found.end()
@@ -256,11 +256,15 @@ def _first_names(path: Path, name: str, delimiter: str, quote: str, end: str) ->
 def _bounded_lines(file: TextIO, name: str) -> Iterator[str]:
     """Yield the lines, of which the first is the header: it may have line ends in quotes."""
     size = 0
-    for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), ""), 1):
+    for line in file:
         size += len(line.strip())
         if size > MAX_LINE:
-            raise data_error(f"{name}: line {number} {_REASONS['LINE SIZE OVER MAXIMUM']}: correct the file")
+            raise _too_long(name, "the header")
         yield line
+
+
+def _too_long(name: str, what: str) -> DataCollectionException:
+    return data_error(f"{name}: {what} is longer than {MAX_LINE:,} bytes: correct the file, or set quote")
 
 
 def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
@@ -276,8 +280,8 @@ def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
         "escape": literal(dialect.quote),
         "nullstr": f"[{', '.join(map(literal, nulls))}]",
         "allow_quoted_nulls": "false",
-        "max_line_size": str(MAX_LINE),
-        "buffer_size": str(BUFFER),
+        "max_line_size": str(MAX_LINE + CHUNK),  # Longer ones do not come here.
+        "buffer_size": str(2 * (MAX_LINE + CHUNK)),
         "store_rejects": "true",
         "rejects_limit": "0",
     }
@@ -285,25 +289,27 @@ def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
     return f"read_csv({source})"
 
 
-def _count_lines(path: Path) -> tuple[int, str, bool, int]:
-    r"""Return how many lines a file has, how they end, whether some end in \n and some in \r\n, and a length.
+def _count_lines(path: Path, name: str) -> tuple[int, str, bool]:
+    r"""Return how many lines a file has, how they end, and whether some end in \n and some in \r\n.
 
-    It is that of the longest line, where one that ends in \n is longer than `CHUNK`; shorter ones may be left out.
+    Raises:
+        DataCollectionException: DATA_ERROR, a line is longer than `MAX_LINE`.
     """
-    unix = windows = old = size = longest = 0
-    last = b""
+    unix = windows = old = size = 0
+    last = mark = b""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            unix += chunk.count(b"\n")
+            number, unix = max(unix, old) + 1, unix + chunk.count(b"\n")
             if b"\r" in chunk or last == b"\r":
                 old += chunk.count(b"\r")
                 windows += chunk.count(b"\r\n") + (last + chunk[:1] == b"\r\n")
-            first, rest = chunk.find(b"\n"), chunk.rpartition(b"\n")[2]
-            longest = max(longest, size + (len(chunk) if first < 0 else first))
-            size, last = len(rest) + (size if first < 0 else 0), chunk[-1:]
-    # Where no line ends in \n, lines end in \r.
-    end = "\n" if unix else "\r"
-    return (unix or old) + (last != end.encode()), end, windows not in (0, unix), longest
+            # Where no line ends in \n, lines end in \r.
+            mark, last = b"\n" if unix else b"\r", chunk[-1:]
+            first = chunk.find(mark)
+            if size + (len(chunk) if first < 0 else first) > MAX_LINE + 1:  # with a \r
+                raise _too_long(name, f"line {number}")
+            size = size + len(chunk) if first < 0 else len(chunk) - chunk.rfind(mark) - 1
+    return (unix or old) + (last != mark), mark.decode(), windows not in (0, unix)
 
 
 def _count_ends(file: BinaryIO, size: int, end: bytes) -> int:
