@@ -155,7 +155,9 @@ def ends_of(ids: Sequence[str]) -> list[str]:
 
 
 def _text(cell: Any) -> SafeText:
-    return cell if isinstance(cell, SafeText) else SafeText("" if cell in (None, {}) else escaped(str(cell)))
+    if isinstance(cell, dict):
+        cell = ", ".join(f"{name} {value}" for name, value in cell.items())
+    return cell if isinstance(cell, SafeText) else SafeText("" if cell is None else escaped(str(cell)))
 
 
 def without_secrets(finding: Finding) -> Finding:

@@ -136,7 +136,7 @@ def parse_arguments(given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
-    with ProgressBar(function_name_of(job), functools.partial(_progress, job), summary=False):
+    with ProgressBar(str(job.function).rpartition(":")[2], functools.partial(_progress, job), summary=False):
         future = executor.submit(job)
         try:
             error = future.exception()
@@ -145,11 +145,6 @@ def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
             executor.shutdown(timeout=0)
             return None, KeyboardInterrupt("interrupted")
     return (future.result() if error is None else None), error
-
-
-def function_name_of(job: Job) -> str:
-    """Return the name of the job's function, without its module."""
-    return str(job.function).rpartition(":")[2]
 
 
 def _progress(job: Job) -> ProgressCounts:

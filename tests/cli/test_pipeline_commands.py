@@ -98,6 +98,17 @@ def test_the_windows_of_a_table_say_what_became_of_their_rows(command: Command, 
     assert "DROPS" not in shown
 
 
+def test_what_steps_left_out_is_shown_by_step(command: Command, home: Path, orders: ConfiguredTable) -> None:
+    """In words for people, and as an object for programs."""
+    (home / "config.yaml").write_text((home / "config.yaml").read_text().replace("reject: true", "reject: false"))
+    (table,) = select_tables(load_config())
+    collect_windows(table, find_windows(table))
+    process_windows(table, list(table.raw.windows()))
+    found = {each["name"]: each["drops"] for each in command("pipeline", "windows", "shop", "--json").json}
+    assert found["2024-01-03"] == {"deduplicate": 1}
+    assert " deduplicate 1 " in command("pipeline", "windows", "shop").out
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_rejects_are_shown_by_rule_or_by_row(
     command: Command, done: ConfiguredTable, width: int, monkeypatch: pytest.MonkeyPatch
