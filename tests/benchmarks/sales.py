@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks.sales generate FOLDER [ROWS [FILES]]    FILES: as many files of one day each
 python -m tests.benchmarks.sales functions FOLDER LAKE            the bodies of the jobs, one after another
+python -m tests.benchmarks.sales config CONFIG                    the same, of any table that has these columns
 python -m tests.benchmarks.sales dlt|duckdb FOLDER LAKE           the same by dlt, and by a script of DuckDB
 python -m tests.benchmarks.sales measure FOLDER LAKE              `functions` in a process of its own, twice
 python -m tests.benchmarks.sales flow FOLDER LAKE                 `executor-adapter pipeline run`, twice
@@ -11,11 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 import duckdb
 import yaml
@@ -28,6 +26,7 @@ from executor_adapter.pipeline import (
     process_windows,
     windows_to_process,
 )
+from tests.benchmarks.usage import usage
 
 SECONDS_APART = 1.033
 COLUMNS = {
@@ -86,7 +85,12 @@ def write_config(folder: Path, lake: Path) -> Path:
 
 def run_functions(folder: Path, lake: Path) -> None:
     """Collect and process in this process as the jobs of a flow do, without a flow."""
-    (table,) = configured_tables(load_config(str(write_config(folder, lake))), "shop")
+    collect_and_process(write_config(folder, lake))
+
+
+def collect_and_process(config: Path) -> None:
+    """Do the jobs of the only table, one after another, and print what its processed rows are in all."""
+    (table,) = configured_tables(load_config(str(config)), "shop")
     files = find_windows(table)
     for start in range(0, len(files), MAX_WINDOWS):
         collect_windows(table, files[start : start + MAX_WINDOWS])
@@ -130,32 +134,10 @@ def run_duckdb(folder: Path, lake: Path) -> None:
 RUNS = {"functions": run_functions, "dlt": run_dlt, "duckdb": run_duckdb}
 
 
-class Usage(NamedTuple):
-    """What a program took, of which all processes have ended."""
-
-    cpu: float
-    """Seconds of all its processes."""
-    wall: float
-    """Seconds from its start to its end."""
-    peak: float
-    """Megabytes of its largest process."""
-    printed: str
-
-
-def usage(*arguments: str) -> Usage:
-    """Run a module of Python, and return what it took."""
-    os.sync()  # What was written before is not written during the measurement.
-    began = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True) as program:
-        printed = program.stdout.read() if program.stdout else ""
-        _, status, used = os.wait4(program.pid, 0)
-        program.returncode = os.waitstatus_to_exitcode(status)
-    if program.returncode:
-        raise subprocess.CalledProcessError(program.returncode, arguments)
-    return Usage(used.ru_utime + used.ru_stime, time.perf_counter() - began, used.ru_maxrss / 1024, printed)
-
-
 def main(what: str, folder: Path, *rest: str) -> None:
+    if what == "config":
+        collect_and_process(folder)
+        return
     if what == "generate":
         generate(folder, *map(int, rest))
         return

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.figures import Figures, Report, Row
-from tests.benchmarks.sales import Usage, generate, usage
+from tests.benchmarks.figures import Report
+from tests.benchmarks.sales import generate
+from tests.benchmarks.usage import Usage, row, usage
 
 ROWS, DAYS, FILES = (int(each) for each in os.environ.get("SALES", "2500000,365,10000").split(","))
 ROWS_OF_A_FILE = 10
 ROUNDS = int(os.environ.get("SALES_ROUNDS", "2"))
-OTHERS = {"dlt": "dlt with DuckDB", "duckdb": "a script of DuckDB, which does all again"}
-NAMES = {"functions": "ours"} | OTHERS
+NAMES = {"functions": "ours", "dlt": "dlt with DuckDB", "duckdb": "a script of DuckDB, which does all again"}
 
 
 def measured(folder: Path, lakes: Path, name: str, rounds: int) -> tuple[list[Usage], list[Usage]]:
@@ -32,21 +32,6 @@ def measured(folder: Path, lakes: Path, name: str, rounds: int) -> tuple[list[Us
     return first, again
 
 
-def row(what: str, field: str, mine: list[Usage], others: dict[str, list[Usage]], at_most: float | None) -> Row:
-    """Return a row of the table, whose figure is that of the pipeline itself."""
-    found = {NAMES[name]: Figures(tuple(getattr(run, field) for run in runs)) for name, runs in others.items()}
-    ours = Figures(tuple(getattr(run, field) for run in mine))
-    return Row(
-        what=what,
-        ours=ours.summary(",.1f"),
-        beside="; ".join(f"{name}: {figures.summary(',.1f')}" for name, figures in found.items()),
-        figure=ours.median,
-        form=",.1f",
-        at_most=at_most,
-        rounds={"ours": ours, **found},
-    )
-
-
 @pytest.mark.bench
 def test_sales_beside_dlt(report: Report, tmp_path: Path) -> None:
     """All give the same rows; the large file is bounded by CPU and memory, the small ones by time."""
@@ -55,14 +40,14 @@ def test_sales_beside_dlt(report: Report, tmp_path: Path) -> None:
         folder, lakes = tmp_path / kind, tmp_path / f"{kind}-lakes"
         lakes.mkdir()
         generate(folder, rows, files)
-        found = {name: measured(folder, lakes, name, rounds) for name in NAMES}
+        found = {said: measured(folder, lakes, name, rounds) for name, said in NAMES.items()}
         assert len({run.printed for both in found.values() for runs in both for run in runs}) == 1
         first, again = ({name: both[which] for name, both in found.items()} for which in (0, 1))
-        mine, mine_again = first.pop("functions"), again.pop("functions")
+        mine, mine_again = first.pop("ours"), again.pop("ours")
         if kind == "rows":
             report.add(
                 [
-                    row(f"sales, {rows:,} rows in a file: CPU seconds", "cpu", mine, first, None),
+                    row(f"sales, {rows:,} rows in a file: CPU seconds", "cpu", mine, first),
                     row(f"sales, {rows:,} rows in a file: MB of the largest process", "peak", mine, first, 600),
                     row(f"sales, {rows:,} rows, nothing new: CPU seconds", "cpu", mine_again, again, 1.5),
                 ]
