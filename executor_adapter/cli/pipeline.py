@@ -126,7 +126,7 @@ def rebuild(table: TableName, config_file: ConfigOption = None) -> None:
 
         for each in tables:
             try:
-                console().print(f"{each.full_name}: {rebuild_table(each)['rows']:,} rows are in the lake")
+                console().print(f"{each.full_name}: made anew, landings read: {rebuild_table(each)['landings']:,}")
             except JobError as error:
                 print_error(f"{each.full_name}: {error}")
                 code = 1

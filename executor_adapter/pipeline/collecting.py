@@ -187,7 +187,9 @@ def rebuild_table(table: ConfiguredTable) -> dict[str, Any]:
             CONFIGURATION_ERROR, there is no landing, or DATA_ERROR, one is damaged: the table stays as it is.
         DataProcessingException: as `store_landing`, likewise.
     """
-    landings = sorted(landings_of(table.lake, table.tool_name, table.name), key=lambda each: each.manifest.started_at)
+    # Rows that stay although they are gone at the source are in older ones.
+    found = landings_of(table.lake, table.tool_name, table.name, replaced=table.raw.policy != "delete")
+    landings = sorted(found, key=lambda each: each.manifest.started_at)
     if not landings and table.raw.any_file() is not None:
         raise configuration_error(f"{table}: no landing has its rows: restore one, or remove {table.raw.folder}")
     for landing in landings:
@@ -219,7 +221,8 @@ def _is_asked_for(table: ConfiguredTable, window: str) -> bool:
 def _days(table: ConfiguredTable, first: date, end: date, today: date) -> list[Window]:
     """Return the days of a range that would not be removed again."""
     days = [first + timedelta(days=number) for number in range((end - first).days)]
-    return [_day(each) for each in days if table.wants(each.isoformat(), today)]
+    wanted = (each for each in days if table.wants(each.isoformat(), today))
+    return [Window(name=str(day), since=_start(day), until=_start(day + timedelta(days=1))) for day in wanted]
 
 
 def _late_days(table: ConfiguredTable, first: date, today: date) -> list[Window]:
@@ -274,10 +277,6 @@ def _check_selected(table: ConfiguredTable, landing: Landing, done: Collected) -
         raise configuration_error(
             f"window {missing[0]!r} is not in {landing.files[0].origin}: the windows are {', '.join(sorted(known))}"
         )
-
-
-def _day(day: date) -> Window:
-    return Window(name=day.isoformat(), since=_start(day), until=_start(day + timedelta(days=1)))
 
 
 def _start(day: date | None) -> str | None:

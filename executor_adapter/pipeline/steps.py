@@ -305,7 +305,12 @@ class Run:
 
     def _enrich(self, step: Step, before: str) -> str:
         options, source = step.options, self._other(step, step.options.table)
-        known = {name.casefold() for name in self.columns(before)}
+        here, there = self.columns(before), self.columns(source)
+        for mine, theirs in options.on.items():
+            kinds = here.get(mine, ""), there.get(theirs, "")
+            if all(kinds) and len({*kinds}) == 2 and "VARCHAR" in kinds:
+                raise _error(step, f"{mine} is {kinds[0]}, and {theirs} there {kinds[1]}: declare one type")
+        known = {name.casefold() for name in here}
         for mine in options.columns.values():
             if mine.casefold() in known:
                 raise _error(step, f"the rows have a column {mine}: give it another name, columns: {{name: new name}}")
@@ -332,7 +337,9 @@ class Run:
             self.account.drops[step.name] += given - rows
         if REASON not in columns:
             return after
-        wrong = f"FROM {after} WHERE {REASON} IS NOT NULL"
+        if columns[REASON] == "BOOLEAN":
+            raise _error(step, f"gives {REASON} as true or false: give the reason as text, null where there is none")
+        wrong = f"FROM {after} WHERE CAST({REASON} AS VARCHAR) <> ''"
         for reason, number in self._database.execute(f"SELECT {REASON}, count(*) {wrong} GROUP BY 1").fetchall():
             self.account.rejections[str(reason)] += number
             self.account.kept -= number
@@ -343,7 +350,9 @@ class Run:
             f"CAST(NULL AS VARCHAR) AS key FROM (SELECT {ROW}, {REASON} {wrong}) "
             f"JOIN (SELECT {ROW}, struct_pack({packed}) AS b FROM {before}) USING ({ROW})"
         )
-        self._make_view(view, f"SELECT * EXCLUDE ({REASON}) FROM {after} WHERE {REASON} IS NULL")
+        self._make_view(
+            view, f"SELECT * EXCLUDE ({REASON}) FROM {after} WHERE coalesce(CAST({REASON} AS VARCHAR), '') = ''"
+        )
         return view
 
 

@@ -128,6 +128,8 @@ class _Storing:
         """The windows that were stored of the same landing, and when each of them was made for the first time."""
         self._found: dict[str, bool] = {}
         self._reject_writer: Writer | None = None
+        self._wrong = list[pa.Array]()
+        """The keys of what is rejected, of a table with a cursor."""
         self._rejected = self._stored = self._waiting = 0
 
     def has(self, window: str) -> bool:
@@ -178,7 +180,7 @@ class _Storing:
     def _empty(self, window: str) -> None:
         """Empty a window of which the source has no row any more, or note that it is there, where its rows stay."""
         if self._table.find(window) is not None and (schema := self._table.schema()) is not None:
-            if self._table.policy == "keep":
+            if self._table.policy == "keep" and not self._wrong:
                 self._found[window] = self._wanted(window)
                 return
             names = [name for name in schema.names if name not in self._table.extra_columns.names]
@@ -191,6 +193,7 @@ class _Storing:
                 if self._is_shared:
                     self._check_origin(name)
                 self._writers[name] = self._writer(self._table, name)
+                self._writers[name].gone = self._wrong  # What is wrong now does not stay as it was.
         if (writer := self._writers.get(name)) is None:
             return
         self._waiting -= writer.waiting
@@ -229,6 +232,7 @@ class _Storing:
         if self._reject_writer is None:
             self._reject_writer = self._writer(self._rejects, READ + self._landing.manifest.window.name)
         self._reject_writer.add(rejects)
+        self._wrong += [rejects["key"]] if self._rejects.key else []
         self._rejected += rejects.num_rows
 
 

@@ -254,7 +254,7 @@ def test_a_second_run_collects_nothing_twice(home: Home, second: str) -> None:
     """A second run collects no row again and reports it."""
     for table, rows in home.period.tables.items():
         assert home.rows("raw", "flights", table) == rows
-    assert f"flights: 0 new rows; {home.period.rows:,} were already collected, and not collected again" in second
+    assert f"flights: 0 new rows; {home.period.rows:,} were there before" in second
     assert home.period.summed in second
     assert WORLD in second
     assert second.count("completed (already_collected)") == len(home.period.tables) + 1

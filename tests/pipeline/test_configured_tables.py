@@ -1253,6 +1253,51 @@ def test_wrong_rows_with_one_key_are_all_rejected(tmp_path: Path) -> None:
     assert str(balance("shop", [orders])) == "shop: 3 collected = 0 processed + 1 rejected + 2 not processed"
 
 
+def test_a_row_that_is_wrong_now_leaves_the_table(tmp_path: Path) -> None:
+    """With a cursor as without one it is in one place; of an answer that is late that is where it was."""
+    url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "price": "integer"}}
+    described = {"table": "orders", "key": "id", "cursor": "changed", "schema": types}
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+
+    def change(*statements: str) -> None:
+        with database.begin() as connection:
+            for statement in statements:
+                connection.execute(sa.text(statement))
+
+    change("CREATE TABLE orders (id INTEGER, price, changed INTEGER)", "INSERT INTO orders VALUES (1, 7, 1), (2, 5, 2)")
+    collect(orders)
+    change("UPDATE orders SET price = 'much', changed = 3 WHERE id = 1")
+    late = land(orders, *find_windows(orders))
+    collect(orders)
+    assert orders.raw.read("all")["id"].to_pylist() == [2]
+    assert str(balance("shop", [orders])) == "shop: 2 collected = 0 processed + 1 rejected + 1 not processed"
+    change("UPDATE orders SET price = 9, changed = 4 WHERE id = 1")
+    collect(orders)
+    store_landing(late, orders)
+    assert sorted(orders.raw.read("all")["price"].to_pylist()) == [5, 9]
+    rebuild_table(orders)
+    assert sorted(orders.raw.read("all")["price"].to_pylist()) == [5, 9]
+
+
+@pytest.mark.parametrize("policy", ["keep", "mark"])
+def test_rows_that_are_gone_are_there_after_a_rebuild(tmp_path: Path, policy: str) -> None:
+    """Older answers have them, as long as maintenance has not removed these."""
+    (tmp_path / "inbox").mkdir()
+    (table,) = tables(
+        tmp_path / "lake",
+        source="files",
+        directory=str(tmp_path / "inbox"),
+        tables={"orders": {"file": "orders.csv", "key": "id", "vanished_rows": policy}},
+    )
+    for content in ("id,v\n1,10\n2,20\n", "id,v\n1,11\n"):
+        (tmp_path / "inbox/orders.csv").write_text(content)
+        collect(table)
+    before = table.raw.read("all").sort_by("id")
+    rebuild_table(table)
+    assert table.raw.read("all").sort_by("id").equals(before)
+
+
 def test_rejects_of_an_earlier_version_stay(tmp_path: Path) -> None:
     """They lack the column by which later answers take rejects away, and do not keep these from being collected."""
     url, types = f"sqlite:///{tmp_path / 'shop.db'}", {"columns": {"id": "integer", "price": "integer"}}

@@ -196,13 +196,13 @@ def test_no_line_is_lost(tmp_path: Path, lines: list[bytes]) -> None:
     assert [line for line, *_ in rejects] == [number for number in range(2, len(lines) + 2) if number not in good]
 
 
-@pytest.mark.parametrize("header", ["x" * 9 + ",y" * 500, '"x\n",' * 300 + "y"])
+@pytest.mark.parametrize("header", ["x" * 9 + ",y" * 500, ",".join(f'"x{n}\n"' for n in range(300))])
 def test_a_header_is_as_bounded_as_other_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str) -> None:
-    """A header that is too long fails the file before it is read."""
+    """A header that is too long fails the file."""
     monkeypatch.setattr("executor_adapter.pipeline.sources.csv_rows.MAX_LINE", 999)
     error = failure(tmp_path, f"{header}\n1,2\n".encode())
     assert error.error_code == "DATA_ERROR"
-    assert re.search(r"there: (line 1|the header) is longer than 999 bytes: correct the file", str(error))
+    assert re.search("there: (the row in )?line 1 is longer than 999 bytes: correct the file", str(error))
 
 
 def test_a_quote_inside_a_value_is_a_character(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_new_rows_and_known_rows_are_counted_apart() -> None:
     """The sentence of a tool counts new rows apart from rows that were collected before, and names their windows."""
     balance = Balance(name="flights", collected=12, processed=12, rejected=0, unprocessed=0)
     assert list(report.collection_sentences([ended(), ended(stage="process")], [balance])) == [
-        "flights: 5 new rows (planes a.csv); 7 were already collected, and not collected again"
+        "flights: 5 new rows (planes a.csv); 7 were there before"
     ]
     none, jobs = ended(records=0), [ended(records=3) for _ in range(4)]
     assert list(report.collection_sentences([none, *jobs], [balance])) == [

@@ -197,7 +197,7 @@ def test_enrich_joins_columns_of_another_table(tmp_path: Path) -> None:
     found = apply(tmp_path, {"enrich": spec})
     assert sorted(row["land"] or "-" for row in found) == ["-", "-", "-", "-", "IT"]
     for change, message in (
-        ({"on": {"id": "name"}}, "Could not convert string 'Rome' to INT64"),
+        ({"on": {"id": "name"}}, "id is BIGINT, and name there VARCHAR: declare one type"),
         ({"on": {"city": "town"}}, 'does not have a column named "town"'),
         ({"columns": {"country": "City"}}, "the rows have a column City: give it another name"),
         ({"table": "shop.towns"}, "shop.towns has no processed rows: process that table first"),
@@ -312,6 +312,15 @@ def test_options_are_given_by_name(tmp_path: Path) -> None:
     assert done.reasons == ((f"dropped by {OWN}:keep_cheap", 3),)
     assert ids(apply(tmp_path, {"function": f"{OWN}:below", "column": "price", "limit": 100})) == [1, 1, 5]
     assert reasons(tmp_path) == dict.fromkeys((2, 3), "price is not below 100")
+
+
+def test_a_reason_is_text_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    """As numpy's `where` gives it; true and false say no reason, and are refused."""
+    reason = "CASE WHEN id = 0 THEN 'is zero' ELSE '' END AS _reason"
+    assert 0 not in ids(apply(tmp_path, {"sql": f"SELECT *, {reason} FROM {{rows}}"}))
+    assert set(reasons(tmp_path).values()) == {"is zero"}
+    with pytest.raises(DataProcessingException, match="gives _reason as true or false: give the reason as text"):
+        apply(tmp_path, {"sql": "SELECT *, id = 0 AS _reason FROM {rows}"})
 
 
 def test_rows_that_become_others_are_rows_in_and_rows_out(tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ class Run:
         self._jobs.summary.total = None
         self._jobs.close(summarise=bool(jobs))
         with self.reading_lake():
-            self._write_last_run()
+            with writing(self.settings.lake / "last_run.json") as file:
+                file.write(json.dumps({"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}).encode())
         for tool, tables in self.tables.items():
             with self.reading_lake():
                 balances.append(balance(tool, tables))
@@ -156,10 +157,6 @@ class Run:
     def _processes(self) -> bool:
         """Whether the run processes the rows in the lake, so that no row may be left unprocessed."""
         return "processing" in self._contexts
-
-    def _write_last_run(self) -> None:
-        with writing(self.settings.lake / "last_run.json") as file:
-            file.write(json.dumps({"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}).encode())
 
     def _print(self, jobs: list[Job], sentences: list[str]) -> None:
         console = SafeConsole()

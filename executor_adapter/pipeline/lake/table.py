@@ -423,8 +423,8 @@ class Writer:
             last = pc.and_(last, pc.invert(pc.is_in(keys, newer)))
             keys, gone = keys.filter(last), gone.filter(pc.invert(pc.is_in(gone, newer)))
         replaced, stay = 0 if found is None else found.rows, pa.nulls(0, pa.bool_())
-        if self._is_whole(found, schema) and last.true_count == given:
-            file = self._parts[0]
+        if not (found and has_key) and last.true_count == given and [each.schema for each in self._parts] == [schema]:
+            file = self._parts[0]  # It is that of the window as it is.
         else:
             file = FileWriter(self._space / "whole.parquet", schema)
             self._add_new(file, last)
@@ -435,10 +435,6 @@ class Writer:
         entry = file.close(replace(self._entry, ranges=merging.with_range(new, known, stay)))
         publish(file.path, self._table.file_of(self._entry.window))
         self.rows, self.added = entry.rows, max(0, new.rows - replaced)
-
-    def _is_whole(self, found: WindowEntry | None, schema: pa.Schema) -> bool:
-        """Return whether the file that was written is that of the window as it is."""
-        return not (found and self._table.key) and [part.schema for part in self._parts] == [schema]
 
     def _add_new(self, file: FileWriter, last: pa.Array) -> None:
         start = 0

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import BinaryIO, NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -246,21 +247,12 @@ def _dialect(path: Path, name: str, format: Format, end: str) -> Dialect:
 def _first_names(path: Path, name: str, delimiter: str, quote: str, end: str) -> list[str]:
     """Return the values of the first line that is not empty."""
     with path.open(encoding="utf-8-sig", errors="replace", newline=end) as file:
-        reader = csv.reader(_bounded_lines(file, name), delimiter=delimiter, quotechar=quote or None)
+        start = io.StringIO(file.read(MAX_LINE), newline=end)
+        reader = csv.reader(start, delimiter=delimiter, quotechar=quote or None)
         try:
             return next((line for line in reader if line), [])
         except csv.Error as error:
             raise data_error(f"{name} is not CSV: {error}") from error
-
-
-def _bounded_lines(file: TextIO, name: str) -> Iterator[str]:
-    """Yield the lines, of which the first is the header: it may have line ends in quotes."""
-    size = 0
-    for line in file:
-        size += len(line.strip())
-        if size > MAX_LINE:
-            raise _too_long(name, "the header")
-        yield line
 
 
 def _too_long(name: str, what: str) -> DataCollectionException:

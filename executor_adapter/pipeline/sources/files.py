@@ -137,7 +137,7 @@ class _Place:
         else:
             found = [str(each) for each in Path(self._root).glob(self._pattern) if each.is_file()]
         names = [each.removeprefix(self._root).lstrip("/") for each in found]
-        return sorted(each for each in names if not _is_passed_over(each))
+        return sorted(each for each in names if not each.endswith(UNFINISHED) and "/." not in f"/{each}")
 
     def size(self, name: str) -> int:
         """Return the bytes of one of `names`; the most where asking for it would take a request."""
@@ -175,10 +175,6 @@ class _Place:
 
 def _is_pattern(path: str) -> bool:
     return not {"*", "?", "["}.isdisjoint(path)
-
-
-def _is_passed_over(name: str) -> bool:
-    return name.endswith(UNFINISHED) or any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _folder(tool: FilesTool) -> Path:

@@ -263,10 +263,10 @@ def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint:
     return found if found and all(each.is_in(found.folder) for each in found.files) else None
 
 
-def landings_of(root: Path, tool: str, table: str) -> list[Landing]:
-    """Return the complete landings of a table that no newer one has taken the place of."""
+def landings_of(root: Path, tool: str, table: str, *, replaced: bool = False) -> list[Landing]:
+    """Return the complete landings of a table that no newer one has taken the place of; `replaced`: those too."""
     windows = (root / "landing" / tool / table).glob("*/")
-    return [landing for window in windows for landing in _current(window)]
+    return [landing for window in windows for landing in (_complete if replaced else _current)(window)]
 
 
 def _complete(window: Path) -> Iterator[Landing]:
@@ -325,7 +325,9 @@ def _claimed(parent: Path, fingerprint: str) -> Iterator[Path]:
     named = None if job is None else job.checkpoint_value
     with ExitStack() as stack:
         for folder in sorted(parent.glob(f"*-{kind}"), reverse=True):
-            if not (folder.name == named or _is_resumable(folder)):
+            journal = folder / _JOURNAL
+            is_recent = journal.exists() and time.time() - journal.stat().st_mtime < RESUME_WITHIN
+            if not (folder.name == named or is_recent):
                 continue
             with suppress(DataCollectionException):  # LOCKED: another job is receiving it.
                 stack.enter_context(locked(folder / ".lock", timeout=0))
@@ -338,11 +340,6 @@ def _claimed(parent: Path, fingerprint: str) -> Iterator[Path]:
         if job is not None:
             job.checkpoint(folder.name)
         yield folder
-
-
-def _is_resumable(folder: Path) -> bool:
-    journal = folder / _JOURNAL
-    return journal.exists() and time.time() - journal.stat().st_mtime < RESUME_WITHIN
 
 
 def _read_journal(folder: Path) -> list[LandedFile]:
