@@ -2,7 +2,7 @@
 
 DuckDB carries the rows. They have the column `_row`, their number in the window: a step that keeps it is accounted for
 row by row, whatever it filters or reorders; one that joins, aggregates or explodes gives rows without it, and is
-accounted for as rows in and rows out. A row whose column `_reason` is not null is rejected with that reason.
+accounted for as rows in and rows out. A row whose column `_reason` has text is rejected with that reason.
 """
 
 from __future__ import annotations
