@@ -21,11 +21,9 @@ import urllib.request
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from prefect.settings import get_current_settings
 
-from executor_adapter.config import load_config
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 
 HOST = "127.0.0.1"
@@ -39,12 +37,14 @@ DEFAULTS = {
 }
 
 
-def last_run_page(lake: Path) -> str:
-    """Return the UI path of the last run; that of the list of runs if the pipeline never ran."""
-    try:
-        return f"/runs/flow-run/{json.loads((lake / 'last_run.json').read_text())['flow_run_id']}"
-    except FileNotFoundError:
-        return "/runs"
+def last_run_page(api: str) -> str:
+    """Return the UI path of the last run of the pipeline that a server has; that of the list of runs without one."""
+    wanted = {"sort": "START_TIME_DESC", "limit": 1, "flows": {"name": {"any_": ["pipeline"]}}}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{api}/flow_runs/filter", json.dumps(wanted).encode(), headers)
+    with urllib.request.urlopen(request, timeout=START_TIMEOUT) as answer:
+        runs = json.load(answer)
+    return f"/runs/flow-run/{runs[0]['id']}" if runs else "/runs"
 
 
 def free_port(preferred: int) -> int:
@@ -111,15 +111,14 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Open Prefect's UI at the last run of the pipeline.")
     parser.add_argument("--port", type=int, default=4200, help="port of the server that is started (default: 4200)")
     options = parser.parse_args(arguments)
-    page = last_run_page(load_config().lake)
     settings = get_current_settings()
     if settings.api.url:
-        show(f"{settings.ui_url}{page}")
+        show(f"{settings.ui_url}{last_run_page(settings.api.url)}")
         return
     port = free_port(options.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with server(port) as process:
-        show(f"http://{HOST}:{port}{page}")
+        show(f"http://{HOST}:{port}{last_run_page(f'http://{HOST}:{port}/api')}")
         print("Ctrl-C stops the server", flush=True)
         try:
             process.wait()

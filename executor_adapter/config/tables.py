@@ -117,7 +117,7 @@ class CursorSettings(TableSettings):
     """The column whose highest value is where the next run goes on: `:since` of a query, `{since}` of a request, or
     `since` of a function. It needs a `key`, by which rows that come again are merged; null: each run gets all rows, or
     of a request with `{since}` those of each UTC day."""
-    start: str | None = None
+    start: str | None = Field(default=None, coerce_numbers_to_str=True)
     """With `cursor`: the value from which the first run asks; null: from the beginning. A request needs it."""
 
 

@@ -104,7 +104,7 @@ def collect_windows(table: ConfiguredTable, windows: Sequence[Window], *, again:
 
     `failed` are the windows of several that cannot be collected; to collect each of them alone raises its error.
     """
-    nothing = {"records_collected": 0, "status": "collected", "rows": 0, "windows": []}
+    nothing = {"records_collected": 0, "again": 0, "status": "collected", "rows": 0, "windows": []}
     with workspace(table.lake) as space, connected(space):
         return do_each(windows, lambda window: collect_window(table, window, again=again), nothing)
 
@@ -118,8 +118,9 @@ def collect_window(table: ConfiguredTable, window: Window, *, again: bool = Fals
         again: whether the source is asked for what is known already.
 
     Returns:
-        `records_collected`: new rows, those that do not fit included; `status`: `collected` or `already_collected`;
-        `rows`: the rows that were stored; `windows`: the windows of the table that they are in.
+        `records_collected`: new rows, those that do not fit included; `again`: others that were stored, whose `key` was
+        there; `status`: `collected` or `already_collected`; `rows`: the rows that were stored; `windows`: the windows
+        of the table that they are in.
 
     Raises:
         DataCollectionException: see `land` and `store_landing`; CONFIGURATION_ERROR, a window that is selected is not
@@ -138,12 +139,15 @@ def collect_window(table: ConfiguredTable, window: Window, *, again: bool = Fals
     if table.is_dated and landing.is_final(window.until, SETTLE_TIME) and _has_parents(table, window):
         with writing(is_over, sync=False):
             pass
-    known = done.status == "already_collected"
+    known, given = done.status == "already_collected", done.rows + done.rejected
+    new = done.added if table.settings.key else given
+    windows = [name for name, is_wanted in done.windows.items() if is_wanted]
     return {
-        "records_collected": done.added if table.settings.key or known else done.rows + done.rejected,
-        "status": "already_collected" if known and done.windows else "collected",
+        "records_collected": new,
+        "again": given - new,
+        "status": "already_collected" if known and windows else "collected",
         "rows": done.rows,
-        "windows": list(done.windows),
+        "windows": windows,
     }
 
 
@@ -270,13 +274,11 @@ def _check_division(table: ConfiguredTable) -> None:
 
 
 def _check_selected(table: ConfiguredTable, landing: Landing, done: Collected) -> None:
-    known = {*done.windows, *done.unwanted}
-    missing = [each for each in getattr(table.settings, "windows", None) or () if each not in known]
+    missing = [each for each in getattr(table.settings, "windows", None) or () if each not in done.windows]
     # Of several files each may have some of them.
     if missing and not table.is_pattern:
-        raise configuration_error(
-            f"window {missing[0]!r} is not in {landing.files[0].origin}: the windows are {', '.join(sorted(known))}"
-        )
+        said = f"the windows are {', '.join(sorted(done.windows))}"
+        raise configuration_error(f"window {missing[0]!r} is not in {landing.files[0].origin}: {said}")
 
 
 def _start(day: date | None) -> str | None:

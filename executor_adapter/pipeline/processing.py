@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.disk import digest_of
 from executor_adapter.pipeline.job_log import do_each, log, progress
-from executor_adapter.pipeline.lake.stored import WindowEntry, read_entry, workspace
+from executor_adapter.pipeline.lake.stored import WindowEntry, read_entry, rows_in, workspace
 from executor_adapter.pipeline.lake.table import LakeTable, Writer, remove_windows
 from executor_adapter.pipeline.steps import Processed, Run, fingerprint_of
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -167,16 +167,21 @@ def balance(name: str, tables: Iterable[ConfiguredTable]) -> Balance:
     return Balance(name=name, drops=dict(drops), **counts)
 
 
-def reject_reasons(tables: Iterable[ConfiguredTable]) -> Counter[tuple[str, str]]:
-    """Count rejected rows by table and rule: of reasons that differ in a value alone, three values are named."""
+def reject_reasons(tables: Iterable[ConfiguredTable], since: float = 0) -> Counter[tuple[str, str]]:
+    """Count rejected rows by table and rule: of reasons that differ in a value alone, three values are named.
+
+    `since`: of windows alone whose rejects were written from then on, in seconds since 1970.
+    """
     found: Counter[tuple[str, str]] = Counter()
     for table in tables:
         made = {window: done.fingerprint for window, _, done in _made(table) if done is not None}
         for window, entry in table.rejects.windows().items():
-            if _is_of_delivery(entry) or entry.fingerprint == made.get(window):
-                with table.rejects.reading(window) as batches:
-                    reasons = (reason for batch in batches for reason in batch["reason"].to_pylist())
-                    found.update((table.name, str(reason)) for reason in reasons)
+            if not (_is_of_delivery(entry) or entry.fingerprint == made.get(window)):
+                continue
+            with suppress(FileNotFoundError):  # Another run has put it right meanwhile.
+                if table.rejects.file_of(window).stat().st_mtime >= since:
+                    for rows in rows_in(table.rejects.file_of(window)):
+                        found.update((table.name, str(reason)) for reason in rows["reason"].to_pylist())
     return _by_rule(found)
 
 

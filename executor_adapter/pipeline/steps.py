@@ -25,7 +25,7 @@ from executor_adapter.exceptions import ConfigurationError, DataProcessingExcept
 from executor_adapter.job import did_you_mean
 from executor_adapter.pipeline.casts import literal
 from executor_adapter.pipeline.errors import rows_error
-from executor_adapter.pipeline.importing import import_object
+from executor_adapter.pipeline.importing import code_of, import_object
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.text_rows import REASON, ROW
 
@@ -159,9 +159,9 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
 
 
 def fingerprint_of(steps: Sequence[Step], root: Path) -> str:
-    """Return what the steps depend on: themselves, their SQL, and the version of each other table that they read."""
+    """Return what the steps depend on: themselves, their SQL or the file of their function, and what else they read."""
     read = {table: other_table(root, table).version() for step in steps for table in step.reads}
-    options = [[each.name, each.options.model_dump()] for each in steps]
+    options = [[each.name, each.options.model_dump(), code_of(each.reference)] for each in steps]
     return json.dumps([options, read], default=str, sort_keys=True)
 
 
@@ -332,6 +332,9 @@ class Run:
         known = f"SELECT count(DISTINCT {ROW}) FROM {after} SEMI JOIN {before} USING ({ROW})"
         if not isinstance(step.options, Deduplicate) and self._row(known) != (rows,):
             said = "returned a row twice, or one that it was not given: leave out _row where rows become others"
+            if isinstance(step.options, Enrich):
+                names = ", ".join(step.options.on.values())
+                said = f"{step.options.table} has several rows with the same {names}: add deduplicate to its steps"
             raise _error(step, said)
         if given > rows:
             self.account.drops[step.name] += given - rows
@@ -399,6 +402,8 @@ def _given(relation: duckdb.DuckDBPyRelation, library: str) -> Any:
 def _as_arrow(found: Any) -> pa.Table:
     if type(found).__module__.startswith("pandas."):
         return pa.Table.from_pandas(found, preserve_index=False)
+    if not hasattr(found, "__arrow_c_stream__"):
+        raise TypeError(f"it returned {type(found).__name__}: return a table, of a LazyFrame its collect()")
     return pa.table(found)
 
 

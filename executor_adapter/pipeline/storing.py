@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.text_rows import READ, REJECTED, Text, connected
 
 MAX_WAITING = 500_000
-"""Rows of all windows that wait in memory, at most."""
+"""Rows of several windows that wait in memory, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +39,8 @@ class Collected:
     """Rows with a value that does not fit its type, and lines that are not rows."""
     added: int = 0
     """Rows and rejects that the tables did not have."""
-    windows: tuple[str, ...] = ()
-    """The windows that have rows of the landing."""
-    unwanted: tuple[str, ...] = ()
-    """The windows of the landing that were passed over."""
+    windows: dict[str, bool] = field(default_factory=dict)
+    """The windows that the landing has rows of, and whether each is wanted: others were passed over."""
 
 
 def store_landing(
@@ -79,8 +77,7 @@ def store_landing(
     if before.get("digest") == digest and all(map(storing.has, filter(wanted, known))):
         log("%s: the landing is stored already", table.raw)
         marker.touch()  # Its time says when the source was last asked.
-        windows, unwanted = _divided({name: wanted(name) for name in known})
-        return Collected(status="already_collected", windows=windows, unwanted=unwanted)
+        return Collected(status="already_collected", windows={name: wanted(name) for name in known})
     if not landing.is_new:
         check_content(landing)
     with connected(landing.folder / f"{TEMPORARY}duckdb") as connection:
@@ -130,7 +127,7 @@ class _Storing:
         self._reject_writer: Writer | None = None
         self._wrong = list[pa.Array]()
         """The keys of what is rejected, of a table with a cursor."""
-        self._rejected = self._stored = self._waiting = 0
+        self._rejected = self._stored = self._spilled = 0
 
     def has(self, window: str) -> bool:
         """Return whether a window of the table is as this landing made it, or was merged into it."""
@@ -166,15 +163,13 @@ class _Storing:
                 self._reject_writer.gone = [keys for writer in self._writers.values() for keys in writer.keys]
                 self._reject_writer.overtaken = [writer.newer_keys() for writer in self._writers.values()]
             marker.unlink(missing_ok=True)
-        windows, unwanted = _divided(self._found)
         added = sum(writer.added for writer in self._writers.values())
         return Collected(
             status="collected",
             rows=self._stored,
             rejected=self._rejected,
             added=added + (self._reject_writer.added if self._reject_writer else 0),
-            windows=windows,
-            unwanted=unwanted,
+            windows=self._found,
         )
 
     def _empty(self, window: str) -> None:
@@ -196,14 +191,12 @@ class _Storing:
                 self._writers[name].gone = self._wrong  # What is wrong now does not stay as it was.
         if (writer := self._writers.get(name)) is None:
             return
-        self._waiting -= writer.waiting
         writer.add(rows)
-        self._waiting += writer.waiting
         self._stored += rows.num_rows
-        if self._waiting > MAX_WAITING:
+        if len(self._writers) > 1 and self._stored - self._spilled > MAX_WAITING:
             for each in self._writers.values():
                 each.spill()
-            self._waiting = 0
+            self._spilled = self._stored
 
     def _writer(self, table: LakeTable, window: str) -> Writer:
         asked = self._landing.manifest.window if table.cursor is not None else Window()
@@ -234,9 +227,3 @@ class _Storing:
         self._reject_writer.add(rejects)
         self._wrong += [rejects["key"]] if self._rejects.key else []
         self._rejected += rejects.num_rows
-
-
-def _divided(found: dict[str, bool]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the windows that are wanted, and the others."""
-    wanted = tuple(name for name, is_wanted in found.items() if is_wanted)
-    return wanted, tuple(name for name in found if name not in wanted)

@@ -19,13 +19,13 @@ from executor_adapter.pipeline.disk import TEMPORARY, writing
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.job_log import log
-from executor_adapter.pipeline.lake.stored import WRITING
+from executor_adapter.pipeline.lake.stored import WRITING, rows_in
 from executor_adapter.pipeline.lake.table import is_expired, remove_windows
 from executor_adapter.pipeline.processing import balance
 from executor_adapter.pipeline.sources.landing import SINGLE_WINDOW, landings_of, unneeded
 from executor_adapter.pipeline.storing import stored_before
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.pipeline.text_rows import READ
+from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ
 
 PERIODS = {"hourly": 3_600.0, "daily": 86_400.0, "weekly": 604_800.0, "monthly": 2_678_400.0}
 """Seconds within which new rows are expected, by what `expect` of a table says."""
@@ -109,8 +109,8 @@ def rejected_rows(tables: Sequence[ConfiguredTable], window: str) -> Iterator[di
     check_window(window, (name for table in tables for name in _windows_and_deliveries(table)))
     for table, name in ((table, name) for table in tables for name in (READ + window, window)):
         if table.rejects.find(name) is not None:
-            with table.rejects.reading(name) as batches:
-                for row in (row for batch in batches for row in batch.to_pylist()):
+            for rows in rows_in(table.rejects.file_of(name)):
+                for row in (row for batch in rows.to_batches(BATCH_ROWS) for row in batch.to_pylist()):
                     yield {field: row[field] for field in ("reason", "line", "row", "step", "delivery", "text")}
 
 

@@ -89,6 +89,14 @@ def return_number(rows: pd.DataFrame) -> int:
     return len(rows)
 
 
+def return_nothing(rows: pd.DataFrame) -> None:
+    rows["price"] = 0
+
+
+def return_a_plan(rows: pl.DataFrame) -> pl.LazyFrame:
+    return rows.lazy()
+
+
 def misspell(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["prise"] > 0]
 

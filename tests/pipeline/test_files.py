@@ -98,6 +98,16 @@ def test_only_what_changed_is_copied_again(inbox: Path, tmp_path: Path) -> None:
     assert [each.path_of(each.files[0]).read_text() for each in second[1:]] == ["n\nchanged\n", "n\nnew\n"]
 
 
+def test_a_correction_is_copied_whatever_time_its_file_has(inbox: Path, tmp_path: Path) -> None:
+    """A tool that keeps times, such as rsync, may put another content of the same size in a file's place."""
+    described = tool("a.csv", directory=inbox)
+    for text in ("n\na.csv\n", "n\nb.csv\n"):
+        (inbox / "a.csv").write_text(text)
+        os.utime(inbox / "a.csv", (0, 0))
+        (landing,) = land(tmp_path, described)
+        assert landing.path_of(landing.files[0]).read_text() == text
+
+
 def test_a_file_whose_copy_is_lost_is_copied_again(inbox: Path, tmp_path: Path) -> None:
     """A power cut may leave a landed file empty, and the source's file is the same."""
     described = tool("a.csv", directory=inbox)

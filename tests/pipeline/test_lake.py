@@ -25,7 +25,7 @@ from executor_adapter.exceptions import ConfigurationError, DataCollectionExcept
 from executor_adapter.pipeline.disk import TEMPORARY
 from executor_adapter.pipeline.lake import stored
 from executor_adapter.pipeline.lake import table as module
-from executor_adapter.pipeline.lake.stored import ROW_GROUP, SAMPLE
+from executor_adapter.pipeline.lake.stored import ROW_GROUP, SAMPLE, opened, rows_in
 from executor_adapter.pipeline.lake.table import LakeTable, remove_windows
 from executor_adapter.pipeline.upkeep import remove_leftovers
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
@@ -112,15 +112,15 @@ def test_a_column_of_different_values_is_written_without_a_dictionary(tmp_path: 
     assert table.read("w").equals(rows)
 
 
-def test_a_window_is_read_in_batches(tmp_path: Path) -> None:
-    """Batches have at most the rows that were asked for, over all row groups."""
+def test_a_window_is_read_by_row_groups(tmp_path: Path) -> None:
+    """Each part has at most the rows of a row group; a window without rows has one part, with its columns."""
     table = lake_table(tmp_path)
     rows = pa.table({"n": range(ROW_GROUP + 10)})
     write(table, "w", rows, rows)
-    with table.reading("w", 100_000) as batches:
-        sizes = [batch.num_rows for batch in batches]
-    assert max(sizes) == 100_000
-    assert sum(sizes) == 2 * rows.num_rows
+    sizes = [each.num_rows for each in rows_in(table.file_of("w"))]
+    assert (max(sizes), sum(sizes)) == (ROW_GROUP, 2 * rows.num_rows)
+    write(table, "w", rows.slice(0, 0))
+    assert [each.schema.names for each in rows_in(table.file_of("w"))] == [["n"]]
 
 
 def _fail_while_writing(table: Any) -> None:
@@ -178,7 +178,7 @@ def test_what_the_system_refuses_is_no_damage(
         with pytest.raises(type(error)) as caught:
             table.find("w")
     assert caught.value is error
-    with pytest.raises(pa.ArrowInvalid, match="mine"), table.reading("w"):
+    with pytest.raises(pa.ArrowInvalid, match="mine"), opened(table.file_of("w")):
         raise pa.ArrowInvalid("mine")
 
 
@@ -209,7 +209,7 @@ def test_a_window_of_any_name_is_one_folder(tmp_path: Path, window: str) -> None
     """Each window is one folder, whatever characters its name has."""
     table = lake_table(tmp_path)
     write(table, window, ROWS)
-    assert [path.parent.parent for path in table.files()] == [table.folder]
+    assert [path.parent for path in table.folder.rglob("*.parquet")] == [table.file_of(window).parent]
     assert list(table.windows()) == [window]
     assert table.read(window).equals(ROWS)
 
@@ -376,9 +376,9 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, colum
     log, outcomes, cut_short = mocker.patch.object(module, "log"), set(), False
     for number in range(1, int(done.stdout)):
         table = lake_table(tmp_path / str(number))
-        is_mixed = len({tuple(pq.read_schema(file).names) for file in table.files()}) == 2
+        is_mixed = len({tuple(pq.read_schema(file).names) for file in table.folder.rglob("*.parquet")}) == 2
         windows = table.windows()
-        assert len({tuple(pq.read_schema(file).names) for file in table.files()}) == 1
+        assert len({tuple(pq.read_schema(file).names) for file in table.folder.rglob("*.parquet")}) == 1
         assert sum("killed on the way" in call.args[0] for call in log.mock_calls) >= is_mixed
         cut_short |= is_mixed
         log.reset_mock()
@@ -461,11 +461,12 @@ def test_a_newer_answer_is_not_overwritten(tmp_path: Path) -> None:
 def test_an_open_window_is_read_to_its_end(tmp_path: Path) -> None:
     """Who reads a window while it is replaced, and its columns change, sees one version, and nobody waits for it."""
     table = lake_table(tmp_path)
-    write(table, "w", ROWS)
-    with table.reading("w", 1) as batches:
-        first = next(batches)
-        write(table, "w", pa.table({"id": [9], "more": ["x"]}))
-        assert pa.Table.from_batches([first, *batches]).equals(ROWS)
+    rows = pa.table({"id": range(2 * ROW_GROUP)})
+    write(table, "w", rows)
+    parts = rows_in(table.file_of("w"))
+    first = next(parts)
+    write(table, "w", pa.table({"id": [9], "more": ["x"]}))
+    assert pa.concat_tables([first, *parts]).equals(rows)
     assert table.read("w").num_rows == 1
 
 

@@ -46,6 +46,16 @@ def test_of_repeated_rows_the_last_stays(tmp_path: Path) -> None:
     assert notes(table) == [("a", "3"), ("b", "4"), (None, "4")]
 
 
+def test_of_repeated_rows_the_one_with_the_highest_cursor_stays(tmp_path: Path) -> None:
+    """An answer may have the newest first, and one without a value; of equal values the later row stays."""
+    table = lake_table(tmp_path, key=("id",), cursor="at")
+    first, second = [row("a", 3, "3"), row("b", None), row("c", 1)], [row("a", 2), row("b", 1, "1"), row("c", 1, "2")]
+    write(table, "all", pa.Table.from_pylist(first), pa.Table.from_pylist(second))
+    assert notes(table) == [("a", "3"), ("b", "1"), ("c", "2")]
+    write_rows(table, "all", [row("a", 1, "what the source says now")], since="0")
+    assert notes(table)[0] == ("a", "what the source says now")
+
+
 def test_repeated_rows_are_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No account has them, since they are one row: a key that is too short is seen there."""
     said: list[str] = []

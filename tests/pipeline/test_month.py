@@ -44,6 +44,7 @@ class InlineRun:
         for table in tables:
             self.tables.setdefault(table.tool_name, []).append(table)
         self.failed: dict[str, str] = {}
+        self.again = Counter[str]()
         self._chance, self._left = chance, jobs
         self._open: list[tuple[Any, Callable[[Any], object], dict[str, Any]]] = []
 

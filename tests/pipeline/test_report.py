@@ -77,23 +77,6 @@ def test_a_job_has_ended_when_its_future_and_its_executor_say_so(lines: JobLines
     assert {each.job_id for each in lines.jobs()} == {"late", "early"}
 
 
-def test_jobs_are_sorted_by_stage_and_subject(lines: JobLines) -> None:
-    """Jobs are sorted by the order in which stages began, then by subject."""
-    for job_id, stage, subject in (
-        ("1", "find", "b"),
-        ("2", "collect", "z"),
-        ("3", "find", "a"),
-        ("4", "collect", "c"),
-    ):
-        enter(lines, job(job_id, stage, subject), PENDING)
-    assert [(job.metadata["stage"], job.metadata["subject"]) for job in lines.jobs()] == [
-        ("find", "a"),
-        ("find", "b"),
-        ("collect", "c"),
-        ("collect", "z"),
-    ]
-
-
 def test_a_terminal_shows_a_bar_below_the_lines(
     lines: JobLines, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,14 +109,14 @@ def broken() -> Job:
 def test_new_rows_and_known_rows_are_counted_apart() -> None:
     """The sentence of a tool counts new rows apart from rows that were collected before, and names their windows."""
     balance = Balance(name="flights", collected=12, processed=12, rejected=0, unprocessed=0)
-    assert list(report.collection_sentences([ended(), ended(stage="process")], [balance])) == [
+    assert list(report.collection_sentences([ended(), ended(stage="process")], [balance], {})) == [
         "flights: 5 new rows (planes a.csv); 7 were there before"
     ]
     none, jobs = ended(records=0), [ended(records=3) for _ in range(4)]
-    assert list(report.collection_sentences([none, *jobs], [balance])) == [
-        "flights: 12 new rows (planes a.csv, planes a.csv, planes a.csv, 1 more)"
+    assert list(report.collection_sentences([none, *jobs], [balance], {"flights": 1200})) == [
+        "flights: 12 new rows (planes a.csv, planes a.csv, planes a.csv, 1 more), 1,200 came again"
     ]
-    assert list(report.collection_sentences([none], [Balance(name="flights")])) == ["flights: 0 new rows"]
+    assert list(report.collection_sentences([none], [Balance(name="flights")], {})) == ["flights: 0 new rows"]
 
 
 def test_a_failure_names_its_code_and_attempts() -> None:
@@ -145,7 +128,7 @@ def test_a_failure_names_its_code_and_attempts() -> None:
 
 def text_of(lake: Path, **fields: Any) -> str:
     given: dict[str, Any] = {
-        "title": "pipeline", "jobs": [ended()], "rows": ["rows"], "rejects": Counter(),
+        "title": "pipeline", "jobs": [ended()], "rows": ["rows"], "rejected": [],
         "summaries": [{"lines": ["sentence"], "title": "delays", "png": None}],
     }  # fmt: skip
     return report.markdown(lake=lake, **given | fields)
@@ -156,7 +139,7 @@ def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> 
     rejects = Counter({("flights", "planes", "year | 0"): 7, ("flights", "weather", "wind"): 9})
     (tmp_path / "plot.png").write_bytes(b"x")
     summaries = [{"lines": ["sentence"], "title": "delays", "png": str(tmp_path / "plot.png")}]
-    text = text_of(tmp_path, jobs=[ended(), broken()], rejects=rejects, summaries=summaries)
+    text = text_of(tmp_path, jobs=[ended(), broken()], rejected=report.reject_sentences(rejects), summaries=summaries)
     order = [
         "## Failures",
         "- failed: collect flights planes a.csv: API_ERROR after 4 attempts: answered 500 \\| a\\|b &lt;dict&gt;",
@@ -180,7 +163,11 @@ def test_a_text_that_cannot_be_encoded_costs_no_report(tmp_path: Path) -> None:
     (tmp_path / "plot.png").write_bytes(b"x")
     summaries = [{"lines": ["y\udcff \x1b"], "title": "z\udcff", "png": str(tmp_path / "plot.png")}]
     rejects = Counter({("flights", "planes", "r\udcff \x1b"): 1})
-    text = text_of(tmp_path, jobs=[failed], rejects=rejects, summaries=summaries).encode().decode()
+    text = (
+        text_of(tmp_path, jobs=[failed], rejected=report.reject_sentences(rejects), summaries=summaries)
+        .encode()
+        .decode()
+    )
     assert r"x\\udcff.csv ␛\[2J cannot be read" in text
     assert r"flights/planes: r\\udcff ␛" in text
     assert "- y\\udcff ␛\n" in text
@@ -192,7 +179,7 @@ def test_the_most_frequent_reasons_are_sentences() -> None:
     rejects = Counter({("shop", "orders", f"price: '{n}'\nis too much"): 20 - n for n in range(12)})
     sentences = report.reject_sentences(rejects)
     assert sentences[0] == "rejected: 20 rows of shop/orders: price: '0' is too much"
-    assert sentences[10:] == ["rejected: 19 rows for other reasons: see rejected in the lake"]
+    assert sentences[10:] == ["rejected: 19 rows for other reasons: executor-adapter pipeline rejects"]
     assert report.reject_sentences(Counter({("shop", "orders", "x" * 300): 1})) == [
         f"rejected: 1 row of shop/orders: {'x' * 200}"
     ]

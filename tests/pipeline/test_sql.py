@@ -141,6 +141,26 @@ def test_a_range_of_days_bounds_dates(shop: Shop, kind: str, query: str | None) 
     assert [row["day"] for row in shop.rows(month, **fields)] == ["2026-01-01", "2026-01-31"]
 
 
+@pytest.mark.parametrize("shop", ["postgresql"], indirect=True)
+def test_a_moment_that_python_does_not_know_is_text(shop: Shop) -> None:
+    """PostgreSQL has infinity, years BC and years of five digits: they cost no other row, and no other column."""
+    shop.run("CREATE TABLE orders (id INTEGER, day DATE, at TIMESTAMP, ends TIMESTAMPTZ)")
+    shop.run("INSERT INTO orders VALUES (1, '0044-03-15 BC', '10000-01-01', 'infinity'), (2, '2026-01-01', NULL, NULL)")
+    assert shop.rows() == [
+        {"id": "1", "day": "0044-03-15 BC", "at": "10000-01-01 00:00:00", "ends": "infinity"},
+        {"id": "2", "day": "2026-01-01", "at": None, "ends": None},
+    ]
+
+
+def test_a_query_may_have_colons(shop: Shop) -> None:
+    """They are no parameters, unless they are `:since` or `:until`."""
+    shop.run("CREATE TABLE orders (id INTEGER)")
+    shop.run("INSERT INTO orders VALUES (1), (2)")
+    query = f"SELECT id, '10:30 :now' AS at FROM {shop.prefix}orders WHERE id >= CAST(:since AS INTEGER)"
+    found = shop.rows(Window(since="2", cursor="id"), query=query, cursor="id", key="id", start=0)
+    assert found == [{"id": "2", "at": "10:30 :now"}]
+
+
 def test_a_query_compares_its_bound_with_dates(shop: Shop) -> None:
     """The bound has no type of its own, so that a database makes a date of it where it needs one."""
     shop.run("CREATE TABLE orders (day DATE)")

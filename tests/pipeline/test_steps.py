@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import subprocess
@@ -205,7 +206,7 @@ def test_enrich_joins_columns_of_another_table(tmp_path: Path) -> None:
         with pytest.raises(DataProcessingException, match=message):
             apply(tmp_path, {"enrich": spec | change})
     write(cities, "v", pa.Table.from_pylist(rows))
-    with pytest.raises(DataProcessingException, match="returned a row twice"):
+    with pytest.raises(DataProcessingException, match="cities has several rows with the same name"):
         apply(tmp_path, {"enrich": spec})
 
 
@@ -222,6 +223,19 @@ def test_a_change_of_a_table_that_is_read_makes_its_readers_anew(tmp_path: Path)
         assert process(tmp_path, steps).status == "already_processed"
         rome = next(row for row in tables(tmp_path)["processed"].read("w").to_pylist() if row["city"] == "Rome")
         assert (rome["country"], rome["cities"]) == (country, 1)
+
+
+def test_a_change_of_a_functions_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows are processed again by another code of a rule, or of a schema, as they are by other SQL."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "own_rule.py"
+    for limit in (100, 10):
+        file.write_text(f"import pandas as pd\ndef cheap(rows: pd.DataFrame):\n    return rows[rows.price < {limit}]\n")
+        sys.modules.pop("own_rule", None)
+        importlib.invalidate_caches()
+        done = process(tmp_path, ["own_rule:cheap"])
+        assert (done.status, done.kept) == ("processed", 2 if limit == 100 else 1)
+        assert process(tmp_path, ["own_rule:cheap"]).status == "already_processed"
 
 
 def test_a_function_says_which_tables_it_reads(tmp_path: Path) -> None:
@@ -353,8 +367,11 @@ def test_a_mistake_in_a_step_is_not_retried(tmp_path: Path) -> None:
         apply(tmp_path, f"{OWN}:misspell")
     assert caught.value.error_code == "DATA_ERROR"
     assert str(caught.value) == f"step {OWN}:misspell: raised KeyError: 'prise'"
-    with pytest.raises(DataProcessingException, match="return_number: raised TypeError"):
-        apply(tmp_path, f"{OWN}:return_number")
+    for name in ("return_number", "return_nothing", "return_a_plan"):
+        with pytest.raises(
+            DataProcessingException, match=rf"{name}: raised TypeError: it returned \w+: return a table"
+        ):
+            apply(tmp_path, f"{OWN}:{name}")
     with pytest.raises(ConnectionError, match="cut off"):
         apply(tmp_path, f"{OWN}:fail")
 

@@ -19,10 +19,6 @@ HOURS_PER_DAY, SECONDS_PER_DAY = 24, 86_400.0
 UPKEEP: Any = {"pool": "thread", "job_type": "maintenance", "persist_result": False}
 
 
-class NotRecordedError(JobError):
-    """Raised when the server has not recorded the ends of all lost task runs; they are ended again later."""
-
-
 @job_task(name="clean store", **UPKEEP)
 def clean_store(url: str | None, keep_days: int) -> str:
     """Delete jobs that finished long ago; unfinished and quarantined ones stay."""
@@ -44,11 +40,11 @@ def end_lost_task_runs() -> str:
     """End the task runs that are unfinished although their flow run has ended.
 
     Raises:
-        NotRecordedError: the server has not recorded all of it.
+        JobError: the server has not recorded all of it; the rest is ended later.
     """
     swept = list(sweep())
     if not all(each.is_recorded for each in swept):
-        raise NotRecordedError("the server has not recorded the ends of all lost task runs")
+        raise JobError("the server has not recorded the ends of all lost task runs")
     return f"{sum(each.task_runs for each in swept)} task runs of {len(swept)} flow runs ended"
 
 

@@ -70,12 +70,8 @@ class JobLines:
         print(escaped(f"{name_of(job)}: {state}{retried}{count}{seconds}"), flush=True)
 
     def jobs(self) -> list[Job]:
-        """Return the jobs, sorted by stage (in the order the stages began), tool and subject."""
-        jobs = self._jobs.copy().values()
-        stages = list(dict.fromkeys(job.metadata["stage"] for job in jobs))
-        return sorted(
-            jobs, key=lambda job: (stages.index(job.metadata["stage"]), job.tool_name, job.metadata["subject"])
-        )
+        """Return the jobs, in the order in which they were accepted."""
+        return list(self._jobs.copy().values())
 
     def bar(self, title: str) -> AbstractContextManager[object]:
         """Return what shows on a terminal how many jobs are done, while its block runs."""
@@ -92,8 +88,11 @@ def name_of(job: Job) -> str:
     return f"{job.metadata['stage']} {job.tool_name} {job.metadata['subject']}"
 
 
-def collection_sentences(jobs: Sequence[Job], balances: Iterable[Balance]) -> Iterator[str]:
-    """Yield a sentence per tool: how many rows this run collected, of what, and how many were collected before."""
+def collection_sentences(jobs: Sequence[Job], balances: Iterable[Balance], again: Mapping[str, int]) -> Iterator[str]:
+    """Yield a sentence per tool: how many rows this run collected, of what, and how many were collected before.
+
+    `again`: how many rows of each tool came again.
+    """
     for each in balances:
         collected = [job for job in jobs if job.metadata["stage"] == "collect" and job.tool_name == each.name]
         new = sum(job.records_processed or 0 for job in collected)
@@ -102,6 +101,7 @@ def collection_sentences(jobs: Sequence[Job], balances: Iterable[Balance]) -> It
         names = [job.metadata["subject"] for job in collected if job.records_processed]
         names[MAX_NAMED:] = [f"{len(names) - MAX_NAMED} more"] if names[MAX_NAMED:] else []
         found = f" ({', '.join(names)})" if names else ""
+        found += f", {rows:,} came again" if (rows := again.get(each.name, 0)) else ""
         yield f"{each.name}: {new:,} new rows{found}{skipped}"
 
 
@@ -123,7 +123,7 @@ def reject_sentences(rejects: Counter[tuple[str, str, str]]) -> list[str]:
         for (tool, table, reason), rows in shown
     ]
     rest = rejects.total() - sum(rows for _, rows in shown)
-    return [*found, f"rejected: {_rows(rest)} for other reasons: see rejected in the lake"] if rest else found
+    return [*found, f"rejected: {_rows(rest)} for other reasons: executor-adapter pipeline rejects"] if rest else found
 
 
 def _rows(number: int) -> str:
@@ -134,7 +134,7 @@ def markdown(
     title: str,
     jobs: Iterable[Job],
     rows: Iterable[str],
-    rejects: Counter[tuple[str, str, str]],
+    rejected: Sequence[str],
     summaries: Sequence[Mapping[str, Any]],
     lake: Path,
 ) -> str:
@@ -144,7 +144,7 @@ def markdown(
         title: the name of the run.
         jobs: its jobs.
         rows: sentences on the rows that were collected and processed.
-        rejects: rejected rows by tool, table and reason.
+        rejected: sentences on the rows that were rejected.
         summaries: what `summarise_tables` has returned for each tool.
         lake: where the data is.
     """
@@ -152,8 +152,8 @@ def markdown(
     if failures := failure_sentences(jobs):
         parts += ["## Failures", _items(map(markdown_cell, failures))]
     parts += ["## Rows", _items(map(markdown_cell, rows))]
-    if rejects:
-        parts += ["## Rejected rows, by reason", _items(map(markdown_cell, reject_sentences(rejects)))]
+    if rejected:
+        parts += ["## Rejected rows, by reason", _items(map(markdown_cell, rejected))]
     if summaries:
         parts += ["## Summary", _items(line for each in summaries for line in each["lines"])]
     # An image is embedded, because the UI's browser may not reach the files of this machine.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,6 @@ from executor_adapter.exceptions import JobError
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus
 from executor_adapter.monitoring import HealthMonitor
-from executor_adapter.pipeline.disk import writing
 from executor_adapter.pipeline.flows import report
 from executor_adapter.pipeline.processing import Balance, balance, reject_reasons
 from executor_adapter.pipeline.tables import ConfiguredTable
@@ -67,6 +65,9 @@ class Run:
         """What each stage's executor is the current one in."""
         self._then: dict[UUID, Callable[[Any], object]] = {}
         self._failures: list[str] = []
+        self._started = datetime.now(UTC).timestamp()
+        self.again = Counter[str]()
+        """The rows of each tool that were collected and had been there, perhaps with other values."""
 
     @contextmanager
     def executors(self, *stages: Stage) -> Iterator[None]:
@@ -135,28 +136,22 @@ class Run:
             JobsFailedError: a job failed, a table cannot be read, or rows of a tool were lost.
         """
         jobs, balances, rejects = self._lines.jobs(), list[Balance](), Counter[tuple[str, str, str]]()
+        processes = "processing" in self._contexts
         self._jobs.summary.total = None
         self._jobs.close(summarise=bool(jobs))
-        with self.reading_lake():
-            with writing(self.settings.lake / "last_run.json") as file:
-                file.write(json.dumps({"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}).encode())
         for tool, tables in self.tables.items():
             with self.reading_lake():
                 balances.append(balance(tool, tables))
-                if self._processes:
-                    rejects.update({(tool, *reason): rows for reason, rows in reject_reasons(tables).items()})
-        rows = [*report.collection_sentences(jobs, balances), *(map(str, balances) if self._processes else ())]
-        text = report.markdown(flow_run.get_name() or "", jobs, rows, rejects, summaries, self.settings.lake)
+                if processes:
+                    found = reject_reasons(tables, self._started)
+                    rejects.update({(tool, *reason): rows for reason, rows in found.items()})
+        rows = [*report.collection_sentences(jobs, balances, self.again)]
+        rows += map(str, balances) if processes else ()
+        rejected = report.reject_sentences(rejects)
+        text = report.markdown(flow_run.get_name() or "", jobs, rows, rejected, summaries, self.settings.lake)
         create_markdown_artifact(text, key=f"{flow_run.get_flow_name()}-rows", description="The rows of the run")
-        self._print(
-            jobs, rows + report.reject_sentences(rejects) + [line for each in summaries for line in each["lines"]]
-        )
+        self._print(jobs, rows + rejected + [line for each in summaries for line in each["lines"]])
         self._raise_for_failures(jobs, balances)
-
-    @property
-    def _processes(self) -> bool:
-        """Whether the run processes the rows in the lake, so that no row may be left unprocessed."""
-        return "processing" in self._contexts
 
     def _print(self, jobs: list[Job], sentences: list[str]) -> None:
         console = SafeConsole()
@@ -176,5 +171,3 @@ class Run:
             raise JobsFailedError(count + "; ".join(failures))
         if lost := [str(each) for each in balances if not each.holds]:
             raise JobsFailedError(f"rows were lost: {'; '.join(lost)}")
-        if self._processes and (waiting := [str(each) for each in balances if each.unprocessed]):
-            raise JobsFailedError(f"rows are still to be processed by the next run: {'; '.join(waiting)}")

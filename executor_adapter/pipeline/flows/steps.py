@@ -98,7 +98,7 @@ class Steps:
         self._to_collect, self._to_process = set(self._uncollected), set(self._unprocessed)
         """The tables with which it has not begun."""
         self._collected, self._processed = Counter[str](), Counter[str]()
-        """The new rows of each table."""
+        """The new rows of each table; of raw ones also those that came again."""
 
     def do(self) -> list[dict[str, Any]]:
         """Run all jobs, tell Prefect which tables have new rows or are late, and return the summaries of the tools."""
@@ -138,7 +138,8 @@ class Steps:
         submit = partial(self._submit, COLLECT, "collect", table, then, again=self._is_backfill)
         found = yield from _each(groups, submit)
         done = [each for each in found if each is not None]
-        self._collected[table.full_name] = sum(each["records_collected"] for each in done)
+        self._run.again[table.tool_name] += (again := sum(each["again"] for each in done))
+        self._collected[table.full_name] = again + sum(each["records_collected"] for each in done)
         settles = isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep"
         # Of a range nothing is known of the windows beside it, and of what failed nothing of those that it has.
         if settles and windows and not self._is_backfill and len(done) == len(found):

@@ -49,7 +49,8 @@ def check_names(schema: pa.Schema, reserved: Collection[str]) -> None:
         if (folded := name.casefold()) in reserved:
             raise rows_error(f"the column {name} has a name that the lake uses: give it another one", "lake")
         if folded in found:
-            raise rows_error(f"the column {name!r} is there twice, if not in one case: give each its own name", "lake")
+            said = f"the column {name!r} is there twice, if not in one case: give each its own name"
+            raise rows_error(f"{said}, or one case in the source and in schema", "lake")
         found.add(folded)
 
 
@@ -100,7 +101,7 @@ def _widened(name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
         return new
     raise rows_error(
         f"column {name}: the table has {old}, and the schema says {new} now: a table is never narrowed: "
-        f"declare {old} or wider, or write to a table of another name",
+        f"declare {old} or wider, or make the table anew by `executor-adapter pipeline rebuild`",
         "lake",
         "CONFIGURATION_ERROR",
     )

@@ -6,6 +6,7 @@ Runs may overtake one another: of each row of a window it is known when the sour
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from executor_adapter.pipeline.errors import rows_error
 from executor_adapter.pipeline.lake.stored import MAX_RANGES, Range
+from executor_adapter.pipeline.text_rows import value_text
 
 MAX_AHEAD = timedelta(days=1)
 """How far after now a cursor may be: a day may have begun elsewhere, and clocks differ."""
@@ -37,16 +39,14 @@ def _key_part(values: pa.ChunkedArray) -> pa.Array:
     return pc.fill_null(pc.binary_join_element_wise(length, text, ":"), "-").take(found.indices)
 
 
-def last_of_each(keys: pa.Array) -> pa.Array:
-    """Return the mask of the rows after which their key comes no more."""
-    places = pa.array(range(len(keys)), pa.int64())
-    last = pa.table({"key": keys, "place": places}).group_by("key").aggregate([("place", "max")])["place_max"]
-    return pc.is_in(places, last.combine_chunks())
-
-
-def all_of(rows: int) -> pa.Array:
-    """Return the mask of so many rows that has all of them."""
-    return pc.is_null(pa.nulls(rows))  # A scalar, as `repeat` takes it, imports pandas.
+def last_of_each(keys: pa.Array, values: pa.Array | None = None) -> pa.Array:
+    """Return the mask of one row for each key: the last one, or of `values` the last one with the highest."""
+    places = ranks = pa.array(range(len(keys)), pa.uint64())
+    if values is not None:
+        places = pc.array_sort_indices(values, null_placement="at_start")  # Equal ones keep their order.
+    ranked = pa.table({"key": keys.take(places), "rank": ranks})
+    last = ranked.group_by("key").aggregate([("rank", "max")])["rank_max"].combine_chunks()
+    return pc.is_in(ranks, places.take(last))
 
 
 def typed(text: str, kind: pa.DataType) -> pa.Scalar:
@@ -60,24 +60,6 @@ def typed(text: str, kind: pa.DataType) -> pa.Scalar:
     except pa.ArrowInvalid:
         said = f"{text!r} is not a value of the cursor column, which is {kind}: give one, moments with their zone"
         raise rows_error(said, "lake", "CONFIGURATION_ERROR") from None
-
-
-def text_of(value: Any) -> str | None:
-    """Return a value of a cursor column as text, as sources are asked with it and `typed` reads it."""
-    if value is None:
-        return None
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-def _check_cursor(value: Any, column: str) -> None:
-    text = text_of(value) or ""
-    try:
-        moment = datetime.fromisoformat(text if text[4:5] == "-" else "")
-    except ValueError:  # Of numbers and texts nobody knows which are in the future.
-        return
-    if moment.replace(tzinfo=moment.tzinfo or UTC) > datetime.now(UTC) + MAX_AHEAD:
-        said = "is in the future, and would hide all rows before it: correct it at the source, or exclude it by a query"
-        raise rows_error(f"{column}: {text} {said}", "lake")
 
 
 def with_range(new: Range, known: Sequence[Range], stay: pa.Array) -> tuple[Range, ...]:
@@ -94,18 +76,21 @@ def with_range(new: Range, known: Sequence[Range], stay: pa.Array) -> tuple[Rang
     return tuple(found)
 
 
-def highest_of(values: pa.ChunkedArray, column: str, before: Any) -> Any:
-    """Return the highest of the values of a cursor column and the one before them; None where there is none.
+def highest_of(values: pa.Array, column: str) -> Any:
+    """Return the highest of the values of a cursor column; None where there is none.
 
     Raises:
         DataProcessingException: DATA_ERROR, one is a moment that is more than `MAX_AHEAD` after now: no row before it
             would ever be asked for again.
     """
     highest = pc.max(values).as_py()
-    if highest is None:
-        return before
-    _check_cursor(highest, column)
-    return highest if before is None else max(before, highest)
+    text = value_text(highest)
+    with suppress(ValueError):  # Of numbers and texts nobody knows which are in the future.
+        moment = datetime.fromisoformat(text if text[4:5] == "-" else "")
+        if moment.replace(tzinfo=moment.tzinfo or UTC) > datetime.now(UTC) + MAX_AHEAD:
+            said = "is in the future, and would hide all rows before it: correct it at the source, or exclude it by a"
+            raise rows_error(f"{column}: {text} {said} query", "lake")
+    return highest
 
 
 def watermark_after(before: str | None, asked: Range, highest: Any, kind: pa.DataType | None) -> str | None:
@@ -113,11 +98,13 @@ def watermark_after(before: str | None, asked: Range, highest: Any, kind: pa.Dat
 
     A part that begins after that, or one with an end before anything else, leaves a gap, which the next run asks for.
     """
-    if highest is None or before is None:
-        return text_of(highest) if before is None and asked.until is None else before
+    if highest is None or (before is None and asked.until is not None):
+        return before
+    if before is None:
+        return value_text(highest)
     mark = typed(before, kind).as_py()
     has_gap = asked.since is not None and typed(asked.since, kind).as_py() > mark
-    return before if has_gap else text_of(max(mark, highest))
+    return before if has_gap else value_text(max(mark, highest))
 
 
 def since_of(watermark: str, kind: pa.DataType, look_back: float, start: str | None) -> str | None:
@@ -125,7 +112,7 @@ def since_of(watermark: str, kind: pa.DataType, look_back: float, start: str | N
     value = typed(watermark, kind).as_py()
     if look_back:
         value -= _in_unit_of(value, look_back)
-    return start if start is not None and value < typed(start, kind).as_py() else text_of(value)
+    return start if start is not None and value < typed(start, kind).as_py() else value_text(value)
 
 
 def _in_unit_of(value: Any, amount: float) -> timedelta | Decimal | float:

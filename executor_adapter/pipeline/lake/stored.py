@@ -162,20 +162,14 @@ def read_entry(path: Path) -> WindowEntry:
     return entry
 
 
-def rows_of(file: pq.ParquetFile, path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of an open file; at least one batch, which may have no rows."""
-    with reading(path):
-        for batch in file.iter_batches(batch_rows):
-            yield batch.replace_schema_metadata()
-    if not file.metadata.num_rows:
-        yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow.remove_metadata())
-
-
 def rows_in(path: Path) -> Iterator[pa.Table]:
-    """Yield the rows of a file, a row group at a time."""
+    """Yield the rows of a file, a row group at a time, of one version of it; at least one table, even without rows."""
     with opened(path) as file:
-        for batch in rows_of(file, path, ROW_GROUP):
-            yield pa.Table.from_batches([batch])
+        with reading(path):
+            for batch in file.iter_batches(ROW_GROUP):
+                yield pa.Table.from_batches([batch.replace_schema_metadata()])
+        if not file.metadata.num_rows:
+            yield file.schema_arrow.remove_metadata().empty_table()
 
 
 def repeating(rows: pa.Table) -> bool | list[str]:
@@ -198,8 +192,6 @@ class FileWriter:
         self._writer: pq.ParquetWriter | None = None
         self._spilled: list[Path] = []
         self._waiting: list[pa.Table] = []
-        self.waiting = 0
-        """Rows that are in memory."""
         self.rows = self._written = 0
 
     def add(self, rows: pa.Table) -> None:
@@ -207,7 +199,6 @@ class FileWriter:
         rows = fitted(rows, self.schema)
         self.rows += rows.num_rows
         self._waiting.append(rows)
-        self.waiting += rows.num_rows
         if self.rows - self._written >= ROW_GROUP:
             self._flush()
 
@@ -234,7 +225,7 @@ class FileWriter:
         if self._waiting:
             self._spilled.append(self.path.with_name(f"{self.path.name}.{len(self._spilled)}"))
             pq.write_table(pa.concat_tables(self._waiting), self._spilled[-1])
-            self._waiting, self.waiting = [], 0
+            self._waiting = []
 
     def _flush(self) -> None:
         """Write the rows of a row group."""
@@ -242,4 +233,4 @@ class FileWriter:
             spilled = (rows for path in self._spilled for rows in rows_in(path))
             rows = pa.concat_tables([*spilled, *self._waiting]).combine_chunks()
             self._opened(rows).write_table(rows, row_group_size=ROW_GROUP)
-            self._spilled, self._waiting, self.waiting, self._written = [], [], 0, self.rows
+            self._spilled, self._waiting, self._written = [], [], self.rows

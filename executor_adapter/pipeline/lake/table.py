@@ -37,10 +37,9 @@ from executor_adapter.pipeline.lake.stored import (
     opened,
     read_entry,
     rows_in,
-    rows_of,
     workspace,
 )
-from executor_adapter.pipeline.text_rows import BATCH_ROWS, READ, REASON, ROW
+from executor_adapter.pipeline.text_rows import READ, REASON, ROW
 
 WINDOW = "window"
 """The column that readers get from the names of the folders."""
@@ -134,10 +133,6 @@ class LakeTable:
         name = quote(window, safe=" ").replace(".", "%2E")
         return self.folder / f"{WINDOW}={name}" / _FILE
 
-    def files(self) -> list[Path]:
-        """Return all files of the table, in the order of their folders' names."""
-        return sorted(self.folder.glob(f"{WINDOW}=*/{_FILE}"))
-
     def any_file(self) -> Path | None:
         """Return one of the files, without a look at the others; None where there is none."""
         with suppress(FileNotFoundError), explained(self.folder), os.scandir(self.folder) as entries:
@@ -172,7 +167,7 @@ class LakeTable:
         index, known, found = self.state / "index.json", dict[str, Any](), dict[str, Any]()
         with suppress(FileNotFoundError, ValueError), explained(index):
             known = INDEX.validate_json(index.read_bytes())
-        for path in self.files():
+        for path in sorted(self.folder.glob(f"{WINDOW}=*/{_FILE}")):
             with suppress(FileNotFoundError):  # It was removed meanwhile.
                 name, state = path.parent.name, os.stat(path)
                 version = (state.st_ino, state.st_mtime_ns, state.st_size)
@@ -218,21 +213,7 @@ class LakeTable:
         Raises:
             DataProcessingException: DATA_ERROR, the table has no such window, or its file is damaged.
         """
-        with self.reading(window) as batches:
-            return pa.Table.from_batches(batches)
-
-    @contextmanager
-    def reading(self, window: str, batch_rows: int = BATCH_ROWS) -> Iterator[Iterator[pa.RecordBatch]]:
-        """Open a window, to read it in batches of at most `batch_rows`: one version of it, also while it is replaced.
-
-        There is at least one batch, which may have no rows.
-
-        Raises:
-            DataProcessingException: DATA_ERROR, as `read`.
-        """
-        path = self.file_of(self.get(window).window)
-        with opened(path) as file:
-            yield rows_of(file, path, batch_rows)
+        return pa.concat_tables(rows_in(self.file_of(self.get(window).window)))
 
     @contextmanager
     def writing(
@@ -307,7 +288,7 @@ class Writer:
         self._parts: list[FileWriter] = []
         self.keys, self.gone, self.overtaken = list[pa.Array](), list[pa.Array](), list[pa.Array]()
         """The keys, as texts, of its rows, of older ones that go without one in their place, and of late ones."""
-        self._highest: Any = None
+        self._cursor = list[pa.Table]()
         self.rows = self.added = 0
         """Rows of the window, and those that it did not have, once the block has ended; 0 where it was overtaken."""
         self.drops, self.merged = dict[str, int](), 0
@@ -326,7 +307,7 @@ class Writer:
         if self._table.key:
             self.keys.append(merging.key_texts(table, self._table.key))
         if self._table.cursor is not None:
-            self._highest = merging.highest_of(table[self._table.cursor], self._table.cursor, self._highest)
+            self._cursor.append(table.select([self._table.cursor]))
         part.add(table)
 
     def _part_for(self, schema: pa.Schema) -> FileWriter:
@@ -340,11 +321,6 @@ class Writer:
             self._parts.append(FileWriter(self._space / f"part{len(self._parts)}.parquet", schema))
         return self._parts[-1]
 
-    @property
-    def waiting(self) -> int:
-        """Rows that are in memory, until a row group is full."""
-        return sum(part.waiting for part in self._parts)
-
     def spill(self) -> None:
         """Move the rows that are in memory to the disk."""
         for part in self._parts:
@@ -354,7 +330,11 @@ class Writer:
         """Put the window into the table, whose lock the caller holds."""
         found, before = self._table.find(self._entry.window), self._table.schema()
         schema, changes = self._schema_after(before)
-        kind = None if self._table.cursor is None else schema.field(self._table.cursor).type
+        kind, values, highest = None, None, None
+        if self._table.cursor is not None:
+            kind = schema.field(self._table.cursor).type
+            values = pa.concat_tables(self._cursor, promote_options="permissive").column(0).combine_chunks()
+            highest = merging.highest_of(values, self._table.cursor)
         if found is not None and self._is_overtaken(found.ranges):
             log("%s: a newer answer of another run is there already", self._entry.window)
             return
@@ -364,13 +344,13 @@ class Writer:
             merged=self.merged,
             created_at=self._entry.created_at if found is None else found.created_at,
             cursor=self._table.cursor,
-            watermark=merging.watermark_after(self._table.watermark_of(found), self._asked, self._highest, kind),
+            watermark=merging.watermark_after(self._table.watermark_of(found), self._asked, highest, kind),
         )
         for change in changes:
             log("%s: column %s", self._table, change)
         if changes:
             self._change_columns(schema)
-        self._write(found, schema)
+        self._write(found, schema, values)
 
     def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
         if not self._parts:
@@ -410,12 +390,13 @@ class Writer:
         # With a cursor either has rows that the other has not: they are merged, the newer ones above.
         return self._table.cursor is None and any(newer)
 
-    def _write(self, found: WindowEntry | None, schema: pa.Schema) -> None:
+    def _write(self, found: WindowEntry | None, schema: pa.Schema, values: pa.Array | None) -> None:
         given = sum(part.rows for part in self._parts)
         keys, gone = (pa.concat_arrays([pa.nulls(0, pa.string()), *each]) for each in (self.keys, self.gone))
         has_key = bool(self._table.key)
         # Of rejects each counts, also of an answer that has a key twice.
-        last = merging.last_of_each(keys) if has_key and self._table.layer != "rejected" else merging.all_of(given)
+        is_merged = has_key and self._table.layer != "rejected"
+        last = merging.last_of_each(keys, values) if is_merged else pc.is_null(pa.nulls(given))
         if merged := given - last.true_count:
             log("%s %s: %d rows have the key of a later row", self._table, self._entry.window, merged)
         if has_key and (found is not None or self.overtaken):
@@ -467,7 +448,7 @@ class Writer:
             if self._table.policy == "mark":
                 rows = self._marked(rows, stays)
             if self._table.policy == "delete":
-                stays = pc.invert(merging.all_of(rows.num_rows))
+                stays = pc.is_valid(pa.nulls(rows.num_rows))
             file.add(rows.filter(stays))
             stay.append(stays)
         return replaced, pa.concat_arrays(stay)

@@ -79,7 +79,7 @@ def land_file(table: ConfiguredTable, tool: FilesTool, window: Window) -> Landin
             log("%s: not changed", origin)
             return existing
         # A version that is too new does not tell the next one from it: then the content does.
-        is_settled = not isinstance(file, BufferedReader) or time.time() - os.fstat(file.fileno()).st_mtime >= MIN_AGE
+        is_settled = not isinstance(file, BufferedReader) or time.time() - os.fstat(file.fileno()).st_ctime >= MIN_AGE
         fingerprint = before if is_settled else f"{before}, new"
         with receiving(table.lake, table.tool_name, table.name, window, fingerprint=fingerprint) as receiver:
             receiver.restart()
@@ -102,7 +102,7 @@ def _has_content(file: IO[bytes], size: int | None, landed: LandedFile) -> bool:
 
 
 MIN_AGE = 2.0
-"""Seconds after a write until the time of a local file tells a later write: clocks of disks are coarse."""
+"""Seconds after a change until the time of a local file tells a later change: clocks of disks are coarse."""
 
 
 class _Place:
@@ -210,7 +210,8 @@ def _options(tool: FilesTool) -> dict[str, Any]:
 
 def _local_version(file: BufferedReader) -> str:
     found = os.fstat(file.fileno())
-    return f"local {found.st_ino} {found.st_mtime_ns} {found.st_size}"
+    # Nobody sets the time of the last change, unlike that of the last write, which `cp -p` and rsync keep.
+    return f"local {found.st_ino} {found.st_ctime_ns} {found.st_size}"
 
 
 def _remote_content(system: Any, path: str) -> str:

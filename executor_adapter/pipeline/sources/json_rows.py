@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -66,8 +66,8 @@ def parse(text: str) -> Any:
 def read_ndjson(path: Path, name: str, format: Format, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
     """Yield the objects of a file with one JSON object a line; `name` is what rejects call it."""
     with as_utf8(path, format.encoding) as (text, _), text.open("rb") as file:
-        absent = frozenset(format.nulls) - {""}  # An empty text in JSON is a value, unlike one in CSV.
-        yield from _batches(name, (_row_of_line(*line, absent) for line in enumerate(_lines(file), 1)), on_rejects)
+        lines = enumerate(_lines(file), 1)
+        yield from _batches(name, (_row_of_line(*line, format.nulls) for line in lines), on_rejects)
 
 
 def read_json(path: Path, name: str, format: Format, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
@@ -79,8 +79,7 @@ def read_json(path: Path, name: str, format: Format, on_rejects: OnRejects) -> I
         DataCollectionException: DATA_ERROR, it is not JSON; CONFIGURATION_ERROR, the list is somewhere else.
     """
     with _opened(path, name, format) as (elements, _):
-        absent = frozenset(format.nulls) - {""}  # An empty text in JSON is a value, unlike one in CSV.
-        yield from _batches(name, (_row(*each, absent) for each in enumerate(elements, 1)), on_rejects)
+        yield from _batches(name, (_row(*each, format.nulls) for each in enumerate(elements, 1)), on_rejects)
 
 
 def count_json(path: Path, name: str, format: Format) -> tuple[int, Any]:
@@ -148,15 +147,15 @@ def _batches(name: str, found: Iterator[Row | Reject | None], on_rejects: OnReje
             on_rejects(rejects_batch(name, rejects))
 
 
-def _row(number: int, found: Any, absent: frozenset[str]) -> Row | Reject:
+def _row(number: int, found: Any, absent: Sequence[str]) -> Row | Reject:
     if isinstance(found, dict) and found:
         return {name: _cell(value, absent) for name, value in found.items()}
     return Reject(number, NOT_A_ROW, to_text(found)[:MAX_REJECT_TEXT])
 
 
-def _cell(value: Any, absent: frozenset[str]) -> str | None:
+def _cell(value: Any, absent: Sequence[str]) -> str | None:
     if value is None or isinstance(value, str):
-        return None if value in absent else value
+        return None if value and value in absent else value  # An empty text in JSON is a value, unlike one in CSV.
     return to_text(value)
 
 
@@ -169,7 +168,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         is_cut = len(line) > MAX_DOCUMENT and not line.endswith(b"\n")
 
 
-def _row_of_line(number: int, line: bytes, absent: frozenset[str]) -> Row | Reject | None:
+def _row_of_line(number: int, line: bytes, absent: Sequence[str]) -> Row | Reject | None:
     reason = f"is longer than {MAX_DOCUMENT:,} bytes"
     try:
         if len(line.rstrip(b"\r\n")) <= MAX_DOCUMENT:

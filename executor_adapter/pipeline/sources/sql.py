@@ -76,7 +76,31 @@ def _engine(tool: SqlTool) -> sa.Engine:
             options["connect_args"] = {"read_only": True}
         case "postgresql":
             options["execution_options"] = {"postgresql_readonly": True}
-    return sa.create_engine(url, **options)
+    engine = sa.create_engine(url, **options)
+    if url.drivername == "postgresql+psycopg":
+        sa.event.listen(engine, "connect", _keep_odd_moments)
+    return engine
+
+
+def _keep_odd_moments(connection: Any, _: object) -> None:
+    """Have moments that Python does not know, such as infinity and years BC, as text: their type rejects their row."""
+    import psycopg
+
+    for name in ("date", "timestamp", "timestamptz"):
+        known = connection.adapters.get_loader(connection.adapters.types[name].oid, psycopg.pq.Format.TEXT)
+
+        class MomentLoader(psycopg.adapt.Loader):
+            def __init__(self, *given: Any, known: Any = known) -> None:
+                super().__init__(*given)
+                self._known = known(*given)
+
+            def load(self, data: Any) -> Any:
+                try:
+                    return self._known.load(data)
+                except psycopg.DataError:
+                    return bytes(data).decode()
+
+        connection.adapters.register_loader(name, MomentLoader)
 
 
 def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Select[Any] | sa.TextClause:
@@ -86,7 +110,8 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
     if described.query is not None:
         kind = sa.String() if is_sqlite or zone is None else sa.DateTime(timezone=True)
         names = [name for name in ("since", "until") if f":{name}" in described.query]
-        return sa.text(described.query).bindparams(*(_parameter(window, name, kind, zone) for name in names))
+        text = re.sub(r":(?!(since|until)\b)", r"\\:", described.query)  # Others are no parameters.
+        return sa.text(text).bindparams(*(_parameter(window, name, kind, zone) for name in names))
     schema, _, name = (described.table or "").rpartition(".")
     table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=engine)
     statement = sa.select(*(map(_as_stored, table.c) if is_sqlite else table.c))
