@@ -13,7 +13,7 @@ import sys
 if __name__ == "__main__":
     from executor_adapter.pipeline.flows import run_pipeline
 
-    code = run_pipeline(sys.argv[1:])
+    code = run_pipeline(*sys.argv[1:2])
     if code < 2:
         print("UI:   make ui opens this run")
     sys.exit(code)

@@ -137,7 +137,7 @@ def _run(flow: str, config_file: Path | None, code: int = 0, **parameters: Any) 
     with _explained(), modules_of_this_directory():
         from executor_adapter.pipeline.flows import run_pipeline
 
-        ended = run_pipeline([] if config_file is None else [str(config_file)], flow, **parameters)
+        ended = run_pipeline(None if config_file is None else str(config_file), flow, **parameters)
     raise typer.Exit(ended or code)
 
 

@@ -60,7 +60,7 @@ def find_windows(
     if table.cursor is None:
         return [Window()]
     if since is None and until is None:
-        lowest = table.raw.next_since(SINGLE_WINDOW, table.settings.look_back, table.start)
+        lowest = table.raw.next_since(SINGLE_WINDOW, table.settings.look_back, getattr(table.settings, "start", None))
         return [Window(since=lowest, cursor=table.cursor)]
     # It has an end, since one without would be taken for the first run, and hide the rows before it.
     return [Window(since=_start(since), until=_start(until or today + timedelta(days=1)), cursor=table.cursor)]

@@ -119,7 +119,7 @@ class _Storing:
         self._table = replace(table.raw, cursor=table.cursor and (landing.manifest.window.cursor or table.cursor))
         self._fingerprint, self._wanted = fingerprint, wanted
         self._asked_at = datetime.fromisoformat(landing.manifest.started_at)
-        self._stack = ExitStack()
+        self._stack, self._aside = ExitStack(), ExitStack()
         self._writers: dict[str, Writer] = {}
         self.known: dict[str, str] = {}
         """The windows that were stored of the same landing, and when each of them was made for the first time."""
@@ -148,7 +148,7 @@ class _Storing:
 
         `marker` is removed before: what was stored before is not there any more where only a part is published.
         """
-        with self._stack:
+        with self._aside, self._stack:  # Rows that are refused leave no rejects either.
             for text in texts:
                 for loaded in loader.load(text):
                     for name, rows in by_window(loaded) if window is None else [(window, loaded.rows)]:
@@ -209,7 +209,7 @@ class _Storing:
             # Of a part of a window the rejects are beside those of the other parts, whichever was asked for first.
             origin=self._fingerprint if table is self._rejects and table.key else self._landing.manifest.window.name,
         )
-        return self._stack.enter_context(writing)
+        return (self._aside if table is self._rejects else self._stack).enter_context(writing)
 
     def _check_origin(self, name: str) -> None:
         found = self._table.find(name)

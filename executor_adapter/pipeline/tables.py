@@ -95,11 +95,6 @@ class ConfiguredTable:
         return getattr(self.settings, "cursor", None)
 
     @property
-    def start(self) -> str | None:
-        """The value of the cursor from which the source is asked for the first time."""
-        return getattr(self.settings, "start", None)
-
-    @property
     def parent(self) -> str | None:
         """The resource for each of whose objects this one is asked for."""
         return getattr(self.settings, "for_each", None)
@@ -126,11 +121,6 @@ class ConfiguredTable:
         if not isinstance(settings, RestResource) or self.cursor is not None:
             return False
         return bool(self.bounds) or (self.parent is not None and replace(self, name=self.parent).is_dated)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the source gives all rows of the table each time it is asked."""
-        return not isinstance(self.tool, FilesTool) and self.cursor is None and not self.is_dated
 
     @cached_property
     def schema(self) -> TableSchema | None:
@@ -162,7 +152,9 @@ class ConfiguredTable:
             raise ConfigurationError(
                 f"{self.key}: look_back needs a number, date or timestamp: declare the type of {self.cursor} in schema"
             )
-        is_asked_from = self.bounds == {"since"} and self.start is not None and self.parent is None
+        is_asked_from = (
+            self.bounds == {"since"} and getattr(settings, "start", None) is not None and self.parent is None
+        )
         if isinstance(settings, RestResource) and self.cursor is not None and not is_asked_from:
             raise ConfigurationError(
                 f"{self.key}: with cursor, start must be set, the request must have {{since}} and no other bound, and "
@@ -199,13 +191,10 @@ class ConfiguredTable:
     @cached_property
     def raw(self) -> LakeTable:
         """The rows as the source had them."""
-        settings = self.settings
-        return self._layer(
-            "raw",
-            key=self.row_key,
-            cursor=self.cursor,
-            vanished_rows=settings.vanished_rows or ("delete" if self.is_whole else None),
-        )
+        # Its source may give all rows each time it is asked.
+        is_whole = not isinstance(self.tool, FilesTool) and self.cursor is None and not self.is_dated
+        vanished = self.settings.vanished_rows or ("delete" if is_whole else None)
+        return self._layer("raw", key=self.row_key, cursor=self.cursor, vanished_rows=vanished)
 
     @cached_property
     def unfit(self) -> LakeTable:

@@ -71,6 +71,18 @@ def test_capped_and_short_pages_lose_nothing(
     assert len(api.requests) == requests
 
 
+def test_a_page_without_the_parent_of_the_next_one_is_the_last(tmp_path: Path) -> None:
+    """After one that has it: where the first page lacks it, `next` may be misspelt."""
+
+    def respond(request: Request) -> HttpAnswer:
+        is_first = "after" not in request.query
+        return as_json({"items": ITEMS[:5], "meta": {"next": "x"}} if is_first else {"items": ITEMS[5:]})
+
+    paging = {"by": "cursor", "cursor_param": "after", "next": "meta.next"}
+    with serving(respond) as api:
+        assert collect(tmp_path, tool(api.url, paging=paging, resource={"records": "items"})) == IDS
+
+
 def test_the_bounds_of_a_window_are_parameters(tmp_path: Path) -> None:
     """They stand beside the parameters of the paging."""
 

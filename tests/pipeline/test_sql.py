@@ -152,6 +152,16 @@ def test_a_moment_that_python_does_not_know_is_text(shop: Shop) -> None:
     ]
 
 
+@pytest.mark.parametrize("shop", ["postgresql"], indirect=True)
+def test_json_is_as_the_database_has_it(shop: Shop) -> None:
+    """Numbers of any length, zeros at their end, and a key that is there twice go through no value of Python."""
+    texts = {"a": '{"n": 12345678901234567.125, "n": 2.50}', "b": '{"n": 12345678901234567.125, "m": [2.50]}'}
+    shop.run("CREATE TABLE orders (a JSON, b JSONB)")
+    shop.run("INSERT INTO orders VALUES (CAST(:a AS JSON), CAST(:b AS JSONB))", texts)
+    (found,) = shop.rows()
+    assert (found["a"], found["b"]) == (texts["a"], '{"m": [2.50], "n": 12345678901234567.125}')
+
+
 def test_a_query_may_have_colons(shop: Shop) -> None:
     """They are no parameters, unless they are `:since` or `:until`."""
     shop.run("CREATE TABLE orders (id INTEGER)")

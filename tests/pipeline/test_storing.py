@@ -113,6 +113,16 @@ def test_no_file_stays_open_whose_rows_do_not_fit(shop: Shop) -> None:
     assert not [each for each in left if str(shop.lake) in each]
 
 
+def test_rows_that_a_table_refuses_leave_no_rejects(tmp_path: Path) -> None:
+    """Where types are declared that text cannot get, each row stays in one place, and the way out is named."""
+    shop = Shop(tmp_path)
+    shop.write("a.csv", "00501,2013-01,1.50", "x,2013-01,much")
+    shop.collect(None)
+    with pytest.raises(DataProcessingException, match="make the table anew by `executor-adapter pipeline rebuild`"):
+        shop.collect()
+    assert ([row["price"] for row in shop.rows(shop.raw)], shop.rejects.windows()) == (["1.50", "much"], {})
+
+
 def test_a_file_that_is_put_right_takes_its_rejects_away(shop: Shop) -> None:
     """Rejects are those of the newest content of their file."""
     shop.collect()

@@ -98,6 +98,6 @@ def test_a_lake_that_cannot_be_read_is_said_in_one_line(
     """Trouble with the disk ends the pipeline with a line that says what to do, and without a traceback."""
     mocker.patch.dict("os.environ")  # The command sets variables, for a program of its own.
     (tmp_path / "lake").touch()
-    assert run_pipeline([config]) == 1
+    assert run_pipeline(config) == 1
     (error,) = capsys.readouterr().err.splitlines()
     assert error.endswith("Not a directory")

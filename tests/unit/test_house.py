@@ -111,7 +111,7 @@ BUDGETS = {
     "modules": 464,
     "monitoring": 700,
     "persistence": 1_122,
-    "pipeline": 4_468,
+    "pipeline": 4_462,
     "pools": 555,
     "pools/cluster": 3_394,
     "pools/in_process": 629,

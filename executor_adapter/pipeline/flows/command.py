@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from executor_adapter.config import load_config, redacted
@@ -26,13 +25,13 @@ EMBEDDED_SERVER = {
 }
 
 
-def run_pipeline(arguments: Sequence[str] = (), flow: str = "pipeline_flow", **parameters: Any) -> int:
+def run_pipeline(config: str | None = None, flow: str = "pipeline_flow", **parameters: Any) -> int:
     """Run a flow of the pipeline once, and return the exit code.
 
     Call it before Prefect is imported, since Prefect reads the environment then; what is set there stays.
 
     Args:
-        arguments: the path of the configuration file, or nothing: see `load_config`.
+        config: the path of the configuration file, or None: see `load_config`.
         flow: the name of the flow in `executor_adapter.pipeline.flows`.
         parameters: the parameters of the flow.
 
@@ -42,7 +41,6 @@ def run_pipeline(arguments: Sequence[str] = (), flow: str = "pipeline_flow", **p
     """
     for name, value in EMBEDDED_SERVER.items():
         os.environ.setdefault(name, value)
-    config = arguments[0] if arguments else None
     try:
         settings = load_config(config)
         tables = select_tables(settings, parameters.get("tools"))

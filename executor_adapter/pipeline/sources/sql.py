@@ -78,14 +78,17 @@ def _engine(tool: SqlTool) -> sa.Engine:
             options["execution_options"] = {"postgresql_readonly": True}
     engine = sa.create_engine(url, **options)
     if url.drivername == "postgresql+psycopg":
-        sa.event.listen(engine, "connect", _keep_odd_moments)
+        sa.event.listen(engine, "connect", _keep_as_written)
     return engine
 
 
-def _keep_odd_moments(connection: Any, _: object) -> None:
-    """Have moments that Python does not know, such as infinity and years BC, as text: their type rejects their row."""
+def _keep_as_written(connection: Any, _: object) -> None:
+    """Have JSON as text, and moments that Python does not know, as infinity and years BC: their type rejects a row."""
     import psycopg
+    from psycopg.types.string import TextLoader
 
+    for name in ("json", "jsonb"):
+        connection.adapters.register_loader(name, TextLoader)
     for name in ("date", "timestamp", "timestamptz"):
         known = connection.adapters.get_loader(connection.adapters.types[name].oid, psycopg.pq.Format.TEXT)
 

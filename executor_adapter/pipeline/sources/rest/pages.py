@@ -76,7 +76,8 @@ def next_state(paging: Paging, state: State, answer: Answer) -> State | None:
             step = {"page": state["page"] + 1} if paging.by == "page" else {"offset": state["offset"] + answer.rows}
             return {"rows": rows} | step
         case "cursor" | "url" | "link":
-            found = answer.link if paging.by == "link" else _found(answer, paging.next or "")
+            is_first = not {"cursor", "url"} & state.keys()
+            found = answer.link if paging.by == "link" else _found(answer, paging.next or "", is_needed=is_first)
             if found in _NOTHING:
                 _check_end(paging, rows, answer)
                 return None
@@ -116,15 +117,15 @@ def _is_above(value: Any, rows: int) -> bool:
     return isinstance(value, int | str) and str(value).isdecimal() and int(value) > rows
 
 
-def _found(answer: Answer, keys: str) -> Any:
-    """Return what is at the keys; a key that is missing at the end is like null."""
+def _found(answer: Answer, keys: str, *, is_needed: bool = True) -> Any:
+    """Return what is at the keys; a key that is missing at the end is like null, and any where none is needed."""
     *before, last = keys.split(".")
     found = answer.document
     for key in before:
         found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) and is_needed:
         raise configuration_error(f"{answer.origin} has nothing at {keys}: correct paging")
-    return found.get(last)
+    return found.get(last) if isinstance(found, dict) else None
 
 
 def _total(paging: Paging, answer: Answer) -> int:
