@@ -71,8 +71,8 @@ def processing_fingerprint(entry: WindowEntry, steps: str) -> str:
     return digest_of(entry.fingerprint, entry.collected_at, steps, "drops by step")
 
 
-def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> tuple[str, int]:
-    """Return SQL that gives the rows of a window, and how many they are.
+def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> tuple[str, int, str]:
+    """Return SQL that gives the rows of a window, how many they are, and SQL of the delivery of a row.
 
     They are of one version of it, which the stack holds while it is replaced.
     """
@@ -82,7 +82,9 @@ def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> t
     version.symlink_to(f"/dev/fd/{file.fileno()}")
     scan = f"read_parquet({literal(version)}, file_row_number = true, hive_partitioning = false)"
     query = f"SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {scan}"
-    return query, read_entry(version).rows
+    entry, ends = read_entry(version), 0
+    cases = [f"WHEN {ROW} <= {(ends := ends + each.rows)} THEN {literal(each.origin)}" for each in entry.ranges]
+    return query, entry.rows, f"CASE {' '.join(cases)} END"
 
 
 def _write(writer: Writer, database: duckdb.DuckDBPyConnection, query: str) -> None:

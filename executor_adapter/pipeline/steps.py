@@ -204,12 +204,15 @@ class Run:
         database: the connection, which is used for nothing else.
         source: SQL that gives the rows, with `_row`.
         rows: how many they are.
+        delivery: SQL of the delivery that the row `_row` is of.
         root: the folder of the lake.
         space: a folder for what does not fit into memory.
     """
 
-    def __init__(self, database: duckdb.DuckDBPyConnection, source: str, rows: int, root: Path, space: Path) -> None:
-        self._database, self._root, self._space = database, root, space
+    def __init__(
+        self, database: duckdb.DuckDBPyConnection, source: str, rows: int, delivery: str, root: Path, space: Path
+    ) -> None:
+        self._database, self._delivery, self._root, self._space = database, delivery, root, space
         self._number = 0
         self.rows = "rows_0"
         """The view that has the rows now."""
@@ -327,6 +330,7 @@ class Run:
         self.account.kept = rows
         if ROW not in columns:
             self.account.merged += given - rows
+            self._delivery = "CAST(NULL AS VARCHAR)"
             self._make_view(view, f"SELECT *, row_number() OVER () AS {ROW} FROM {after}")
             return view
         known = f"SELECT count(DISTINCT {ROW}) FROM {after} SEMI JOIN {before} USING ({ROW})"
@@ -348,7 +352,7 @@ class Run:
             self.account.kept -= number
         packed = ", ".join(f"{quoted(name)} := {quoted(name)}" for name in self.columns(before) if name != ROW)
         self.rejects.append(
-            f"SELECT {literal(step.name)} AS step, CAST(NULL AS VARCHAR) AS delivery, CAST(NULL AS BIGINT) AS line, "
+            f"SELECT {literal(step.name)} AS step, {self._delivery} AS delivery, CAST(NULL AS BIGINT) AS line, "
             f"CAST({ROW} AS BIGINT) AS row, CAST({REASON} AS VARCHAR) AS reason, CAST(to_json(b) AS VARCHAR) AS text, "
             f"CAST(NULL AS VARCHAR) AS key FROM (SELECT {ROW}, {REASON} {wrong}) "
             f"JOIN (SELECT {ROW}, struct_pack({packed}) AS b FROM {before}) USING ({ROW})"

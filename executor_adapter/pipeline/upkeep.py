@@ -50,9 +50,11 @@ def status_of(table: ConfiguredTable, now: datetime | None = None) -> dict[str, 
         `missing`: see `missing_windows`.
     """
     windows, found = table.raw.windows(), balance(table.full_name, [table])
+    # When a delivery was stored, or found to be stored already.
+    stored = [file.stat().st_mtime for file in (table.raw.state / "landings").glob("*.json")]
     return {
         "table": table.full_name,
-        "collected_at": _collected_at(table),
+        "collected_at": datetime.fromtimestamp(max(stored), UTC).isoformat() if stored else None,
         "late_seconds": lateness(table, now),
         "rows": found.collected,
         "rejected": found.rejected,
@@ -61,12 +63,6 @@ def status_of(table: ConfiguredTable, now: datetime | None = None) -> dict[str, 
         "cursor": table.raw.watermark_of(windows.get(SINGLE_WINDOW)),
         "missing": missing_windows(table, now),
     }
-
-
-def _collected_at(table: ConfiguredTable) -> str | None:
-    """Return when a delivery was last stored, or found to be stored already."""
-    stored = [file.stat().st_mtime for file in (table.raw.state / "landings").glob("*.json")]
-    return datetime.fromtimestamp(max(stored), UTC).isoformat() if stored else None
 
 
 def missing_windows(table: ConfiguredTable, now: datetime | None = None) -> tuple[str, ...]:

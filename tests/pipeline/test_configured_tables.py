@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import random
 import re
@@ -66,6 +67,7 @@ from tests.servers import ROOT
 from tests.waiting import PATIENCE
 
 FACTOR = 1
+ASIA = f"{__name__}:reject_asia"
 AIRPORTS = "faa,lon,tz\n" + "".join(f"A{number:02},{lon},-5\n" for number, lon in enumerate([-75, 75, -80, -90]))
 
 
@@ -89,7 +91,7 @@ def of_file(folder: Path, **settings: Any) -> ConfiguredTable:
     described = {
         "file": "airports.csv",
         "schema": {"columns": {"faa": "text", "lon": "float", "tz": "integer"}},
-        "steps": [f"{__name__}:reject_asia"],
+        "steps": [ASIA],
     }
     (table,) = tables(folder / "lake", source="files", directory=folder, tables={"airports": described | settings})
     return table
@@ -97,6 +99,21 @@ def of_file(folder: Path, **settings: Any) -> ConfiguredTable:
 
 def reject_asia(rows: Any) -> Any:
     return rows.assign(_reason=(rows["lon"] > 0).map({True: "is in Asia", False: None}))
+
+
+def test_a_reject_of_a_step_names_the_delivery_of_its_row(tmp_path: Path) -> None:
+    """A window has rows of several files; after a step that made other rows of them, nothing tells."""
+    for name, lines in {"a": "A0,-1,1\nA1,1,1\n", "b": "B0,1,1\n", "c": "C0,2,1\nA1,3,1\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(f"faa,lon,tz\n{lines}")
+    of_files = {"file": "*.csv", "partition": "tz", "key": "faa"}
+    table = of_file(tmp_path, **of_files)
+    collect(table)
+    process_window(table, "01")
+    found = {json.loads(row["text"])["faa"]: row["delivery"] for row in table.rejects.read("01").to_pylist()}
+    assert found == {"A1": "c.csv", "B0": "b.csv", "C0": "c.csv"}
+    grouped = of_file(tmp_path, **of_files, steps=[{"sql": "SELECT faa, max(lon) AS lon FROM {rows} GROUP BY 1"}, ASIA])
+    process_window(grouped, "01")
+    assert {row["delivery"] for row in table.rejects.read("01").to_pylist()} == {None}
 
 
 def lose_a_row(rows: Any) -> Any:

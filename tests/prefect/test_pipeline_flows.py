@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from datetime import UTC, date, datetime
@@ -86,6 +87,20 @@ def test_new_rows_are_materialisations_of_assets(prefect_api: str, api: Api, tmp
     assert "collect market/orders orders.csv" in names
     assert not any(name.startswith("process") for name in names)
     assert not any(name.startswith("materialise") for name in names)
+
+
+def test_a_run_shows_how_its_tables_are(prefect_api: str, api: Api, tmp_path: Path) -> None:
+    """The UI has what `pipeline status` says, of each table that can be read."""
+    tool = files(tmp_path)
+    tool["tables"]["other"] = {"file": "orders.csv"}
+    config = configure(tmp_path, {"seen": tool})
+    pipeline_flow(config=config)
+    (tmp_path / "lake/raw/seen/other/window=all/rows.parquet").write_bytes(b"x")
+    state = pipeline_flow(config=config, return_state=True)
+    wanted = {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}, "key": {"any_": ["pipeline-tables"]}}
+    (found,) = api.post("/artifacts/filter", {"artifacts": wanted})
+    ((table, rows, windows),) = ((each["table"], each["rows"], each["windows"]) for each in json.loads(found["data"]))
+    assert (table, rows, windows) == ("seen.orders", 2, 2)
 
 
 def test_small_windows_are_one_job(prefect_api: str, api: Api, tmp_path: Path) -> None:

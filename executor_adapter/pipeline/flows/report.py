@@ -96,8 +96,7 @@ def collection_sentences(jobs: Sequence[Job], balances: Iterable[Balance], again
     for each in balances:
         collected = [job for job in jobs if job.metadata["stage"] == "collect" and job.tool_name == each.name]
         new = sum(job.records_processed or 0 for job in collected)
-        previous = each.collected - new
-        skipped = f"; {previous:,} were there before" if previous > 0 else ""
+        skipped = f"; {each.collected - new:,} were there before" if each.collected > new else ""
         names = [job.metadata["subject"] for job in collected if job.records_processed]
         names[MAX_NAMED:] = [f"{len(names) - MAX_NAMED} more"] if names[MAX_NAMED:] else []
         found = f" ({', '.join(names)})" if names else ""

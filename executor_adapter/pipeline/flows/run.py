@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import TagsContext
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -24,24 +24,14 @@ from executor_adapter.monitoring import HealthMonitor
 from executor_adapter.pipeline.flows import report
 from executor_adapter.pipeline.processing import Balance, balance, reject_reasons
 from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.upkeep import status_of
 from executor_adapter.prefect import JobReport, JobTask, emit_alert, job_events
 from executor_adapter.terminal import SafeConsole
-
-Future = PrefectFuture[Any]
 
 
 def run_name() -> str:
     """Return a readable name for the current flow run: the name of the flow and the start time."""
     return f"{flow_run.get_flow_name()} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def untagged() -> TagsContext:
-    """Return a context in which task runs have no tags, not even those of their flow run.
-
-    For each task run with a tag Prefect asks the server for a slot, though no limit is set. A server on SQLite is often
-    locked then, and refuses; Prefect asks again after two seconds.
-    """
-    return TagsContext(current_tags=set())
 
 
 class JobsFailedError(Exception):
@@ -81,7 +71,9 @@ class Run:
                 # Their events are what automations react to.
                 stack.enter_context(job_events(executor=executor))
                 monitors.append(stack.enter_context(HealthMonitor(executor, on_alert=[emit_alert])))
-                with untagged():
+                # For each task run with a tag, as those of its flow run, Prefect asks the server for a slot, though no
+                # limit is set. A server on SQLite is often locked then, and refuses, and Prefect waits two seconds.
+                with TagsContext(current_tags=set()):
                     self._contexts[stage] = copy_context()
             with self._lines.bar(flow_run.get_flow_name() or ""):
                 yield
@@ -102,7 +94,7 @@ class Run:
         """
         labelled = task.with_options(metadata={"stage": label, "subject": subject})
         context = self._contexts["processing" if label in ("process", "report") else "collection"]
-        future: Future = context.run(labelled.submit, **arguments)
+        future: PrefectFuture[Any] = context.run(labelled.submit, **arguments)
         self._then[future.task_run_id] = then
         future.add_done_callback(self._lines.on_done)
 
@@ -135,16 +127,20 @@ class Run:
         Raises:
             JobsFailedError: a job failed, a table cannot be read, or rows of a tool were lost.
         """
-        jobs, balances, rejects = self._lines.jobs(), list[Balance](), Counter[tuple[str, str, str]]()
-        processes = "processing" in self._contexts
+        jobs, processes, rejects = self._lines.jobs(), "processing" in self._contexts, Counter[tuple[str, str, str]]()
+        balances, states = list[Balance](), list[dict[str, Any]]()
         self._jobs.summary.total = None
         self._jobs.close(summarise=bool(jobs))
         for tool, tables in self.tables.items():
             with self.reading_lake():
                 balances.append(balance(tool, tables))
                 if processes:
-                    found = reject_reasons(tables, self._started)
-                    rejects.update({(tool, *reason): rows for reason, rows in found.items()})
+                    reasons = reject_reasons(tables, self._started)
+                    rejects.update({(tool, *reason): rows for reason, rows in reasons.items()})
+        for table in (table for tables in self.tables.values() for table in tables):
+            with self.reading_lake():
+                states.append(status_of(table))
+        create_table_artifact(states, key=f"{flow_run.get_flow_name()}-tables", description="How the tables are")
         rows = [*report.collection_sentences(jobs, balances, self.again)]
         rows += map(str, balances) if processes else ()
         rejected = report.reject_sentences(rejects)

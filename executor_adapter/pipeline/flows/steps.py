@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 from prefect.assets import Asset, AssetProperties, add_asset_metadata, materialize
+from prefect.context import TagsContext
 from prefect.events import emit_event
 
 from executor_adapter.config import FilesTool, Stage
 from executor_adapter.pipeline.collecting import collect_windows, find_windows
-from executor_adapter.pipeline.flows.run import Run, untagged
+from executor_adapter.pipeline.flows.run import Run
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.processing import process_windows, windows_to_process
 from executor_adapter.pipeline.sources.landing import Window
@@ -225,7 +226,7 @@ def materialise(table: LakeTable, origins: Iterable[Asset | str], rows: int) -> 
     def note() -> None:
         add_asset_metadata(asset, {"rows": rows})
 
-    with untagged():
+    with TagsContext(current_tags=set()):
         note()
 
 

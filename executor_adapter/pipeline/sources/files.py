@@ -46,7 +46,7 @@ def find_files(tool: FilesTool, table: str) -> list[Window]:
     """
     place = _Place(tool, tool.tables[table].file)
     with _explained(str(place)):
-        found = [Window(name=escaped(name), size=place.size(name)) for name in place.names()]
+        found = [Window(name=escaped(name), size=size) for name, size in place.files().items()]
     if not found:
         lack = "matches no file" if place.is_pattern else "does not exist"
         raise _error(f"{place} {lack}: wait until it is there, or correct tables.{table}.file", "SOURCE_UNAVAILABLE")
@@ -127,28 +127,28 @@ class _Place:
         """The folder that the names of the files begin in, for people."""
         return f"{self._scheme}://{self._root}" if self._scheme else self._root
 
-    def names(self) -> list[str]:
-        """Return the files, by their path below the root, in order."""
+    def files(self) -> dict[str, int]:
+        """Return the files, by their path below the root, in order, and the bytes of each; the most if none says it."""
         path = f"{self._root}/{self._pattern}"
+        if not (self.is_pattern or self._exists(path)):
+            return {}
         if not self.is_pattern:
-            return [self._pattern] if self._exists(path) else []
+            return {self._pattern: sys.maxsize if self._scheme else os.lstat(path).st_size}
         if self._scheme:
-            found = [each for each in self._system.glob(path) if self._system.isfile(each)]
+            objects = self._system.glob(path, detail=True).items()
+            found = {each: said.get("size") or sys.maxsize for each, said in objects if said["type"] == "file"}
         else:
-            found = [str(each) for each in Path(self._root).glob(self._pattern) if each.is_file()]
-        names = [each.removeprefix(self._root).lstrip("/") for each in found]
-        return sorted(each for each in names if not each.endswith(UNFINISHED) and "/." not in f"/{each}")
-
-    def size(self, name: str) -> int:
-        """Return the bytes of one of `names`; the most where asking for it would take a request."""
-        return sys.maxsize if self._scheme else os.lstat(f"{self._root}/{name}").st_size
+            found = {str(each): each.lstat().st_size for each in Path(self._root).glob(self._pattern) if each.is_file()}
+        sizes = {each.removeprefix(self._root).lstrip("/"): size for each, size in found.items()}
+        wanted = (each for each in sorted(sizes) if not each.endswith(UNFINISHED) and "/." not in f"/{each}")
+        return {each: sizes[each] for each in wanted}
 
     @contextmanager
     def opened(self, name: str) -> Iterator[tuple[IO[bytes], int | None, Callable[[], str]]]:
-        """Yield one of `names`, which may be escaped: the file, its bytes, and what gives its version."""
+        """Yield one of `files`, whose name may be escaped: the file, its bytes, and what gives its version."""
         path = f"{self._root}/{name}"
         if not self._exists(path):
-            names = {escaped(each): each for each in self.names()}
+            names = {escaped(each): each for each in self.files()}
             if name not in names:
                 raise FileNotFoundError(name)
             path = f"{self._root}/{names[name]}"

@@ -91,13 +91,10 @@ class LandedFile:
 class Manifest:
     """Describes a complete landing."""
 
-    tool: str
-    table: str
     window: Window
     fingerprint: str
     """Identifies what was asked for: the source's settings and the window."""
     started_at: str
-    completed_at: str
     content: str
     """Identifies what was received, whenever it was: SHA-256 over the checksums of all files."""
     files: tuple[LandedFile, ...]
@@ -217,12 +214,9 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
             log("%s/%s %s: continues after %d files that were received", tool, table, window.name, len(receiver.files))
         yield receiver
         manifest = Manifest(
-            tool=tool,
-            table=table,
             window=window,
             fingerprint=fingerprint,
             started_at=min([started_at, *(each.received_at for each in receiver.files)]),
-            completed_at=_now(),
             content=digest_of(*(each.checksum for each in receiver.files)),
             files=tuple(receiver.files),
         )

@@ -310,8 +310,8 @@ def server_trouble() -> str | None:
 
 ready_checks["prefect server"] = server_trouble
 
-EMBEDDED_START_TIMEOUT = 60
-"""Seconds for the embedded server to start, unless Prefect's settings give it more."""
+EMBEDDED_START_TIMEOUT = 120
+"""Seconds for the embedded server to start, unless Prefect's settings give it more: the first makes its database."""
 BIND_INTERVAL = 0.01
 """Seconds between two looks for the process of a server that starts."""
 

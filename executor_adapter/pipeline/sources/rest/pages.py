@@ -76,7 +76,7 @@ def next_state(paging: Paging, state: State, answer: Answer) -> State | None:
             step = {"page": state["page"] + 1} if paging.by == "page" else {"offset": state["offset"] + answer.rows}
             return {"rows": rows} | step
         case "cursor" | "url" | "link":
-            is_first = not {"cursor", "url"} & state.keys()
+            is_first = state.keys() == {"rows"}
             found = answer.link if paging.by == "link" else _found(answer, paging.next or "", is_needed=is_first)
             if found in _NOTHING:
                 _check_end(paging, rows, answer)
