@@ -185,7 +185,7 @@ def test_rows_are_conserved_and_reported(home: Home, first: str) -> None:
         assert (kept + rejected, rejected) == (rows, home.period.rejects.get(table, 0))
     assert home.period.summed in first
     assert WORLD in first
-    assert "rejected: 1 row of flights/weather: wind_speed" in first
+    assert "rejected: 1 row of flights.weather: wind_speed" in first
 
 
 def test_the_summary_names_jobs_data_and_ui(home: Home, first: str) -> None:
@@ -230,7 +230,7 @@ def test_prefect_shows_progress_jobs_rows_and_plot(home: Home) -> None:
     assert kind == "markdown"
     rejected = text.partition("## Rejected rows, by reason")[2].partition("\n## ")[0]
     rows = dict.fromkeys(("flights", "world"), 0)
-    for number, tool in re.findall(r"^- rejected: (\d+) rows? of (\w+)/", rejected, re.MULTILINE):
+    for number, tool in re.findall(r"^- rejected: (\d+) rows? of (\w+)\.", rejected, re.MULTILINE):
         rows[tool] += int(number)
     assert rows == {"flights": sum(home.period.rejects.values()), "world": 13}
     assert "](data:image/png;base64,iVBOR" in text

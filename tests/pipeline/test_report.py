@@ -152,7 +152,7 @@ def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> 
         f"`{tmp_path}`",
     ]
     assert sorted(order, key=text.index) == order
-    assert "- rejected: 9 rows of flights/weather: wind\n- rejected: 7 rows of flights/planes: year \\| 0\n" in text
+    assert "- rejected: 9 rows of flights.weather: wind\n- rejected: 7 rows of flights.planes: year \\| 0\n" in text
     assert "Failures" not in text_of(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_a_text_that_cannot_be_encoded_costs_no_report(tmp_path: Path) -> None:
         .decode()
     )
     assert r"x\\udcff.csv ␛\[2J cannot be read" in text
-    assert r"flights/planes: r\\udcff ␛" in text
+    assert r"flights.planes: r\\udcff ␛" in text
     assert "- y\\udcff ␛\n" in text
     assert "![z\\udcff](" in text
 
@@ -178,8 +178,8 @@ def test_the_most_frequent_reasons_are_sentences() -> None:
     """They say why rows were rejected: the most frequent reasons, and how many rows there are beside them."""
     rejects = Counter({("shop", "orders", f"price: '{n}'\nis too much"): 20 - n for n in range(12)})
     sentences = report.reject_sentences(rejects)
-    assert sentences[0] == "rejected: 20 rows of shop/orders: price: '0' is too much"
+    assert sentences[0] == "rejected: 20 rows of shop.orders: price: '0' is too much"
     assert sentences[10:] == ["rejected: 19 rows for other reasons: executor-adapter pipeline rejects"]
     assert report.reject_sentences(Counter({("shop", "orders", "x" * 300): 1})) == [
-        f"rejected: 1 row of shop/orders: {'x' * 200}"
+        f"rejected: 1 row of shop.orders: {'x' * 200}"
     ]

@@ -266,7 +266,7 @@ def test_a_run_says_what_is_new_in_it(
     said = ["again: 3 new rows (orders 1.csv to orders.csv (2))", "again: 3 collected = 2 processed + 1 rejected"]
     assert run("orders.csv", "id,day\n1,2024-01-30\n2,2024-02-01\n") == [
         *said,
-        "rejected: 1 row of again/orders: day: 'never' is not a date as 2013-01-31",
+        "rejected: 1 row of again.orders: day: 'never' is not a date as 2013-01-31",
     ]
     assert run("orders.csv", "id,day\n1,2024-01-31\n2,2024-02-01\n") == [
         "again: 0 new rows, 2 came again; 3 were there before",

@@ -118,7 +118,7 @@ def reject_sentences(rejects: Counter[tuple[str, str, str]]) -> list[str]:
     """Return a sentence for each of the most frequent reasons for which rows were rejected, and one for the rest."""
     shown = rejects.most_common(MAX_REASONS)
     found = [
-        f"rejected: {_rows(rows)} of {tool}/{table}: {' '.join(reason.split())[:MAX_REASON]}"
+        f"rejected: {_rows(rows)} of {tool}.{table}: {' '.join(reason.split())[:MAX_REASON]}"
         for (tool, table, reason), rows in shown
     ]
     rest = rejects.total() - sum(rows for _, rows in shown)
