@@ -62,19 +62,12 @@ def is_generator_function(function: Callable[..., Any] | str) -> bool:
     """Return whether calling `function` returns a generator, sync or async, which would run nothing of its body."""
     if type(function) is types.FunctionType:
         return bool(function.__code__.co_flags & _GENERATORS)
-    if isinstance(function, str) and not function.startswith("__main__:"):  # A notebook may define that one anew.
-        return _names_generator_function(function)
     found: Any = resolve(function)
     while isinstance(found, functools.partial):
         found = found.func
     # An object has the code of its class's `__call__`, and a bound method that of its function.
     code = getattr(type(found).__call__, "__code__", None) or getattr(found, "__code__", None)
     return code is not None and bool(code.co_flags & _GENERATORS)
-
-
-@functools.lru_cache(maxsize=256)
-def _names_generator_function(reference: str) -> bool:
-    return is_generator_function(resolve(reference))
 
 
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR

@@ -28,7 +28,6 @@ class Uuid7Generator:
         digits = f"{drawn[:3]}-{'89ab'[int(drawn[3], 16) & 3]}{drawn[4:7]}-{drawn[7:13]}"
         # In one object, so that a thread never sees the digits of one series and the counter of another.
         self._series: tuple[str, Iterator[int]] = digits, itertools.count()
-        self._time: tuple[int, str] = (0, "")
 
     def __call__(self) -> str:
         """Return a new UUID. Its first 48 bits are the time in milliseconds, so ids sort by age."""
@@ -38,11 +37,7 @@ class Uuid7Generator:
             self._draw()
             return self()
         now = time.time_ns() // 1_000_000
-        milliseconds, start = self._time
-        if now != milliseconds:
-            start = f"{now >> 16:08x}-{now & 0xFFFF:04x}-7"
-            self._time = now, start
-        return f"{start}{digits}{number:06x}"
+        return f"{now >> 16:08x}-{now & 0xFFFF:04x}-7{digits}{number:06x}"
 
 
 uuid7 = Uuid7Generator()

@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, SupportsIndex, Unpack
 
 from pydantic import ConfigDict, Field
 
@@ -39,6 +39,8 @@ class Job(Model):
     model_config = ConfigDict(
         extra="forbid", arbitrary_types_allowed=True, validate_assignment=True, use_attribute_docstrings=True
     )
+
+    no_fields: ClassVar[dict[str, Any]]  # See the metaclass of `Model`.
 
     function: FunctionField
     """The function to call, or its reference `"package.module:function"`. The only required field."""
@@ -297,6 +299,17 @@ class Job(Model):
 Job.__doc__ = f"{Job.__doc__}\n    Fields:\n" + "".join(
     f"        {name}: {' '.join((field.description or '').split())}\n" for name, field in Job.model_fields.items()
 )
+
+
+class _Fields:
+    """An object whose attributes, set one by one, have the names of a job's fields."""
+
+    def __init__(self) -> None:
+        for name in Job.model_fields:
+            setattr(self, name, None)
+
+
+Job.no_fields = vars(_Fields())
 
 
 _set_slot = object.__setattr__

@@ -107,7 +107,7 @@ BUDGETS = {
     "config": 1_013,
     "exceptions": 166,
     "executor": 1_167,
-    "job": 1_048,
+    "job": 1_047,
     "modules": 464,
     "monitoring": 700,
     "persistence": 1_122,

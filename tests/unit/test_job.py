@@ -7,6 +7,7 @@ import functools
 import json
 import pickle
 import pydoc
+import sys
 import time
 from typing import Any
 from uuid import RFC_4122, UUID
@@ -156,6 +157,13 @@ def test_a_copy_is_a_new_job(copied: Any) -> None:
     job.advance(JobStatus.RUNNING)
     assert copied(job).status is JobStatus.PENDING
     assert copied(job).kwargs == {"a": 1}
+
+
+def test_jobs_share_the_names_of_their_fields() -> None:
+    """The values of a job take a third of the memory of a dict that holds their names too: a million may be queued."""
+    for job in (Job(function=work, priority=3), Job(function=work).model_copy()):
+        assert vars(job).keys() == Job.model_fields.keys()
+        assert sys.getsizeof(vars(job)) < 0.4 * sys.getsizeof(dict(vars(job).items()))
 
 
 @pytest.mark.parametrize(
