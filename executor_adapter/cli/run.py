@@ -162,7 +162,7 @@ def _print_result(job: Job, value: Any, facts: ErrorFacts | None, *, as_json: bo
         names = ("job_id", "status", "duration", "records_processed")
         shown = {name: getattr(job, name) for name in names} | {
             "value": plain(value),
-            "attempts": len(job.attempts),
+            "attempts": job.attempt,
         }
         shown["error_code"] = job.error_code or (facts and facts.code)
         shown["error_message"] = job.error_message or (facts and facts.text)
@@ -180,7 +180,7 @@ def _value_text(value: Any) -> str:
 
 def _summary(job: Job, error: ErrorFacts | None) -> SafeText:
     took = seconds(job.duration) or "no time"
-    tries = f", {len(job.attempts)} attempts" if len(job.attempts) > 1 else ""
+    tries = f", {job.attempt} attempts" if job.attempt > 1 else ""
     why = "" if error is None else f" {job.error_code or error.code}: {job.error_message or error.text}"
     return SafeText(f"{job.status} in {took}{tries}{why}", style="green" if error is None else "red")
 

@@ -303,7 +303,7 @@ def result_of(future: Future[Any]) -> JobResult:
         value=future.result() if error is None else None,
         error=error,
         error_code=job.error_code or getattr(error, "error_code", None),  # Of a result that cannot be loaded.
-        attempts=len(job.state.attempts),
+        attempts=job.attempts[-1].number if job.attempts else 0,
         duration=job.duration,
     )
 

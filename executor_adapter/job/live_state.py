@@ -15,6 +15,9 @@ _BOOT_TIME = getattr(time, "CLOCK_BOOTTIME", None)
 running_clock = time.monotonic if _BOOT_TIME is None else functools.partial(time.clock_gettime, _BOOT_TIME)
 """Returns seconds on a clock that nobody sets; on Linux it counts while the machine is suspended."""
 
+MAX_ATTEMPTS = 100
+"""Attempts of a job that are kept: each write to a store holds them all, and a job may be retried for ever."""
+
 
 @dataclass(slots=True, eq=False, repr=False)
 class JobState:
@@ -28,7 +31,7 @@ class JobState:
     attempt: int = 0
     """The number of the attempt that runs or ran last, from 1; 0 before the first."""
     attempts: tuple[Attempt, ...] = ()
-    """The finished attempts, in order."""
+    """The finished attempts, in order; of more than MAX_ATTEMPTS, the first one and the newest."""
     crashes: int = 0
     """The number of attempts that ended as WORKER_CRASHED or MEMORY_LIMIT."""
     created_at: float = field(default_factory=time.time)

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.html import html_of_job
 from executor_adapter.job.ids import uuid7
-from executor_adapter.job.live_state import JobState, LiveState, running_clock
+from executor_adapter.job.live_state import MAX_ATTEMPTS, JobState, LiveState, running_clock
 from executor_adapter.job.mistakes import Model, call_text, shown, unknown_field
 from executor_adapter.job.options import JobOptions
 from executor_adapter.job.pool_names import PoolName
@@ -178,7 +178,7 @@ class Job(Model):
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
-        """The finished attempts, oldest first."""
+        """The finished attempts, oldest first; of more than 100, the first one and the newest."""
         return self.state.attempts
 
     @property
@@ -281,10 +281,9 @@ class Job(Model):
     def record_attempt(self, attempt: Attempt) -> None:
         """Add a finished attempt."""
         state = self.state
-        state.attempts = (*state.attempts, attempt)
+        state.attempts = (*state.attempts[:1], *state.attempts[1:][2 - MAX_ATTEMPTS :], attempt)
         state.error_code, state.error_message = attempt.error_code, attempt.error_message
-        if state.error_code in CRASHES:
-            state.crashes += 1
+        state.crashes += attempt.error_code in CRASHES
 
     def record_error(self, code: str | None, message: str | None) -> None:
         """Note why the job fails; None and None where the last attempt returned."""

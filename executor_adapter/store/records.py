@@ -53,7 +53,7 @@ class JobRecord:
     records_processed: int | None = None
     progress: Progress | None = None
     attempts: tuple[Attempt, ...] = ()
-    """The finished attempts, oldest first."""
+    """The finished attempts, oldest first; of more than 100, the first one and the newest."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     max_runtime: float | None = None

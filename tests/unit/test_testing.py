@@ -9,6 +9,7 @@ import pytest
 
 from executor_adapter import Job, JobFuture, JobStatus, Progress, RetryPolicy, current_job
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, JobCancelledError, JobTimeoutError
+from executor_adapter.executor.calling import result_of
 from executor_adapter.testing import FakeClock, InlineExecutor, set_testing
 
 
@@ -43,6 +44,15 @@ def test_coroutines_and_job_contexts_work_inline() -> None:
 
     with InlineExecutor() as executor:
         assert executor.run(Job(function=attempt)) == 1
+
+
+def test_a_job_that_is_retried_for_ever_keeps_few_attempts() -> None:
+    """Of more than a hundred attempts the first one and the newest are kept; its result counts them all."""
+    with InlineExecutor() as executor:
+        future = executor.submit(Job(function=Flaky(succeed_at=250), retry_attempts=1000, retry_delay=0.0))
+    assert [attempt.number for attempt in future.job.attempts] == [1, *range(152, 251)]
+    result = result_of(future)
+    assert (result.value, result.attempts) == (250, 250)
 
 
 async def report_attempt() -> int:
