@@ -111,8 +111,7 @@ class InlineExecutor(JobExecutor):
 def inline_supervisor(clock: FakeClock, **options: Any) -> Supervisor:
     """Return a supervisor that runs on its callers' thread, by `clock`; `options` are those of `Supervisor`."""
     supervisor = Supervisor(**(options | {"clock": clock, "make_thread": InlineThread}))
-    assert isinstance(supervisor.thread, InlineThread)
-    clock.on_advance.append(supervisor.thread.turn)
+    clock.on_advance.append(supervisor.thread.start)
     return supervisor
 
 
@@ -123,10 +122,9 @@ class InlineThread(SupervisorThread):
 
     def __init__(self, loop: SupervisorLoop, *args: Any) -> None:
         super().__init__(loop, *args)
-        self.wake = self.turn
-        self._take_right_to_run()  # No thread ever runs the loop.
+        self._started = self._take_right_to_run()  # No thread ever runs the loop.
 
-    def turn(self) -> None:
+    def start(self) -> None:
         """Do all that is due. Called from within itself, it lets another turn of the loop follow."""
         self._loop.wake()
         if self.running_in is not None or self.closed.is_set():
@@ -142,10 +140,7 @@ class InlineThread(SupervisorThread):
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         super().call_soon(callback, *args)
-        self.turn()
-
-    def is_started(self) -> bool:
-        return not self.closed.is_set()
+        self.start()
 
     def wait(self) -> None:
         if not self.closed.is_set():  # Waiting would never end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,12 @@ def test_a_job_that_is_retried_for_ever_keeps_few_attempts() -> None:
     assert [attempt.number for attempt in future.job.attempts] == [1, *range(152, 251)]
     result = result_of(future)
     assert (result.value, result.attempts) == (250, 250)
+
+
+def test_jobs_run_inline_with_a_store(tmp_path: Path) -> None:
+    """A store, which asks the supervisor for a turn, changes nothing: a job has ended when `submit` returns."""
+    with InlineExecutor(store=f"sqlite:///{tmp_path / 'jobs.db'}") as executor:
+        assert executor.submit(Job(function="math:sqrt", args=(4.0,))).done()
 
 
 async def report_attempt() -> int:
