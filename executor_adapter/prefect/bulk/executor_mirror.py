@@ -99,26 +99,19 @@ def make_mirror(observers: Iterable[Observer]) -> PrefectSchedulerMirror | None:
     return None if is_mirrored or get_current_settings().api.url is None else PrefectSchedulerMirror()
 
 
-class PrefectSchedulerMirror:
+class PrefectSchedulerMirror(PrefectMirror):
     """Mirrors the jobs of one scheduler's executor, as `mirroring.SchedulerMirror` demands.
 
-    Make it in the context whose flow run the task runs belong to.
+    Make it in the context whose flow run the task runs belong to. Once it was told to hurry, the executor's end gives
+    the server HURRIED_CLOSE_SECONDS.
     """
-
-    def __init__(self) -> None:
-        self._mirror = PrefectMirror()
-        self._is_hurried = False
 
     def attach(self, executor: JobExecutor) -> None:
         """Mirror each job of this executor until it is closed, and send what an earlier process has left."""
         self._executor = executor
         executor.add_observer(self)
-        executor.add_close_callback(self._close)
-        self._mirror.send_inherited(timeout=0)  # Starts sending, and does not wait.
-
-    def hurry(self) -> None:
-        """Send only final states when the executor is closed, within HURRIED_CLOSE_SECONDS."""
-        self._is_hurried = True
+        executor.add_close_callback(self._end)
+        self.send_inherited(timeout=0)  # Starts sending, and does not wait.
 
     def __call__(self, transition: Transition) -> None:
         """Mirror a transition, as an observer of the executor."""
@@ -127,7 +120,7 @@ class PrefectSchedulerMirror:
         if is_cut_off and self._executor.history() is not None:
             self._requeue(transition)
         else:
-            self._mirror(transition)
+            super().__call__(transition)
 
     def _requeue(self, transition: Transition) -> None:
         """Stop mirroring a job that another host will run.
@@ -135,10 +128,10 @@ class PrefectSchedulerMirror:
         A running job becomes Pending, unless this executor goes on: then another host has taken the job over already.
         """
         if transition.previous is JobStatus.RUNNING and self._executor.is_shutting_down:
-            self._mirror.enqueue(transition._replace(status=JobStatus.PENDING, error=None))
-        self._mirror.remove_job(transition.job)
+            self.enqueue(transition._replace(status=JobStatus.PENDING, error=None))
+        self.remove_job(transition.job)
 
-    def _close(self) -> None:
-        if not self._is_hurried:
-            self._mirror.drain(DRAIN_TIMEOUT)
-        self._mirror.close(HURRIED_CLOSE_SECONDS)
+    def _end(self) -> None:
+        if not self._unsent.is_hurried:
+            self.drain(DRAIN_TIMEOUT)
+        self.close(HURRIED_CLOSE_SECONDS)
