@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -117,6 +117,18 @@ def test_run_jobs_in_a_mirrored_executor_shows_each_job_once(api: Api, own: bool
     assert len(runs) == 4
     for each in runs:
         assert api.state_names(each["id"]) == ["Pending", "Running", "Completed"]
+
+
+@pytest.mark.parametrize("mirrors", [1, 2])
+def test_an_executor_with_two_mirrors_shows_each_job_once(api: Api, mirrors: int) -> None:
+    """Two mirrors of an executor, or one that is given twice, report the states of its jobs once."""
+    with ExitStack() as stack:
+        given = [stack.enter_context(PrefectMirror(history="full", stall_timeout=5.0)) for _ in range(mirrors)]
+        with JobExecutor(2, observers=[*given, given[0]]) as executor:
+            executor.run(Job(function=dict, pool="thread", job_id=f"shown-by-{mirrors}"))
+    assert [each.report() for each in given] == [MirrorReport(jobs=1, recorded=1)] * mirrors
+    (run,) = api.named(f"dict-shown-by-{mirrors}")
+    assert api.state_names(run["id"]) == ["Pending", "Running", "Completed"]
 
 
 def fail_to_open(path: str) -> None:

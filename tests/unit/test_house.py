@@ -118,7 +118,7 @@ BUDGETS = {
     "pools/memory": 391,
     "pools/process": 1_517,
     "pools/transport": 584,
-    "prefect": 5_599,
+    "prefect": 5_598,
     "scheduler": 420,
     "store": 1_678,
     "supervision": 2_532,

@@ -45,6 +45,8 @@ class PrefectMirror(TaskRunMirror):
         self, *, history: History = "auto", stall_timeout: float = STALL_TIMEOUT, outbox: OutboxFile | None = None
     ) -> None:
         super().__init__(history=history, stall_timeout=stall_timeout, outbox=outbox)
+        self._latest: tuple[object, ...] = ()
+        """What identifies the latest transition: it comes again where an executor was given this mirror twice."""
         self._live: set[Job] = set()
         """The unfinished jobs of a flow run."""
         self._watch = contextlib.ExitStack()
@@ -53,9 +55,10 @@ class PrefectMirror(TaskRunMirror):
 
     def __call__(self, transition: Transition) -> None:
         """Mirror a job of an observed executor from its submission on, unless a flow run shows it itself."""
-        job = transition.job
-        if has_receiver(job):
-            return  # Prefect's engine reports it, or a `run_jobs`.
+        job, before = transition.job, self._latest
+        self._latest = job.job_id, transition.status, transition.at
+        if self._latest == before or has_receiver(job):
+            return  # It is mirrored, or Prefect's engine reports the job, or a `run_jobs`.
         if transition.previous is None and job.job_id not in self._histories:
             self.add_job(job)
         self.enqueue(transition)

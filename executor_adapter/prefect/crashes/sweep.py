@@ -20,7 +20,6 @@ import logging
 import sqlite3
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
@@ -45,6 +44,7 @@ from executor_adapter.prefect.mirror.events import (
     previous_state,
     quoted,
     related_flow_run,
+    state_id,
 )
 from executor_adapter.prefect.mirror.mirror import TaskRunMirror
 from executor_adapter.prefect.mirror.outbox import OutboxFile
@@ -77,9 +77,6 @@ SETTLE_SECONDS = 3.0
 
 POLL_INTERVAL = 1.0
 """Seconds between two looks. A page of task runs takes the server a tenth of a second, in which it records nothing."""
-
-_EVENT_IDS = uuid.UUID("0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b21")
-"""Namespace of the ids of the events. Two processes that end a task run at once send the same event."""
 
 
 class Start(NamedTuple):
@@ -179,7 +176,6 @@ class Closing:
         state = run["state"] or {"type": "PENDING", "name": "Pending", "timestamp": run["created"]}
         at = seconds(state["timestamp"]) + number * CLOCK_RESOLUTION_SECONDS
         ended_at = max(died_at or flow_run.ended_at or self._found_at, at)
-        event_id = uuid.uuid5(_EVENT_IDS, f"{run['id']} {iso(at)}")
         task_run = {
             **{field: run[field] for field in ("name", "task_key", "dynamic_key", "run_count", "flow_run_run_count")},
             "end_time": iso(ended_at),
@@ -188,7 +184,7 @@ class Closing:
         message = quoted(f"{DIED}; {self._when(died_at, ended_at)}")
         change = Change(
             at,
-            StateFields(str(event_id), iso(at), "CRASHED", "Crashed", message, "{}"),
+            StateFields(state_id(run["id"], at), iso(at), "CRASHED", "Crashed", message, "{}"),
             previous_state(state["type"], state["name"]),
             run["run_count"],
             quoted(run["name"]),

@@ -28,7 +28,7 @@ from prefect.context import FlowRunContext, TagsContext
 from prefect.settings import Settings, get_current_settings
 
 from executor_adapter.executor import sentinel_client
-from executor_adapter.job import storable, uuid7
+from executor_adapter.job import storable
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -84,7 +84,7 @@ class StateEvent:
         body = self.body
         if at != self.at:
             fields = json.loads(body)
-            fields["id"], fields["occurred"] = uuid7(), iso(at)
+            fields["id"], fields["occurred"] = state_id(self.task_run_id, at), iso(at)
             fields["resource"]["prefect.state-timestamp"] = fields["occurred"]
             body = json.dumps(fields, separators=(",", ":")).encode()
         return dataclasses.replace(self, at=at, body=body, send_count=self.send_count + 1, fault_count=0)
@@ -121,6 +121,15 @@ def iso(at: float) -> str:
 @functools.lru_cache(maxsize=256)
 def _second(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def state_id(task_run_id: str, at: float) -> str:
+    """Return the id of the state that a task run enters at that time, so that all who report it send one event.
+
+    It is a UUID of version 7: the time in microseconds, then the end of the task run's id.
+    """
+    milliseconds, microseconds = divmod(round(at * 1_000_000), 1_000)
+    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{microseconds:03x}-{task_run_id[19:]}"
 
 
 def quoted(text: str) -> str:

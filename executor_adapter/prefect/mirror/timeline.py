@@ -22,7 +22,7 @@ from prefect.results import ResultRecord, should_persist_result  # type: ignore[
 from pydantic import BaseModel
 
 from executor_adapter.error_facts import ErrorFacts
-from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference, uuid7
+from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference
 from executor_adapter.prefect.mirror.events import (
     CLOCK_RESOLUTION_SECONDS,
     MAX_MESSAGE_LENGTH,
@@ -35,6 +35,7 @@ from executor_adapter.prefect.mirror.events import (
     iso,
     previous_state,
     quoted,
+    state_id,
 )
 from executor_adapter.prefect.mirror.states import (
     StateKind,
@@ -195,7 +196,7 @@ class JobHistory(TaskRunHistory[Step]):
         details = "{}" if due_at is None else f'{{"scheduled_time":"{iso(due_at)}"}}'
         return Change(
             self._last_at,
-            StateFields(uuid7(), at, kind.value, name, message, details),
+            StateFields(state_id(self.id, self._last_at), at, kind.value, name, message, details),
             NO_PREVIOUS_STATE if left is None else previous_state(left.type.value, left.name),
             step.attempt,
             self.name,
