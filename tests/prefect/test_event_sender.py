@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import threading
@@ -21,8 +22,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 
 from executor_adapter import Job
+from executor_adapter.prefect.mirror import mirror
 from executor_adapter.prefect.mirror.events import Change, FlowRunFacts, StateEvent, flow_run_facts
-from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.sender import (
     MAX_BATCH_SIZE,
     MAX_CHECK_INTERVAL,
@@ -689,11 +691,15 @@ def test_no_innocent_state_is_given_up_whatever_is_lost(seed: int) -> None:
     assert_settled(harness, events, bad)
 
 
-def test_a_state_enters_few_modules() -> None:
-    """From the step of a job, which mirror.py takes in, to its record a state enters few modules; a number to lower."""
-    history = JobHistory(Job(function=dict), "0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b20")
+def test_a_state_enters_few_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the step of a job to its record a state enters few modules of the mirror; a number to lower."""
     unsent, harness, entered = UnsentChanges("auto"), Harness([]), set[str]()
-    harness.sender.outbox = Outbox(lambda limit: unsent.next_events(limit, FlowRunFacts()))
+    monkeypatch.setattr(mirror, "UnsentChanges", lambda _: unsent)
+    monkeypatch.setattr(mirror.SenderThread, "start", lambda _: None)
+    made = mirror.TaskRunMirror(outbox=OutboxFile("server", tmp_path / "outbox.db"))
+    history = made.add_job(Job(function=dict))
+    source = functools.partial(unsent.next_events, flow=FlowRunFacts())
+    harness.sender = EventSender(source, harness.lock, clock=harness.clock)
 
     def trace(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and "/prefect/mirror/" in frame.f_code.co_filename:
@@ -701,7 +707,7 @@ def test_a_state_enters_few_modules() -> None:
 
     sys.setprofile(trace)
     try:
-        unsent.append(history, Step(COMPLETED, 1_000_000.0, 1, None, None))
+        made.enqueue_step(history, Step(COMPLETED, 1_000_000.0, 1, None, None))
         harness.run(5, per_second=10)
     finally:
         sys.setprofile(None)

@@ -40,7 +40,7 @@ def states(count: int, name: str = "job") -> list[StateEvent]:
 
 
 def outbox_of(file: OutboxFile) -> Outbox:
-    outbox = Outbox(lambda limit: [])
+    outbox = Outbox()
     outbox.file = file
     return outbox
 
@@ -189,7 +189,7 @@ def test_a_file_that_others_hold_does_not_hold_up_a_mirror_that_runs(
     path: Path, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While it runs, a mirror waits a moment and comes again; that the file is busy is said once, when it lasts."""
-    clock, outbox = FakeClock(), Outbox(lambda limit: [])
+    clock, outbox = FakeClock(), Outbox()
     outbox.open(OutboxFile("server", path))
     outbox.store(states(1))
     mocker.patch.object(outbox_module, "time", mocker.Mock(monotonic=clock, sleep=clock.advance))
@@ -247,9 +247,9 @@ def test_a_file_that_could_not_be_read_once_is_not_asked_for_ever(path: Path, mo
     outbox = outbox_of(file := OutboxFile("server", path))
     outbox.is_heir = True
     refused = mocker.patch.object(file, "take_over", side_effect=OSError("the disk is away"))
-    assert (outbox.take(10, inherits=True), outbox.is_heir) == ([], True)
+    assert (outbox.take_over(10), outbox.is_heir) == ([], True)
     mocker.stop(refused)
-    assert (outbox.take(10, inherits=True), outbox.is_heir) == ([], False)
+    assert (outbox.take_over(10), outbox.is_heir) == ([], False)
 
 
 def test_a_file_that_was_removed_is_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -344,16 +344,16 @@ class SenderThread:
             taken = [] if self.is_closed else self._unsent.take_finished(self._flow, MAX_TRANSACTION_EVENTS)
             events = list(self.sender.without_deleted(taken))
             if not self.outbox.store(events):
-                self.outbox.resend.extend(events)
+                self.sender.resend.extend(events)
                 self._drop()
                 return False
             return bool(taken)
 
     def _drop(self) -> None:
         """Drop the oldest final states of those that can be neither sent nor written."""
-        excess = len(self.outbox.resend) + len(self._unsent.finished()) - MAX_WITHOUT_FILE
+        excess = len(self.sender.resend) + len(self._unsent.finished()) - MAX_WITHOUT_FILE
         if excess > 0:
-            oldest = self.outbox.take_unwritten(excess)
+            oldest = self.sender.take_unwritten(excess)
             oldest += self._unsent.take_finished(self._flow, excess - len(oldest))
             dropped = sum(event.is_final for event in oldest)
             self.outbox.lost += dropped

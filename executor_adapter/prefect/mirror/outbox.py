@@ -1,4 +1,4 @@
-"""The outbox: the events that wait to be sent, in memory, and beyond a bound in a file that outlives the process.
+"""The outbox: the events that wait to be sent and are not in memory alone, in a file that outlives the process.
 
 The file is an SQLite database in PREFECT_HOME/executor-adapter, one for all processes and servers. Only its owner can
 read it, because states contain error messages. It has a row for each event until the server has recorded the event, so
@@ -22,7 +22,6 @@ import os
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +29,7 @@ from typing import Any, BinaryIO
 from prefect.settings import get_current_settings
 
 from executor_adapter.job import uuid7
-from executor_adapter.prefect.mirror.events import CHANCE_SENDS, StateEvent
+from executor_adapter.prefect.mirror.events import StateEvent
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -278,23 +277,17 @@ def _is_free(lock: Path) -> bool:
 
 
 class Outbox:
-    """Gives out the events to be sent: those sent in vain first, then those in the file, then new ones; suspects apart.
+    """The file, as the thread of a mirror uses it. One that cannot be used is logged once, and leaves all in memory."""
 
-    `source(limit)` returns new events, at most `limit`. Where there are none, those come that another mirror has left.
-    A file that cannot be used is logged once, and leaves the events in memory.
-    """
-
-    def __init__(self, source: Callable[[int], list[StateEvent]]) -> None:
+    def __init__(self) -> None:
         self.file: OutboxFile
         """Set by `open`, before the first event."""
         self.is_heir = False
         """Whether the file may hold events that others have left."""
-        self.resend: deque[StateEvent] = deque()
-        """Events that the server has not taken, or has lost."""
-        self.suspects: deque[StateEvent] = deque()
-        """Those that it may lose with all that it records together with them."""
         self.stored = 0
         """Final states of this mirror that are in the file alone. Each is behind those that its job passed through."""
+        self.over: list[int] = []
+        """Rows of events that are recorded, or never will be, and are still to be deleted."""
         self.lost = 0
         """Final states that neither the server nor the disk took, or that the disk has lost."""
         self.has_failed = False
@@ -303,9 +296,6 @@ class Outbox:
         """The monotonic time of the first of the failures since the file could last be used."""
         self.is_closed = False
         """Whether all that is in the file is the next mirror's."""
-        self._source = source
-        self._over: list[int] = []
-        """Rows of events that are over, and still to be deleted."""
 
     def open(self, file: OutboxFile) -> None:
         """Use the file from now on."""
@@ -313,48 +303,28 @@ class Outbox:
         file.busy_timeout = BRIEF_BUSY_TIMEOUT
         self.is_heir = self._tries(file.count) != 0
 
-    def take(self, limit: int, *, inherits: bool = False) -> list[StateEvent]:
-        """Remove and return events, at most `limit`. With `inherits` those of another mirror if there are no others."""
-        events = [self.resend.popleft() for _ in range(min(limit, len(self.resend)))]
-        if self.stored and len(events) < limit:
-            events += self._read(limit - len(events))
-        events += self._source(limit - len(events))
-        if inherits and self.is_heir and not events:
-            events = self._tries(self.file.take_over, limit) or []
-            self.is_heir = bool(events) or self._failing_since is not None
+    def take(self, limit: int) -> list[StateEvent]:
+        """Return the oldest events of this mirror that are in the file alone."""
+        events: list[StateEvent] | None = self._tries(self.file.take, limit)
+        if events == []:
+            logger.error("%s has lost %d final states: it was changed", self.file.path, self.stored)
+            self.lost, self.stored = self.lost + self.stored, 0
+        self.stored -= _finals(events or [])
+        return events or []
+
+    def take_over(self, limit: int) -> list[StateEvent]:
+        """Return events that another mirror has left."""
+        events: list[StateEvent] = self._tries(self.file.take_over, limit) or []
+        self.is_heir = bool(events) or self._failing_since is not None
         return events
 
-    def queue_of(self, event: StateEvent) -> deque[StateEvent]:
-        """Return the queue in which an event waits that was sent in vain."""
-        return self.suspects if event.is_suspect else self.resend
-
-    def put_back(self, events: list[StateEvent]) -> None:
-        """Give events out again, before the others of their kind."""
-        for event in reversed(events):
-            self.queue_of(event).appendleft(event)
-
-    def take_unwritten(self, limit: int) -> list[StateEvent]:
-        """Remove and return the oldest events of this mirror that are in memory alone, at most `limit`."""
-        return _take(self.resend, lambda event: event.row is None, limit)
-
-    def take_suspects(self, batch_size: int, *, worst: bool) -> list[StateEvent]:
-        """Remove and return suspects that were lost equally often: those that were it most often, or least often.
-
-        The more often that was, the fewer they are, until each is alone.
-        """
-        counts = (event.send_count for event in self.suspects)
-        count = (max if worst else min)(counts, default=CHANCE_SENDS + 1)
-        size = max(1, batch_size >> 2 * (count - CHANCE_SENDS))
-        return _take(self.suspects, lambda event: event.send_count == count, size)
-
-    # --- the file ---
-
-    def back_up(self, events: Iterable[StateEvent]) -> bool:
-        """Write events that stay in memory too; return whether they are in the file.
+    def back_up(self, events: Iterable[StateEvent]) -> None:
+        """Write events that stay in memory too.
 
         Not once it is closed: a request that was under way then would make them a mirror's again that is no more.
         """
-        return self.is_closed or self._write(events, is_held=True)
+        if not self.is_closed:
+            self._write(events, is_held=True)
 
     def store(self, events: list[StateEvent]) -> bool:
         """Write events that then need not stay in memory; return whether they are in the file."""
@@ -362,15 +332,10 @@ class Outbox:
             self.stored += _finals(events)
         return is_stored
 
-    def end(self, event: StateEvent) -> None:
-        """Have an event that is recorded, or never will be, deleted from the file."""
-        if event.row is not None:
-            self._over.append(event.row)
-
     def delete_ended(self) -> None:
         """Delete the events that are over."""
-        if self._over and self._tries(self.file.delete, self._over) is not None:
-            self._over = []
+        if self.over and self._tries(self.file.delete, self.over) is not None:
+            self.over = []
 
     def job_ids(self) -> list[str]:
         """Return the jobs of this mirror whose final states are in the file alone."""
@@ -405,14 +370,6 @@ class Outbox:
             self.has_failed = False
         return True
 
-    def _read(self, limit: int) -> list[StateEvent]:
-        events: list[StateEvent] | None = self._tries(self.file.take, limit)
-        if events == []:
-            logger.error("%s has lost %d final states: it was changed", self.file.path, self.stored)
-            self.lost, self.stored = self.lost + self.stored, 0
-        self.stored -= _finals(events or [])
-        return events or []
-
     def _tries(self, work: Callable[..., Any], *args: Any) -> Any:
         """Return `work(*args)`; None if the file cannot be used, which is logged once, or if others hold it long."""
         try:
@@ -426,14 +383,6 @@ class Outbox:
             return None
         self._failing_since = None
         return done
-
-
-def _take(events: deque[StateEvent], fits: Callable[[StateEvent], bool], limit: int) -> list[StateEvent]:
-    """Remove the first events that fit, at most `limit`, and return them."""
-    taken = list(itertools.islice(filter(fits, events), limit))
-    for event in taken:
-        events.remove(event)
-    return taken
 
 
 def _finals(events: Iterable[StateEvent]) -> int:

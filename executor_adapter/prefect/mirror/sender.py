@@ -205,7 +205,9 @@ class EventSender:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.outbox = Outbox(source)
+        self.outbox = Outbox()
+        self.resend: deque[StateEvent] = deque()
+        """Events that the server has not taken, or has lost."""
         self.recorded = 0
         """Final states of this mirror that the server is known to have."""
         self.resent = 0
@@ -214,12 +216,14 @@ class EventSender:
         """The jobs of this mirror whose final states the server refuses, loses each time, or cannot record."""
         self.progress_at = clock()
         """The monotonic time at which the server last recorded something."""
-        self._lock, self._clock, self._wall = lock, clock, wall
+        self._source, self._lock, self._clock, self._wall = source, lock, clock, wall
         self._window = SendWindow()
         self._unlisted: deque[tuple[StateEvent, int]] = deque()
         """The last event of each request that the server's list may not contain, and the number of its events."""
         self._in_flight: list[EventBatch] = []
         """The batches that have not arrived, in the order of their requests."""
+        self._suspects: deque[StateEvent] = deque()
+        """Events that the server may lose with all that it records together with them."""
         self._arrived: list[tuple[list[StateEvent], float]] = []
         """Events that are recorded or lost, each group with the time from which its events are looked up one by one."""
         self._answers = 0
@@ -242,17 +246,17 @@ class EventSender:
         """Yield the events that were taken from the outbox, or go back to it, and are not known to be recorded."""
         in_flight = (batch.events for batch in self._in_flight)
         arrived = (events for events, _ in self._arrived)
-        return itertools.chain(*in_flight, *arrived, self.outbox.resend, self.outbox.suspects)
+        return itertools.chain(*in_flight, *arrived, self.resend, self._suspects)
 
     @property
     def is_idle(self) -> bool:
         """Whether all events in memory are recorded, inherited ones included."""
-        return not (self._in_flight or self._arrived or self.outbox.resend or self.outbox.suspects)
+        return not (self._in_flight or self._arrived or self.resend or self._suspects)
 
     @property
     def _isolates(self) -> bool:
         """Whether each request has to wait until the one before has arrived, because of suspects."""
-        return bool(self.outbox.suspects) or any(batch.events[0].is_suspect for batch in self._in_flight)
+        return bool(self._suspects) or any(batch.events[0].is_suspect for batch in self._in_flight)
 
     @property
     def has_own_events(self) -> bool:
@@ -322,12 +326,42 @@ class EventSender:
         # One request of inherited events at a time, so that new events never wait behind more of them.
         inherits = not (self._in_flight or self._window.is_hurried)
         self._is_suspects_turn = inherits and not self._is_suspects_turn
-        events = self.outbox.take_suspects(limit, worst=True) if self._is_suspects_turn else []
-        events = events or self.outbox.take(limit, inherits=inherits)
+        events = self._take_suspects(limit, worst=True) if self._is_suspects_turn else []
+        events = events or self._take_others(limit, inherits=inherits)
         if not (events or self._in_flight):
             # One of those that are hardly to blame shows whether the server records anything.
-            events = self.outbox.take_suspects(1 if self._stands_still else limit, worst=False)
+            events = self._take_suspects(1 if self._stands_still else limit, worst=False)
         return events
+
+    def _take_others(self, limit: int, *, inherits: bool) -> list[StateEvent]:
+        """Return events that were sent in vain, then those in the file, then new ones, else those of another mirror."""
+        events = [self.resend.popleft() for _ in range(min(limit, len(self.resend)))]
+        if self.outbox.stored and len(events) < limit:
+            events += self.outbox.take(limit - len(events))
+        events += self._source(limit - len(events))
+        return self.outbox.take_over(limit) if inherits and self.outbox.is_heir and not events else events
+
+    def _take_suspects(self, batch_size: int, *, worst: bool) -> list[StateEvent]:
+        """Return suspects that were lost equally often: those that were it most often, or least often.
+
+        The more often that was, the fewer they are, until each is alone.
+        """
+        counts = (event.send_count for event in self._suspects)
+        count = (max if worst else min)(counts, default=CHANCE_SENDS + 1)
+        size = max(1, batch_size >> 2 * (count - CHANCE_SENDS))
+        return _removed(self._suspects, lambda event: event.send_count == count, size)
+
+    def take_unwritten(self, limit: int) -> list[StateEvent]:
+        """Return the oldest of the events to be sent again that are in memory alone; they are not sent again."""
+        return _removed(self.resend, lambda event: event.row is None, limit)
+
+    def _queue_of(self, event: StateEvent) -> deque[StateEvent]:
+        return self._suspects if event.is_suspect else self.resend
+
+    def _put_back(self, events: list[StateEvent]) -> None:
+        """Send events again, before the others of their kind."""
+        for event in reversed(events):
+            self._queue_of(event).appendleft(event)
 
     def _is_list_behind(self, api: ServerApi) -> bool:
         """Return whether the server's list of events, which has a queue of its own, has to be waited for.
@@ -365,7 +399,7 @@ class EventSender:
             self._bisect(api, events, error)
         except BaseException:
             self._in_flight.remove(batch)
-            self.outbox.put_back(events)
+            self._put_back(events)
             raise
         else:
             if len(self._in_flight) == 1 and not self._stands_still:
@@ -405,11 +439,11 @@ class EventSender:
         """
         if len(events) > 1:
             middle = len(events) // 2
-            self.outbox.put_back(events[middle:])
+            self._put_back(events[middle:])
             self._post(api, events[:middle], filled_window=False)
             return
         (event,) = events
-        queue = self.outbox.queue_of(event)
+        queue = self._queue_of(event)
         queue.append(event)  # Behind the others, which show whether the server rejects this one only.
         if not self._accepts_earlier(api, event.fault_count + 1):
             raise httpx.NetworkError(f"the server accepts no events: {error}")
@@ -446,9 +480,9 @@ class EventSender:
             else:
                 continue
             self._arrived.remove(group)
-            for event in set(events).difference(lost):
-                self.recorded += event.is_final and not event.is_inherited
-                self.outbox.end(event)
+            done = set(events).difference(lost)
+            self.recorded += sum(event.is_final and not event.is_inherited for event in done)
+            self.outbox.over += [event.row for event in done if event.row is not None]
             if lost:
                 self._resend(lost, known)
 
@@ -482,7 +516,7 @@ class EventSender:
             if self._stands_still:
                 for event in events:
                     event.send_count = max(event.send_count, CHANCE_SENDS + 1)
-                self.outbox.suspects.extend(events)  # Behind the others, which may show that it records.
+                self._suspects.extend(events)  # Behind the others, which may show that it records.
             else:
                 self._resend(events, {})
             self._stands_still = True
@@ -518,7 +552,7 @@ class EventSender:
                 self.resent += event.is_final
                 events.append(event.again(self._resend_time(event, known.get(event.task_run_id))))
         self.outbox.back_up(event for event in events if event.row is not None)  # As they are now.
-        self.outbox.put_back(events)
+        self._put_back(events)
 
     def _resend_time(self, event: StateEvent, recorded: Recorded | None) -> float:
         """Return the event's own time, or a newer one where the server has a newer state and would ignore this one."""
@@ -537,9 +571,17 @@ class EventSender:
         """Count a state as one that is never sent."""
         if event.is_final and not event.is_inherited:
             self.given_up.append(event.job_id)
-        self.outbox.end(event)
+        self.outbox.over += [] if event.row is None else [event.row]
 
 
 def _is_recorded(event: StateEvent, known: dict[str, Recorded]) -> bool:
     recorded = known.get(event.task_run_id)
     return recorded is not None and recorded.covers(event)
+
+
+def _removed(events: deque[StateEvent], fits: Callable[[StateEvent], bool], limit: int) -> list[StateEvent]:
+    """Remove the first events that fit, at most `limit`, and return them."""
+    taken = list(itertools.islice(filter(fits, events), limit))
+    for event in taken:
+        events.remove(event)
+    return taken
