@@ -9,7 +9,6 @@ one, on that port or, if it is in use, a free one. Ctrl-C or SIGTERM stops the s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import socket
@@ -22,7 +21,10 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prefect.settings import get_current_settings
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 
@@ -39,12 +41,10 @@ DEFAULTS = {
 
 def last_run_page(api: str) -> str:
     """Return the UI path of the last run of the pipeline that a server has; that of the list of runs without one."""
-    wanted = {"sort": "START_TIME_DESC", "limit": 1, "flows": {"name": {"any_": ["pipeline"]}}}
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{api}/flow_runs/filter", json.dumps(wanted).encode(), headers)
-    with urllib.request.urlopen(request, timeout=START_TIMEOUT) as answer:
-        runs = json.load(answer)
-    return f"/runs/flow-run/{runs[0]['id']}" if runs else "/runs"
+    of_pipeline = FlowFilter(name=FlowFilterName(any_=["pipeline"]))
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_filter=of_pipeline, sort=FlowRunSort.START_TIME_DESC, limit=1)
+    return f"/runs/flow-run/{runs[0].id}" if runs else "/runs"
 
 
 def free_port(preferred: int) -> int:
