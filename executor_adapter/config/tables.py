@@ -36,8 +36,9 @@ class Format(Section):
     """CSV: whether the first line has the names of the columns; null: found out; an error where that is not clear."""
     columns: Names = ()
     """CSV: the names of the columns, where the data has no header."""
-    nulls: Names = ("",)
-    """Texts that mean that there is no value. A quoted text in CSV is always a value; an empty text in JSON is one."""
+    nulls: Names = ()
+    """Texts that mean that there is no value, as in CSV an empty one does always. A quoted text in CSV is a value; an
+    empty text in JSON is one."""
 
 
 class Paging(Section):

@@ -27,9 +27,9 @@ def test_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_nulls_can_be_named(tmp_path: Path) -> None:
-    """The texts in `nulls` are null, unless they are quoted."""
+    """The texts in `nulls` are null, unless they are quoted; so is an empty value, whatever `nulls` has."""
     assert read(tmp_path, b'a,b\nNA,\n"NA",-\n', nulls=["NA", "-"])[0] == [
-        {"a": None, "b": ""},
+        {"a": None, "b": None},
         {"a": "NA", "b": None},
     ]
 

@@ -270,7 +270,7 @@ def _source(path: Path, dialect: Dialect, nulls: Sequence[str]) -> str:
         "delim": literal(dialect.delimiter),
         "quote": literal(dialect.quote),
         "escape": literal(dialect.quote),
-        "nullstr": f"[{', '.join(map(literal, nulls))}]",
+        "nullstr": f"[{', '.join(map(literal, dict.fromkeys(('', *nulls))))}]",
         "allow_quoted_nulls": "false",
         "max_line_size": str(MAX_LINE + CHUNK),  # Longer ones do not come here.
         "buffer_size": str(2 * (MAX_LINE + CHUNK)),
