@@ -80,7 +80,8 @@ class TableSettings(Section):
     """The types of its columns; null: all of them stay text."""
     key: Names = ()
     """The columns that identify a row of a window: of two with the same key the one stays that was collected last, even
-    if what it says is older; none: a window that comes again replaces the older one."""
+    if what it says is older, and of one answer that with the highest cursor; none: a window that comes again replaces
+    the older one."""
     steps: tuple[str | dict[str, Any], ...] = ()
     """The steps that its rows go through, in their order: `module:function`, or a mapping of the name of a step (sql,
     deduplicate, enrich, check, function) to its options."""

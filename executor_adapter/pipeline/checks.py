@@ -75,7 +75,7 @@ def _converted(values: pd.Series, dtype: Any) -> pd.Series:
 def _note(failure: Any, reasons: dict[Any, list[str]]) -> None:
     label, column, check = failure.index, failure.column, failure.check
     if label is None or pd.isna(label):
-        raise _error(f"{column}: {check}: {failure.failure_case}")
+        raise _error(f"{column or 'the rows'}: {check}: {failure.failure_case}")
     if failure.schema_context == "DataFrameSchema":
         reason = str(check)
     elif check == "not_nullable":
