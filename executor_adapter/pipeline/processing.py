@@ -84,7 +84,7 @@ def _rows_of(source: LakeTable, window: str, space: Path, stack: ExitStack) -> t
     query = f"SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {scan}"
     entry, ends = read_entry(version), 0
     cases = [f"WHEN {ROW} <= {(ends := ends + each.rows)} THEN {literal(each.origin)}" for each in entry.ranges]
-    return query, entry.rows, f"CASE {' '.join(cases)} END"
+    return query, entry.rows, f"nullif(CASE {' '.join(cases)} END, '')"
 
 
 def _write(writer: Writer, database: duckdb.DuckDBPyConnection, query: str) -> None:
