@@ -223,6 +223,26 @@ def test_a_wrong_plan_is_refused_in_words(tmp_path: Path) -> None:
         read_plan(tmp_path / "nothing.yaml")
 
 
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("variables: {'Days to keep': 30}", "variables.* must only contain lowercase letters"),
+        (f"variables: {{days: {'x' * 5_000}}}", "variables.days.* must be less than 5000 characters"),
+        ("executor_block: my block", "executor_block: .* must only contain lowercase letters"),
+        ("work_pool: a/b", "work_pool: String should match pattern"),
+        ("work_queues: {50%: 1}", "work_queues.*: String should match pattern"),
+    ],
+)
+def test_what_the_server_would_refuse_is_refused_before_anything_is_created(
+    tmp_path: Path, plan: str, message: str
+) -> None:
+    """A name or a value that the server does not take is refused with the plan, and not half way through it."""
+    file = tmp_path / "bootstrap.yaml"
+    file.write_text(plan)
+    with pytest.raises(ConfigurationError, match=message):
+        read_plan(file)
+
+
 def test_the_plan_of_this_projects_deployments_is_valid() -> None:
     """deployments/bootstrap.yaml is a plan, for the interval of heartbeats that the deployments set."""
     assert read_plan(ROOT / "deployments" / "bootstrap.yaml").heartbeat_seconds == 30

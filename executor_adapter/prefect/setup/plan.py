@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from prefect.types import check_variable_value
+from prefect.types.names import BlockDocumentName, Name, VariableName
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from executor_adapter.config import Settings, read_yaml
 from executor_adapter.exceptions import ConfigurationError
@@ -18,15 +20,18 @@ HEARTBEAT_VARIABLES = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_RUNNER_HEAR
 
 
 class BootstrapPlan(BaseModel):
-    """What a bootstrap creates and sets. Each part may be left out; an empty one creates nothing of its kind."""
+    """What a bootstrap creates and sets. Each part may be left out; an empty one creates nothing of its kind.
+
+    Names and values are those that a server takes, so that nothing is created of a plan that it would not take whole.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    work_pool: str = "local"
+    work_pool: Name = "local"
     """The work pool that runs the deployments."""
     work_pool_type: str | None = None
     """Its type: process, docker, kubernetes, ... null: any; process, if it has to be created."""
-    work_queues: dict[str, Annotated[int, Field(ge=1)]] = {
+    work_queues: dict[Name, Annotated[int, Field(ge=1)]] = {
         "collection": 1,
         "processing": 2,
         "pipeline": 3,
@@ -35,9 +40,9 @@ class BootstrapPlan(BaseModel):
     """The queues of the pool with their priorities; 1 comes first."""
     tool_limits: bool = True
     """Whether each tool of the configuration that has a rate or a limit gets a global concurrency limit."""
-    variables: dict[str, JsonValue] = {}
+    variables: dict[VariableName, Annotated[JsonValue, AfterValidator(check_variable_value)]] = {}
     """Variables with their values, which are such as JSON has: a date stands in quotes."""
-    executor_block: str | None = "default"
+    executor_block: BlockDocumentName | None = "default"
     """The name of a JobExecutorBlock, which is created with the configuration's number of workers. What a block holds
     belongs to people."""
     automations: bool = True
