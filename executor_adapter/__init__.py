@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from executor_adapter.job import ToolLimit as ToolLimit
     from executor_adapter.job import Transition as Transition
     from executor_adapter.scheduler import JobQueue as JobQueue
-    from executor_adapter.supervision import JobFuture as JobFuture
-    from executor_adapter.worker import JobContext as JobContext
-    from executor_adapter.worker import current_job as current_job
+    from executor_adapter.supervision.futures import JobFuture as JobFuture
+    from executor_adapter.worker.context import JobContext as JobContext
+    from executor_adapter.worker.context import current_job as current_job
 
 __getattr__, __dir__, __all__ = lazy_attributes(__name__)

@@ -24,9 +24,12 @@ from executor_adapter.config import Settings
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.executor import JobExecutor, stop_tracking
 from executor_adapter.job import limit_attempts
-from executor_adapter.pools import Assignment, PoolSupervisor, SupervisorLoop, WorkerPool, bind, call_in_job
+from executor_adapter.pools.base import Assignment, PoolSupervisor, WorkerPool
+from executor_adapter.pools.in_process.call import bind, call_in_job
+from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.transport.envelope import STOPPED
-from executor_adapter.supervision import Supervisor, SupervisorThread
+from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision.thread import SupervisorThread
 
 __all__ = ["FakeClock", "InlineExecutor", "set_testing"]
 

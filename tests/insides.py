@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from executor_adapter import Job, JobExecutor, JobStatus
-from executor_adapter.pools import SupervisorLoop
-from executor_adapter.supervision import Capacity, SlotLimits, Supervisor
+from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.supervision.intake import JobIntake
-from executor_adapter.supervision.scheduling import Dispatcher
+from executor_adapter.supervision.resources import Capacity
+from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
+from executor_adapter.supervision.supervisor import Supervisor
 
 
 def plain_loop(

@@ -19,14 +19,9 @@ from executor_adapter.exceptions import ConfigurationError, InvalidJobError, Job
 from executor_adapter.executor import JobExecutor, slot_limits
 from executor_adapter.job import HAS_GUARDIAN, Job, is_coroutine_function, resolve
 from executor_adapter.monitoring import Finding, fine, warning, wrong
-from executor_adapter.pools import (
-    AvailableMemory,
-    EngineName,
-    ask_nodes,
-    check_job,
-    compare_node,
-    describe_ssh_host,
-)
+from executor_adapter.pools.cluster.descriptions import EngineName, ask_nodes, compare_node, describe_ssh_host
+from executor_adapter.pools.memory.available import AvailableMemory
+from executor_adapter.pools.selection import check_job
 from executor_adapter.store import StoreUnavailableError, open_store
 
 FILES_PER_WORKER = 8

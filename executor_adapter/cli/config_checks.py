@@ -15,7 +15,7 @@ from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import ErrorCode, nearest
 from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts, fine, warning, wrong
-from executor_adapter.worker import interpreter_command
+from executor_adapter.worker.interpreter import interpreter_command
 
 if TYPE_CHECKING:
     from executor_adapter.pipeline import ConfiguredTable

@@ -13,7 +13,7 @@ from executor_adapter.cli.output import STYLES, JsonOption, print_json, print_pa
 from executor_adapter.cli.stores import ConfigOption, StoreOption, duration_seconds, opened
 from executor_adapter.job import JobStatus
 from executor_adapter.store import JobFilter, JobStore
-from executor_adapter.supervision import mean, percentile
+from executor_adapter.supervision.outcome import mean, percentile
 from executor_adapter.terminal import SafeText
 
 

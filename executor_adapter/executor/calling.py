@@ -17,8 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError
-from executor_adapter.job import Job, JobOptions, JobResult, MapOptions, RepeatedJobOptions, function_reference
-from executor_adapter.supervision import JobFuture
+from executor_adapter.job import Job, JobOptions, JobResult, RepeatedJobOptions, function_reference
+from executor_adapter.supervision.futures import JobFuture
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +28,15 @@ Submit = Callable[[Job], JobFuture]
 
 OF_ONE_CALL = ("function", "args", "kwargs", "job_id")
 """The fields of a Job that come from the call itself."""
+
+
+class MapOptions(RepeatedJobOptions, total=False):
+    """The options of a `map`: its own, and the fields of a Job that its calls share."""
+
+    ordered: bool
+    window: int | None
+    progress: bool
+    kwargs: dict[str, Any]
 
 
 class JobCaller:
@@ -65,36 +74,16 @@ class JobCaller:
 
     @overload
     def map(
-        self,
-        function: Callable[..., Coroutine[Any, Any, R]],
-        *iterables: Iterable[Any],
-        ordered: bool = True,
-        window: int | None = None,
-        progress: bool = False,
-        **job_fields: Unpack[MapOptions],
+        self, function: Callable[..., Coroutine[Any, Any, R]], *iterables: Iterable[Any], **options: Unpack[MapOptions]
     ) -> Iterator[JobResult[R]]: ...
 
     @overload
     def map(
-        self,
-        function: Callable[..., R],
-        *iterables: Iterable[Any],
-        ordered: bool = True,
-        window: int | None = None,
-        progress: bool = False,
-        **job_fields: Unpack[MapOptions],
+        self, function: Callable[..., R], *iterables: Iterable[Any], **options: Unpack[MapOptions]
     ) -> Iterator[JobResult[R]]: ...
 
     @overload
-    def map(
-        self,
-        function: str,
-        *iterables: Iterable[Any],
-        ordered: bool = True,
-        window: int | None = None,
-        progress: bool = False,
-        **job_fields: Unpack[MapOptions],
-    ) -> Iterator[JobResult]: ...
+    def map(self, function: str, *iterables: Iterable[Any], **options: Unpack[MapOptions]) -> Iterator[JobResult]: ...
 
     def map(
         self,

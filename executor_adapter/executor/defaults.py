@@ -25,16 +25,14 @@ from executor_adapter.job import (
     checked_capacity,
     is_coroutine_function,
 )
-from executor_adapter.pools import (
-    AvailableMemory,
-    PoolKinds,
-    WorkerPool,
-    gpu_ids,
-    pool_kinds,
-    processor_quota,
-    visible_gpus,
-)
-from executor_adapter.supervision import Capacity, SlotLimits, Supervisor
+from executor_adapter.pools.base import WorkerPool
+from executor_adapter.pools.gpus import gpu_ids, visible_gpus
+from executor_adapter.pools.kinds import PoolKinds, pool_kinds
+from executor_adapter.pools.memory.available import AvailableMemory
+from executor_adapter.pools.memory.control_groups import processor_quota
+from executor_adapter.supervision.resources import Capacity
+from executor_adapter.supervision.scheduling import SlotLimits
+from executor_adapter.supervision.supervisor import Supervisor
 
 DEFAULT_SLOTS = 1_000
 """Slots of a pool whose attempts take little of this machine: coroutines, and what runs on other machines."""

@@ -54,21 +54,19 @@ from executor_adapter.job import (
     is_coroutine_function,
 )
 from executor_adapter.monitoring import export_metrics, tracer_in_use
-from executor_adapter.persistence import JobPersistence, QueueHistory
-from executor_adapter.pools import AvailableMemory, MemoryGuard, check_job
+from executor_adapter.persistence.history import QueueHistory
+from executor_adapter.persistence.job_persistence import JobPersistence
+from executor_adapter.pools.memory.available import AvailableMemory
+from executor_adapter.pools.memory.guard import MemoryGuard
+from executor_adapter.pools.selection import check_job
 from executor_adapter.store import JobStore
-from executor_adapter.supervision import (
-    DEFAULT_WINDOW_SECONDS,
-    ExecutorStats,
-    JobDriver,
-    JobFuture,
-    JobScope,
-    Supervisor,
-    figures,
-    near_limits,
-    program_output,
-    wait_saying,
-)
+from executor_adapter.supervision.driver import JobDriver
+from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision.limits import near_limits
+from executor_adapter.supervision.messages import JobScope, program_output
+from executor_adapter.supervision.outcome import DEFAULT_WINDOW_SECONDS, ExecutorStats, figures
+from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision.thread import wait_saying
 
 CATCH_UP_SECONDS = 10.0
 """Max seconds that `remove_observer` waits for a supervisor blocked by an observer."""

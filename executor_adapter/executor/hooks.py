@@ -21,9 +21,14 @@ from typing import Any
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus
-from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, pool_kinds
+from executor_adapter.pools.base import Assignment
+from executor_adapter.pools.in_process.coroutine import COROUTINE_STOP_TIMEOUT
+from executor_adapter.pools.kinds import pool_kinds
 from executor_adapter.pools.transport.envelope import Body, Outcome
-from executor_adapter.supervision import JobDriver, JobFuture, StopReason, Supervisor
+from executor_adapter.supervision.driver import JobDriver
+from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision.outcome import StopReason
+from executor_adapter.supervision.supervisor import Supervisor
 
 ExecuteJob = Callable[[Job], Coroutine[Any, Any, Any]]
 

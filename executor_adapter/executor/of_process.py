@@ -30,7 +30,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from executor_adapter.supervision import Supervisor, program_output
+from executor_adapter.supervision.messages import program_output
+from executor_adapter.supervision.supervisor import Supervisor
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 OWN_SIGNAL_SECONDS = 1.0

@@ -17,8 +17,10 @@ import sys
 import threading
 from collections.abc import Mapping
 
-from executor_adapter.pools import current_path
-from executor_adapter.worker import interpreter_command, own_presence, sentinel, wire
+from executor_adapter.pools.transport.importable import current_path
+from executor_adapter.worker import sentinel, wire
+from executor_adapter.worker.interpreter import interpreter_command
+from executor_adapter.worker.presence import own_presence
 
 logger = logging.getLogger("executor_adapter")
 

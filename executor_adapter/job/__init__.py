@@ -26,7 +26,6 @@ from executor_adapter.job.model import check_is_job as check_is_job
 from executor_adapter.job.model import check_is_new as check_is_new
 from executor_adapter.job.model import rerun as rerun
 from executor_adapter.job.options import JobOptions as JobOptions
-from executor_adapter.job.options import MapOptions as MapOptions
 from executor_adapter.job.options import RepeatedJobOptions as RepeatedJobOptions
 from executor_adapter.job.options import SharedJobOptions as SharedJobOptions
 from executor_adapter.job.pool_names import HAS_CPU_AFFINITY as HAS_CPU_AFFINITY

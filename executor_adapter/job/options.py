@@ -50,9 +50,3 @@ class JobOptions(RepeatedJobOptions, total=False):
     """
 
     dedupe_key: str | None
-
-
-class MapOptions(RepeatedJobOptions, total=False):
-    """The fields of a Job that the calls of one `map` share."""
-
-    kwargs: dict[str, Any]

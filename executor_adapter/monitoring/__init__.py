@@ -38,6 +38,6 @@ if TYPE_CHECKING:
     from executor_adapter.monitoring.trace_scope import INSIDE as INSIDE
     from executor_adapter.monitoring.tracing import JobTracer as JobTracer
     from executor_adapter.monitoring.tracing import SpanScope as SpanScope
-    from executor_adapter.supervision import ExecutorStats as ExecutorStats
+    from executor_adapter.supervision.outcome import ExecutorStats as ExecutorStats
 
 __getattr__, __dir__, __all__ = lazy_attributes(__name__)

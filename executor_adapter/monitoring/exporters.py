@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import functools
 import sys
-import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from executor_adapter.config import MonitoringSettings
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.monitoring.findings import ready_checks
-from executor_adapter.store import JobStore, StoreUnavailableError
-from executor_adapter.supervision import ExecutorStats, Supervisor
+from executor_adapter.supervision.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
     from executor_adapter.monitoring.port import MetricsPort
+    from executor_adapter.monitoring.prometheus import Watched
 
 TRACER_NAME = "executor_adapter"
-TURN_SECONDS = 10.0
-"""Seconds within which a supervisor makes a turn, however much it has to do."""
 
 
-class Open(Protocol):
-    """Something that has figures and may have a store: a JobExecutor."""
-
-    @property
-    def store(self) -> JobStore | None: ...
-
-    def stats(self) -> ExecutorStats: ...
-
-
-def export_metrics(executor: Open, settings: MonitoringSettings, supervisor: Supervisor) -> MetricsPort | None:
+def export_metrics(executor: Watched, settings: MonitoringSettings, supervisor: Supervisor) -> MetricsPort | None:
     """Count the executor's jobs, and export its figures until it is closed, to each place that is set up.
 
     These are the port that the settings name, which is returned, and prometheus_client's default registry, if the
@@ -50,7 +37,7 @@ def export_metrics(executor: Open, settings: MonitoringSettings, supervisor: Sup
         raise ConfigurationError(
             f"monitoring.{key} needs prometheus-client ({error}): pip install 'prefect-executor-adapter[metrics]'"
         ) from None
-    watched, metrics = _WeakExecutor(executor, supervisor), prometheus.metrics
+    watched, metrics = prometheus.WatchedExecutor(executor, supervisor), prometheus.metrics
     supervisor.tracker.observers.append(metrics.on_transition)
     metrics.executors.add(watched)
     supervisor.thread.on_closed.append(functools.partial(metrics.executors.discard, watched))
@@ -62,35 +49,6 @@ def export_metrics(executor: Open, settings: MonitoringSettings, supervisor: Sup
     shown_at.open()
     supervisor.thread.on_closed.append(shown_at.close)
     return shown_at
-
-
-class _WeakExecutor:
-    """An executor's figures and health, without a reference that keeps it: it closes when garbage-collected."""
-
-    def __init__(self, executor: Open, supervisor: Supervisor) -> None:
-        self._executor = weakref.ref(executor)
-        self._supervisor = supervisor
-
-    def stats(self) -> ExecutorStats | None:
-        executor = self._executor()
-        return None if executor is None else executor.stats()
-
-    def stuck(self) -> list[str]:
-        """Return what is wrong where the supervisor makes no turn any more."""
-        if self._supervisor.thread.catch_up(TURN_SECONDS):
-            return []
-        return [f"supervisor: it has made no turn for {TURN_SECONDS:.0f} s, so no job starts or ends"]
-
-    def unready(self) -> list[str]:
-        """Return what is wrong with the store, and with what else the program needs."""
-        wrong = [f"{name}: {found}" for name, check in ready_checks.items() if (found := check())]
-        executor = self._executor()
-        try:
-            if executor is not None and executor.store is not None:
-                executor.store.get("")
-        except StoreUnavailableError as error:
-            wrong.append(f"store: {error}")
-        return wrong
 
 
 def tracer_in_use() -> Tracer | None:

@@ -16,8 +16,8 @@ from typing import Protocol, Self
 
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.job import Job, NearLimit, size_text
-from executor_adapter.pools import MemoryLevel
-from executor_adapter.supervision import ExecutorStats
+from executor_adapter.pools.memory.available import MemoryLevel
+from executor_adapter.supervision.outcome import ExecutorStats
 
 logger = logging.getLogger("executor_adapter.health")
 

@@ -17,6 +17,7 @@ Needs prometheus-client: the extra `metrics`.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -25,26 +26,56 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, storable
-from executor_adapter.supervision import ExecutorStats
+from executor_adapter.monitoring.findings import ready_checks
+from executor_adapter.store import JobStore, StoreUnavailableError
+from executor_adapter.supervision.outcome import ExecutorStats
+from executor_adapter.supervision.supervisor import Supervisor
 
 PREFIX = "executor_adapter"
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 """Upper bounds in seconds of the histograms' buckets."""
+TURN_SECONDS = 10.0
+"""Seconds within which a supervisor makes a turn, however much it has to do."""
 MAX_LABEL_VALUES = 100
 """Different values of a label; further ones count as "other", because each adds a time series forever."""
 
 
 class Watched(Protocol):
-    """An executor whose figures and health are shown."""
+    """Something that has figures and may have a store: a JobExecutor."""
+
+    @property
+    def store(self) -> JobStore | None: ...
+
+    def stats(self) -> ExecutorStats: ...
+
+
+class WatchedExecutor:
+    """An executor's figures and health, without a reference that keeps it: it closes when garbage-collected."""
+
+    def __init__(self, executor: Watched, supervisor: Supervisor) -> None:
+        self._executor = weakref.ref(executor)
+        self._supervisor = supervisor
 
     def stats(self) -> ExecutorStats | None:
-        """Return its figures; None once it is closed."""
+        executor = self._executor()
+        return None if executor is None else executor.stats()
 
     def stuck(self) -> list[str]:
-        """Return why it does nothing any more."""
+        """Return what is wrong where the supervisor makes no turn any more."""
+        if self._supervisor.thread.catch_up(TURN_SECONDS):
+            return []
+        return [f"supervisor: it has made no turn for {TURN_SECONDS:.0f} s, so no job starts or ends"]
 
     def unready(self) -> list[str]:
-        """Return what else it needs to work."""
+        """Return what is wrong with the store, and with what else the program needs."""
+        wrong = [f"{name}: {found}" for name, check in ready_checks.items() if (found := check())]
+        executor = self._executor()
+        try:
+            if executor is not None and executor.store is not None:
+                executor.store.get("")
+        except StoreUnavailableError as error:
+            wrong.append(f"store: {error}")
+        return wrong
 
 
 class JobLabels(NamedTuple):
@@ -65,7 +96,7 @@ class JobMetrics(Collector):
 
     def start_anew(self) -> None:
         """Count from zero, as in a forked process: the executors and counts by then are its parent's."""
-        self.executors: set[Watched] = set()
+        self.executors: set[WatchedExecutor] = set()
         """Whose figures the gauges show, and whose health each port."""
         self._names: set[str] = set()
         labels = JobLabels._fields

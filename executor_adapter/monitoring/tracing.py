@@ -21,8 +21,8 @@ from opentelemetry.trace import Span, StatusCode, Tracer
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, storable
 from executor_adapter.monitoring.trace_scope import INSIDE
-from executor_adapter.pools import Assignment
-from executor_adapter.supervision import JobScope
+from executor_adapter.pools.base import Assignment
+from executor_adapter.supervision.messages import JobScope
 
 IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 

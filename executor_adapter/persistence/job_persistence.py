@@ -49,7 +49,7 @@ from executor_adapter.store import (
     restore,
     signed_pickles,
 )
-from executor_adapter.supervision import Supervisor
+from executor_adapter.supervision.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter.store")
 

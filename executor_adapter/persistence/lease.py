@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sized
 
-from executor_adapter.worker import lease_time
+from executor_adapter.worker.wire import lease_time
 
 RENEWAL_SHARE = 1 / 4
 """Share of the lease after which it is renewed."""

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from executor_adapter.job import Job, storable
-from executor_adapter.pools import Assignment
+from executor_adapter.pools.base import Assignment
 from executor_adapter.store import JobStore, LogLine, StoreUnavailableError
-from executor_adapter.worker import JobContext, running_job
+from executor_adapter.worker.context import JobContext, running_job
 
 logger = logging.getLogger("executor_adapter.store")
 

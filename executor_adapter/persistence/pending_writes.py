@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition, function_reference
 from executor_adapter.persistence.serialization import StoredCall, record_of
 from executor_adapter.store import JobRecord
-from executor_adapter.supervision import JobDriver, Supervisor
+from executor_adapter.supervision.driver import JobDriver
+from executor_adapter.supervision.supervisor import Supervisor
 
 
 @dataclass(frozen=True, slots=True)

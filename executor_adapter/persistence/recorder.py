@@ -32,7 +32,7 @@ from executor_adapter.persistence.lease import RENEWAL_SHARE, Lease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
 from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatch
 from executor_adapter.persistence.serialization import StoredCall, plain, refuse_unstorable_texts, stored_call
-from executor_adapter.pools import LoopTimer
+from executor_adapter.pools.loop import LoopTimer
 from executor_adapter.store import (
     Host,
     JobRecord,
@@ -46,8 +46,9 @@ from executor_adapter.store import (
     close_host,
     new_host,
 )
-from executor_adapter.supervision import Supervisor, ToolRequest
-from executor_adapter.worker import lease_time
+from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision.tools import ToolRequest
+from executor_adapter.worker.wire import lease_time
 
 logger = logging.getLogger("executor_adapter.store")
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import RETRY_OF, TERMINAL, Job, JobStatus, RetryPolicy, function_reference, resolve, storable
-from executor_adapter.pools import dump_by_value, importable_reference
+from executor_adapter.pools.transport import functions, importable
 from executor_adapter.store import JOB_FIELDS, JobRecord, SignedPickles
 
 _IN_COLUMNS = frozenset(JOB_FIELDS) | {"function", "args", "kwargs", "retry"}
@@ -54,7 +54,7 @@ def stored_call(job: Job, pickles: SignedPickles | None = None) -> StoredCall:
 
 def _pickled(job: Job) -> bytes:
     try:
-        return dump_by_value((job.function, job.args, job.kwargs))
+        return functions.dump_by_value((job.function, job.args, job.kwargs))
     except Exception as error:
         raise JobSerializationError(
             f"the function or the arguments of job {job.job_id} cannot be pickled: {type(error).__name__}: "
@@ -72,7 +72,7 @@ def _importable(job: Job) -> str:
     if isinstance(function, str):
         resolve(function)
         return function
-    found = importable_reference(function)
+    found = importable.importable_reference(function)
     if found is None:
         raise InvalidJobError(
             f"{function_reference(function)} cannot be stored: another process would not find it by that name: "

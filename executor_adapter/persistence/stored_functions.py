@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from executor_adapter.job import Job, function_reference, resolve
-from executor_adapter.pools import is_in_library
+from executor_adapter.pools.transport.importable import is_in_library
 from executor_adapter.store import JobRecord, SignedPickles, Unpickle, readable_call, restore
 
 _OWN_PACKAGE = __name__.partition(".")[0]

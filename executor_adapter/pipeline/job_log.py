@@ -7,7 +7,7 @@ from typing import Any
 
 from executor_adapter.config import redacted
 from executor_adapter.exceptions import SoftTimeoutError
-from executor_adapter.worker import running_job
+from executor_adapter.worker.context import running_job
 
 
 def log(message: str, *values: object) -> None:

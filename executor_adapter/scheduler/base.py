@@ -14,12 +14,12 @@ from executor_adapter.config import Settings, Stage, StageSettings, load_config
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, NearLimit, Observer, ToolLimit, check_count, rerun
-from executor_adapter.pools import check_job
+from executor_adapter.pools.selection import check_job
 from executor_adapter.scheduler.binding import bind, check_own_arguments
 from executor_adapter.scheduler.job_queue import JobQueue
 from executor_adapter.scheduler.mirroring import SchedulerMirror, mirror_for
 from executor_adapter.store import JobStore, open_store
-from executor_adapter.supervision import DEFAULT_WINDOW_SECONDS, ExecutorStats
+from executor_adapter.supervision.outcome import DEFAULT_WINDOW_SECONDS, ExecutorStats
 
 STOP_TIMEOUT = 30.0
 """Seconds that running jobs get to end when their scheduler stops."""

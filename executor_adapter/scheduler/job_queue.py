@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import NEW_ID_HINT, Job, JobStatus, check_age, check_is_job
-from executor_adapter.persistence import QueueHistory
+from executor_adapter.persistence.history import QueueHistory
 
 
 class JobQueue:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor_adapter.job import uuid7
-from executor_adapter.worker import is_held, is_held_by_process, own_presence
+from executor_adapter.worker.presence import is_held, is_held_by_process, own_presence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
-from executor_adapter.pools import Assignment
+from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.transport.envelope import Body, Outcome, failed, returned
 from executor_adapter.supervision.outcome import StopReason
 from executor_adapter.supervision.supervisor import Supervisor

@@ -18,7 +18,7 @@ from typing import Any
 from typing_extensions import TypeVar
 
 from executor_adapter.job import Job, JobStatus
-from executor_adapter.pools import SlotLoan, current_slot_loan
+from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
 from executor_adapter.pools.transport.envelope import Body, Outcome
 from executor_adapter.supervision.messages import program_output
 from executor_adapter.supervision.thread import SupervisorThread

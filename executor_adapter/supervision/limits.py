@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from executor_adapter.exceptions import JobError
 from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import TERMINAL, Job, JobStatus, NearLimit
-from executor_adapter.pools import Assignment, Recall, SupervisorLoop
+from executor_adapter.pools.base import Assignment, Recall
+from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.transport.envelope import Outcome, failed
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.outcome import FollowUp, StopReason, stopped

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from executor_adapter.job import Job
-from executor_adapter.pools import Assignment
+from executor_adapter.pools.base import Assignment
 from executor_adapter.supervision.thread import supervisor_threads
 
 logger = logging.getLogger("executor_adapter")

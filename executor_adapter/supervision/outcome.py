@@ -16,13 +16,15 @@ from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobCancelledError, JobError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.exceptions.display import repr_of, traceback_text
 from executor_adapter.job import TERMINAL, Attempt, Job, JobStatus, Observer, RetryDecision, Transition, decide
-from executor_adapter.pools import Assignment, SupervisorLoop
+from executor_adapter.pools.base import Assignment
+from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.transport.envelope import Ending, Outcome, failed
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.messages import has_receiver
 from executor_adapter.supervision.scheduling import Dispatcher, PoolSet
 from executor_adapter.supervision.thread import Discard
-from executor_adapter.worker import FunctionPosition, wire
+from executor_adapter.worker import wire
+from executor_adapter.worker.stacks import FunctionPosition
 
 logger = logging.getLogger("executor_adapter")
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import CPU, GPU, LEASING_POOLS, Job, Shape, amount_text, did_you_mean, units_of
-from executor_adapter.pools import GpuShares, LeasingPool, WorkerPool
+from executor_adapter.pools.base import LeasingPool, WorkerPool
+from executor_adapter.pools.gpus import GpuShares
 from executor_adapter.supervision.line import Line
 
 

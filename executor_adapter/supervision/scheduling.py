@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, field
 
 from executor_adapter.job import LEASING_POOLS, Job, ToolLimit, shape_of
-from executor_adapter.pools import MAX_QUEUED_BEHIND_SECONDS, LeasingPool, MemoryGuard, SupervisorLoop, WorkerPool
+from executor_adapter.pools.base import MAX_QUEUED_BEHIND_SECONDS, LeasingPool, WorkerPool
+from executor_adapter.pools.loop import SupervisorLoop
+from executor_adapter.pools.memory.guard import MemoryGuard
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.line import Line, LineKey
 from executor_adapter.supervision.resources import Capacity, ResourceLedger
 from executor_adapter.supervision.tools import RateLimiter
-from executor_adapter.worker import lease_time
+from executor_adapter.worker.wire import lease_time
 
 logger = logging.getLogger("executor_adapter")
 

@@ -24,15 +24,12 @@ from typing import Any
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, function_key
-from executor_adapter.pools import (
-    Assignment,
-    MemoryGuard,
-    PoolKinds,
-    SupervisorLoop,
-    WorkerPool,
-    check_job,
-    gpu_environment,
-)
+from executor_adapter.pools.base import Assignment, WorkerPool
+from executor_adapter.pools.gpus import gpu_environment
+from executor_adapter.pools.kinds import PoolKinds
+from executor_adapter.pools.loop import SupervisorLoop
+from executor_adapter.pools.memory.guard import MemoryGuard
+from executor_adapter.pools.selection import check_job
 from executor_adapter.pools.transport.envelope import PLAIN_TYPES, Ending, Outcome, crashed
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from executor_adapter.pools import SupervisorLoop
+from executor_adapter.pools.loop import SupervisorLoop
 
 logger = logging.getLogger("executor_adapter")
 

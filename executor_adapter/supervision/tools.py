@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from executor_adapter.job import Job, ToolLimit
-from executor_adapter.pools import SupervisorLoop
+from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.store import SharedTools, ToolAsk, ToolControl, ToolShare
 from executor_adapter.supervision.line import Line
 

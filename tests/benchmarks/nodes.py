@@ -27,7 +27,7 @@ from executor_adapter.config import (
     SshHostSettings,
     SshSettings,
 )
-from executor_adapter.pools import Assignment
+from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.cluster.grants import choose_agent
 from executor_adapter.store import open_store
 from executor_adapter.worker.process_tree import resident

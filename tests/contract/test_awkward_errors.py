@@ -13,7 +13,7 @@ from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobError, JobTimeoutError
 from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.transport.envelope import Ending, Outcome
-from executor_adapter.supervision import JobScope
+from executor_adapter.supervision.messages import JobScope
 from tests.contract import awkward, functions
 from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool, work

@@ -91,7 +91,7 @@ def test_a_further_interpreter_has_the_flags_of_this_one(tmp_path: Path, flags: 
     """The command of a further interpreter repeats the flags and options that this one was started with."""
     code = (
         f"import subprocess, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from executor_adapter.worker import interpreter_command\n"
+        "from executor_adapter.worker.interpreter import interpreter_command\n"
         f"report = {REPORT!r}\n"
         "exec(report, {}); sys.stdout.flush()\n"
         "subprocess.run(interpreter_command(report), check=True)\n"

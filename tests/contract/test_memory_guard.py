@@ -23,8 +23,9 @@ import pytest
 from executor_adapter import Job, JobExecutor
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
 from executor_adapter.monitoring import AlertKind, HealthMonitor
-from executor_adapter.pools import AvailableMemory, MemoryGuard, MemoryLevel
 from executor_adapter.pools.base import Assignment, PoolSupervisor, WorkerPool
+from executor_adapter.pools.memory.available import AvailableMemory, MemoryLevel
+from executor_adapter.pools.memory.guard import MemoryGuard
 from executor_adapter.pools.process.memory_watch import MemoryWatch
 from tests.contract.conftest import MakeExecutor
 from tests.contract.process_pool.test_descriptors import no_descriptor_left

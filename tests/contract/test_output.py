@@ -22,9 +22,8 @@ import executor_adapter
 from executor_adapter import Job, JobExecutor, Transition
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
-from executor_adapter.pools import Assignment
-from executor_adapter.supervision import program_output
-from executor_adapter.supervision.messages import ProgramOutput
+from executor_adapter.pools.base import Assignment
+from executor_adapter.supervision.messages import ProgramOutput, program_output
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE, wait_for
 

@@ -8,9 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from executor_adapter import Job
-from executor_adapter.pools import Assignment, WorkerPool, pool_kinds
+from executor_adapter.pools.base import Assignment, WorkerPool
+from executor_adapter.pools.kinds import pool_kinds
 from executor_adapter.pools.transport.envelope import returned
-from executor_adapter.supervision import Capacity, SlotLimits, Supervisor
+from executor_adapter.supervision.resources import Capacity
+from executor_adapter.supervision.scheduling import SlotLimits
+from executor_adapter.supervision.supervisor import Supervisor
 from tests.contract.process_pool.harness import MAX_BEHIND, harness
 from tests.waiting import PATIENCE
 

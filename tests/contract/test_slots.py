@@ -16,7 +16,7 @@ from pytest_mock import MockerFixture
 from executor_adapter import Job, JobExecutor, JobFuture
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.pools import processor_quota
+from executor_adapter.pools.memory.control_groups import processor_quota
 from executor_adapter.supervision import scheduling
 from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import SlotLimits

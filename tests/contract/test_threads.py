@@ -17,7 +17,7 @@ from executor_adapter import Job, JobExecutor, JobStatus, Progress, RetryPolicy,
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.pools.in_process import thread
 from executor_adapter.pools.transport.envelope import Ending
-from executor_adapter.worker import JobContext
+from executor_adapter.worker.context import JobContext
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.contract.process_pool.harness import DueCall, Harness, harness

@@ -18,7 +18,7 @@ from executor_adapter import Job, JobStatus, ToolLimit
 from executor_adapter.exceptions import JobError
 from executor_adapter.pools.transport.envelope import raised, returned
 from executor_adapter.store import SharedTools, ToolControl, ToolShare, ToolUse
-from executor_adapter.supervision import ToolRequest
+from executor_adapter.supervision.tools import ToolRequest
 from executor_adapter.testing import FakeClock
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool, short_work, work
 from tests.insides import supervisor_of

@@ -14,7 +14,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, Transition
 from executor_adapter.exceptions import ConfigurationError, JobSerializationError, QueueFullError
-from executor_adapter.pools import current_slot_loan
+from executor_adapter.pools.in_process.slot_loan import current_slot_loan
 from tests.contract import functions
 from tests.insides import supervisor_of
 

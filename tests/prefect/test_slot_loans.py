@@ -13,7 +13,8 @@ from prefect import flow
 from prefect.futures import as_completed, wait
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.pools import Assignment, SlotLoan
+from executor_adapter.pools.base import Assignment
+from executor_adapter.pools.in_process.slot_loan import SlotLoan
 from executor_adapter.prefect import arun_jobs, job_task, run_jobs
 from tests.waiting import PATIENCE
 

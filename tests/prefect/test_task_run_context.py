@@ -37,7 +37,7 @@ from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.prefect import PRELOAD, JobTask, job_task, run_jobs
 from executor_adapter.prefect.child.contexts import JobRunContext
 from executor_adapter.prefect.child.payload import task_run_payload
-from executor_adapter.worker import BoundCall
+from executor_adapter.worker.context import BoundCall
 from tests.prefect.conftest import Api, own_id
 from tests.waiting import PATIENCE, wait_for
 
@@ -655,7 +655,7 @@ def test_a_preloaded_process_has_no_thread_and_enters_the_payload_in_few_calls()
         f"import sys, threading, {', '.join(PRELOAD)}\n"
         "print(threading.active_count())\n"
         "import executor_adapter.prefect.child.task_run_context as child\n"
-        "from executor_adapter.worker import BoundCall\n"
+        "from executor_adapter.worker.context import BoundCall\n"
         "call = BoundCall(print, (), {})\n"
         "def enter():\n    with child.task_run_scope(sys.argv[1], call): pass\n"
         "enter()\ncalls = []\n"

@@ -14,7 +14,7 @@ from typing import Any
 from executor_adapter import Job, JobExecutor
 from executor_adapter.job.status import TERMINAL
 from executor_adapter.store import JobFilter
-from executor_adapter.worker import own_presence
+from executor_adapter.worker.presence import own_presence
 from tests.contract.chaos.leftovers import ResourceSnapshot
 from tests.stress import functions
 from tests.stress.executors import settings

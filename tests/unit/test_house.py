@@ -63,12 +63,9 @@ PREFECT_ROOMS = (
 STANDARD_LIBRARY_ALONE = ("worker", "exceptions", "error_codes", "error_facts", "lazy")
 # `exceptions/__init__` is the tree of errors alone, since display.py imports it.
 # All names of the modules below are for other parts, which import them there.
-FACES = {
-    "executor_adapter.exceptions.display",
-    "executor_adapter.pipeline.flows",
-    "executor_adapter.pools.transport.envelope",
-    *(f"executor_adapter.worker.{name}" for name in ("facts", "guardian", "sentinel", "values", "wire")),
-}
+FACES = {"executor_adapter.exceptions.display", "executor_adapter.pipeline.flows"}
+# Parts whose `__init__` exports nothing: others import the module that defines a name.
+WITHOUT_FACE = {"persistence", "pools", "supervision", "worker"}
 SHARED_BY_POOLS = {
     "base",
     "transport",
@@ -103,26 +100,26 @@ MAY_IMPORT = {
     "deployments": {"executor_adapter", "tasks", "flows", "deployments"},
 }
 BUDGETS = {
-    "cli": 1_648,
+    "cli": 1_643,
     "config": 1_013,
     "exceptions": 166,
-    "executor": 1_167,
-    "job": 1_047,
-    "modules": 464,
-    "monitoring": 700,
-    "persistence": 1_122,
+    "executor": 1_156,
+    "job": 1_044,
+    "modules": 463,
+    "monitoring": 698,
+    "persistence": 1_121,
     "pipeline": 4_462,
-    "pools": 555,
+    "pools": 516,
     "pools/cluster": 3_394,
-    "pools/in_process": 629,
+    "pools/in_process": 628,
     "pools/memory": 391,
-    "pools/process": 1_517,
+    "pools/process": 1_514,
     "pools/transport": 584,
     "prefect": 5_598,
     "scheduler": 420,
     "store": 1_678,
-    "supervision": 2_532,
-    "worker": 1_780,
+    "supervision": 2_514,
+    "worker": 1_746,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
@@ -306,11 +303,11 @@ def test_the_package_itself_is_not_imported_from_inside() -> None:
 
 
 def test_parts_import_the_faces_of_other_parts_alone() -> None:
-    """A part imports from another only what that exports in its `__init__`."""
+    """A part imports from another only what that exports in its `__init__`, if it has such a face."""
     offences = []
     for found, home in between_parts():
         face = f"executor_adapter.{part(home)}"
-        is_face = home in FACES or PATHS[face].name != "__init__.py"
+        is_face = home in FACES or part(home) in WITHOUT_FACE or PATHS[face].name != "__init__.py"
         if not is_face and not (
             found.target.startswith(face + ".") and found.target[len(face) + 1 :] in exported(face)
         ):

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.monitoring import exporters, port, prometheus, ready_checks
+from executor_adapter.monitoring import port, prometheus, ready_checks
 from executor_adapter.monitoring.prometheus import MAX_LABEL_VALUES, JobMetrics
 from executor_adapter.store import StoreUnavailableError, open_store
 from tests.insides import supervisor_of
@@ -239,7 +239,7 @@ def test_a_program_is_live_while_its_supervisor_makes_turns(
     make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/live answers 503 and says why while the supervisor's thread hangs, and 200 before and after."""
-    monkeypatch.setattr(exporters, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(prometheus, "TURN_SECONDS", 0.0)
     executor, go_on = make_executor(), threading.Event()
     executor.run(Job(function=list))
     wait_for(lambda: health(executor, "/live") == (200, "fine\n"))

@@ -17,7 +17,7 @@ from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.defaults import read_capacity
 from executor_adapter.job import UNITS
-from executor_adapter.pools import LeasingPool
+from executor_adapter.pools.base import LeasingPool
 from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import SlotLimits
 from tests.insides import make_dispatcher

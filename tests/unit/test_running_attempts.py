@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from executor_adapter import Job
-from executor_adapter.pools import Assignment
+from executor_adapter.pools.base import Assignment
 from executor_adapter.supervision.limits import RunningAttempts
 from executor_adapter.supervision.outcome import StopReason
 

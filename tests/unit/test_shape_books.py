@@ -11,7 +11,7 @@ import pytest
 from executor_adapter import Job
 from executor_adapter.config import ClusterSettings
 from executor_adapter.job import UNITS, Shape, shape_of
-from executor_adapter.pools import Assignment
+from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.grants import ShapeBooks
 from executor_adapter.pools.cluster.leases import LeaseSource

@@ -8,11 +8,10 @@ import pytest
 
 from executor_adapter import Job, ToolLimit
 from executor_adapter.store import SharedTools, ToolAsk, ToolControl, ToolShare, ToolUse
-from executor_adapter.supervision import ToolRequest
 from executor_adapter.supervision import tools as tool_limits
 from executor_adapter.supervision.line import Line
 from executor_adapter.supervision.scheduling import ReadyQueue, SlotLimits
-from executor_adapter.supervision.tools import RateLimiter
+from executor_adapter.supervision.tools import RateLimiter, ToolRequest
 from tests.insides import make_dispatcher, stopped_loop
 
 KNOWN = tool_limits.KNOWN_SECONDS

@@ -33,7 +33,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import TEMPORARY, digest_of, explained, locked, writing
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.tables import ConfiguredTable
-from executor_adapter.worker import running_job
+from executor_adapter.worker.context import running_job
 
 RESUME_WITHIN = 3600.0
 """Seconds after its last file in which an interrupted landing is continued by another run; later it starts anew."""

@@ -27,7 +27,7 @@ from executor_adapter.pools.memory.available import AvailableMemory
 from executor_adapter.pools.memory.guard import MemoryGuard
 from executor_adapter.pools.transport.envelope import Ending, Outcome, failed
 from executor_adapter.pools.transport.functions import EncodedFunction
-from executor_adapter.worker import lease_time, values, wire
+from executor_adapter.worker import values, wire
 
 logger = logging.getLogger("executor_adapter.cluster")
 
@@ -136,7 +136,7 @@ class Agent:
         self._guard = None if memory is None else MemoryGuard(AvailableMemory(memory))
         make_pool: Any = pool_kinds("guardian")("process")
         self._pool = make_pool(self, 1, held_fds=self._held_fds, **setup["options"])
-        self._on_beat(lease_time(), math.inf)
+        self._on_beat(wire.lease_time(), math.inf)
         self._beat()
 
     def _on_function(self, flags: int, number: int, body: bytes) -> None:
@@ -198,7 +198,7 @@ class Agent:
 
     def _beat(self) -> None:
         """Tell the head that this node is alive; end if the head has not answered for too long."""
-        now = lease_time()
+        now = wire.lease_time()
         if self._ending:
             return
         if now - self._echoed_at > self._lost_after:

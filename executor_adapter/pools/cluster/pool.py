@@ -19,7 +19,7 @@ from executor_adapter.pools.cluster.references import remote_payload
 from executor_adapter.pools.cluster.remote_agent import Lease, RemoteAgent
 from executor_adapter.pools.transport.envelope import STOPPED, Body
 from executor_adapter.pools.transport.payload import Initializer, Payload, encode_initializer
-from executor_adapter.worker import lease_time
+from executor_adapter.worker.wire import lease_time
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job, Shape

@@ -22,7 +22,7 @@ from types import ModuleType
 from executor_adapter.pools.cluster.program import FunctionOfProgram, Source
 from executor_adapter.pools.transport.functions import EncodedFunction, forget_functions
 from executor_adapter.pools.transport.importable import file_of_program, find_file, state_of_modules
-from executor_adapter.worker import PICKLE, REFERENCE
+from executor_adapter.worker.call import PICKLE, REFERENCE
 
 _SHORT_TEXT = b"\x8c"
 """Stands in a pickle before a text of fewer than 256 bytes, and the byte that says how many."""

@@ -11,7 +11,7 @@ from importlib.abc import SourceLoader
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any, NamedTuple
 
-from executor_adapter.worker import decode_function
+from executor_adapter.worker.call import decode_function
 
 
 class Source(NamedTuple):

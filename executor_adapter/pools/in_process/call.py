@@ -17,7 +17,7 @@ from executor_adapter.pools.base import Assignment, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
 from executor_adapter.pools.in_process.stacks import with_own_frames
 from executor_adapter.pools.transport.envelope import ABANDONED, Outcome, raised, returned
-from executor_adapter.worker import BoundCall, JobContext, enter_job, leave_job
+from executor_adapter.worker.context import BoundCall, JobContext, enter_job, leave_job
 
 
 class Stop(BaseException):

@@ -20,7 +20,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.thread import ThreadPoolExecutor  # Now: once the interpreter exits, this cannot be imported.
 from typing import Any, ClassVar
@@ -35,12 +35,15 @@ from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_l
 from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.transport.envelope import STOPPED, Outcome, failed, raised, returned
-from executor_adapter.worker import enter_job, position_text
+from executor_adapter.worker.context import enter_job
+from executor_adapter.worker.stacks import position_text
 
 logger = logging.getLogger("executor_adapter.coroutine")
 
 COROUTINE_STOP_TIMEOUT = 0.5
 """Seconds after which a cancelled coroutine that has not ended is abandoned; a shorter grace period wins."""
+
+_NO_SCOPE = contextlib.nullcontext()
 
 
 class CoroutinePool(StartingPool["CoroutineLoop"]):
@@ -349,11 +352,8 @@ class CoroutineLoop:
         # A task has a context of its own, so there is no need for `leave_job`.
         enter_job(job_context(assignment, supervisor, lambda: assignment in self.stopping))
         current_slot_loan.set(SlotLoan(supervisor, assignment))
-        coroutine: Coroutine[Any, Any, Any] = assignment.payload()
-        if assignment.scope is None:
-            return await coroutine
-        with open_scope(assignment.job, assignment.scope):
-            return await coroutine
+        with _NO_SCOPE if assignment.scope is None else open_scope(assignment.job, assignment.scope):
+            return await assignment.payload()
 
     def _report(self, assignment: Assignment, outcome: Outcome) -> None:
         assignment.ended_at = time.monotonic()

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from executor_adapter.exceptions.display import set_traceback
-from executor_adapter.worker import position_text, traceback_of_function
+from executor_adapter.worker.stacks import position_text, traceback_of_function
 
 _ACQUIRING = ("logging._acquireLock", "logging.acquire", "threading.__enter__", "multiprocessing.synchronize.__enter__")
 """The functions of the standard library that take a lock for their caller."""

@@ -13,7 +13,7 @@ import os
 from typing import NamedTuple
 
 from executor_adapter.pools.memory.control_groups import mounts
-from executor_adapter.worker import resident, tree
+from executor_adapter.worker.process_tree import resident, tree
 
 _BLOCK_SIZE = 512
 _MAY_WRITE = 0o200

@@ -23,7 +23,9 @@ from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.pools.transport.send_buffer import SendBuffer, SharedPath
-from executor_adapter.worker import CALL_MAIN, interpreter_command, own_presence, wire
+from executor_adapter.worker import wire
+from executor_adapter.worker.interpreter import CALL_MAIN, interpreter_command
+from executor_adapter.worker.presence import own_presence
 
 MAX_FUNCTIONS = 512
 """Functions that a worker keeps. When it has so many, it forgets all, and is sent again what it needs."""

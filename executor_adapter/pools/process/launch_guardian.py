@@ -23,17 +23,10 @@ from executor_adapter.pools.process.memory_watch import MemoryWatch, largest_att
 from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.pools.process.workers import WorkerSet
 from executor_adapter.pools.transport.send_buffer import SendBuffer
-from executor_adapter.worker import (
-    INTERRUPT,
-    TREE_VARIABLE,
-    guardian,
-    kill_below,
-    kill_marked,
-    lease_time,
-    resident,
-    tree_resident,
-    wire,
-)
+from executor_adapter.worker import guardian, wire
+from executor_adapter.worker.process import INTERRUPT
+from executor_adapter.worker.process_tree import TREE_VARIABLE, kill_below, kill_marked, resident, tree_resident
+from executor_adapter.worker.wire import lease_time
 
 logger = logging.getLogger("executor_adapter.process")
 

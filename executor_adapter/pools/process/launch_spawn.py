@@ -15,7 +15,7 @@ from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.process.handle import Launcher, WorkerHandle, WorkerProcess, start_interpreter
 from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.pools.process.workers import WorkerSet
-from executor_adapter.worker import INTERRUPT
+from executor_adapter.worker.process import INTERRUPT
 
 _MIN_CHECK_INTERVAL, MAX_CHECK_INTERVAL = 0.001, 1.0
 """Seconds between two checks whether a worker has died: once its exit is expected, longer the longer it takes."""

@@ -11,7 +11,7 @@ from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.memory.available import FASTEST_GROWTH
 from executor_adapter.pools.memory.tree_memory import measure
 from executor_adapter.pools.process.handle import WorkerHandle
-from executor_adapter.worker import resident
+from executor_adapter.worker.process_tree import resident
 
 MIN_INTERVAL = 0.02
 MAX_INTERVAL = 0.5

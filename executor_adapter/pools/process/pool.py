@@ -22,7 +22,9 @@ from executor_adapter.pools.process.workers import MAX_START_FAILURES, WorkerSet
 from executor_adapter.pools.transport.envelope import STOPPED, crashed, received
 from executor_adapter.pools.transport.payload import Initializer, make_payload, worker_settings
 from executor_adapter.pools.transport.send_buffer import SharedPath
-from executor_adapter.worker import EXIT_SETUP_FAILED, EXIT_SOCKET_LOST, values, wire
+from executor_adapter.worker import values, wire
+from executor_adapter.worker.process import EXIT_SETUP_FAILED
+from executor_adapter.worker.reporter import EXIT_SOCKET_LOST
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job

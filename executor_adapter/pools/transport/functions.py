@@ -29,7 +29,8 @@ from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import resolve
 from executor_adapter.pools.transport import importable
-from executor_adapter.worker import PICKLE, REFERENCE, values
+from executor_adapter.worker import values
+from executor_adapter.worker.call import PICKLE, REFERENCE
 
 MAX_CACHED = 4096
 """Functions whose encoding is cached. When there are so many, the cache is emptied."""

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import GPU
-from executor_adapter.pools.transport import functions
-from executor_adapter.pools.transport.functions import EncodedFunction, encode_function
+from executor_adapter.pools.transport.functions import EncodedFunction, dump_by_value, encode_function
 from executor_adapter.worker import values, wire
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def attempt_part(assignment: Assignment) -> bytes:
     """
     if assignment.scope is None and assignment.checkpoint is None and assignment.environment is None:
         return b""
-    return functions.dump_by_value((assignment.scope, assignment.checkpoint, assignment.environment))
+    return dump_by_value((assignment.scope, assignment.checkpoint, assignment.environment))
 
 
 Initializer = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -80,7 +79,7 @@ def make_payload(job: Job, arguments: Arguments | None = None) -> Payload:
 
 def _encode_arguments(job: Job, arguments: Arguments) -> tuple[bytes, values.MemoryFile | None]:
     try:
-        return values.dump(arguments, functions.dump_by_value)
+        return values.dump(arguments, dump_by_value)
     except Exception as error:
         raise JobSerializationError(
             f"{_find_culprit(job)} cannot be pickled: {type(error).__name__}: {text_of(error)}: pass something that "
@@ -90,7 +89,7 @@ def _encode_arguments(job: Job, arguments: Arguments) -> tuple[bytes, values.Mem
 
 def _encode_description(job: Job) -> bytes:
     try:
-        return functions.dump_by_value((job.tool_name, job.metadata))
+        return dump_by_value((job.tool_name, job.metadata))
     except Exception as error:
         raise JobSerializationError(
             f"the metadata of job {job.job_id} cannot be pickled: {text_of(error)}: use plain values"
@@ -103,7 +102,7 @@ def _find_culprit(job: Job) -> str:
     named += [(f"argument {name!r}", value) for name, value in job.kwargs.items()]
     for name, value in named:
         try:
-            functions.dump_by_value(value)
+            dump_by_value(value)
         except Exception:
             return f"{name} (a {type(value).__name__})"
     return "the arguments"

@@ -28,7 +28,7 @@ from executor_adapter.prefect.mirror.mirror import (
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.timeline import History
 from executor_adapter.prefect.runners.companion import watch_for_cancel
-from executor_adapter.supervision import has_receiver
+from executor_adapter.supervision.messages import has_receiver
 
 
 class PrefectMirror(TaskRunMirror):

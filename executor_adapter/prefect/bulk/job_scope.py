@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.logging.loggers import task_run_logger
 
 from executor_adapter.job import JobStatus, RetryPolicy, Transition
-from executor_adapter.pools import Assignment
+from executor_adapter.pools.base import Assignment
 from executor_adapter.prefect.child.logs import log_failed_attempt, log_message, patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
 from executor_adapter.prefect.child.task_run_context import IN_PROCESS_POOLS, TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE

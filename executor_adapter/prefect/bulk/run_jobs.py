@@ -40,7 +40,7 @@ from executor_adapter.job import (
     check_is_job,
 )
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
-from executor_adapter.pools import lend_slot
+from executor_adapter.pools.in_process.slot_loan import lend_slot
 from executor_adapter.prefect.bulk.executor_mirror import PrefectMirror
 from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
@@ -49,7 +49,7 @@ from executor_adapter.prefect.engine.run import result_of as awaited
 from executor_adapter.prefect.engine.run import run_in_thread
 from executor_adapter.prefect.mirror.mirror import TaskRunMirror, remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
-from executor_adapter.supervision import JobFuture
+from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.worker.facts import facts_of
 
 MAX_LIVE_JOBS = 2_000

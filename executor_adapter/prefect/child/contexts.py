@@ -31,7 +31,7 @@ from pydantic import PrivateAttr
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import is_coroutine_function
-from executor_adapter.worker import BoundCall
+from executor_adapter.worker.context import BoundCall
 
 
 class _FilledWhenRead:

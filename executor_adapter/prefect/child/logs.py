@@ -15,7 +15,7 @@ from prefect.settings import get_current_settings
 from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobTimeoutError, WorkerCrashedError
 from executor_adapter.job import ErrorCode, storable
-from executor_adapter.supervision import make_record, write_line
+from executor_adapter.supervision.messages import make_record, write_line
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 

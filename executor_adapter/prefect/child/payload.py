@@ -24,7 +24,7 @@ from prefect.settings import Settings, get_current_settings
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.executor import preload_in_workers, read_threads_from
-from executor_adapter.pools import dump_by_value
+from executor_adapter.pools.transport.functions import dump_by_value
 
 PRELOAD = (
     "prefect.main",

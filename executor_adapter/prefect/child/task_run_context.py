@@ -36,7 +36,7 @@ from executor_adapter.prefect.child.contexts import (
     default_result_store,
 )
 from executor_adapter.prefect.child.logs import job_logger
-from executor_adapter.worker import BoundCall, lasting_changes, wire
+from executor_adapter.worker import context, state, wire
 
 TASK_RUN_SCOPE = f"{__name__}:task_run_scope"
 TASK_RUN_SCOPE_HERE = f"{__name__}:task_run_scope_here"
@@ -49,7 +49,7 @@ FLUSH_TIMEOUT = wire.EXIT_SECONDS - 1.0
 
 
 @contextlib.contextmanager
-def task_run_scope(payload: str, call: BoundCall) -> Iterator[None]:
+def task_run_scope(payload: str, call: context.BoundCall) -> Iterator[None]:
     """Enter the contexts of the task run and the flow run that `payload` describes, in a worker process."""
     received = json.loads(payload)
     _use_settings(received["flow"])
@@ -69,14 +69,14 @@ def task_run_scope(payload: str, call: BoundCall) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def task_run_scope_here(payload: str, call: BoundCall) -> Iterator[None]:
+def task_run_scope_here(payload: str, call: context.BoundCall) -> Iterator[None]:
     """Enter the context of the task run in the process and context of its flow run."""
     with contextlib.ExitStack() as stack:
         _enter_task_run(stack, json.loads(payload), call)
         yield
 
 
-def _enter_task_run(stack: contextlib.ExitStack, received: dict[str, Any], call: BoundCall) -> None:
+def _enter_task_run(stack: contextlib.ExitStack, received: dict[str, Any], call: context.BoundCall) -> None:
     # Without the task's own tags, if the parent has sent these apart.
     tags = received["tags"] if "tags" in received else received["task_run"]["tags"]
     stack.enter_context(TagsContext.model_construct(current_tags=set(tags)))
@@ -103,7 +103,7 @@ def _use_settings(flow: str) -> None:
     """
     _client_context.cache_clear()
     received = json.loads(flow)
-    with lasting_changes():
+    with state.lasting_changes():
         prepare_process()
         for name, level in received["log_levels"].items():
             logging.getLogger(name).setLevel(level)

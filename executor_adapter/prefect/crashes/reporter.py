@@ -24,7 +24,7 @@ from executor_adapter.prefect.crashes.sweep import Closing, end_dead
 from executor_adapter.prefect.mirror.mirror import TaskRunMirror
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server import ServerApi, server_name
-from executor_adapter.worker import is_held
+from executor_adapter.worker.presence import is_held
 
 TIMEOUT = 60.0
 """Seconds for everything, and so for which a server that cannot be reached is asked again."""

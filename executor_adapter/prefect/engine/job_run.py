@@ -34,7 +34,7 @@ from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
 from executor_adapter.worker.facts import facts_of
 
 if TYPE_CHECKING:
-    from executor_adapter.supervision import JobDriver
+    from executor_adapter.supervision.driver import JobDriver
 
 E = TypeVar("E", bound=BaseException)
 

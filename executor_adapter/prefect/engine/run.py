@@ -25,7 +25,7 @@ from prefect.transactions import AsyncTransaction, Transaction, get_transaction
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.engine import should_log_prints
 
-from executor_adapter.pools import current_slot_loan
+from executor_adapter.pools.in_process.slot_loan import current_slot_loan
 from executor_adapter.prefect.child.contexts import SharedClientContext
 from executor_adapter.prefect.child.logs import patch_print
 from executor_adapter.prefect.engine.engine import INTERRUPT_TIMEOUT, JobEngine, raise_if_suspended

@@ -33,7 +33,7 @@ from executor_adapter.error_codes import error_code_of
 from executor_adapter.job import ErrorCode
 from executor_adapter.monitoring import ready_checks
 from executor_adapter.prefect.mirror.events import CLOCK_RESOLUTION_SECONDS, FlowRunFacts, StateEvent, iso
-from executor_adapter.worker import end_with_this_process
+from executor_adapter.worker.bond import end_with_this_process
 
 if TYPE_CHECKING:
     from prefect.server.api.server import SubprocessASGIServer

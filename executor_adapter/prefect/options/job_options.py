@@ -32,7 +32,7 @@ from prefect.utilities.callables import parameters_to_args_kwargs
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job, JobOptions, nearest
-from executor_adapter.pools import check_limits
+from executor_adapter.pools.selection import check_limits
 from executor_adapter.prefect.options.retries import Delays, policy_from_prefect, policy_of_task
 
 JOB_OPTIONS = frozenset(Job.model_fields) - {"function", "args", "kwargs", "job_id"}

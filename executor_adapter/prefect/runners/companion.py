@@ -16,7 +16,7 @@ from prefect.task_runners import PrefectTaskRunner, TaskRunner
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import signal_watch
-from executor_adapter.pools import lend_slot
+from executor_adapter.pools.in_process.slot_loan import lend_slot
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.child.contexts import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker

@@ -30,7 +30,7 @@ from prefect.states import Pending
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import JobExecutor, current_executor
-from executor_adapter.pools import current_slot_loan, lend_slot
+from executor_adapter.pools.in_process.slot_loan import current_slot_loan, lend_slot
 from executor_adapter.prefect.cancellation.flow_end import FlowRunWatch
 from executor_adapter.prefect.cancellation.watcher import flow_run_watcher, watch_flow_run
 from executor_adapter.prefect.engine.engine import raise_if_suspended

@@ -28,7 +28,7 @@ from executor_adapter.monitoring import Level
 from executor_adapter.pools.cluster.descriptions import compare_node, describe
 from executor_adapter.pools.cluster.program import Source, load
 from executor_adapter.pools.cluster.ssh import SshHosts
-from executor_adapter.worker import REFERENCE
+from executor_adapter.worker.call import REFERENCE
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import MakeSshExecutor, Runs, guardian_of
 from tests.contract.cluster.sshd import ROOT, SshServer

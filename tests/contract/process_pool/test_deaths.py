@@ -23,7 +23,7 @@ from executor_adapter.exceptions import (
 from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.process import launch_guardian
 from executor_adapter.pools.transport.envelope import Ending
-from executor_adapter.worker import lease_time
+from executor_adapter.worker.wire import lease_time
 from tests.contract.functions import exit_at
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, marked

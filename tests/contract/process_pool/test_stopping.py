@@ -261,7 +261,7 @@ def test_a_soft_timeout_amid_an_import_is_raised_when_the_function_begins(
     """It would leave half a module behind, and be another error: Python wraps what `__set_name__` raises."""
     source = (
         "import os\n"
-        "from executor_adapter.worker import INTERRUPT\n"
+        "from executor_adapter.worker.process import INTERRUPT\n"
         "class Attribute:\n"
         "    def __set_name__(self, owner, name):\n"
         f"        os.getpid() == {os.getpid()} or os.kill(os.getpid(), INTERRUPT)\n"

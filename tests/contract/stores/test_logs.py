@@ -30,7 +30,7 @@ from executor_adapter.store import (
     open_store,
 )
 from executor_adapter.store.host import new_host
-from executor_adapter.worker import JobContext
+from executor_adapter.worker.context import JobContext
 from tests.contract.stores.databases import url_of
 from tests.waiting import wait_for
 

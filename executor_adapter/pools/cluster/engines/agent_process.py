@@ -18,7 +18,7 @@ from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.cluster import agent_program
 from executor_adapter.pools.cluster.handshake import serve_connections
 from executor_adapter.pools.cluster.node_data import FETCH, VARIABLE, Kept, receive, send
-from executor_adapter.worker import interpreter_command
+from executor_adapter.worker.interpreter import interpreter_command
 
 _CREDENTIALS = struct.Struct("3i")
 """What SO_PEERCRED returns: pid, uid and gid."""
