@@ -34,6 +34,7 @@ from prefect.settings import (
 from pytest_mock import MockerFixture
 
 from executor_adapter.cli import main
+from executor_adapter.job import uuid7
 from executor_adapter.pipeline.flows import maintenance_flow, pipeline_flow
 from executor_adapter.prefect.crashes import sweep as sweeping
 from executor_adapter.prefect.crashes.fate import Death
@@ -41,7 +42,7 @@ from executor_adapter.prefect.crashes.records import Records
 from executor_adapter.prefect.crashes.reporter import main as main_of_reporter
 from executor_adapter.prefect.crashes.reporter import report
 from executor_adapter.prefect.crashes.sweep import Closing, Start, find_earlier_runs
-from executor_adapter.prefect.mirror.events import iso, uuid7
+from executor_adapter.prefect.mirror.events import iso
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server import ServerApi, server_name
 from executor_adapter.store import open_store
