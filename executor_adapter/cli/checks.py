@@ -45,7 +45,7 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
     yield check_memory(settings.executor.memory)
     if HAS_GUARDIAN and settings.executor.start_method == "spawn":
         yield warning("start method", f"spawn: {WITHOUT_GUARDIAN}", "remove executor.start_method to use a guardian")
-    with modules_of_this_directory():
+    with project_modules(config_file):
         yield check_process_pool(settings)
         yield check_store(store or settings.store.url)
         yield from check_cluster(settings.cluster)
@@ -167,18 +167,21 @@ def _check_directory(directory: Path, url: str) -> Finding:
 
 
 @contextlib.contextmanager
-def modules_of_this_directory() -> Iterator[None]:
-    """Let modules of the current directory be imported, last: no file here runs in place of what is installed."""
-    try:
-        here = os.getcwd()
-    except FileNotFoundError:  # It is gone.
-        yield
-        return
-    sys.path.append(here)
+def project_modules(config_file: Path | None) -> Iterator[None]:
+    """Let modules of the current directory and of the configuration's folder be imported.
+
+    They come last: no file there runs in place of what is installed.
+    """
+    folders = list[str]()
+    for file in dict.fromkeys((Path("config.yaml"), config_file or Path("config.yaml"))):
+        with contextlib.suppress(FileNotFoundError):  # The current directory is gone.
+            folders.append(str(file.absolute().parent))
+    sys.path += folders
     try:
         yield
     finally:
-        del sys.path[-1 - sys.path[::-1].index(here)]  # PYTHONPATH may have one before it.
+        for folder in folders:  # PYTHONPATH may have one before it.
+            del sys.path[-1 - sys.path[::-1].index(folder)]
 
 
 def check_function(reference: str) -> Finding:

@@ -30,10 +30,11 @@ def check(
 ) -> None:
     """Check the configuration: its values, error codes, modules, steps and store. Exit code 2: it is wrong.
 
-    Modules are found in the current directory too, after all that is installed. No source is asked without --sources.
+    Modules are found in the current directory and in that of FILE too, after all that is installed. No source is asked
+    without --sources.
     """
     sources = read_sources(config_file)
-    found = [without_secrets(each) for each in problems(sources.settings(), sources=try_sources)]
+    found = [without_secrets(each) for each in problems(sources.settings(), config_file, sources=try_sources)]
     is_valid = all(each.level is not Level.WRONG for each in found)
     if as_json:
         file = str(sources.file) if sources.file else None

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from executor_adapter.cli.checks import check_store, modules_of_this_directory
+from executor_adapter.cli.checks import check_store, project_modules
 from executor_adapter.config import FilesTool, FunctionTool, RestTool, Settings, SqlTool
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import ConfigurationError
@@ -24,7 +25,7 @@ IMPORT_TIMEOUT = 120.0
 """Seconds that a module to preload may take to be imported."""
 
 
-def problems(settings: Settings, *, sources: bool = False) -> Iterator[Finding]:
+def problems(settings: Settings, config_file: Path | None, *, sources: bool = False) -> Iterator[Finding]:
     """Yield what of valid settings will not work, or not as it was probably meant; nothing where all is well.
 
     With `sources` the first rows of each table are read, and it is said where that was possible too.
@@ -32,11 +33,9 @@ def problems(settings: Settings, *, sources: bool = False) -> Iterator[Finding]:
     yield from check_codes(settings)
     for module in settings.executor.preload:
         yield from check_preload(module)
-    yield from check_pipeline(settings, sources=sources)
-    if settings.store.url is not None:
-        found = check_store(settings.store.url)
-        if found.level is not Level.FINE:
-            yield found
+    yield from check_pipeline(settings, config_file, sources=sources)
+    if settings.store.url is not None and (found := check_store(settings.store.url)).level is not Level.FINE:
+        yield found
 
 
 def check_codes(settings: Settings) -> Iterator[Finding]:
@@ -71,11 +70,11 @@ def check_preload(module: str) -> Iterator[Finding]:
         yield wrong(key, f"{module!r} cannot be imported: {why}", "install it, or run this where it is found")
 
 
-def check_pipeline(settings: Settings, *, sources: bool) -> Iterator[Finding]:
+def check_pipeline(settings: Settings, config_file: Path | None, *, sources: bool) -> Iterator[Finding]:
     """Yield which steps, functions and schemas that tools name are not there, as `pipeline run` would find them."""
     if not any(isinstance(tool, FilesTool | RestTool | SqlTool | FunctionTool) for tool in settings.tools.values()):
         return
-    with modules_of_this_directory():
+    with project_modules(config_file):
         try:
             from executor_adapter.pipeline import import_references, select_tables
 

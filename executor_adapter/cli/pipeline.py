@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from executor_adapter.cli.checks import modules_of_this_directory
+from executor_adapter.cli.checks import project_modules
 from executor_adapter.cli.output import JsonOption, clock_time, console, print_error, print_json, print_rows, seconds
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import load_config
@@ -47,8 +47,9 @@ def init(folder: Annotated[Path, typer.Argument(help="The folder; it is made whe
 def run(config_file: ConfigOption = None) -> None:
     """Run the pipeline once: 0, all jobs completed; 1, a job failed; 2, the configuration is wrong; 130, interrupted.
 
-    Modules that the configuration names are found in the current directory too, after all that is installed: a file
-    there cannot stand in for a package. Without PREFECT_API_URL the run starts an embedded Prefect server.
+    Modules that the configuration names are found in the current directory and in that of FILE too, after all that is
+    installed: a file there cannot stand in for a package. Without PREFECT_API_URL the run starts an embedded Prefect
+    server.
     """
     _run("pipeline_flow", config_file)
 
@@ -134,7 +135,7 @@ def rebuild(table: TableName, config_file: ConfigOption = None) -> None:
 
 
 def _run(flow: str, config_file: Path | None, code: int = 0, **parameters: Any) -> None:
-    with _explained(), modules_of_this_directory():
+    with _explained(), project_modules(config_file):
         from executor_adapter.pipeline.flows import run_pipeline
 
         ended = run_pipeline(None if config_file is None else str(config_file), flow, **parameters)
@@ -144,7 +145,7 @@ def _run(flow: str, config_file: Path | None, code: int = 0, **parameters: Any) 
 @contextmanager
 def _tables(config_file: Path | None, name: str | None = None) -> Iterator[list[ConfiguredTable]]:
     """Yield the tables that are called so, or all of them."""
-    with _explained(), modules_of_this_directory():
+    with _explained(), project_modules(config_file):
         from executor_adapter.pipeline import select_tables
 
         yield select_tables(load_config(config_file), None if name is None else [name])

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from executor_adapter.cli.checks import modules_of_this_directory
+from executor_adapter.cli.checks import project_modules
 from executor_adapter.cli.output import (
     JsonOption,
     plain,
@@ -90,7 +90,7 @@ def run(
     args, kwargs = parse_arguments(arg or [])
     given = {"pool": pool, "args": args, "kwargs": kwargs} | changes_of(fields)
     config = load_config(config_file)
-    with modules_of_this_directory(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    with project_modules(config_file), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         job = Job(function=function, **given)
         url = store or config.store.url
         with _SingleJobExecutor(1, config=config, store=url) as executor:

@@ -12,15 +12,17 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.disk import checksum_of
 
 
-def code_of(reference: str | None) -> str | None:
+def code_of(reference: str, key: str) -> str | None:
     """Return what identifies the file of the module in `module:name`; None where there is none, or it is the program.
 
-    Modules above it are imported, and not itself.
+    Modules above it are imported, and not itself. Arguments and errors are those of `import_object`.
     """
-    name = (reference or "__main__").partition(":")[0]
-    with suppress(Exception):  # Their own code runs and may raise anything; the step says it.
-        spec = None if name == "__main__" else importlib.util.find_spec(name)
-        return checksum_of(Path(spec.origin)) if spec and spec.origin else None
+    module = reference.partition(":")[0]
+    with suppress(Exception, SystemExit):  # The code of those above it runs and may raise anything.
+        if module != "__main__" and (spec := importlib.util.find_spec(module)) is not None:
+            file = Path(spec.origin or "")
+            return checksum_of(file) if file.is_file() else None
+    import_object(reference, key)  # It says what is wrong.
     return None
 
 
@@ -33,7 +35,7 @@ def import_object(reference: str, key: str) -> Any:
     module, _, name = reference.partition(":")
     try:
         return operator.attrgetter(name)(importlib.import_module(module))
-    except Exception as error:  # The module's own code runs and may raise anything.
+    except (Exception, SystemExit) as error:  # The module's own code runs and may raise anything.
         said = f"{key}: {reference!r} cannot be imported: {type(error).__name__}: {error}"
         lacks = isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}.")
         raise ConfigurationError(f"{said}: {'install it' if lacks else 'must be module:name'}") from error

@@ -161,8 +161,9 @@ def read_step(spec: Spec, key: str = "steps") -> Step:
 def fingerprint_of(steps: Sequence[Step], root: Path) -> str:
     """Return what the steps depend on: themselves, their SQL or the file of their function, and what else they read."""
     read = {table: other_table(root, table).version() for step in steps for table in step.reads}
-    options = [[each.name, each.options.model_dump(), code_of(each.reference)] for each in steps]
-    return json.dumps([options, read], default=str, sort_keys=True)
+    options = [[each.name, each.options.model_dump()] for each in steps]
+    code = [code_of(each.reference, each.key) for each in steps if each.reference]
+    return json.dumps([options, code, read], default=str, sort_keys=True)
 
 
 def other_table(root: Path, name: str) -> LakeTable:

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from executor_adapter.cli.checks import modules_of_this_directory
+from executor_adapter.cli.checks import project_modules
 from executor_adapter.cli.config import json_schema
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.store import SqlStore
@@ -221,7 +221,7 @@ def test_an_entry_of_pythonpath_keeps_its_place(monkeypatch: pytest.MonkeyPatch)
     """Where the current directory is on `sys.path` already, what a command adds last is what it removes."""
     monkeypatch.setattr(sys, "path", [os.getcwd(), *sys.path])
     before = list(sys.path)
-    with modules_of_this_directory():
+    with project_modules(None):
         assert sys.path == [*before, os.getcwd()]
     assert sys.path == before
 

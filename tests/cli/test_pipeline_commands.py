@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
@@ -68,6 +69,38 @@ def test_a_table_is_collected_where_nothing_is_new_too(command: Command, done: C
     assert collect_windows(done, find_windows(done))["status"] == "already_collected"
     (after,) = command("pipeline", "status", "--json").json
     assert (before["collected_at"][:4], after["collected_at"][:2]) == ("1970", "20")
+
+
+def test_rules_beside_a_configuration_elsewhere_are_found(
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder all rows are processed too; where the module is nowhere, or ends the program, it is said."""
+    folder = home / "project"
+    (folder / "inbox").mkdir(parents=True)
+    (folder / "inbox/jan.csv").write_text("id\n1\n2\n")
+    (folder / "rules_elsewhere.py").write_text("def same(rows):\n    return rows\n")
+    tool = {"source": "files", "tables": {"orders": {"file": "*.csv", "steps": ["rules_elsewhere:same"]}}}
+    settings = {"lake": str(folder / "lake"), "tools": {"shop": tool | {"directory": str(folder / "inbox")}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(folder)
+        (orders,) = select_tables(load_config(folder / "config.yaml"))
+        collect_windows(orders, find_windows(orders))
+        process_windows(orders, list(orders.raw.windows()))
+    sys.modules.pop("rules_elsewhere")
+    words = ("pipeline", "status", "--config", "project/config.yaml", "--json")
+    (found,) = command(*words).json
+    assert (found["rows"], found["unprocessed"]) == (2, 0)
+    (folder / "rules_elsewhere.py").unlink()
+    said = "tools.shop.tables.orders.steps: 'rules_elsewhere:same' cannot be imported: "
+    refused = command(*words)
+    assert (refused.code, refused.err[: len(said) + 19]) == (2, f"{said}ModuleNotFoundError")
+    (folder / "rules_elsewhere").mkdir()
+    (folder / "rules_elsewhere/__init__.py").write_text("raise SystemExit('no')\n")
+    text = yaml.safe_dump(settings).replace("rules_elsewhere:same", "rules_elsewhere.orders:same")
+    (folder / "config.yaml").write_text(text)
+    refused = command(*words)
+    assert (refused.code, "SystemExit: no" in refused.err) == (2, True)
 
 
 def test_a_table_without_rows_has_a_status(command: Command, orders: ConfiguredTable) -> None:
