@@ -509,8 +509,6 @@ def test_a_policy_without_a_key_is_refused(tmp_path: Path) -> None:
     """Rows cannot be kept or marked where nothing tells which is which."""
     with pytest.raises(ConfigurationError, match="vanished_rows: 'mark' needs a key"):
         lake_table(tmp_path, vanished_rows="mark")
-    with pytest.raises(ConfigurationError, match="since and until need a cursor"):
-        write_rows(lake_table(tmp_path), "w", [{"a": 1}], since="1")
     with pytest.raises(
         DataProcessingException, match="there is no column id: the columns are a: set key or cursor to one"
     ):

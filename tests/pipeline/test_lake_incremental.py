@@ -61,7 +61,7 @@ def test_repeated_rows_are_in_the_log(tmp_path: Path, monkeypatch: pytest.Monkey
     said: list[str] = []
     monkeypatch.setattr("executor_adapter.pipeline.lake.table.log", lambda text, *values: said.append(text % values))
     write_rows(lake_table(tmp_path, key=("id",)), "w", [row("a", 1), row("a", 2), row("b", 1)])
-    assert said == ["shop/order lines (raw) w: 1 rows have the key of a later row"]
+    assert said == ["shop/order lines (raw) w: 1 rows have the key of another row"]
 
 
 @pytest.mark.parametrize("policy", ["keep", "mark", "delete"])

@@ -9,6 +9,7 @@ from datetime import date
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.context import TagsContext
 from prefect.logging import get_run_logger
 from pydantic import Field
 
@@ -113,7 +114,10 @@ def _do(stages: list[Stage], names: list[str] | None, config: str | None, **aske
     if (window := asked.get("window")) is not None:
         check_window(window, (name for table in tables for name in table.raw.windows()))
     run = Run(settings, tables)
-    run.finish(Steps(run, stages, **asked).do())
+    # For each task run with a tag, as those of its flow run, Prefect asks the server for a slot, though no limit is
+    # set. A server on SQLite is often locked then, and refuses, and Prefect waits two seconds.
+    with TagsContext(current_tags=set()):
+        run.finish(Steps(run, stages, **asked).do())
 
 
 @flow(name="maintenance", flow_run_name=run_name)

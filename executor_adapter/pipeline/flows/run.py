@@ -11,7 +11,6 @@ from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.context import TagsContext
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
@@ -71,10 +70,7 @@ class Run:
                 # Their events are what automations react to.
                 stack.enter_context(job_events(executor=executor))
                 monitors.append(stack.enter_context(HealthMonitor(executor, on_alert=[emit_alert])))
-                # For each task run with a tag, as those of its flow run, Prefect asks the server for a slot, though no
-                # limit is set. A server on SQLite is often locked then, and refuses, and Prefect waits two seconds.
-                with TagsContext(current_tags=set()):
-                    self._contexts[stage] = copy_context()
+                self._contexts[stage] = copy_context()
             with self._lines.bar(flow_run.get_flow_name() or ""):
                 yield
             for monitor in monitors:

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from prefect.assets import Asset, AssetProperties, add_asset_metadata, materialize
-from prefect.context import TagsContext
 from prefect.events import emit_event
 
 from executor_adapter.config import FilesTool, Stage
@@ -226,8 +225,7 @@ def materialise(table: LakeTable, origins: Iterable[Asset | str], rows: int) -> 
     def note() -> None:
         add_asset_metadata(asset, {"rows": rows})
 
-    with TagsContext(current_tags=set()):
-        note()
+    note()
 
 
 def _tell_if_late(table: ConfiguredTable) -> None:

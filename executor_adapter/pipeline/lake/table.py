@@ -246,8 +246,6 @@ class LakeTable:
                 same name, or the key is missing.
             DataCollectionException: LOCKED, somebody else writes for too long.
         """
-        if (since, until) != (None, None) and self.cursor is None:
-            raise ConfigurationError(f"{self}: since and until need a cursor: name the column that they bound")
         now = datetime.now(UTC)
         asked_at = (collected_at or now).astimezone(UTC).isoformat(timespec="microseconds")
         asked = Range(since=since, until=until, collected_at=asked_at, origin=origin, rows=0)
@@ -398,7 +396,7 @@ class Writer:
         is_merged = has_key and self._table.layer != "rejected"
         last = merging.last_of_each(keys, values) if is_merged else pc.is_null(pa.nulls(given))
         if merged := given - last.true_count:
-            log("%s %s: %d rows have the key of a later row", self._table, self._entry.window, merged)
+            log("%s %s: %d rows have the key of another row", self._table, self._entry.window, merged)
         if has_key and (found is not None or self.overtaken):
             newer = self.newer_keys()
             last = pc.and_(last, pc.invert(pc.is_in(keys, newer)))
