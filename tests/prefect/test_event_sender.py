@@ -324,8 +324,11 @@ def test_an_event_that_the_server_rejects_does_not_hold_up_others(before: int) -
     assert harness.sender.is_idle
 
 
-def test_states_of_a_deleted_flow_run_are_not_sent(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither new states nor those in flight are sent again, and one warning names the flow run."""
+def test_states_of_a_deleted_flow_run_are_not_sent(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is sent again, one warning names the flow run, and of many the jobs are only counted."""
+    monkeypatch.setattr("executor_adapter.prefect.mirror.sender.MAX_IN_MEMORY", 2_000)
     harness = Harness([event(COMPLETED, flow_run_id="gone") for _ in range(20)])
     harness.run(0.5)
     harness.server.deleted.add("gone")
@@ -334,7 +337,7 @@ def test_states_of_a_deleted_flow_run_are_not_sent(caplog: pytest.LogCaptureFixt
     harness.run(0.5)
     harness.events.extend(event(COMPLETED, flow_run_id="gone") for _ in range(2_000))
     harness.run(20)
-    assert (harness.server.requests, len(harness.sender.given_up)) == ([20], 2_021)
+    assert (harness.server.requests, len(harness.sender.given_up), harness.sender.outbox.lost) == ([20], 2_000, 21)
     assert (harness.sender.is_idle, harness.sender.unrecorded()) == (True, [])
     (said,) = [record.getMessage() for record in caplog.records if "gone" in record.getMessage()]
     assert said == "flow run gone was deleted, or is not on this server: no states of its task runs are sent"

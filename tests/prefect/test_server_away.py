@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,23 @@ def test_a_forked_child_leaves_its_parents_states_alone(tmp_path: Path) -> None:
         assert len(mirror.close(timeout=0.1).kept) == 20
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(
+    "name", ["mirror.runs._lock", "engine.run._lock", "child.payload._packing", "cancellation.watcher.flow_run_watcher"]
+)
+def test_a_forked_child_waits_for_no_lock_of_its_parents_threads(name: str) -> None:
+    """Such a thread is not in the child, and would hold the lock there for ever."""
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(f"executor_adapter.prefect.{module}"), attribute)
+    lock = getattr(found, "changed", found)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lock.acquire).result()
+        if (child := os.fork()) == 0:
+            os._exit(not lock.acquire(blocking=False))
+        other.submit(lock.release).result()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 class StandingServer(FakeServer):
     """Accepts all events, and records none."""
 
@@ -213,7 +232,7 @@ def test_states_that_neither_server_nor_disk_takes_are_dropped_with_a_count(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond a limit the oldest states are dropped: the log and the report say how many."""
-    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.MAX_WITHOUT_FILE", 300)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.MAX_IN_MEMORY", 300)
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db", max_bytes=8_192))

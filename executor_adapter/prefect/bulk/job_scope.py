@@ -48,7 +48,7 @@ class FlowRunScope:
         """Call `write(logger, *args, **options)` soon, with the logger of a task run; the lines stay in order."""
 
         def line() -> None:
-            run: Any = SimpleNamespace(id=history.id, name=history.shown_name, flow_run_id=self.flow_run_id)
+            run: Any = SimpleNamespace(id=history.id, name=json.loads(history.name), flow_run_id=self.flow_run_id)
             write(task_run_logger(run, task=run), *args, **options)
 
         self.log.put(line)

@@ -177,7 +177,9 @@ def _extend_lineage(run: WatchedFlowRun, records: Records, known: dict[str, Flow
 
 flow_run_watcher = FlowRunWatcher()
 signal_watch.first.append(lambda _: flow_run_watcher.ask())  # What the executors end because of it shall say why.
-os.register_at_fork(after_in_child=flow_run_watcher.answers.clear)  # A forked child has none of the threads.
+# A forked child has none of the threads, of which one may hold the lock.
+os.register_at_fork(after_in_child=flow_run_watcher.answers.clear)
+os.register_at_fork(after_in_child=flow_run_watcher.changed.__init__)  # type: ignore[misc]
 
 
 def watch_flow_run(

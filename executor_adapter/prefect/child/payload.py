@@ -12,6 +12,7 @@ import functools
 import inspect
 import json
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Mapping
@@ -180,8 +181,9 @@ def flow_run_payload(context: FlowRunContext | None) -> str:
 
 _last_flow_run: list[Any] = []
 """The flow run packed last, its settings, levels and payload; the next call nearly always packs the same one."""
-_packing = threading.Lock()
+_packing = threading.Condition()
 """The first task runs of a flow run come together, and packing it takes far longer than all else of a task run."""
+os.register_at_fork(after_in_child=_packing.__init__)  # type: ignore[misc]  # A thread of the parent may hold it.
 
 
 def _flow_run_payload(context: FlowRunContext, settings: Settings) -> dict[str, Any]:

@@ -86,8 +86,9 @@ class Records:
         newest = list(known.values())
         while newest:
             called = [run for run in newest if callers and not run.is_deployed]
-            related = self._subflow_runs(newest) + self.callers(called)
-            newest = list({run.id: run for run in related if run.id not in known}.values())
+            children = self._flow_runs_by("parent_flow_run_id", (run.id for run in newest)).values()
+            here = [run for run in children if not run.is_deployed]  # A deployed one has a process of its own.
+            newest = list({run.id: run for run in here + self.callers(called) if run.id not in known}.values())
             known |= {run.id: run for run in newest}
         return known
 
@@ -122,10 +123,6 @@ class Records:
             return _is_deferred(task_run["state"])
         params = {"task_run_id": task_run["id"]}
         return self._api.request("/task_run_states/", lambda found: any(map(_is_deferred, found)), "GET", params=params)
-
-    def _subflow_runs(self, parents: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
-        found = self._flow_runs_by("parent_flow_run_id", (run.id for run in parents)).values()
-        return [run for run in found if not run.is_deployed]  # A deployed one has a process of its own.
 
     def _flow_runs_by(self, field: str, ids: Iterable[str]) -> dict[str, FlowRunRecord]:
         return {run.id: run for run in self._by("flow_runs", field, ids, FlowRunRecord.of)}

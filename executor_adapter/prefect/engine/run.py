@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import logging
 import math
+import os
 import threading
 import time
 import weakref
@@ -91,7 +92,8 @@ def _new_engine(
 
 _clients: WeakKeyDictionary[PrefectClient, SyncPrefectClient] = WeakKeyDictionary()
 """The clients of engines in async flows, by the client of the flow, which an engine in a thread cannot use."""
-_lock = threading.Lock()
+_lock = threading.Condition()
+os.register_at_fork(after_in_child=_lock.__init__)  # type: ignore[misc]  # A thread of the parent may hold it.
 
 
 def one_client_of_flow() -> AbstractContextManager[object]:

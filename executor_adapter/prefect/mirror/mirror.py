@@ -37,7 +37,7 @@ from executor_adapter.prefect.mirror.events import (
     flow_run_facts,
 )
 from executor_adapter.prefect.mirror.outbox import MAX_TRANSACTION_EVENTS, OutboxFile
-from executor_adapter.prefect.mirror.sender import EventSender
+from executor_adapter.prefect.mirror.sender import MAX_IN_MEMORY, EventSender
 from executor_adapter.prefect.mirror.server import (
     ServerApi,
     read_flow_run_facts,
@@ -145,9 +145,6 @@ THREAD_EXIT_TIMEOUT = 0.5
 STORE_INTERVAL = 1.0
 """Seconds after which a final state that the server has not recorded is in the outbox's file too."""
 
-MAX_WITHOUT_FILE = 100_000
-"""Finished task runs that wait in memory where the file cannot be written; older ones are dropped, and counted."""
-
 
 _living: weakref.WeakSet[SenderThread] = weakref.WeakSet()
 
@@ -185,7 +182,8 @@ class SenderThread:
         self._had_own_events_at = 0.0
         self.troubles: set[int | str] = set()
         """What has kept the server from answering since it last did: each is logged once."""
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
+        """Sends, once there is something to send."""
         self._start_lock = threading.Lock()
         self.adopt_flow_run()
         _living.add(self)
@@ -204,11 +202,6 @@ class SenderThread:
         """Whether it sends nothing more."""
         return self._closed.is_set()
 
-    @property
-    def has_started(self) -> bool:
-        """Whether there was anything to send."""
-        return self._thread is not None
-
     def wake(self) -> None:
         """Send the unsent changes, and start the thread if it has not started."""
         if not self._wake.is_set():
@@ -217,14 +210,14 @@ class SenderThread:
     def start(self) -> None:
         """Start the thread, unless it has started or is closed."""
         with self._start_lock:
-            if self._thread is None and not self.is_closed:
+            if self.thread is None and not self.is_closed:
                 warn_of_untested_prefect()
                 run, self._had_own_events_at = self._context.copy().run, time.monotonic()
                 thread = threading.Thread(target=run, args=(self._run,), name="prefect-mirror", daemon=True)
                 # A thread of its own: the other one may be waiting for an answer of the server.
                 threading.Thread(target=self._store_on, name="prefect-outbox", daemon=True).start()
                 thread.start()
-                self._thread = thread
+                self.thread = thread
         self._wake.set()
 
     def hurry(self) -> None:
@@ -257,8 +250,8 @@ class SenderThread:
 
     def join(self) -> None:
         """Wait for the thread's end, but not for one that hangs in a request."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(THREAD_EXIT_TIMEOUT)
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join(THREAD_EXIT_TIMEOUT)
 
     def leave_to_parent(self) -> None:
         """Be closed in a forked child, which has neither the thread nor a right to what its parent has in the file."""
@@ -351,7 +344,7 @@ class SenderThread:
 
     def _drop(self) -> None:
         """Drop the oldest final states of those that can be neither sent nor written."""
-        excess = len(self.sender.resend) + len(self._unsent.finished()) - MAX_WITHOUT_FILE
+        excess = len(self.sender.resend) + len(self._unsent.finished()) - MAX_IN_MEMORY
         if excess > 0:
             oldest = self.sender.take_unwritten(excess)
             oldest += self._unsent.take_finished(self._flow, excess - len(oldest))
@@ -486,7 +479,7 @@ class TaskRunMirror:
             self._deadline = time.monotonic() + timeout
             self.hurry()
         try:
-            if not self._thread.is_closed and (self._jobs or self._thread.has_started):
+            if not self._thread.is_closed and (self._jobs or self._thread.thread):
                 self.drain()
         finally:
             if self._thread.close():

@@ -45,7 +45,7 @@ _mirrors: dict[UUID | str, TaskRunMirror] = {}
 """The mirrors by flow run id, and by server name for task runs outside flow runs."""
 _drained: UUID | None = None
 """The flow run that `drain` was called for last."""
-_lock = threading.Lock()
+_lock = threading.Condition()
 
 
 class TaskRunReporter:
@@ -171,3 +171,5 @@ def _end_all() -> None:
 
 
 os.register_at_fork(after_in_child=_mirrors.clear)
+# A thread of the parent may hold the lock, and is not in the child: there it is made anew.
+os.register_at_fork(after_in_child=_lock.__init__)  # type: ignore[misc]

@@ -95,6 +95,12 @@ MAX_UNLISTED_EVENTS = 8_000
 Without a bound, one that records 3,000 a second and lists 100 leaves 9,140 of 20,000 out of the list.
 """
 
+MAX_IN_MEMORY = 100_000
+"""Finished task runs that wait in memory where the file cannot be written, and jobs that are given up by their ids.
+
+Of more the older ones are dropped, or the jobs only counted.
+"""
+
 LISTING_STALL_TIMEOUT = 15.0
 """Seconds without progress after which the server is taken to keep no list. Without it all states would wait for it."""
 
@@ -570,7 +576,10 @@ class EventSender:
     def _set_aside(self, event: StateEvent) -> None:
         """Count a state as one that is never sent."""
         if event.is_final and not event.is_inherited:
-            self.given_up.append(event.job_id)
+            if len(self.given_up) < MAX_IN_MEMORY:
+                self.given_up.append(event.job_id)
+            else:
+                self.outbox.lost += 1
         self.outbox.over += [] if event.row is None else [event.row]
 
 

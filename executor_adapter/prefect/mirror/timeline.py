@@ -169,11 +169,6 @@ class JobHistory(TaskRunHistory[Step]):
         self._started_at = job.state.started_at  # Set already for a job that was recovered from a store.
         self._run_seconds = 0.0
 
-    @property
-    def shown_name(self) -> str:
-        """The task run's name as plain text; `name` is the same as JSON."""
-        return str(json.loads(self.name))
-
     def skip(self, step: Step) -> None:
         """Add the step to the task run's times, without an event."""
         # The server ignores a state that is not newer than the last one, and a clock may be set back.
@@ -396,7 +391,8 @@ class UnsentChanges:
         """Remove the changes to be sent next, at most `limit`, and return their events."""
         self.take_in()
         events: list[StateEvent] = []
-        while len(events) < limit and (history := self._next()) is not None:
+        queue = self._finished if self.is_hurried else self._waiting
+        while len(events) < limit and (history := next(iter(queue), None)) is not None:
             if history.is_finished:
                 self._skip_if_behind(history)
             events += self._events_of(history, flow, limit - len(events))
@@ -433,10 +429,6 @@ class UnsentChanges:
         """Return the task runs whose final state is not sent."""
         self.take_in()
         return self._finished
-
-    def _next(self) -> TaskRunHistory[Any] | None:
-        """Return the task run to be sent next."""
-        return next(iter(self._finished if self.is_hurried else self._waiting), None)
 
     def _skip_if_behind(self, history: TaskRunHistory[Any]) -> None:
         """Skip the intermediate states of a job, if the mode and the number of unsent changes ask for it."""
