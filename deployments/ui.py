@@ -21,6 +21,7 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.sorting import FlowRunSort
@@ -40,10 +41,18 @@ DEFAULTS = {
 
 
 def last_run_page(api: str) -> str:
-    """Return the UI path of the last run of the pipeline that a server has; that of the list of runs without one."""
+    """Return the UI path of the last run of the pipeline that a server has; that of the list of runs without one.
+
+    Raises:
+        SystemExit: the server does not answer.
+    """
     of_pipeline = FlowFilter(name=FlowFilterName(any_=["pipeline"]))
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_filter=of_pipeline, sort=FlowRunSort.START_TIME_DESC, limit=1)
+    try:
+        with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(flow_filter=of_pipeline, sort=FlowRunSort.START_TIME_DESC, limit=1)
+    except httpx.HTTPError as error:
+        way_out = "start the server, or unset PREFECT_API_URL for one of this script's own"
+        raise SystemExit(f"the Prefect server of PREFECT_API_URL does not answer: {error}: {way_out}") from None
     return f"/runs/flow-run/{runs[0].id}" if runs else "/runs"
 
 

@@ -375,6 +375,15 @@ def url(home: Home, ran: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield printed[0]
 
 
+def test_a_server_that_is_away_has_no_ui(home: Home) -> None:
+    """It is said in one line."""
+    command = [sys.executable, str(ROOT / "deployments" / "ui.py")]
+    env = home.env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run(command, env=env, cwd=home.directory, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "PREFECT_API_URL does not answer" in done.stderr
+
+
 @pytest.mark.nightly
 def test_the_server_of_the_ui_ends_with_a_program_that_is_terminated(home: Home, ran: str, tmp_path: Path) -> None:
     """SIGTERM ends `make ui` as Ctrl-C does: no server stays behind."""
