@@ -123,8 +123,10 @@ def rebuild(table: TableName, config_file: ConfigOption = None) -> None:
     """
     code = 0
     with _tables(config_file, table) as tables:
-        from executor_adapter.pipeline import rebuild_table
+        from executor_adapter.pipeline import import_references, rebuild_table
 
+        for problem in import_references(load_config(config_file), tables):
+            raise problem
         for each in tables:
             try:
                 console().print(f"{each.full_name}: made anew, landings read: {rebuild_table(each)['landings']:,}")
@@ -158,6 +160,5 @@ def _explained() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("pyarrow", "pandas", "duckdb", "fsspec", "httpx"):
             raise
-        raise ConfigurationError(
-            f"the pipeline needs {error.name}: pip install 'prefect-executor-adapter[pipeline]'"
-        ) from None
+        said = f"the pipeline needs {error.name}: pip install 'prefect-executor-adapter[pipeline]'"
+        raise ConfigurationError(said) from None

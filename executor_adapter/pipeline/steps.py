@@ -407,7 +407,7 @@ def _given(relation: duckdb.DuckDBPyRelation, library: str) -> Any:
 def _as_arrow(found: Any) -> pa.Table:
     if type(found).__module__.startswith("pandas."):
         return pa.Table.from_pandas(found, preserve_index=False)
-    if not hasattr(found, "__arrow_c_stream__"):
+    if not isinstance(found, Mapping) and not hasattr(found, "__arrow_c_stream__"):
         raise TypeError(f"it returned {type(found).__name__}: return a table, of a LazyFrame its collect()")
     return pa.table(found)
 

@@ -83,11 +83,11 @@ class ConfiguredTable:
 
     @property
     def is_undated(self) -> bool:
-        """Whether no window can be named by a day, a month or a year: it is the only one, or a file with a suffix."""
+        """Whether no window has a day, a month or a year: it is all that its source has, or a file with a suffix."""
         settings = self.settings
-        if not isinstance(settings, FileTable) or settings.partition:
-            return False
-        return not self.is_pattern or "." in settings.file.rpartition("/")[2]
+        if not isinstance(settings, FileTable):
+            return self.cursor is None and not self.is_dated
+        return not settings.partition and (not self.is_pattern or "." in settings.file.rpartition("/")[2])
 
     @property
     def cursor(self) -> str | None:
@@ -272,7 +272,7 @@ def check_range(tables: Sequence[ConfiguredTable], since: date | None, until: da
         raise ConfigurationError(f"until: {until} is not after since, {since}: until is the first day after the range")
     if (since or until) and all(table.is_undated for table in tables):
         names = ", ".join(table.full_name for table in tables)
-        said = "leave out the range, or divide the table by partition: a column of days"
+        said = "a run collects all of them: leave out the range, or set partition, a cursor, or {since} in the request"
         raise ConfigurationError(f"since: no window of {names} is named by a day, a month or a year: {said}")
 
 

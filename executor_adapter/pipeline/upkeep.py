@@ -102,18 +102,16 @@ def rejected_rows(tables: Sequence[ConfiguredTable], window: str) -> Iterator[di
     Raises:
         ConfigurationError: none of the tables has such a window, or was given such a delivery.
     """
-    check_window(window, (name for table in tables for name in _windows_and_deliveries(table)))
+    known = set[str]()
+    for table in tables:
+        known |= {*table.raw.windows(), *table.rejects.windows()}
+        known |= {each.manifest.window.name for each in landings_of(table.lake, table.tool_name, table.name)}
+    check_window(window, known)
     for table, name in ((table, name) for table in tables for name in (READ + window, window)):
         if table.rejects.find(name) is not None:
             for rows in rows_in(table.rejects.file_of(name)):
                 for row in (row for batch in rows.to_batches(BATCH_ROWS) for row in batch.to_pylist()):
                     yield {field: row[field] for field in ("reason", "line", "row", "step", "delivery", "text")}
-
-
-def _windows_and_deliveries(table: ConfiguredTable) -> Iterator[str]:
-    yield from table.raw.windows()
-    yield from table.rejects.windows()
-    yield from (each.manifest.window.name for each in landings_of(table.lake, table.tool_name, table.name))
 
 
 def expire_windows(table: ConfiguredTable, now: datetime | None = None) -> int:

@@ -65,6 +65,10 @@ def with_polars(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(pl.col("price") * 2)
 
 
+def with_columns(rows: pyarrow.Table) -> dict[str, list[object]]:
+    return rows.to_pydict()
+
+
 def with_pyarrow(rows: pyarrow.Table) -> pyarrow.Table:
     return rows.filter(pc.greater(rows["price"], 15))
 

@@ -54,6 +54,10 @@ def test_of_repeated_rows_the_one_with_the_highest_cursor_stays(tmp_path: Path) 
     assert notes(table) == [("a", "3"), ("b", "1"), ("c", "2")]
     write_rows(table, "all", [row("a", 1, "what the source says now")], since="0")
     assert notes(table)[0] == ("a", "what the source says now")
+    texts = [{"id": "x", "at": at, "note": at} for at in ("9", "10")]
+    other = lake_table(tmp_path / "texts", key=("id",), cursor="at")
+    write_rows(other, "all", texts)
+    assert notes(other) == [("x", "10")]  # Of texts the highest says nothing.
 
 
 def test_repeated_rows_are_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

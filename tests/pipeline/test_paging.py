@@ -83,6 +83,18 @@ def test_a_page_without_the_parent_of_the_next_one_is_the_last(tmp_path: Path) -
         assert collect(tmp_path, tool(api.url, paging=paging, resource={"records": "items"})) == IDS
 
 
+def test_an_error_on_a_later_page_is_not_the_last_page(tmp_path: Path) -> None:
+    """An answer with status 200 that has neither rows nor the object around `next` says that something is wrong."""
+
+    def respond(request: Request) -> HttpAnswer:
+        return as_json({"error": "quota", "items": []} if request.query else {"items": ITEMS, "meta": {"next": "a"}})
+
+    with serving(respond) as api:
+        paging = {"by": "cursor", "cursor_param": "after", "next": "meta.next"}
+        error = failure(tmp_path, tool(api.url, paging=paging, resource={"records": "items"}))
+    assert "has nothing at meta.next: correct paging" in str(error)
+
+
 def test_the_bounds_of_a_window_are_parameters(tmp_path: Path) -> None:
     """They stand beside the parameters of the paging."""
 

@@ -162,13 +162,22 @@ def test_json_is_as_the_database_has_it(shop: Shop) -> None:
     assert (found["a"], found["b"]) == (texts["a"], '{"m": [2.50], "n": 12345678901234567.125}')
 
 
+@pytest.mark.parametrize("shop", ["postgresql"], indirect=True)
+def test_json_of_a_database_is_that_of_other_sources(shop: Shop) -> None:
+    """Its null is null, a text is that text, and an array of JSON is one."""
+    shop.run("CREATE TABLE orders (a JSONB, b JSON, c JSON, d JSONB[])")
+    row = """('null', '"one"', 'true', ARRAY[CAST(:d AS JSONB), '2', 'null', '"two"'])"""
+    shop.run(f"INSERT INTO orders VALUES {row}", {"d": '{"a": 1}'})
+    assert shop.rows() == [{"a": None, "b": "one", "c": "true", "d": '[{"a": 1}, 2, null, "two"]'}]
+
+
 def test_a_query_may_have_colons(shop: Shop) -> None:
     """They are no parameters, unless they are `:since` or `:until`."""
     shop.run("CREATE TABLE orders (id INTEGER)")
     shop.run("INSERT INTO orders VALUES (1), (2)")
-    query = f"SELECT id, '10:30 :now' AS at FROM {shop.prefix}orders WHERE id >= CAST(:since AS INTEGER)"
+    query = f"SELECT id, '10:30 :now \\:then' AS at FROM {shop.prefix}orders WHERE id >= CAST(:since AS INTEGER)"
     found = shop.rows(Window(since="2", cursor="id"), query=query, cursor="id", key="id", start=0)
-    assert found == [{"id": "2", "at": "10:30 :now"}]
+    assert found == [{"id": "2", "at": "10:30 :now :then"}]
 
 
 def test_a_query_compares_its_bound_with_dates(shop: Shop) -> None:

@@ -315,9 +315,12 @@ def test_each_step_has_its_own_number_in_the_account(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["with_pyarrow", "with_duckdb"])
 def test_a_step_is_given_what_its_annotation_says(tmp_path: Path, name: str) -> None:
-    """DataFrames of polars, tables of pyarrow and relations of DuckDB; without an annotation, pandas."""
+    """DataFrames of polars, tables of pyarrow and relations of DuckDB; without an annotation, pandas.
+
+    It may return columns by their names too.
+    """
     assert ids(apply(tmp_path, f"{OWN}:{name}")) == [0, 3, 1]
-    assert process(tmp_path, [f"{OWN}:{name}", f"{OWN}:with_polars"]).drops.total() == 2
+    assert process(tmp_path, [f"{OWN}:{name}", f"{OWN}:with_polars", f"{OWN}:with_columns"]).drops.total() == 2
 
 
 def test_options_are_given_by_name(tmp_path: Path) -> None:

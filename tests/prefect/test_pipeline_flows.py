@@ -240,6 +240,18 @@ def test_a_summary_is_of_all_tables_whichever_are_processed(
         processing_flow(tools=["shop.copies"], again=True, window="2023-01", config=config)
 
 
+def test_a_flow_that_only_collects_says_what_did_not_fit(
+    prefect_api: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one that processes says what its steps reject."""
+    config = configure(tmp_path, {"shop": files(tmp_path, schema={"columns": {"id": "integer", "day": "date"}})})
+    (tmp_path / "orders.csv").write_text("id,day\n1,never\n2,2024-01-30\n")
+    collection_flow(config=config)
+    assert "rejected: 1 row of shop.orders: day: 'never' is not a date" in capsys.readouterr().out
+    processing_flow(config=config)
+    assert "rejected: 1 row" not in capsys.readouterr().out
+
+
 def test_windows_that_wait_are_not_lost(prefect_api: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where one window is processed, others may have new rows, as of another run: they are said, and no failure."""
     config = configure(tmp_path, {"shop": files(tmp_path)})

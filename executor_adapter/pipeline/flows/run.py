@@ -130,9 +130,8 @@ class Run:
         for tool, tables in self.tables.items():
             with self.reading_lake():
                 balances.append(balance(tool, tables))
-                if processes:
-                    reasons = reject_reasons(tables, self._started)
-                    rejects.update({(tool, *reason): rows for reason, rows in reasons.items()})
+                reasons = reject_reasons(tables, self._started)
+                rejects.update({(tool, *reason): rows for reason, rows in reasons.items()})
         for table in (table for tables in self.tables.values() for table in tables):
             with self.reading_lake():
                 states.append(status_of(table))

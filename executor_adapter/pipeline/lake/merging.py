@@ -40,9 +40,12 @@ def _key_part(values: pa.ChunkedArray) -> pa.Array:
 
 
 def last_of_each(keys: pa.Array, values: pa.Array | None = None) -> pa.Array:
-    """Return the mask of one row for each key: the last one, or of `values` the last one with the highest."""
+    """Return the mask of one row for each key: the last one, or of `values` the last one with the highest.
+
+    Of texts the highest says nothing: "9" is above "10", and moments may have other zones.
+    """
     places = ranks = pa.array(range(len(keys)), pa.uint64())
-    if values is not None:
+    if values is not None and not pa.types.is_string(values.type):
         places = pc.array_sort_indices(values, null_placement="at_start")  # Equal ones keep their order.
     ranked = pa.table({"key": keys.take(places), "rank": ranks})
     last = ranked.group_by("key").aggregate([("rank", "max")])["rank_max"].combine_chunks()

@@ -87,9 +87,8 @@ def land_file(table: ConfiguredTable, tool: FilesTool, window: Window) -> Landin
             receiver.add(_suffixes(window.name), islice(chunks, 1 if window.is_sample else None), origin=origin)
             if version() != before:
                 raise DataCollectionException(f"{origin} changed while it was copied: wait until it is whole")
-    landing = receiver.landing
-    log("%s: %d bytes", origin, landing.files[0].size)
-    return landing
+    log("%s: %d bytes", origin, receiver.landing.files[0].size)
+    return receiver.landing
 
 
 def _has_content(file: IO[bytes], size: int | None, landed: LandedFile) -> bool:
@@ -233,8 +232,8 @@ def _explained(place: str) -> Iterator[None]:
         with explained(Path(place)):
             yield
     except FileNotFoundError:
-        message = f"{place} does not exist: wait until it is there, or correct its path"
-        raise _error(message, "SOURCE_UNAVAILABLE") from None
+        said = "does not exist: wait until it is there, or correct its path"
+        raise _error(f"{place} {said}", "SOURCE_UNAVAILABLE") from None
     except DataCollectionException as error:
         raise _error(str(error), error_code_of(error)) from error.__cause__
     except Exception as error:

@@ -5,6 +5,7 @@ A retry starts anew, because only one statement sees the table at one moment.
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Generator, Iterator
@@ -84,18 +85,16 @@ def _engine(tool: SqlTool) -> sa.Engine:
 
 def _keep_as_written(connection: Any, _: object) -> None:
     """Have JSON as text, and moments that Python does not know, as infinity and years BC: their type rejects a row."""
-    import psycopg
-    from psycopg.types.string import TextLoader
+    import psycopg.types.json
 
-    for name in ("json", "jsonb"):
-        connection.adapters.register_loader(name, TextLoader)
-    for name in ("date", "timestamp", "timestamptz"):
-        known = connection.adapters.get_loader(connection.adapters.types[name].oid, psycopg.pq.Format.TEXT)
+    for name in ("date", "timestamp", "timestamptz", "json[]", "jsonb[]"):
+        oid = connection.adapters.types.get_oid(name)
+        known = connection.adapters.get_loader(oid, psycopg.pq.Format.TEXT)
 
-        class MomentLoader(psycopg.adapt.Loader):
-            def __init__(self, *given: Any, known: Any = known) -> None:
-                super().__init__(*given)
-                self._known = known(*given)
+        class KnownLoader(psycopg.adapt.Loader):
+            def __init__(self, oid: int, context: Any, known: Any = known, is_array: bool = name.endswith("]")) -> None:
+                super().__init__(oid, context)
+                self._known = known(oid, None if is_array else context)  # Arrays become one JSON, not a list of texts.
 
             def load(self, data: Any) -> Any:
                 try:
@@ -103,7 +102,13 @@ def _keep_as_written(connection: Any, _: object) -> None:
                 except psycopg.DataError:
                     return bytes(data).decode()
 
-        connection.adapters.register_loader(name, MomentLoader)
+        connection.adapters.register_loader(oid, KnownLoader)
+
+    def load_json(data: Any) -> str | None:
+        text = bytes(data).decode()
+        return json.loads(text) if text[0] in 'n"' else text  # Neither null nor a text is JSON in other sources.
+
+    psycopg.types.json.set_json_loads(load_json, connection)
 
 
 def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Select[Any] | sa.TextClause:
@@ -113,7 +118,7 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
     if described.query is not None:
         kind = sa.String() if is_sqlite or zone is None else sa.DateTime(timezone=True)
         names = [name for name in ("since", "until") if f":{name}" in described.query]
-        text = re.sub(r":(?!(since|until)\b)", r"\\:", described.query)  # Others are no parameters.
+        text = re.sub(r"(?<!\\):(?!(since|until)\b)", r"\\:", described.query)  # Others are no parameters.
         return sa.text(text).bindparams(*(_parameter(window, name, kind, zone) for name in names))
     schema, _, name = (described.table or "").rpartition(".")
     table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=engine)

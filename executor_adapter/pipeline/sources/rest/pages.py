@@ -76,8 +76,9 @@ def next_state(paging: Paging, state: State, answer: Answer) -> State | None:
             step = {"page": state["page"] + 1} if paging.by == "page" else {"offset": state["offset"] + answer.rows}
             return {"rows": rows} | step
         case "cursor" | "url" | "link":
-            is_first = state.keys() == {"rows"}
-            found = answer.link if paging.by == "link" else _found(answer, paging.next or "", is_needed=is_first)
+            # Where the last page has no object around it, that page has rows: an error has none.
+            is_needed = state.keys() == {"rows"} or not answer.rows
+            found = answer.link if paging.by == "link" else _found(answer, paging.next or "", is_needed=is_needed)
             if found in _NOTHING:
                 _check_end(paging, rows, answer)
                 return None
