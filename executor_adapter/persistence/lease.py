@@ -10,6 +10,8 @@ from executor_adapter.worker.wire import lease_time
 
 RENEWAL_SHARE = 1 / 4
 """Share of the lease after which it is renewed."""
+LOOK_SHARE = 1 / 12
+"""Share of the lease between two looks at it. One that is late by more tells that this process itself was stopped."""
 GIVE_UP_SHARE = 5 / 6
 """Share of the lease after which this host stops its jobs: what is left of it is the time to end them."""
 _ANNOUNCED_SHARE = 11 / 12

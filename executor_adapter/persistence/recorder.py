@@ -15,7 +15,6 @@ live jobs looks for jobs that no host runs, every `recover_every` seconds, and d
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import threading
@@ -28,7 +27,7 @@ from typing import Any, TypeVar
 from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import ExecutorClosedError
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, function_reference
-from executor_adapter.persistence.lease import RENEWAL_SHARE, Lease
+from executor_adapter.persistence.lease import LOOK_SHARE, RENEWAL_SHARE, Lease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
 from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatch
 from executor_adapter.persistence.serialization import StoredCall, plain, refuse_unstorable_texts, stored_call
@@ -103,11 +102,13 @@ class Recorder:
         self._supervisor = supervisor
         self._pickles = pickles
         self._recover = recover
-        self._recover_every = settings.recover_every if store.durable else None
+        self._recover_every = (settings.recover_every if store.durable else None) or math.inf
         self._host: Host | None = None
         self._lease = Lease(settings.lease, supervisor.intake.jobs if store.durable else (), self._announce)
         self._next_watch: LoopTimer | None = None
-        """The supervisor's timer for the end of the lease."""
+        """The supervisor's timer for its next look at the lease."""
+        self._resumed_at = 0.0
+        """When such a look last came so late that this process must have been stopped before it."""
         self._asked_at: float | None = None
         """Since when the store may owe an answer, or could not be written; None: neither."""
         self._pending = PendingWrites(
@@ -251,25 +252,25 @@ class Recorder:
                 with self._lock:
                     self._start()
 
-    def _watch(self, due: float = math.inf) -> None:
+    def _watch(self) -> None:
         """Refuse requests that a store does not answer, and stop the stored jobs before the lease ends.
 
-        The recorder's own thread may be waiting for a store that hangs. Where it is not, or this call comes long after
-        it was `due`, this process was stopped itself, and the recorder is about to find out what has become of the
-        lease.
+        The recorder's own thread may be waiting for a store that hangs. What was silent while this process was stopped
+        itself is not the store: the recorder is about to find out what has become of the lease.
         """
-        if self._next_watch is not None:
-            self._next_watch.cancel()
-        left, now = self._lease.seconds_left, self._supervisor.now()
-        if left <= 0 and self._is_down and now < due + CHECK_INTERVAL:
+        left, now, pause = self._lease.seconds_left, self._supervisor.now(), self._lease.seconds * LOOK_SHARE
+        watch, self._next_watch = self._next_watch, None
+        if watch is not None:
+            watch.cancel()
+            self._resumed_at = now if now > watch.when + pause else self._resumed_at
+        if left <= 0 and self._is_down:
             self._stop_before_expiry()
             return
         if self._is_silent_for(self._lease.seconds):
             self._refuse_requests()
         if self._supervisor.intake.jobs or self._waiting:
-            is_soon = left <= 0 or (self._waiting and left > CHECK_INTERVAL)
-            due = now + (CHECK_INTERVAL if is_soon else left)
-            self._next_watch = self._supervisor.call_at(due, functools.partial(self._watch, due))
+            due = now + (min(left, pause) if left > 0 else pause)
+            self._next_watch = self._supervisor.call_at(due, self._watch)
 
     def _stop_before_expiry(self) -> None:
         self._supervisor.set_lease(math.inf)  # What no other host can know of runs on.
@@ -351,15 +352,13 @@ class Recorder:
             time.sleep(self._retry_delay or BATCH_INTERVAL)
         self._finish()
 
-    def _seconds_until_due(self) -> float | None:
+    def _seconds_until_due(self) -> float:
         if self._is_down:
             return 0.0
-        due = []
+        due = [self._recovered_at + self._recover_every]
         if self._supervisor.intake.jobs:
             due += [self._checked_at + CHECK_INTERVAL, self._lease.due_at]
-        if self._recover_every is not None:
-            due.append(self._recovered_at + self._recover_every)
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        return min(max(0.0, min(due) - time.monotonic()), threading.TIMEOUT_MAX)
 
     def _turn(self) -> bool:
         """Write and answer all that is due; return whether that has succeeded."""
@@ -425,7 +424,7 @@ class Recorder:
         return self._retry_delay > 0 or self._is_silent_for(self._lease.seconds * RENEWAL_SHARE)
 
     def _is_silent_for(self, seconds: float) -> bool:
-        return (asked_at := self._asked_at) is not None and time.monotonic() - asked_at > seconds
+        return (asked_at := self._asked_at) is not None and time.monotonic() - max(asked_at, self._resumed_at) > seconds
 
     def _unavailable(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.store.url} cannot be written now")
@@ -605,8 +604,7 @@ class Recorder:
     def _is_recovery_due(self) -> bool:
         if self._supervisor.intake.closed or self.is_stopping():
             return False
-        is_time = self._recover_every is not None and time.monotonic() >= self._recovered_at + self._recover_every
-        return is_time or bool(self._handed_over)
+        return time.monotonic() >= self._recovered_at + self._recover_every or bool(self._handed_over)
 
 
 def _outage(what: str, error: Exception) -> StoreUnavailableError:

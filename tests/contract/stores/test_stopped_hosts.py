@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,10 +49,12 @@ class StoppedHost:
     def run_and_stop(self) -> int:
         """Wait until the job runs and the store says so, then stop the program. Return the worker's pid.
 
-        It has nothing to write then until its lease is to be renewed, and so is not stopped with a lock on the store.
+        It has just renewed its lease then, and so is not stopped with a lock on the store.
         """
         with contextlib.closing(open_store(self.url)) as store:
             wait_for(lambda: self.pids() and (job := store.get(self.runs.stem)) and job.status is JobStatus.RUNNING)
+        leases = leases_here(self.url)
+        wait_for(lambda: leases_here(self.url) != leases)
         self.stop()
         return self.pids()[-1]
 
@@ -133,8 +134,8 @@ def test_a_program_that_is_stopped_while_it_asks_its_store_keeps_its_jobs(tmp_pa
         wait_for(lambda: connection.execute(f"{waiting} WHERE datname = current_database())").fetchone() == (1,))
         host.stop()
         connection.rollback()
-        (ends,) = leases_here(url).values()
-        wait_for(lambda: time.time() > ends + 1)  # So that it cannot take itself for busy.
+        (pid,) = host.pids()
+        wait_for(lambda: not alive(pid))  # Just after the host would have stopped its jobs because of the silence.
         host.continue_()
         wait_for(lambda: len(host.pids()) == 2)
         host.go()
