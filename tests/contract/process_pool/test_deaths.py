@@ -293,23 +293,24 @@ def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: H
 
 
 def test_a_fork_that_is_reported_late_does_not_cost_the_guardian(
-    pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that closes its socket before its fork is reported does not make the pool kill the guardian."""
-    silent = pool.submit(functions.fall_silent, str(tmp_path / "pid"))
-    pool.turn()
-    guardian = pool.pool.workers.launcher.guardian
-    pool.unwatch(guardian.fd)
-    (worker,) = (each for each in pool.pool.workers.members.values() if silent in each.queue)
-    pool.until(lambda: not worker.listening)
-    assert not worker.process.is_forked
-    pool.watch(guardian.fd, guardian.receive)
-    pool.until(lambda: worker.process.is_forked)
+    late, receive = [True], launch_guardian.GuardianClient.receive
+    monkeypatch.setattr(launch_guardian.GuardianClient, "receive", lambda self: None if late else receive(self))
+    with harness(2) as pool:
+        silent = pool.submit(functions.fall_silent, str(tmp_path / "pid"))
+        pool.turn()
+        (worker,) = (each for each in pool.pool.workers.members.values() if silent in each.queue)
+        pool.until(lambda: not worker.listening)
+        assert not worker.process.is_forked
+        late.clear()
+        pool.until(lambda: worker.process.is_forked)
 
-    monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 3.0)
-    pool.turn()
+        monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 3.0)
+        pool.turn()
 
-    assert pool.value(pool.submit(os.getppid)) == guardian.pid
+        assert pool.value(pool.submit(os.getppid)) == worker.process.guardian.pid
 
 
 def test_a_guardian_forks_no_worker_once_the_lease_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
