@@ -263,7 +263,7 @@ class Recorder:
         if watch is not None:
             watch.cancel()
             self._resumed_at = now if now > watch.when + pause else self._resumed_at
-        if left <= 0 and self._is_down:
+        if left <= 0 and self._is_silent_for(self._lease.seconds * RENEWAL_SHARE):
             self._stop_before_expiry()
             return
         if self._is_silent_for(self._lease.seconds):

@@ -66,6 +66,11 @@ class StoppedHost:
         """Continue the program."""
         os.kill(self._process.pid, signal.SIGCONT)
 
+    def until_logged(self, text: str) -> None:
+        """Wait until a line of its log has this text; `output` does not return what was read."""
+        assert self._process.stderr is not None
+        assert any(text in line for line in self._process.stderr)
+
     def go(self) -> None:
         """Let the job end."""
         self.runs.with_name("go").touch()
@@ -136,6 +141,26 @@ def test_a_program_that_is_stopped_while_it_asks_its_store_keeps_its_jobs(tmp_pa
         connection.rollback()
         (pid,) = host.pids()
         wait_for(lambda: not alive(pid))  # Just after the host would have stopped its jobs because of the silence.
+        host.continue_()
+        wait_for(lambda: len(host.pids()) == 2)
+        host.go()
+        assert host.output()[0] == "went 1\n"
+
+
+def test_a_program_that_is_stopped_in_an_outage_which_ends_meanwhile_keeps_its_jobs(tmp_path: Path) -> None:
+    """What it last heard of its store is old: it asks again before it gives its jobs up."""
+    with (
+        url_of("postgresql", tmp_path) as url,
+        host_on(url, tmp_path / "run" / "job") as host,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        wait_for(lambda: host.pids() and leases_here(url))
+        connection.execute("ALTER TABLE executor_adapter_hosts RENAME TO away")
+        host.until_logged("cannot be written")
+        host.stop()
+        connection.execute("ALTER TABLE away RENAME TO executor_adapter_hosts")
+        (pid,) = host.pids()
+        wait_for(lambda: not alive(pid))
         host.continue_()
         wait_for(lambda: len(host.pids()) == 2)
         host.go()
