@@ -27,6 +27,7 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
+from executor_adapter.config import redacted
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 
 HOST = "127.0.0.1"
@@ -52,7 +53,8 @@ def last_run_page(api: str) -> str:
             runs = client.read_flow_runs(flow_filter=of_pipeline, sort=FlowRunSort.START_TIME_DESC, limit=1)
     except httpx.HTTPError as error:
         way_out = "start the server, or unset PREFECT_API_URL for one of this script's own"
-        raise SystemExit(f"the Prefect server of PREFECT_API_URL does not answer: {error}: {way_out}") from None
+        why = redacted(str(error))  # It names the address, which may have a password.
+        raise SystemExit(f"the Prefect server of PREFECT_API_URL does not answer: {why}: {way_out}") from None
     return f"/runs/flow-run/{runs[0].id}" if runs else "/runs"
 
 

@@ -375,13 +375,18 @@ def url(home: Home, ran: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield printed[0]
 
 
-def test_a_server_that_is_away_has_no_ui(home: Home) -> None:
-    """It is said in one line."""
+@pytest.mark.parametrize("status", [None, 401])
+def test_a_server_that_is_away_or_refuses_has_no_ui(home: Home, status: int | None) -> None:
+    """It is said in one line, without the password of its address."""
     command = [sys.executable, str(ROOT / "deployments" / "ui.py")]
-    env = home.env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    done = subprocess.run(command, env=env, cwd=home.directory, capture_output=True, text=True, check=False)
+    with serving(lambda *_: (status or 200, {}, b"")) as (url, asked):
+        address = "http://me:hush@127.0.0.1:9" if status is None else url.replace("//", "//me:hush@")
+        env = home.env | {"PREFECT_API_URL": f"{address}/api"}
+        done = subprocess.run(command, env=env, cwd=home.directory, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "PREFECT_API_URL does not answer" in done.stderr
+    assert "hush" not in done.stderr
+    assert bool(asked) == (status == 401)
 
 
 @pytest.mark.nightly
