@@ -79,7 +79,7 @@ def check_pipeline(settings: Settings, config_file: Path | None, *, sources: boo
             from executor_adapter.pipeline import import_references, select_tables
 
             tables = select_tables(settings)
-            yield from map(_as_finding, import_references(settings, tables))
+            yield from map(_as_finding, import_references(tables))
             yield from map(check_source, tables if sources else ())
         except ConfigurationError as error:
             yield _as_finding(error)

@@ -125,11 +125,12 @@ def rebuild(table: TableName, config_file: ConfigOption = None) -> None:
     with _tables(config_file, table) as tables:
         from executor_adapter.pipeline import import_references, rebuild_table
 
-        for problem in import_references(load_config(config_file), tables):
+        for problem in import_references(tables):
             raise problem
         for each in tables:
             try:
-                console().print(f"{each.full_name}: made anew, landings read: {rebuild_table(each)['landings']:,}")
+                gave = "landings: {landings:,}, rows: {rows:,}, rejected: {rejected:,}".format(**rebuild_table(each))
+                console().print(f"{each.full_name}: made anew, {gave}", soft_wrap=True)
             except JobError as error:
                 print_error(f"{each.full_name}: {error}")
                 code = 1
@@ -140,8 +141,7 @@ def _run(flow: str, config_file: Path | None, code: int = 0, **parameters: Any) 
     with _explained(), project_modules(config_file):
         from executor_adapter.pipeline.flows import run_pipeline
 
-        ended = run_pipeline(None if config_file is None else str(config_file), flow, **parameters)
-    raise typer.Exit(ended or code)
+        raise typer.Exit(run_pipeline(None if config_file is None else str(config_file), flow, **parameters) or code)
 
 
 @contextmanager

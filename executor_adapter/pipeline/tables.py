@@ -292,10 +292,10 @@ def processing_order(tables: Iterable[ConfiguredTable]) -> list[list[ConfiguredT
     return groups
 
 
-def import_references(settings: Settings, tables: Iterable[ConfiguredTable]) -> list[ConfigurationError]:
+def import_references(tables: Iterable[ConfiguredTable]) -> list[ConfigurationError]:
     """Import all that tables and their tools name, as their jobs will, and return what is wrong with it."""
     problems = []
-    for key, reference in _references(settings, list(tables)):
+    for key, reference in _references(list(tables)):
         try:
             import_object(reference, key)
         except ConfigurationError as error:
@@ -303,15 +303,15 @@ def import_references(settings: Settings, tables: Iterable[ConfiguredTable]) -> 
     return problems
 
 
-def _references(settings: Settings, tables: Sequence[ConfiguredTable]) -> Iterator[tuple[str, str]]:
+def _references(tables: Sequence[ConfiguredTable]) -> Iterator[tuple[str, str]]:
     """Yield what is named as `module:name`, with the key where it stands."""
     for table in tables:
         if (function := getattr(table.settings, "function", None)) is not None:
             yield f"{table.key}.function", function
         yield from ((step.key, step.reference) for step in table.read_steps if step.reference is not None)
-    for tool in dict.fromkeys(table.tool_name for table in tables):
-        if (summary := settings.tools[tool].summary) is not None:
-            yield f"tools.{tool}.summary", summary
+    for name, tool in {table.tool_name: table.tool for table in tables}.items():
+        if tool.summary is not None:
+            yield f"tools.{name}.summary", tool.summary
 
 
 def _tables_of(tool: Tool) -> Mapping[str, TableSettings]:

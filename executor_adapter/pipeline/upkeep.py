@@ -46,8 +46,8 @@ def status_of(table: ConfiguredTable, now: datetime | None = None) -> dict[str, 
         `table`; `collected_at`: when it was last collected or made anew, also where nothing was new, in ISO 8601, UTC;
         None: never;
         `late_seconds`: see `lateness`; `rows`: all that were collected, `rejected` and `unprocessed` ones too;
-        `windows`: how many there are; `cursor`: up to where all was asked for by its `cursor`, None without one;
-        `missing`: see `missing_windows`.
+        `processed`: those that its steps made of them; `windows`: how many there are; `cursor`: up to where all was
+        asked for by its `cursor`, None without one; `missing`: see `missing_windows`.
     """
     windows, found = table.raw.windows(), balance(table.full_name, [table])
     # When a delivery was stored, or found to be stored already.
@@ -57,6 +57,7 @@ def status_of(table: ConfiguredTable, now: datetime | None = None) -> dict[str, 
         "collected_at": datetime.fromtimestamp(max(stored), UTC).isoformat() if stored else None,
         "late_seconds": lateness(table, now),
         "rows": found.collected,
+        "processed": found.processed,
         "rejected": found.rejected,
         "unprocessed": found.unprocessed,
         "windows": len(windows),

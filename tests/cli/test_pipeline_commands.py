@@ -53,10 +53,12 @@ def test_the_status_of_a_table_says_what_is_late_missing_and_rejected(command: C
     """Its rows are counted wherever they are, and the days that it lacks are named."""
     (found,) = command("pipeline", "status", "--json").json
     assert found["missing"][:2] == ["2024-01-02", "2024-01-04"]
-    expected = {"table": "shop.orders", "rows": 5, "rejected": 3, "unprocessed": 0, "windows": 2, "late_seconds": None}
+    expected = {"table": "shop.orders", "rows": 5, "processed": 2, "rejected": 3, "unprocessed": 0, "windows": 2}
     assert {name: found[name] for name in expected} == expected
+    assert found["late_seconds"] is None
     header, row = command("pipeline", "status").out.splitlines()
-    assert header.split() == ["TABLE", "COLLECTED", "ROWS", "REJECTED", "UNPROCESSED", "WINDOWS", "MISSING"]
+    columns = ["TABLE", "COLLECTED", "ROWS", "PROCESSED", "REJECTED", "UNPROCESSED", "WINDOWS", "MISSING"]
+    assert header.split() == columns
     assert "shop.orders" in row
     assert "2024-01-02 and " in row
 

@@ -217,7 +217,7 @@ def test_a_table_that_cannot_be_made_anew_stops_no_other(
     assert ended.value.code == 1
     (line,) = (each for each in shown.err.splitlines() if "window 2024-02 has rows of" in each)
     assert line.endswith(": set key, or leave out partition")
-    assert "shop.whole: made anew, landings read: 1" in shown.out
+    assert "shop.whole: made anew, landings: 1, rows: 2, rejected: 0" in shown.out
     assert (tmp_path / "lake/processed/shop/whole/window=all/rows.parquet").exists()
 
 

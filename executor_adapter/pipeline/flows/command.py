@@ -40,10 +40,9 @@ def run_pipeline(config: str | None = None, flow: str = "pipeline_flow", **param
     for name, value in EMBEDDED_SERVER.items():
         os.environ.setdefault(name, value)
     try:
-        settings = load_config(config)
-        tables = select_tables(settings, parameters.get("tools"))
+        tables = select_tables(load_config(config), parameters.get("tools"))
         check_range(tables, parameters.get("since"), parameters.get("until"))
-        problems = import_references(settings, tables)
+        problems = import_references(tables)
     except ConfigurationError as error:
         problems = [error]
     for problem in problems:

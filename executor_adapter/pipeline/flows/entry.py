@@ -109,7 +109,7 @@ def _do(stages: list[Stage], names: list[str] | None, config: str | None, **aske
     settings = load_config(config)
     tables = select_tables(settings, names)
     check_range(tables, asked.get("since"), asked.get("until"))
-    for problem in import_references(settings, tables):
+    for problem in import_references(tables):
         raise problem
     if (window := asked.get("window")) is not None:
         check_window(window, (name for table in tables for name in table.raw.windows()))
