@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -63,6 +64,29 @@ def test_an_event_comes_back_as_it_was(path: Path) -> None:
     file.release()
     assert file.count() == 0
     assert list(path.parent.glob("*.lock")) == []
+
+
+def test_many_events_are_written_and_deleted_by_one_statement_each(path: Path, mocker: MockerFixture) -> None:
+    """At each statement Python lets another thread go on. New events and those that are in the file keep their rows."""
+    said: list[str] = []
+
+    class Noted(sqlite3.Connection):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            said.append(statement.split()[0])
+            return super().execute(statement, *values)
+
+    mocker.patch("sqlite3.connect", functools.partial(sqlite3.connect, factory=Noted))
+    file, old, new = OutboxFile("server", path), states(2, "old"), states(500, "new")
+    file.write(old, is_held=True)
+    mixed = [new[0], old[1], *new[1:], old[0]]
+    said.clear()
+    assert file.write(mixed, is_held=False) == len(mixed)
+    assert said.count("INSERT") == 1
+    read = {each.row: facts(each) for each in file.take(1_000)}
+    assert read == {each.row: facts(each) for each in mixed}
+    said.clear()
+    assert file.delete(filter(None, read)) == len(mixed)
+    assert (said.count("DELETE"), file.count()) == (1, 0)
 
 
 def test_rows_belong_to_one_mirror_until_it_is_closed(path: Path) -> None:

@@ -122,6 +122,28 @@ def test_states_wait_on_disk_while_the_server_is_away(tmp_path: Path) -> None:
     assert jobs_in(tmp_path / "outbox.db") == []
 
 
+def test_states_go_to_the_disk_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that finish while others are written wait for the next time: a burst would be written one by one."""
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.STORE_INTERVAL", 0.01)
+    order: list[str] = []
+    store, back_up = Outbox.store, Outbox.back_up
+
+    def note(outbox: Outbox, events: list[StateEvent]) -> bool:
+        order.append("store")
+        if len(order) < 40:
+            run_mirrored(mirror, jobs(1, f"meanwhile-{len(order)}"))
+        return store(outbox, events)
+
+    monkeypatch.setattr(Outbox, "store", note)
+    monkeypatch.setattr(Outbox, "back_up", lambda *given: order.append("time") or back_up(*given))
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        mirror = PrefectMirror(outbox=OutboxFile("away", tmp_path / "outbox.db"))
+        run_mirrored(mirror, jobs(1, "first"))
+        wait_for(lambda: len(order) >= 40)
+        mirror.close(timeout=0.1)
+    assert order[:40] == ["time", "store"] * 20
+
+
 def test_intermediate_states_wait_on_disk_too(tmp_path: Path) -> None:
     """With history="full" a server that was away gets all states of all jobs."""
     with cloud_behind_proxy() as (cloud, proxy):

@@ -137,14 +137,11 @@ class JobResultStore(ResultStore):
 
     def _path_of(self, key: str) -> str | None:
         storage = self.result_storage
-        if type(storage) is not LocalFileSystem or self.result_storage_block_id is not None or not _is_plain_name(key):
+        is_plain = isinstance(key, str) and key.replace("-", "").replace("_", "").isalnum()
+        if type(storage) is not LocalFileSystem or self.result_storage_block_id is not None or not is_plain:
             return None
         folder = _resolved(storage.basepath or "")
         return None if folder is None else os.path.join(folder, key)
-
-
-def _is_plain_name(key: object) -> bool:
-    return isinstance(key, str) and key.replace("-", "").replace("_", "").isalnum()
 
 
 @functools.lru_cache(maxsize=64)

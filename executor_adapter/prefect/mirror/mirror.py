@@ -299,7 +299,6 @@ class SenderThread:
         if self.sender.run_once(api) and self.troubles:
             logger.info("the Prefect server at %s answers again", server_address())
             self.troubles.clear()
-        self.outbox.delete_ended()
         self._unsent.stored = self.outbox.stored
 
     def _wait_for_work(self) -> None:
@@ -325,6 +324,7 @@ class SenderThread:
         while not self._closed.wait(STORE_INTERVAL):
             try:
                 with self._lock:
+                    self.outbox.delete_ended()
                     self.outbox.back_up(event for event in self.sender.unrecorded() if event.row is None)
                 while self._store_some():
                     pass
@@ -340,7 +340,7 @@ class SenderThread:
                 self.sender.resend.extend(events)
                 self._drop()
                 return False
-            return bool(taken)
+            return len(taken) >= MAX_TRANSACTION_EVENTS
 
     def _drop(self) -> None:
         """Drop the oldest final states of those that can be neither sent nor written."""

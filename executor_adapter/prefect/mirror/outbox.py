@@ -17,6 +17,7 @@ import fcntl
 import functools
 import hashlib
 import itertools
+import json
 import logging
 import os
 import sqlite3
@@ -56,7 +57,7 @@ CREATE TABLE IF NOT EXISTS event (
 """
 _INDEX = "CREATE INDEX IF NOT EXISTS event_of_owner ON event (server, owner, is_held)"
 _DEATHS = "CREATE TABLE IF NOT EXISTS death (number INTEGER PRIMARY KEY AUTOINCREMENT, server TEXT, body TEXT)"
-_INSERT = "INSERT OR REPLACE INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _HOLD = """
 UPDATE event SET owner = ?, is_held = 1 WHERE number IN (
     SELECT number FROM event WHERE server = ? AND owner = ? AND is_held = 0 ORDER BY number LIMIT ?
@@ -99,16 +100,18 @@ class OutboxFile:
     def write(self, events: list[StateEvent], *, is_held: bool) -> int:
         """Write events, or write them anew where they have changed; return how many. `is_held`: memory has them too."""
         self._hold_lock()
-        numbers = []
+        events, values = sorted(events, key=lambda each: each.row is None), list[Any]()
+        for each in events:
+            name, job_id = _encoded(each.name), _encoded(each.job_id)
+            values += each.row, self._server, self._owner, is_held, each.task_run_id, name, each.at, each.is_final
+            values += each.body, job_id, each.flow_run_id
+        # One statement: at each Python lets another thread go on, and where engines compute it comes back much later.
+        insert = f"INSERT OR REPLACE INTO event VALUES {', '.join([_ROW] * len(events))}"
         with self._transaction() as database:
-            for each in events:
-                place = each.row, self._server, self._owner, is_held
-                name, job_id = _encoded(each.name), _encoded(each.job_id)
-                facts = each.task_run_id, name, each.at, each.is_final, each.body, job_id, each.flow_run_id
-                numbers.append(database.execute(_INSERT, (*place, *facts)).lastrowid)
-        for each, number in zip(events, numbers, strict=True):
-            each.row = number
-        return len(numbers)
+            last = database.execute(insert, values).lastrowid or 0
+        for number, each in enumerate(events, last - len(events) + 1):  # Those that are new are numbered in turn.
+            each.row = each.row or number
+        return len(events)
 
     def take(self, limit: int) -> list[StateEvent]:
         """Return own events that are in the file alone, the oldest first. They stay in the file too."""
@@ -130,7 +133,8 @@ class OutboxFile:
     def delete(self, rows: Iterable[int]) -> int:
         """Delete events, because the server has recorded them or never will; return how many there were."""
         with self._transaction() as database:
-            return database.executemany("DELETE FROM event WHERE number = ?", ((row,) for row in rows)).rowcount
+            query = "DELETE FROM event WHERE number IN (SELECT value FROM json_each(?))"
+            return database.execute(query, (json.dumps([*rows]),)).rowcount
 
     def job_ids(self) -> list[str]:
         """Return the jobs whose final states are in the file alone, and are this mirror's."""
@@ -309,7 +313,7 @@ class Outbox:
         if events == []:
             logger.error("%s has lost %d final states: it was changed", self.file.path, self.stored)
             self.lost, self.stored = self.lost + self.stored, 0
-        self.stored -= _finals(events or [])
+        self.stored -= sum(event.is_final for event in events or ())
         return events or []
 
     def take_over(self, limit: int) -> list[StateEvent]:
@@ -329,7 +333,7 @@ class Outbox:
     def store(self, events: list[StateEvent]) -> bool:
         """Write events that then need not stay in memory; return whether they are in the file."""
         if is_stored := self._write(events, is_held=False):
-            self.stored += _finals(events)
+            self.stored += sum(event.is_final for event in events)
         return is_stored
 
     def delete_ended(self) -> None:
@@ -383,7 +387,3 @@ class Outbox:
             return None
         self._failing_since = None
         return done
-
-
-def _finals(events: Iterable[StateEvent]) -> int:
-    return sum(event.is_final for event in events)
