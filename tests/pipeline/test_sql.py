@@ -232,6 +232,15 @@ def test_mistakes_are_configuration_errors(shop: Shop) -> None:
     assert list(shop.root.rglob("manifest.json")) == []
 
 
+def test_a_table_is_read_alone(tmp_path: Path) -> None:
+    """A table to which one of its keys refers need not be there, nor be read."""
+    with database("sqlite", tmp_path) as (url, engine, prefix):
+        shop = Shop(url, engine, prefix, tmp_path / "lake")
+        shop.run("CREATE TABLE orders (id INTEGER, customer INTEGER REFERENCES customers (id))")
+        shop.run("INSERT INTO orders VALUES (1, 2)")
+        assert shop.rows() == [{"id": "1", "customer": "2"}]
+
+
 def test_a_column_that_is_twice_is_a_data_error(shop: Shop) -> None:
     """A query with two columns of one name is refused."""
     shop.run("CREATE TABLE orders (id INTEGER)")

@@ -111,17 +111,19 @@ def _keep_as_written(connection: Any, _: object) -> None:
     psycopg.types.json.set_json_loads(load_json, connection)
 
 
-def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Select[Any] | sa.TextClause:
+def _statement(connection: sa.Connection, described: SqlTable, window: Window) -> sa.Select[Any] | sa.TextClause:
     declared = described.table_schema.columns.get(described.cursor or "") if described.table_schema else None
     zone = declared.zone or "UTC" if declared and declared.kind == "timestamp" else None
-    is_sqlite = engine.name == "sqlite"
+    is_sqlite = connection.dialect.name == "sqlite"
     if described.query is not None:
         kind = sa.String() if is_sqlite or zone is None else sa.DateTime(timezone=True)
         names = [name for name in ("since", "until") if f":{name}" in described.query]
         text = re.sub(r"(?<!\\):(?!(since|until)\b)", r"\\:", described.query)  # Others are no parameters.
         return sa.text(text).bindparams(*(_parameter(window, name, kind, zone) for name in names))
     schema, _, name = (described.table or "").rpartition(".")
-    table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=engine)
+    # Its columns alone: keys and indexes are not asked for, and other tables are not looked at.
+    found = sa.inspect(connection).get_columns(name, schema or None)
+    table = sa.table(name, *(sa.column(each["name"], each["type"]) for each in found), schema=schema or None)
     statement = sa.select(*(map(_as_stored, table.c) if is_sqlite else table.c))
     cursor: sa.ColumnElement[Any] | None = table.c.get(described.cursor or "")
     if cursor is None:  # One that is not there is refused with the answer.
@@ -135,7 +137,7 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
     return statement.where(sa.or_(cursor.is_(None), *conditions)) if conditions else statement
 
 
-def _as_stored(column: sa.Column[Any]) -> sa.Label[Any]:
+def _as_stored(column: sa.ColumnElement[Any]) -> sa.Label[Any]:
     """Return a column of SQLite, in which any value may be of another type: SQLAlchemy would round it, or fail."""
     value = sa.type_coerce(column, sa.types.NULLTYPE)
     flag = sa.case({0: "false", 1: "true"}, value=value, else_=value)
@@ -173,9 +175,10 @@ def _bound(text: str, kind: sa.types.TypeEngine[Any], zone: str | None) -> Any:
 def _rows(tool: SqlTool, described: SqlTable, window: Window) -> Generator[pa.RecordBatch]:
     """Yield batches of text, from a cursor on the server's side."""
     options = {"stream_results": True, "max_row_buffer": tool.batch_rows}
-    engine = _engine(tool)
-    statement = _statement(engine, described, window)
-    with engine.connect().execution_options(**options) as connection, connection.execute(statement) as result:
+    with (
+        _engine(tool).connect() as connection,
+        connection.execute(_statement(connection, described, window), execution_options=options) as result,
+    ):
         names = list(result.keys())
         check_names(names, "the query")
         if described.cursor not in (None, *names):
