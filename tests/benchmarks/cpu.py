@@ -11,6 +11,7 @@ from typing import Any
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
+from executor_adapter.job.pool_names import PoolName
 from executor_adapter.worker.process_tree import tree
 from tests.benchmarks.contestants import POLICY
 from tests.benchmarks.figures import Figures
@@ -22,7 +23,7 @@ ROUNDS = 3
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-def measure_cpu(pool: str, settings: Settings, workers: int, store: str | None = None) -> dict[str, Figures]:
+def measure_cpu(pool: PoolName, settings: Settings, workers: int, store: str | None = None) -> dict[str, Figures]:
     """Measure the CPU seconds a no-op job that so many workers run, until it is in the store if there is one.
 
     "program" is this process alone, and "all" this process with those below it on this machine.
@@ -33,19 +34,19 @@ def measure_cpu(pool: str, settings: Settings, workers: int, store: str | None =
     return {name: Figures(tuple(each[name] / JOBS for each in rounds)) for name in rounds[0]}
 
 
-def _cpu_of_burst(executor: JobExecutor, pool: str) -> dict[str, float]:
+def _cpu_of_burst(executor: JobExecutor, pool: PoolName) -> dict[str, float]:
     before = _cpu_of_all()
     program = cpu_of(lambda: run_burst(executor, pool, JOBS))
     return {"program": program, "all": _cpu_of_all() - before}
 
 
-def run_burst(executor: JobExecutor, pool: str, jobs: int) -> None:
+def run_burst(executor: JobExecutor, pool: PoolName, jobs: int) -> None:
     """Submit so many no-op jobs at once, and wait until all have finished and are in the store."""
     wait([submit(executor, pool) for _ in range(jobs)])
     executor.flush()
 
 
-def submit(executor: JobExecutor, pool: str) -> Any:
+def submit(executor: JobExecutor, pool: PoolName) -> Any:
     """Submit a no-op job with a timeout and a retry policy; return its future."""
     function = nothing_on_loop if pool == "coroutine" else nothing
     return executor.submit(Job(function=function, pool=pool, max_runtime=60.0, retry=POLICY))

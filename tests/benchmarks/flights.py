@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+    from executor_adapter import JobFuture
     from executor_adapter.config import FilesTool
     from executor_adapter.pipeline import Collected, ConfiguredTable, Processed, Window
 
@@ -100,13 +101,13 @@ def read_text(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     import pandas as pd
 
     texts = pd.read_csv(file, dtype="str", na_values=["NA"], keep_default_na=False)
-    typed, reasons = {}, pd.Series("", index=texts.index)
-    for name in texts:
+    typed, reasons = dict[str, Any](), pd.Series("", index=texts.index)
+    for name in texts.columns:
         if name in TEXTS:
             typed[name] = texts[name]
             continue
         if name == "time_hour":
-            values = pd.to_datetime(texts[name], errors="coerce", utc=True, format="ISO8601")
+            values: Any = pd.to_datetime(texts[name], errors="coerce", utc=True, format="ISO8601")
         else:
             values = pd.to_numeric(texts[name], errors="coerce", dtype_backend="numpy_nullable").astype("Int64")
         wrong = values.isna() & texts[name].notna()
@@ -160,7 +161,7 @@ def ours(source: Path, lake: Path) -> None:
 
     settings = Settings.model_validate({"executor": {"preload": PRELOAD}})
     with JobExecutor(WORKERS, config=settings) as executor:
-        collecting = [
+        collecting: list[JobFuture[Collected]] = [
             executor.submit(Job(function=collect, args=(source, lake, window), pool="process"))
             for window in find_files(_tool(source), "flights")
         ]

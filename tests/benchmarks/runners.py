@@ -35,7 +35,7 @@ def measure_killed_worker(engine: EngineName, runner: ClusterRunner, address: st
     from prefect.runtime import flow_run
 
     ids: list[str] = []
-    sleeper = task(sleep_and_note, retries=2)
+    sleeper = task(retries=2)(sleep_and_note)
 
     @flow(task_runner=_cluster_task_runner(engine, runner, address))
     def some() -> None:
@@ -97,7 +97,7 @@ def _cluster_task_runner(engine: EngineName, runner: ClusterRunner, address: str
     if runner == "jobs":
         return JobTaskRunner(WORKERS, pool=engine, address=address)
     if engine == "dask":
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
         return DaskTaskRunner(address=address)
     from prefect_ray import RayTaskRunner

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import yaml
@@ -106,7 +107,7 @@ def run_dlt(folder: Path, lake: Path) -> None:
     from dlt.sources.filesystem import filesystem, read_csv_duckdb
 
     os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR"}
-    new = dlt.sources.incremental("modification_date")
+    new: Any = dlt.sources.incremental("modification_date")
     files = filesystem(folder.absolute().as_uri(), file_glob="*.csv", incremental=new)
     rows = (files | read_csv_duckdb(use_pyarrow=True)).with_name("sales")
     rows.apply_hints(columns={"amount": {"data_type": "decimal", "precision": 12, "scale": 2}})

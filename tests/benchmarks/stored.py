@@ -11,10 +11,12 @@ from concurrent.futures import wait
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.job.ids import uuid7
+from executor_adapter.job.results import Attempt
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import JobFilter, JobRecord, JobStore, open_store
 from executor_adapter.store.host import new_host
@@ -70,7 +72,7 @@ def measure_history(jobs: int) -> dict[str, float]:
 
 
 _FAILED = frozenset({JobStatus.FAILED})
-LISTS: dict[str, tuple[JobFilter, dict[str, int]]] = {
+LISTS: dict[str, tuple[JobFilter, dict[str, Any]]] = {
     "all": (JobFilter(), {"limit": 50}),
     "failed": (JobFilter(statuses=_FAILED), {"limit": 50}),
     "failed, page 200": (JobFilter(statuses=_FAILED), {"limit": 50, "offset": 10_000}),
@@ -115,7 +117,7 @@ def _past_record(number: int, at: float, host: str) -> JobRecord:
         completed_at=at + 60,
         error_code="NETWORK_ERROR" if failed else None,
         error_message="could not be reached" if failed else None,
-        attempt_fields=((1, "thread", None, 1.0, 59.0, None, None, None, None, None, None, None),),
+        attempts=(Attempt(number=1, pool="thread", pid=None, queue_seconds=1.0, run_seconds=59.0),),
         metadata={"collection_type": "manual"},
         call='{"function": "tests.benchmarks.functions:nothing", "kwargs": {"tool_name": "tool"}}',
         host=host,

@@ -12,6 +12,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ClusterSettings, DaskSettings, ExecutorSettings, RaySettings, Settings
+from executor_adapter.job.pool_names import PoolName
 from tests.benchmarks.apart import apart
 from tests.benchmarks.clusters import ENGINES, EngineName, cluster_of
 from tests.benchmarks.contestants import POLICY, ours, rate_of
@@ -112,13 +113,14 @@ def measure_large_argument(engine: EngineName, address: str) -> dict[str, Figure
     seconds: dict[str, list[float]] = {"there": [], "here": []}
     beside: dict[str, list[float]] = {"there": [], "here": []}
     with JobExecutor(2, config=settings_of(engine, address)) as executor:
-        for pool in (engine, "process"):
+        pools: dict[str, PoolName] = {"there": engine, "here": "process"}
+        for pool in pools.values():
             executor.run(Job(function=nothing, pool=pool))
         both = [executor.submit(Job(function=time.sleep, args=(1,), pool=engine)) for _ in range(2)]
         for each in both:  # Both slots are there before the first round.
             each.result()
         for _ in range(ROUNDS + 1):
-            for name, pool in (("there", engine), ("here", "process")):
+            for name, pool in pools.items():
                 began = time.perf_counter()
                 future = executor.submit(Job(function=len, args=(value,), pool=pool))
                 while not future.done():
