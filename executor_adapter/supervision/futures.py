@@ -141,16 +141,16 @@ class JobFuture(Future[R]):
         self._made_waiters: _Waiters | None = None
         self._made_callbacks: list[Any] | None = None
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
-        return self._hub.settling
+    # To type checkers these stay the attributes of Future that as_completed asks for.
+    _condition = property(lambda self: self._hub.settling)
 
-    @property
-    def _waiters(self) -> list[Any]:  # type: ignore[override]
+    def _make_waiters(self) -> list[Any]:
         made = self._made_waiters
         if made is None:
             made = self._made_waiters = _Waiters(None if self.done() else self._hub, self.job)
         return made
+
+    _waiters = property(_make_waiters)
 
     @property
     def _done_callbacks(self) -> list[Any]:

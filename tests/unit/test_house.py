@@ -118,7 +118,7 @@ BUDGETS = {
     "prefect": 5_598,
     "scheduler": 420,
     "store": 1_678,
-    "supervision": 2_514,
+    "supervision": 2_512,
     "worker": 1_746,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from typing import Any, Unpack, assert_type
 
 from executor_adapter import (
@@ -76,6 +77,12 @@ with JobExecutor(4, observers=[observe], tool_limits={"api": ToolLimit(max_concu
     assert_type(executor.call(fetch, 1, size=10), JobFuture[bytes])
     assert_type(executor.call("package.module:function", 1), JobFuture[Any])
     assert_type(executor.options(pool="process", memory_limit="1GiB").call(area, 3, 4), JobFuture[float])
+
+    futures = [executor.call(area, side, side) for side in range(3)]
+    for future in as_completed(futures):
+        assert_type(future.result(), float)
+    done, _ = wait(futures, return_when=FIRST_COMPLETED)
+    assert_type(done, set[Future[float]])
 
     assert_type(executor.map(area, [1, 2], [3, 4], pool="thread", window=2), Iterator[JobResult[float]])
     assert_type(executor.map(fetch, range(9), ordered=False, kwargs={"size": 1}), Iterator[JobResult[bytes]])
