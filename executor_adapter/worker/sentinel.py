@@ -42,7 +42,7 @@ def main(setup: dict[str, Any]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    flow_runs = _Inbox(0).receive_until_death(_open_pidfd(setup["host"]))
+    flow_runs = _flow_runs_at_death(0, _open_pidfd(setup["host"]))
     if flow_runs:
         death = {"died_at": time.time(), "presence": setup["presence"]}
         for environment, run_counts in _by_environment(flow_runs):
@@ -50,52 +50,32 @@ def main(setup: dict[str, Any]) -> None:
     os._exit(0)  # There is nothing to clean up, and a host that exits waits for this.
 
 
-class _Inbox:
-    """Reads what the host says about its flow runs."""
+def _flow_runs_at_death(fd: int, host_pidfd: int | None) -> dict[str, dict[str, Any]]:
+    """Return the newest message of each of the host's flow runs after its death; none if it exits in an orderly way.
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._rest = b""
-        self._flow_runs: dict[str, dict[str, Any]] = {}
-        """The newest message of each flow run."""
-        self._host_exits = False
-        os.set_blocking(fd, False)
-
-    def receive_until_death(self, host_pidfd: int | None) -> dict[str, dict[str, Any]]:
-        """Return the messages of the host's flow runs after its death; none if it exits in an orderly way.
-
-        The end of the stream alone is not enough, since a process that the host forked may hold the other end open. It
-        is the only sign where the system has no pidfds.
-        """
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        if host_pidfd is not None:
-            poll.register(host_pidfd, select.POLLIN)
-        host_lives = True
-        while host_lives and not self._host_exits:
-            ready = {fd for fd, _ in poll.poll()}
-            # The socket is read after the death was seen, so that no message is missed.
-            host_lives = self._receive() and host_pidfd not in ready
-        return {} if self._host_exits else self._flow_runs
-
-    def _receive(self) -> bool:
-        """Take in what has arrived. Return False at the end of the stream."""
+    The end of the stream alone is not enough, since a process that the host forked may hold the other end open. It
+    is the only sign where the system has no pidfds.
+    """
+    os.set_blocking(fd, False)
+    poll, flow_runs, rest, host_lives = select.poll(), dict[str, dict[str, Any]](), b"", True
+    for each in (fd, host_pidfd):
+        if each is not None:
+            poll.register(each, select.POLLIN)
+    while host_lives:
+        host_lives = host_pidfd not in {ready for ready, _ in poll.poll()}
+        # The stream is read after the death was seen, so that no message is missed.
         with contextlib.suppress(BlockingIOError):
-            while part := os.read(self._fd, 65536):
-                *lines, self._rest = (self._rest + part).split(b"\n")
-                for line in lines:
-                    self._take(json.loads(line))
-            return False
-        return True
-
-    def _take(self, message: dict[str, Any]) -> None:
-        if "exits" in message:
-            self._host_exits = True
-            return
-        self._flow_runs.pop(message["flow_run"], None)
-        self._flow_runs[message["flow_run"]] = message
-        if len(self._flow_runs) > MAX_FLOW_RUNS:
-            del self._flow_runs[next(iter(self._flow_runs))]
+            while part := os.read(fd, 65536):
+                *lines, rest = (rest + part).split(b"\n")
+                for message in map(json.loads, lines):
+                    if "exits" in message:
+                        return {}
+                    flow_runs.pop(message["flow_run"], None)
+                    flow_runs[message["flow_run"]] = message
+                    if len(flow_runs) > MAX_FLOW_RUNS:
+                        del flow_runs[next(iter(flow_runs))]
+            host_lives = False
+    return flow_runs
 
 
 def _open_pidfd(host: int) -> int | None:

@@ -115,11 +115,11 @@ BUDGETS = {
     "pools/memory": 391,
     "pools/process": 1_514,
     "pools/transport": 584,
-    "prefect": 5_598,
+    "prefect": 5_562,
     "scheduler": 420,
     "store": 1_678,
     "supervision": 2_512,
-    "worker": 1_746,
+    "worker": 1_733,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

@@ -175,10 +175,8 @@ def _bound(text: str, kind: sa.types.TypeEngine[Any], zone: str | None) -> Any:
 def _rows(tool: SqlTool, described: SqlTable, window: Window) -> Generator[pa.RecordBatch]:
     """Yield batches of text, from a cursor on the server's side."""
     options = {"stream_results": True, "max_row_buffer": tool.batch_rows}
-    with (
-        _engine(tool).connect() as connection,
-        connection.execute(_statement(connection, described, window), execution_options=options) as result,
-    ):
+    with _engine(tool).connect() as connection:
+        result = connection.execute(_statement(connection, described, window), execution_options=options)
         names = list(result.keys())
         check_names(names, "the query")
         if described.cursor not in (None, *names):

@@ -38,7 +38,6 @@ from executor_adapter.prefect.mirror.events import (
     FINAL_TYPES,
     UNFINISHED_TYPES,
     Change,
-    StateFields,
     event_body,
     iso,
     previous_state,
@@ -183,8 +182,7 @@ class Closing:
         }
         message = quoted(f"{DIED}; {self._when(died_at, ended_at)}")
         change = Change(
-            at,
-            StateFields(state_id(run["id"], at), iso(at), "CRASHED", "Crashed", message, "{}"),
+            *(state_id(run["id"], at), at, "CRASHED", "Crashed", message, "{}"),
             previous_state(state["type"], state["name"]),
             run["run_count"],
             quoted(run["name"]),

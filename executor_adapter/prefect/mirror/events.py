@@ -140,18 +140,6 @@ def quoted(text: str) -> str:
     return encode_basestring_ascii(storable(text))
 
 
-class StateFields(NamedTuple):
-    """The fields of a state in an event. The last three are JSON."""
-
-    id: str
-    at: str
-    type: str
-    name: str
-    message: str
-    details: str
-    data: str = "null"
-
-
 _ESCAPE = re.compile(r"\\(?:(ud[89ab]..\\ud[c-f]..|(?!u0000|ud[89a-f]).)|u....)")
 """An escape of JSON, with a group for one that a database can store, a pair of surrogates for instance."""
 
@@ -170,20 +158,27 @@ def previous_state(state_type: str, name: str, message: str = '""', details: str
 class Change(NamedTuple):
     """A task run's entry into a state, with the task run as it was then: what an event is made of."""
 
+    id: str
+    """That of the state, as its type, name and the next two are the state's."""
     at: float
     """In seconds since the epoch."""
-    state: StateFields
+    type: str
+    name: str
+    message: str
+    """JSON, as all that follows without a type of its own."""
+    details: str
     previous: tuple[str, str]
     """What `previous_state` returns."""
     run_count: int
     run_name: str
-    """JSON, like the task run itself."""
     task_run: str
+    data: str = "null"
+    """The result that the state has."""
 
     @property
     def is_final(self) -> bool:
         """Whether no state follows this one."""
-        return is_final(self.state.type, self.state.name)
+        return is_final(self.type, self.name)
 
 
 def event_body(run_id: str, change: Change, related: str) -> bytes:
@@ -191,16 +186,15 @@ def event_body(run_id: str, change: Change, related: str) -> bytes:
 
     What no database stores, as the character 0 in a tag, is replaced: for one such event a server may lose many.
     """
-    state = change.state
-    name, (came_from, initial) = quoted(state.name), change.previous
+    kind, at, name, (came_from, initial) = change.type, iso(change.at), quoted(change.name), change.previous
     text = (
-        f'{{"id":"{state.id}","occurred":"{state.at}","event":{quoted("prefect.task-run." + state.name)},"resource":{{'
+        f'{{"id":"{change.id}","occurred":"{at}","event":{quoted("prefect.task-run." + change.name)},"resource":{{'
         f'"prefect.resource.id":"prefect.task-run.{run_id}","prefect.resource.name":{change.run_name},'
-        f'"prefect.run-count":"{change.run_count}","prefect.state-message":{state.message},'
-        f'"prefect.state-name":{name},"prefect.state-timestamp":"{state.at}","prefect.state-type":"{state.type}",'
+        f'"prefect.run-count":"{change.run_count}","prefect.state-message":{change.message},'
+        f'"prefect.state-name":{name},"prefect.state-timestamp":"{at}","prefect.state-type":"{kind}",'
         f'"prefect.orchestration":"client"}},"related":[{related}],"payload":{{"intended":{{"from":{came_from},'
-        f'"to":"{state.type}"}},"initial_state":{initial},"validated_state":{{"type":"{state.type}","name":{name},'
-        f'"message":{state.message},"state_details":{state.details},"data":{state.data}}},'
+        f'"to":"{kind}"}},"initial_state":{initial},"validated_state":{{"type":"{kind}","name":{name},'
+        f'"message":{change.message},"state_details":{change.details},"data":{change.data}}},'
         f'"task_run":{change.task_run}}}}}'
     )
     return _ESCAPE.sub(lambda found: found[0] if found[1] else r"\ufffd", text).encode()

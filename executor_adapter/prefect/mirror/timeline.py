@@ -30,7 +30,6 @@ from executor_adapter.prefect.mirror.events import (
     Change,
     FlowRunFacts,
     StateEvent,
-    StateFields,
     event_body,
     iso,
     previous_state,
@@ -108,9 +107,7 @@ class TaskRunHistory(Generic[Entry]):
         step, self.unsent = self.unsent[0], self.unsent[1:]
         change = self.change_of(step, flow)
         body = event_body(self.id, change, self._related(flow))
-        return StateEvent(
-            *(self.id, change.state.name, change.at, change.is_final, body, self.job_id), flow_run_id=flow.id
-        )
+        return StateEvent(*(self.id, change.name, change.at, change.is_final, body, self.job_id), flow_run_id=flow.id)
 
     def skip_intermediate(self) -> int:
         """Skip all unsent steps but the last, and return how many they were."""
@@ -190,8 +187,7 @@ class JobHistory(TaskRunHistory[Step]):
         due_at = step.retry_at if step.status is JobStatus.RETRYING else None
         details = "{}" if due_at is None else f'{{"scheduled_time":"{iso(due_at)}"}}'
         return Change(
-            self._last_at,
-            StateFields(state_id(self.id, self._last_at), at, kind.value, name, message, details),
+            *(state_id(self.id, self._last_at), self._last_at, kind.value, name, message, details),
             NO_PREVIOUS_STATE if left is None else previous_state(left.type.value, left.name),
             step.attempt,
             self.name,
@@ -287,18 +283,14 @@ def engine_change(task_run: TaskRun, state: State[Any], previous: State[Any] | N
 
     Call it in the task run's context, which decides whether results are persisted.
     """
-    fields = StateFields(
-        str(state.id),
-        state.timestamp.isoformat(),
-        state.type.value,
-        state.name or "",
-        _message(state),
-        _details(state),
-        _data(state),
-    )
     return Change(
+        id=str(state.id),
         at=state.timestamp.timestamp(),
-        state=fields,
+        type=state.type.value,
+        name=state.name or "",
+        message=_message(state),
+        details=_details(state),
+        data=_data(state),
         previous=NO_PREVIOUS_STATE if previous is None else _previous(previous),
         run_count=task_run.run_count,
         run_name=quoted(task_run.name),

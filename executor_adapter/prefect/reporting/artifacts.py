@@ -16,7 +16,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -27,7 +26,7 @@ from prefect.artifacts import (
 )
 
 from executor_adapter.executor import JobExecutor, current_executor
-from executor_adapter.job import JobStatus, Transition
+from executor_adapter.job import Job, JobStatus, Transition
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.reporting.background import BackgroundCalls
 from executor_adapter.terminal import markdown_cell
@@ -44,32 +43,6 @@ MAX_ERROR_LENGTH = 200
 # --- the counts of a run ---
 
 
-class JobSnapshot(NamedTuple):
-    """The fields of a job that are counted, at one transition. It does not keep the job alive."""
-
-    job_id: str
-    tool: str
-    status: JobStatus
-    error_code: str | None
-    error_message: str | None
-    duration: float | None
-    attempts: int
-
-
-def snapshot_of(transition: Transition) -> JobSnapshot:
-    """Copy the job's fields. Call it on the supervisor's thread, which alone changes them."""
-    job = transition.job
-    return JobSnapshot(
-        job_id=job.job_id,
-        tool=job.tool_name or job.job_type,
-        status=transition.status,
-        error_code=job.error_code,
-        error_message=job.error_message,
-        duration=job.duration,
-        attempts=job.attempt,
-    )
-
-
 @dataclass
 class SummaryRow:
     """The jobs of one tool that ended in the same state."""
@@ -79,10 +52,10 @@ class SummaryRow:
     seconds: float = 0.0
     longest: float = 0.0
 
-    def add(self, finished: JobSnapshot) -> None:
+    def add(self, finished: Job) -> None:
         """Count a finished job."""
         self.jobs += 1
-        self.retries += max(0, finished.attempts - 1)
+        self.retries += max(0, finished.attempt - 1)
         self.seconds += finished.duration or 0.0
         self.longest = max(self.longest, finished.duration or 0.0)
 
@@ -96,20 +69,22 @@ class RunSummary:
     finished: int = 0
     retries: int = 0
     by_tool_and_state: dict[tuple[str, str], SummaryRow] = field(default_factory=dict)
-    failures: list[JobSnapshot] = field(default_factory=list)
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    """The tool, error and id of the first jobs that failed."""
 
-    def add(self, job: JobSnapshot) -> None:
-        """Count one transition."""
-        if job.status is JobStatus.PENDING and job.attempts == 0:
+    def add(self, transition: Transition) -> None:
+        """Count one transition. Call it on the supervisor's thread, which alone changes the job."""
+        job, status = transition.job, transition.status
+        if status is JobStatus.PENDING and job.attempt == 0:
             self.submitted += 1
-        elif job.status is JobStatus.RETRYING:
+        elif status is JobStatus.RETRYING:
             self.retries += 1
-        elif job.status.is_terminal:
+        elif status.is_terminal:
             self.finished += 1
-            state = state_kind(job.status, error_code=job.error_code).name
-            self.by_tool_and_state.setdefault((job.tool, state), SummaryRow()).add(job)
-            if job.status is JobStatus.FAILED and len(self.failures) < MAX_LISTED_FAILURES:
-                self.failures.append(job)
+            tool, state = job.tool_name or job.job_type, state_kind(status, error_code=job.error_code).name
+            self.by_tool_and_state.setdefault((tool, state), SummaryRow()).add(job)
+            if status is JobStatus.FAILED and len(self.failures) < MAX_LISTED_FAILURES:
+                self.failures.append((tool, _error(job), job.job_id))
 
     @property
     def percent(self) -> float:
@@ -156,13 +131,10 @@ class RunSummary:
         return "\n\n".join(lines) + "\n"
 
     def _failure_rows(self) -> str:
-        return "\n".join(
-            f"| {markdown_cell(each.tool)} | {markdown_cell(_error(each))} | {markdown_cell(each.job_id)} |"
-            for each in self.failures
-        )
+        return "\n".join(f"| {' | '.join(map(markdown_cell, failure))} |" for failure in self.failures)
 
 
-def _error(failure: JobSnapshot) -> str:
+def _error(failure: Job) -> str:
     text = f"{failure.error_code}: {failure.error_message or ''}"
     return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}…"
 
@@ -189,7 +161,7 @@ class JobReport:
         if transition.status is JobStatus.RUNNING:
             return
         with self._lock:
-            self.summary.add(snapshot_of(transition))
+            self.summary.add(transition)
             if not self._is_update_due:
                 self._is_update_due = True
                 self._calls.put(self._update)

@@ -45,7 +45,6 @@ from executor_adapter.job import CRASHES, JobStatus, Transition
 from executor_adapter.monitoring import Alert
 from executor_adapter.prefect.mirror.events import flow_run_facts
 from executor_adapter.prefect.mirror.states import state_kind
-from executor_adapter.prefect.reporting.artifacts import JobSnapshot, snapshot_of
 from executor_adapter.prefect.reporting.background import BackgroundCalls
 
 PREFIX = "executor-adapter.job."
@@ -71,19 +70,18 @@ class JobEvents:
                 self._put("quarantined", transition)
 
     def _put(self, kind: str, transition: Transition) -> None:
-        self._calls.put(functools.partial(self._emit, kind, snapshot_of(transition)))
+        job, tool = transition.job, transition.job.tool_name or transition.job.job_type
+        resource = {"prefect.resource.id": f"{PREFIX}{job.job_id}", "prefect.resource.name": tool}
+        if job.error_code:
+            resource["executor-adapter.error-code"] = job.error_code
+        payload = {"job_id": job.job_id, "tool": tool, "status": transition.status, "attempts": job.attempt}
+        payload |= {"error_code": job.error_code, "error_message": job.error_message, "duration": job.duration}
+        event = functools.partial(emit_event, PREFIX + kind, resource, related=self._related, payload=payload)
+        self._calls.put(event)
 
     def close(self) -> None:
         """Send the remaining events."""
         self._calls.wait()
-
-    def _emit(self, kind: str, job: JobSnapshot) -> None:
-        emit_event(PREFIX + kind, resource=_resource(job), related=self._related, payload=job._asdict())
-
-
-def _resource(job: JobSnapshot) -> dict[str, str]:
-    labels = {"prefect.resource.id": f"{PREFIX}{job.job_id}", "prefect.resource.name": job.tool}
-    return labels | ({"executor-adapter.error-code": job.error_code} if job.error_code else {})
 
 
 @contextlib.contextmanager
