@@ -27,7 +27,7 @@ from executor_adapter.job import (
 )
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.pools.gpus import gpu_ids, visible_gpus
-from executor_adapter.pools.kinds import PoolKinds, pool_kinds
+from executor_adapter.pools.kinds import PoolKinds, pool_kind
 from executor_adapter.pools.memory.available import AvailableMemory
 from executor_adapter.pools.memory.control_groups import processor_quota
 from executor_adapter.supervision.resources import Capacity
@@ -211,13 +211,12 @@ def kinds_of(config: Settings) -> PoolKinds:
 
     It raises InvalidJobError where the settings lack what the pool needs.
     """
-    kind_of = pool_kinds(config.executor.start_method)
 
     @functools.cache
     def find(name: str) -> type[WorkerPool]:
         if (lack := lack_of_pool(config, name)) is not None:
             raise InvalidJobError(lack)
-        return kind_of(name)
+        return pool_kind(name, config.executor.start_method)
 
     return find
 

@@ -23,7 +23,7 @@ from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, Jo
 from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.in_process.coroutine import COROUTINE_STOP_TIMEOUT
-from executor_adapter.pools.kinds import pool_kinds
+from executor_adapter.pools.kinds import pool_kind
 from executor_adapter.pools.transport.envelope import Body, Outcome
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
@@ -47,7 +47,7 @@ class HookedExecution:
         self._supervisor = supervisor
         self._executor = weakref.ref(executor)
         self._applies_max_runtime = applies_max_runtime
-        make_pool: Any = pool_kinds()("coroutine")
+        make_pool: Any = pool_kind("coroutine")
         self.calls = make_pool(self, 1)
         """The pool of the calls. How many there are at once is decided by the slots of their jobs."""
         supervisor.futures.lenders.append(self)

@@ -192,6 +192,9 @@ class WorkerPool(ABC):
     needs_flush: bool = True
     """Whether anything was collected since the last flush, as far as the pool knows."""
 
+    relief: Timer | None = None
+    """Due when what is queued behind attempts that are not short after all is to be handed back."""
+
     def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         self.supervisor = supervisor
         self.max_workers = max_workers
@@ -237,15 +240,20 @@ class WorkerPool(ABC):
 
         Such attempts are not short after all. Return True if anything is still queued behind another.
         """
-        waiting = False
-        for worker, queue in list(self.queues()):
-            if len(queue) > 1:
-                running = queue[0]
-                if running.started_at is None or running.started_at > before:
-                    waiting = True
-                else:
-                    self.hand_back_behind(worker, running)
-        return waiting
+        heads = [(worker, queue[0]) for worker, queue in self.queues() if len(queue) > 1]
+        late = [(worker, head) for worker, head in heads if head.started_at is not None and head.started_at <= before]
+        for worker, head in late:
+            self.hand_back_behind(worker, head)
+        return len(late) < len(heads)
+
+    def expect_overdue(self) -> None:
+        """Look in a moment for what is queued behind an attempt that takes longer than expected, and hand it back."""
+        self.relief = self.supervisor.call_at(self.supervisor.now() + MAX_QUEUED_BEHIND_SECONDS, self._relieve)
+
+    def _relieve(self) -> None:
+        self.relief = None
+        if self.hand_back_queued(self.supervisor.now() - MAX_QUEUED_BEHIND_SECONDS):
+            self.expect_overdue()
 
     def queues(self) -> Iterable[tuple[Any, Sequence[Assignment]]]:
         """Yield each busy worker with its assignments: the running one first, then those queued behind it."""

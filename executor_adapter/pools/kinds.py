@@ -24,17 +24,16 @@ _KINDS = {
 """The class of each pool. The process pool is listed by its start methods."""
 
 PoolKinds = Callable[[str], "type[WorkerPool]"]
-"""Returns the class of the pool with a name, and imports it at the first call. Raises KeyError for an unknown name."""
+"""Returns the class of the pool with a name. Raises KeyError for an unknown name."""
 
 
 @functools.cache
-def pool_kinds(start_method: StartMethod = START_METHOD) -> PoolKinds:
-    """Return the function that finds pools by name, with the process pool of the given start method."""
+def pool_kind(name: str, start_method: StartMethod = START_METHOD) -> type[WorkerPool]:
+    """Return the class of the pool with a name, whose module is imported at the first call.
 
-    @functools.cache
-    def kind_of(name: str) -> type[WorkerPool]:
-        module, _, qualname = _KINDS[start_method if name == "process" else name].partition(":")
-        kind: type[WorkerPool] = getattr(importlib.import_module(module), qualname)
-        return kind
-
-    return kind_of
+    Raises:
+        KeyError: there is no such pool.
+    """
+    module, _, qualname = _KINDS[start_method if name == "process" else name].partition(":")
+    kind: type[WorkerPool] = getattr(importlib.import_module(module), qualname)
+    return kind

@@ -15,7 +15,7 @@ from executor_adapter.job import (
     is_generator_function,
 )
 from executor_adapter.pools.base import WorkerPool
-from executor_adapter.pools.kinds import PoolKinds, pool_kinds
+from executor_adapter.pools.kinds import PoolKinds, pool_kind
 
 
 def check_job(job: Job, kind_of: PoolKinds | None = None, *, has_arguments: bool = False) -> tuple[str, Any]:
@@ -45,7 +45,7 @@ def check_limits(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, type[
     name: str = job.pool
     if name == "auto":
         name = "coroutine" if is_coroutine_function(job.function) else "thread"
-    kind = (kind_of or pool_kinds())(name)
+    kind = (kind_of or pool_kind)(name)
     if job.memory_limit is not None and not kind.can_limit_memory:
         raise InvalidJobError(_memory_refusal(name))
     need = "fresh_worker=True needs a process" if job.fresh_worker else ""

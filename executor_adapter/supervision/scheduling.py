@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, field
 
 from executor_adapter.job import LEASING_POOLS, Job, ToolLimit, shape_of
-from executor_adapter.pools.base import MAX_QUEUED_BEHIND_SECONDS, LeasingPool, WorkerPool
+from executor_adapter.pools.base import LeasingPool, WorkerPool
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.memory.guard import MemoryGuard
 from executor_adapter.supervision.intake import JobIntake
@@ -148,14 +148,9 @@ class PoolSet:
     `on_closed` is called when `close` has ended all workers.
     """
 
-    def __init__(
-        self, make_pool: Callable[[str], WorkerPool], now: Callable[[], float], on_closed: Callable[[], None]
-    ) -> None:
+    def __init__(self, make_pool: Callable[[str], WorkerPool], on_closed: Callable[[], None]) -> None:
         self.made: dict[str, WorkerPool] = {}
-        self.next_check_at = NEVER
-        """The next time to check for jobs that wait behind a job that takes longer than expected."""
         self._make_pool = make_pool
-        self._now = now
         self._on_closed = on_closed
         self._to_close = 0
         self._lease_until = NEVER
@@ -168,15 +163,6 @@ class PoolSet:
             pool = self.made[name] = self._make_pool(name)
             pool.set_lease(self._lease_until)
         return pool
-
-    def expect_overdue(self) -> None:
-        """Check in a moment for jobs that wait behind a job that takes longer than expected."""
-        self.next_check_at = self._now() + MAX_QUEUED_BEHIND_SECONDS
-
-    def hand_back_overdue(self, now: float) -> None:
-        """Take back jobs that wait behind a job that takes longer than expected."""
-        waiting = [pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS) for pool in self.made.values()]
-        self.next_check_at = now + MAX_QUEUED_BEHIND_SECONDS if any(waiting) else NEVER
 
     def resize(self, limits: SlotLimits) -> None:
         """Keep workers for so many attempts at once, and take back what would start beyond that."""

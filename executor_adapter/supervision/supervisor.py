@@ -43,7 +43,7 @@ from executor_adapter.supervision.messages import (
 )
 from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stopped
 from executor_adapter.supervision.resources import Capacity
-from executor_adapter.supervision.scheduling import NEVER, Dispatcher, PoolSet, SlotLimits
+from executor_adapter.supervision.scheduling import Dispatcher, PoolSet, SlotLimits
 from executor_adapter.supervision.thread import Discard, SupervisorThread
 
 logger = logging.getLogger("executor_adapter")
@@ -97,7 +97,7 @@ class Supervisor:
         )
         self.intake = JobIntake(max_pending, self.thread.may_wait, self.futures.waiting)
         self.tracker = StateTracker(observers)
-        self.pools = PoolSet(lambda name: make_pool(name, self), clock, loop.stop)
+        self.pools = PoolSet(lambda name: make_pool(name, self), loop.stop)
         self.dispatcher = Dispatcher(
             loop,
             self.intake,
@@ -247,9 +247,7 @@ class Supervisor:
             self._accept_submitted()
         if self._loop.arrived or self._loop.timers:
             self._loop.run_calls()
-        if self.pools.next_check_at <= (now := self.now()):
-            self.pools.hand_back_overdue(now)
-        guard = self.dispatcher.memory_guard
+        guard, now = self.dispatcher.memory_guard, self.now()
         if guard is not None and guard.due <= now and (self._running or self.dispatcher.queue.lines):
             guard.check(now, list(self.pools.made.values()))
         if self.dispatcher.has_work:
@@ -261,7 +259,7 @@ class Supervisor:
             self.stopping.apply_limits(self._loop.read_until)
         if self.discard.collected:
             self.discard.flush()
-        due = min(self._running.due, self.pools.next_check_at, self.dispatcher.shortage_due)
+        due = min(self._running.due, self.dispatcher.shortage_due)
         return min(due, guard.due) if guard is not None and self._running else due
 
     def _accept_submitted(self) -> None:
@@ -327,8 +325,8 @@ class Supervisor:
         try:
             assignment = self._assign(job, job.state.attempt + 1)
             if assignment.max_behind and pool.queue_behind(assignment):
-                if self.pools.next_check_at == NEVER:
-                    self.pools.expect_overdue()
+                if pool.relief is None:
+                    pool.expect_overdue()
                 return True
         except Exception as fault:
             self.follow_up.fail_undecided(job, fault)

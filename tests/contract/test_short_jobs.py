@@ -9,7 +9,7 @@ import pytest
 
 from executor_adapter import Job
 from executor_adapter.pools.base import Assignment, WorkerPool
-from executor_adapter.pools.kinds import pool_kinds
+from executor_adapter.pools.kinds import pool_kind
 from executor_adapter.pools.transport.envelope import returned
 from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.scheduling import SlotLimits
@@ -50,7 +50,7 @@ def test_as_many_jobs_may_be_queued_behind_one_as_take_a_moment(seconds: float, 
     supervisor = Supervisor(
         limits=SlotLimits(1),
         make_pool=make_pool,
-        kind_of=pool_kinds(),
+        kind_of=pool_kind,
         observers=(),
         max_pending=None,
         tool_limits={},

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.exceptions import JobSerializationError
-from executor_adapter.pools.base import MAX_QUEUED_BEHIND_SECONDS, Assignment, Recall
+from executor_adapter.pools.base import Assignment, Recall
 from executor_adapter.pools.cluster import frames, portable
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
 from executor_adapter.pools.cluster.program import Source
 from executor_adapter.pools.cluster.remote_attempt import RemoteAttempt, pack_end, unpack_call
-from executor_adapter.pools.kinds import pool_kinds
+from executor_adapter.pools.kinds import pool_kind
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.memory.available import AvailableMemory
 from executor_adapter.pools.memory.guard import MemoryGuard
@@ -63,7 +63,6 @@ class Agent:
         """The functions that were sent, by number; in words, why one cannot run here."""
         self._sources: list[Source] = []
         self._files = ArrivingFiles()
-        self._relieve_at = math.inf
         self._ending = False
         why = f"its head did not set it up within {SETUP_TIMEOUT:.0f} s"
         self._patience = self.call_at(self.now() + SETUP_TIMEOUT, lambda: self.end(why))
@@ -134,7 +133,7 @@ class Agent:
         self._lost_after = setup["lost_after"]
         memory = setup["options"].pop("memory")
         self._guard = None if memory is None else MemoryGuard(AvailableMemory(memory))
-        make_pool: Any = pool_kinds("guardian")("process")
+        make_pool: Any = pool_kind("process", "guardian")
         self._pool = make_pool(self, 1, held_fds=self._held_fds, **setup["options"])
         self._on_beat(wire.lease_time(), math.inf)
         self._beat()
@@ -216,11 +215,8 @@ class Agent:
         if self._pool is None or self._ending:
             return math.inf
         now = self.now()
-        if self._relieve_at <= now:
-            waits = self._pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS)
-            self._relieve_at = now + MAX_QUEUED_BEHIND_SECONDS if waits else math.inf
         due = self._check_memory(now)
-        if given := self._start_attempts(now):
+        if given := self._start_attempts():
             self.link.send(wire.pack_frame(frames.GIVEN, body=b"".join(map(frames.WORD.pack, given))))
             self.link.flush()
         # A worker gets a call only when the kernel has what says so: whatever happens, the head can tell.
@@ -228,7 +224,7 @@ class Agent:
             self._pool.flush()
         self._report_starts()
         self.link.flush()
-        return min(self._relieve_at, due)
+        return due
 
     def _check_memory(self, now: float) -> float:
         if self._guard is None or not self.live:
@@ -237,7 +233,7 @@ class Agent:
             self._guard.check(now, [self._pool])
         return self._guard.due
 
-    def _start_attempts(self, now: float) -> list[int]:
+    def _start_attempts(self) -> list[int]:
         given = []
         is_short_of_memory = self._guard is not None and self._guard.holds
         has_descriptors = self.link.unsent_files <= values.MAX_OPEN_FILES  # Any that starts may return a large result.
@@ -248,7 +244,8 @@ class Agent:
                 self._pool.start(self.queue.popleft())
             elif assignment.max_behind and self._pool.queue_behind(assignment):
                 self.queue.popleft()
-                self._relieve_at = min(self._relieve_at, now + MAX_QUEUED_BEHIND_SECONDS)
+                if self._pool.relief is None:
+                    self._pool.expect_overdue()
             else:
                 break
             given.append(assignment.seq)

@@ -17,7 +17,7 @@ from typing import Any
 from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import START_METHOD, StartMethod
 from executor_adapter.pools.base import Assignment
-from executor_adapter.pools.kinds import pool_kinds
+from executor_adapter.pools.kinds import pool_kind
 from executor_adapter.pools.process.pool import ProcessPool
 from executor_adapter.pools.transport.envelope import Ending, Outcome
 from tests.waiting import PATIENCE
@@ -57,7 +57,7 @@ class Harness:
         self._callbacks: dict[int, list[Callable[[], object] | None]] = {}
         self._due: list[tuple[float, int, DueCall]] = []
         self._order = itertools.count()
-        self._kind: Any = pool_kinds(start_method)(kind)
+        self._kind: Any = pool_kind(kind, start_method)
         self.pool = self._kind(self, max_workers, **options)
 
     # --- reports of the pool ---
