@@ -7,9 +7,10 @@ import gc
 import heapq
 import itertools
 import os
+import re
 import selectors
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,11 @@ def marked(token: str) -> list[int]:
     return found
 
 
-def open_descriptors() -> int:
-    """Return how many file descriptors this process has open."""
+def open_descriptors() -> Counter[str]:
+    """Return what the file descriptors are that this process has open, and how many of each."""
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    found = Counter[str]()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # That of the listing itself.
+            found[re.sub(r"\d+", "N", os.readlink(f"/proc/self/fd/{fd}"))] += 1
+    return found
