@@ -174,16 +174,16 @@ def _bound(text: str, kind: sa.types.TypeEngine[Any], zone: str | None) -> Any:
 
 def _rows(tool: SqlTool, described: SqlTable, window: Window) -> Generator[pa.RecordBatch]:
     """Yield batches of text, from a cursor on the server's side."""
-    options = {"stream_results": True, "max_row_buffer": tool.batch_rows}
     with _engine(tool).connect() as connection:
-        result = connection.execute(_statement(connection, described, window), execution_options=options)
-        names = list(result.keys())
-        check_names(names, "the query")
-        if described.cursor not in (None, *names):
-            raise configuration_error(f"cursor: {described.cursor} is not among the columns {', '.join(names)}")
-        for rows in result.partitions(tool.batch_rows):
-            columns = list(zip(*rows, strict=True))
-            yield pa.RecordBatch.from_arrays([text_array(each) for each in columns], names=names)
+        statement = _statement(connection, described, window)
+        statement = statement.execution_options(stream_results=True, max_row_buffer=tool.batch_rows)
+        with connection.execute(statement) as result:
+            names = list(result.keys())
+            check_names(names, "the query")
+            if described.cursor not in (None, *names):
+                raise configuration_error(f"cursor: {described.cursor} is not among the columns {', '.join(names)}")
+            for rows in result.partitions(tool.batch_rows):
+                yield pa.RecordBatch.from_arrays([text_array(each) for each in zip(*rows, strict=True)], names=names)
 
 
 @contextmanager
